@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stderr.close()
             raise SystemExit(1) from None
         except KeyboardInterrupt:
-            print(f"must {command}: interrupted; the same command again goes on", file=sys.stderr)
+            print(f"must {command}: interrupted; run the same command again", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
 
 

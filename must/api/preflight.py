@@ -33,7 +33,11 @@ def check_device(device: str) -> None:
     require(known is not None, f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
 
 
+KINDS = "class set", "model", "metrics", "refined", "bundle", "classifier", "baseline", "shards", "preset", "answers"
+
+
 def check_input(config: Any, kind: str, value: str, flag: str) -> None:
+    """Reads what a parameter names, of one of KINDS."""
     from must.data.format.index import load_index
     from must.evaluation.result import read_metrics
     from must.method.answers.answers_file import answers_file, read_answers
@@ -42,6 +46,7 @@ def check_input(config: Any, kind: str, value: str, flag: str) -> None:
     from must.method.model.hub import check_model_name
     from must.method.train.recipe import AUTO, preset_rows, published
 
+    assert kind in KINDS, kind
     if kind == "class set" and value != BUNDLED_SET:  # the bundled set is open_clip's, and reading it imports torch
         load_class_set(value)
     elif kind == "model":

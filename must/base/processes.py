@@ -75,10 +75,14 @@ def is_running(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rsplit(")", 1)[1].split()[0] not in ("Z", "X")
-    except FileNotFoundError:
-        return not Path("/proc").exists()  # without /proc nothing is known
-    except OSError:
-        return True
+    except OSError:  # no such process; or there is no /proc, or it hides those of other users
+        try:
+            os.kill(pid, 0)
+            return True
+        except PermissionError:
+            return True
+        except (ProcessLookupError, OverflowError):
+            return False
 
 
 def begin_worker(environment: dict[str, str]) -> None:

@@ -110,14 +110,14 @@ class ServeConfig(StageConfig):
     max_body: float = param("megabytes of a request", 16.0, metavar="MB", group="limits", above=0)
     max_images: int = param("images of a request", 64, between=(1, MOST_WAITING))
     max_pixels: float = param(
-        "megapixels of an image; of a request's images together 1.6 times as many, where costly forms count more",
+        "megapixels of an image; a request's images together may have 1.6 times as many, or a twentieth of --memory",
         40.0,
         metavar="MP",
         above=0,
     )
     memory: float = param(
-        "megabytes that requests may take at a time: bodies and images being decoded or waiting; more is refused with "
-        "503",
+        "megabytes for requests: a fifth for bodies; more of them, or more than 1 megapixel waiting for each 5 MB, get "
+        "503; the rest for decoding, which waits for its turn. One image alone is always decoded",
         1250.0,
         metavar="MB",
         above=0,
@@ -135,7 +135,7 @@ class ServeConfig(StageConfig):
         )
         defaults.check_abstain(self.abstain)
         require(self.max_body * 1e6 <= self.body_bytes, "--max-body must not be above a fifth of --memory")
-        require(self.request_pixels <= self.queue_pixels, "--max-pixels must not be above an eighth of --memory")
+        require(self.max_pixels * 8 <= self.memory, "--max-pixels must not be above an eighth of --memory")
 
     # What --memory and --max-pixels allow. A single image may take more to decode than there is for all.
     @property
@@ -153,5 +153,5 @@ class ServeConfig(StageConfig):
 
     @property
     def request_pixels(self) -> float:
-        """Megapixels of a request's images together."""
-        return 1.6 * self.max_pixels
+        """Megapixels of a request's images together, in which costly forms count more."""
+        return max(1.6 * self.max_pixels, self.queue_pixels / 4)

@@ -15,7 +15,7 @@ from must.config import EvaluateConfig
 from must.data.format.index import Index, load_index
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalSource
-from must.data.shards.history import read_contents
+from must.data.shards.history import read_hashes
 from must.evaluation.metrics import (
     REPLICATES,
     Labelled,
@@ -114,7 +114,7 @@ def find_answered(
     answered = [bundle.memory.answered.numpy() for bundle in bundles if bundle and bundle.memory]
     if not any(len(values) for values in answered):
         return None
-    contents = read_contents(config.shards, index, config.split)[samples.numbers].view(np.int64)
+    contents = read_hashes(config.shards, index, config.split)[samples.numbers].view(np.int64)
     return np.isin(contents, np.concatenate(answered))
 
 

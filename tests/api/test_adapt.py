@@ -219,3 +219,17 @@ def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsy
         with pytest.raises(SystemExit) as end:
             cli.main(["adapt", *arguments, *line])
         assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_misspelt_input_may_be_corrected_in_the_same_folder(digits, tmp_path):
+    work, small = tmp_path / "work", sorted(digits.images.glob("train/*/*.png"))[:20]
+    wrong = {"images": "nowhere", "classes": ["a", "b"], "model": "ViT-Q", "test_images": "", "train": "no"}
+    for right, message in [
+        ({}, "ViT-Q"),
+        ({"model": asset_folder()}, "nowhere"),
+        ({"model": asset_folder(), "images": small[:3]}, "images: too few images .3.; at least 11 are needed"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            must.adapt(**inputs(digits, work, **wrong | right))
+    adapted = must.adapt(**inputs(digits, work, images=small, test_images="", train="no"))
+    assert adapted.metrics["images"] == 20 and adapted.metrics["labelled"] == 0 and adapted.classes == list(CLASSES)

@@ -170,6 +170,8 @@ def test_an_image_whose_answer_is_in_the_model_measures_nothing(digits, refined,
     with caplog.at_level("INFO"):
         metrics = evaluate(with_memory(refined, digits, tmp_path, split="train"))
     assert (metrics.answered, metrics.labelled) == (70, metrics.images - 70)
+    baseline = {"baseline": str(refined.parent / "model"), "model": digits.adapted, "refined": ""}
+    assert evaluate(with_memory(refined, digits, tmp_path / "b", split="train", **baseline)).answered == 70
     assert "70 labelled images not measured: people's answers about them are in the model" in caplog.text
     assert "70, not measured" in (tmp_path / "report.html").read_text()
 

@@ -187,7 +187,7 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("training: {nodes: 2, as: pod}", "training.as pod contradicts training.nodes 2"),
         ("predict: {settings: {abstain: 0.5}}", "predict.settings needs predict.uri"),
         ("predict: {uri: /p}", "predict.uri '/p': must be a bucket's URI or lie below volume.mount"),
-        ("env: {MUST_RETRIES: x}", "env.MUST_RETRIES 'x': names that begin so are set by the pipeline"),
+        ("env: {MUST_RETRIES: x}", "env 'MUST_RETRIES': names that begin so are set by the pipeline"),
         ("tensorboard: http://x", "tensorboard 'http://x': must be a bucket's URI"),
         ("predict: {uri: gs://b/p, settings: {shards: x}}", "predict.settings.shards: is set by the pipeline"),
         ("predict: {uri: gs://b/p, settings: {abstain: 2}}", "predict.settings: --abstain must be from 0"),

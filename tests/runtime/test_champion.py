@@ -77,6 +77,7 @@ def test_what_was_decided_is_not_trained_again_and_what_failed_is(place, tmp_pat
         {"classes": ("cat", "fox")},
         {"gate": "none"},
         {"gate_settings": {"min_gain": 0.1}},
+        {"evaluate_split": "train", "splits": SPLITS | {"train": SPLITS["test"]}},
     ],
 )
 def test_new_data_settings_or_classes_are_new(place, tmp_path, change):

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -226,8 +226,8 @@ class JobLog:
 
     def __init__(self, cluster: Cluster, name: str) -> None:
         self.cluster, self.name = cluster, name
-        self.pod, self.container = "", ""
-        self.since, self.printed = "", list[str]()  # the newest timestamp of a line, and the lines of its second
+        self.pod, self.container, self.since = "", "", ""  # the last is the newest timestamp of a printed line
+        self.printed = Counter[str]()  # printed lines of that second, with their timestamps; several may have the same
         self.last: deque[str] = deque(maxlen=LINES)
 
     def print_new(self) -> None:
@@ -239,15 +239,21 @@ class JobLog:
                 if self.container:
                     event = f"was replaced by {pod}" if pod != self.pod else "was restarted in place"
                     print(f"[{self.pod} {event}]", flush=True)
-                self.pod, self.container, self.since, self.printed = pod, container, "", []
-            if not (lines := self.cluster.pod_log(pod, since=self.since).split("\n")[:-1]):
-                return
-            known = len(self.printed) if lines[: len(self.printed)] == self.printed else 0  # 0: the log was rotated
-            for text in [line.partition(" ")[2] for line in lines[known:]]:
+                self.pod, self.container, self.since, self.printed = pod, container, "", Counter()
+            known = Counter(self.printed)
+            for line in filter(None, self.cluster.pod_log(pod, since=self.since).split("\n")):
+                if known[line]:
+                    known[line] -= 1
+                    continue
+                time, _, text = line.partition(" ")
                 print(text, flush=True)
                 self.last.append(text)
-            self.since = max([self.since, *(line.partition(" ")[0] for line in lines)])
-            self.printed = [line for line in lines if line[:SECOND_LENGTH] >= self.since[:SECOND_LENGTH]]
+                self.since = max(self.since, time)
+                self.printed[line] += 1
+            second = self.since[:SECOND_LENGTH]
+            self.printed = Counter(
+                {line: count for line, count in self.printed.items() if line[:SECOND_LENGTH] >= second}
+            )
 
     def find(self) -> tuple[str, str] | None:
         """The newest pod of the first node and its current container, once it runs."""

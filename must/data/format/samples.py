@@ -120,6 +120,8 @@ def read_samples(path: Path, rows: np.ndarray) -> Iterator[Sample]:
 def read(descriptor: int, size: int, offset: int) -> bytes:
     """All of the `size` bytes at `offset`. Raises ValueError, OSError: the file is shorter, or `offset` is below 0."""
     data = os.pread(descriptor, size, offset)
+    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+        data += more  # a read may return less than what is there
     require(len(data) == size, "the file is shorter")
     return data
 

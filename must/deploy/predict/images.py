@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from must.base import storage
-from must.base.files import DESCRIPTION_FILE, INDEX_FILE, METRICS_FILE, REFINED_FILE
+from must.base.files import METRICS_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import require
 from must.base.progress import bar
 from must.base.text import printable
@@ -27,7 +27,7 @@ from must.deploy.predict.writer import Options, Prediction, open_writer, rank_cl
 
 logger = logging.getLogger(__name__)
 
-OTHERS_FILES = REFINED_FILE, METRICS_FILE, DESCRIPTION_FILE, INDEX_FILE
+OTHERS_FILES = REFINED_FILE, METRICS_FILE  # beside another predictions.csv
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 PEEKED = 4096  # bytes of standard input that are examined: is it a picture, or names?
 
@@ -65,11 +65,11 @@ def predict_images(
 
 
 def require_own_place(output: str) -> None:
-    """Refuses a file among those of another stage, such as the labels of WORK, which have the same name."""
-    folder = output.rpartition("/")[0] or "."
-    for name in OTHERS_FILES if output else ():
+    """Refuses predictions.csv in the folder of `must refine` or `must evaluate`, whose file has this name too."""
+    folder, slash, file = output.rpartition("/")
+    for name in OTHERS_FILES if file == PREDICTIONS_FILE else ():
         require(
-            not storage.exists(storage.join(folder, name)),
+            not storage.exists(storage.join(folder or slash or ".", name)),
             f"--output {output}: {folder} holds {name} of another command; write to another folder",
         )
 

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -129,7 +129,8 @@ def claim(output: str, run: Run, shards: tuple[Shard, ...]) -> dict[str, int]:
     """Writes the run into an empty output; returns {name: bytes} of the Parquet files that are there."""
     uri = storage.join(output, RUN_FILE)
     if not storage.exists(uri):
-        storage.write_bytes(uri, encoded(json.dumps(asdict(run), indent=1) + "\n"))
+        with suppress(storage.ConflictError):  # another program was faster
+            storage.write_bytes(uri, encoded(json.dumps(asdict(run), indent=1) + "\n"), if_generation_match=0)
     run.require_same(storage.read_json(uri, "--output"), uri)
     sizes = {entry.name: entry.size for entry in storage.list_files(output)}
     sizes = {name: size for name, size in sizes.items() if name.startswith("predictions-") and "/" not in name}

@@ -92,7 +92,7 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
     logger.info(f"{registry.uri}: LATEST is {version} {state} -> {registry.make_uri(version)}")
     if f"{ONNX_FOLDER}/{ONNX_FILE}" not in registry.checksums(version):
         lack = f"without an ONNX file `must serve` cannot serve {version}"
-        logger.warning(f"{registry.uri}: {lack}: {export_first(config)}")
+        logger.warning(f"{registry.uri}: {lack}: {advise_export(config)}")
     return latest
 
 
@@ -104,11 +104,11 @@ def require_onnx(registry: Registry, config: PromoteConfig, version: str, curren
     require(
         bool(config.onnx) or not served or (bool(same) and file in registry.checksums(same)),
         f"{registry.uri}: `must serve` can serve the champion, {current}, and not this model, which has no ONNX file: "
-        f"{export_first(config)}",
+        f"{advise_export(config)}",
     )
 
 
-def export_first(config: PromoteConfig) -> str:
+def advise_export(config: PromoteConfig) -> str:
     work = find_work(PromoteConfig, {"model": config.model})
     export, flag = (f"must export {shlex.quote(work)}", "") if work else ("must export", " with --onnx")
     return f"run `{export}`, then promote again{flag}"

@@ -124,11 +124,12 @@ function buttons() {
   $("names").className = keyed.length > 12 ? "many most" : keyed.length > 5 ? "many" : "";
   $("names").replaceChildren(...keyed.map((name, place) => make("button", { onclick: () => say("label", name) }, key(keys[place]), named(name))));
 }
-function keysOf(names) { // classes that are digits have these as keys, and then no other class has a digit
+function keysOf(names) { // classes that are digits have these as keys; the others letters first
   const digits = names.map((name) => NUMBERS.includes(name.toLowerCase()) ? String(NUMBERS.indexOf(name.toLowerCase())) : name);
   const own = digits.map((digit, place) => /^[0-9]$/.test(digit) && digits.indexOf(digit) === place);
-  const others = [...LETTERS].filter((letter) => !own.includes(true) || !/[0-9]/.test(letter));
-  return digits.map((digit, place) => own[place] ? digit : others.shift() ?? "");
+  const free = [...LETTERS].filter((letter) => !digits.includes(letter));
+  const others = own.includes(true) ? [...free.filter((letter) => !/[0-9]/.test(letter)), ...free.filter((letter) => /[0-9]/.test(letter))] : free;
+  return digits.map((digit, place) => own[place] ? digit : others.shift());
 }
 function giveKey(label) { // with many classes: to one that is used for the first time
   if (keyed.includes(label) || keyed.length === LETTERS.length) return;

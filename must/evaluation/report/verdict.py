@@ -80,16 +80,20 @@ def count_of(share: float, images: int, other: float = -1.0) -> str:
     return f"{count(share, images, other)} of {min(images, 100)}"
 
 
+def describe_lack(metrics: Metrics) -> str:
+    return "All labelled images have answers that are in the model" if metrics.answered else "The images have no labels"
+
+
 def without_labels(metrics: Metrics) -> Verdict:
     compared = metrics.label_free.compared
     if not compared:
         text = "Confidence and class balance are all that can be shown."
-        plain = "The images have no labels, so the accuracy is unknown."
+        plain = f"{describe_lack(metrics)}, so the accuracy is unknown."
         return Verdict("open", "No labels, no baseline", text, plain)
     name, check = metrics.baseline_name, compared.check
     selection = metrics.model.selection
     measured = selection.measured if selection and name.endswith("zero-shot") else None
-    text = measured.text() if measured else "The split has no labels, so accuracy is unknown"
+    text = measured.text() if measured else f"{describe_lack(metrics)}, so accuracy is unknown"
     text += f". {compared.agreement:.1%} of the images keep their class."
     if compared.agreement == 1:
         plain = " ".join([describe_same(metrics), *([describe_answers(measured)] if measured else [])])

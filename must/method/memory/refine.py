@@ -25,7 +25,7 @@ from must.base.text import cell, counted, encoded, format_csv
 from must.config import RefineConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
-from must.data.shards.history import read_contents
+from must.data.shards.history import read_hashes
 from must.method.answers.answers_file import RANDOM, hash_answers, read_answers
 from must.method.answers.estimate import (
     Abstention,
@@ -140,7 +140,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
             pool, zero_shot.model.classifier.detach(), answers, world.device, config.memory_images, config.risk
         )
     if answers.known:
-        contents = read_contents(config.shards, source.index, config.split)
+        contents = read_hashes(config.shards, source.index, config.split)
         refined.memory.answered = torch.from_numpy(contents[list(answers.known)].view(np.int64))
     origin, measured = bundle.description.provenance, refined.measured
     selection = origin.selection or (Selection() if origin.config else Selection(alpha=0.0, by="not trained"))
@@ -249,7 +249,7 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
     longer there is left out, and so is one about an image that is not in the shards."""
     if not config.answers:
         return Answers({}, {})
-    contents = read_contents(config.shards, load_index(config.shards), config.split)
+    contents = read_hashes(config.shards, load_index(config.shards), config.split)
     numbers = {int(value): number for number, value in enumerate(contents)}
     known, random, others = dict[int, int](), dict[int, int](), 0
     for sha256, answer in read_answers(config.answers).items():

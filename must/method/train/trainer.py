@@ -257,12 +257,14 @@ class Trainer:
     def is_saved(self, weights: Weights) -> bool:
         """Whether the output has the model of these weights: then `must refine` may have taught it answers."""
         try:
-            alpha = load_bundle(self.config.output).description.provenance.config.get("alpha")
-            saved = load_trained(self.config.output).model.state_dict()
+            bundle, trained = load_bundle(self.config.output), load_trained(self.config.output)
         except UserError:  # none, or a damaged one
             return False
-        same = saved.keys() == weights.keys() and all(torch.equal(saved[k], w.cpu()) for k, w in weights.items())
-        return same and alpha == self.config.alpha
+        runs = [replace(b.description.provenance, selection=None, memory=None) for b in (bundle, trained)]
+        if runs[0] != runs[1] or runs[0].config.get("alpha") != self.config.alpha:
+            return False  # killed before the model was written, beside which the trained weights are
+        saved = trained.model.state_dict()
+        return saved.keys() == weights.keys() and all(torch.equal(saved[k], w.cpu()) for k, w in weights.items())
 
     def save_model(self, weights: Weights, description: Description, pause: Callable[[], None]) -> None:
         """Writes the model interpolated at `--alpha`, with a memory of the images, and beside it the fully trained one.

@@ -68,7 +68,8 @@ def load_cluster(path: Path) -> Cluster:
         for keys, form, rule in FORMS:
             if (text or defaults.get(key)) and any(fnmatch(key, one) for one in keys.split()):
                 shown = text.partition("=")[2] if "*" in keys and "=" in text else text
-                require(re.fullmatch(form, text, re.ASCII) is not None, f"{key} '{shown}': {rule}")
+                place = f"env '{text.partition('=')[0]}'" if key.startswith("env.") else f"{key} '{shown}'"
+                require(re.fullmatch(form, text, re.ASCII) is not None, f"{place}: {rule}")
     for ok, message in list_rules(cluster):
         require(ok, message)
     settings = require_settings(PredictConfig, cluster.predict.settings, "predict.settings", SET_BY_PIPELINE)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -14,7 +15,7 @@ import pytest
 
 from must.base import storage
 from must.data.format.index import load_index, parse_index
-from must.data.format.samples import load_offsets
+from must.data.format.samples import load_offsets, read_samples
 from must.data.loading.cache import ShardCache
 from must.data.loading.reader import open_reader
 from must.data.shards.history import History
@@ -197,6 +198,13 @@ def test_what_is_no_table_of_offsets_is_refused(made: Path, tmp_path: Path, data
     uri = with_offsets(made, tmp_path / "out", data)
     with pytest.raises(ValueError, match=r"no \.npy file of int64 \[5, 4\]"):
         load_offsets(uri, load_index(uri).shards[0])
+
+
+def test_a_read_that_returns_less_than_is_there_is_repeated(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard, pread = load_index(str(made)).shards[0], os.pread
+    whole = [sample.image for sample in read_samples(made / shard.name, load_offsets(str(made), shard))]
+    monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, (size + 1) // 2, at))
+    assert [sample.image for sample in read_samples(made / shard.name, load_offsets(str(made), shard))] == whole
 
 
 @pytest.mark.parametrize("size", [2**52, 1000])

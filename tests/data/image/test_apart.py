@@ -1,7 +1,9 @@
 """Pictures that are decoded in a program beside this one: the same pixels, and an end to those that cost too much."""
 
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,30 @@ def test_prediction_training_and_evaluation_go_on(does: str, tmp_path: Path, cap
     for workers in (0, 1):  # a loader's process may have no children of multiprocessing
         source = EvalSource(reader, PREPROCESS, 4, workers)
         assert sum(len(batch.labels) for batch in source) == 6 and source.skipped == 1
+
+
+def zeros(size: int) -> bytes:
+    """`size` zero bytes in zlib's format, from a repeated block, because compressing a gigabyte takes seconds."""
+    first, last = (zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS) for _ in range(2))
+    block = first.compress(bytes(1 << 20)) + first.flush(zlib.Z_FULL_FLUSH)
+    end = last.compress(bytes(size % (1 << 20))) + last.flush()
+    return b"\x78\xda" + block * (size >> 20) + end + struct.pack(">I", size % 65521 << 16 | 1)
+
+
+def large_tile(side: int) -> bytes:
+    """A TIFF of 64 x 64 pixels in one tile of `side` x `side` (deflate)."""
+    packed = zeros(side * side)
+    entries = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: len(packed)}
+    directory = b"".join(struct.pack("<HHLL", tag, 4, 1, value) for tag, value in entries.items())
+    return b"II\x2a\0" + struct.pack("<L", 8 + len(packed)) + packed + struct.pack("<H", 10) + directory + bytes(4)
+
+
+@pytest.mark.slow
+def test_what_a_decoder_may_take_has_a_limit() -> None:
+    """A tile of 2.1 GB for a picture of 64 x 64: refused in a program beside this one."""
+    with pytest.raises(ValueError, match=r"too large for the memory|decoder error -9"):
+        decode(large_tile(46_000))
+    assert decode(GOOD).size == (16, 12)
 
 
 def test_a_program_that_somebody_else_ends_is_no_fault_of_the_picture() -> None:

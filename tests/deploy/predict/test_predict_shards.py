@@ -94,7 +94,7 @@ def test_a_split_has_a_summary_and_only_what_is_missing_is_made_again(digits, ex
     assert story["run"].items() <= found.items() and story["rows"] == 64
 
 
-def test_predictions_of_another_run_are_refused_in_one_line(digits, exported, embedded, tmp_path):
+def test_predictions_of_another_run_are_refused_in_one_line(digits, exported, embedded, tmp_path, monkeypatch):
     output, single = tmp_path / "out", tmp_path / "one"
     values = {"model": str(embedded), "shards": digits.shards, "output": output, "workers": 1, "split": "test"}
     label(exported, **values)
@@ -117,6 +117,10 @@ def test_predictions_of_another_run_are_refused_in_one_line(digits, exported, em
             with pytest.raises(ValueError, match=f"parquet is of another run: {message}"):
                 label(exported, **values | options)
             (output / "run.json").write_bytes(before["run.json"])
+    with monkeypatch.context() as patch:  # as if both had begun at once
+        patch.setattr("must.deploy.predict.shards.storage.exists", lambda uri: not uri.endswith("run.json"))
+        with pytest.raises(ValueError, match=r"run\.json is of another run: its top_k is"):
+            label(exported, **values | {"top_k": 2})
     assert contents(output) == before
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from must.method.memory.build import FEW_IMAGES, LABELS_KEPT, build_memory
+from must.method.memory.build import FEW_IMAGES, LABELS_KEPT, build_memory, predict_left_out
 from must.method.memory.pool import FEWEST, Pool, Predicted, compare_predictions, count_effective
 from must.method.memory.propagate import RARE, VOTES, answer_rows
 from must.method.model.bundle import load_bundle, save_bundle
@@ -224,3 +224,21 @@ def test_only_a_collapse_is_a_warning(images, left, confidence, words):
     labels = torch.arange(images) % 5
     found = compare_predictions(predicted(labels), predicted(labels % left, confidence), list("abcde")).warnings
     assert len(found) == len(words) and all(word in text for word, text in zip(words, found, strict=True))
+
+
+def test_answers_correct_new_images_that_are_like_them(pool):
+    """Somebody calls all images of the first direction class 5: so do new images of that direction, and no others."""
+    images, truth = pool
+    known = dict.fromkeys(range(0, GROUP, 2), 5)
+    memory, _ = build_memory(images, answers(images, known), CPU)
+    found = predict_left_out(memory, images, torch.arange(len(truth))).labels
+    unasked = torch.arange(1, GROUP, 2)
+    assert (found[unasked] == 5).float().mean() > 0.9 and (found[GROUP:] == truth[GROUP:]).float().mean() > 0.85
+
+
+def test_the_memory_corrects_what_the_model_says_of_new_images(pool, built):
+    """Also of its own images, which it looks up as if they were new: none has a vote for itself."""
+    (images, truth), (memory, _) = pool, built
+    said = images.probabilities.argmax(1)
+    found = predict_left_out(memory, images, torch.arange(len(truth))).labels
+    assert (found == truth).float().mean() > (said == truth).float().mean() + 0.1

@@ -15,17 +15,21 @@ import torch
 
 from must.api.demo import digit_parts
 from must.base import storage
-from must.config import EvaluateConfig, RefineConfig, ShardConfig
+from must.config import EvaluateConfig, ExportConfig, RefineConfig, ShardConfig
+from must.data.augment.normalize import normalize
+from must.data.image.decode import decode_view
+from must.data.image.preprocess import EvalView
 from must.data.loading.reader import ShardReader
 from must.data.shards.build import shard
-from must.deploy.export.export import measured_abstention
+from must.deploy.export.export import export, measured_abstention
+from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import append, hash_answers
 from must.method.memory import refine as refine_module
 from must.method.memory.alpha import best_candidate, interpolate
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, save_bundle
-from must.method.model.description import MemoryFacts, load_description
+from must.method.model.description import MemoryFacts, get_preprocess, load_description
 from tests.method.train import lives
 from tests.method.train.lives import same
 
@@ -350,3 +354,16 @@ def test_a_full_disk_leaves_the_model_as_it_was(digits, tmp_path, monkeypatch):
 
 def files_in(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_int8_file_gives_no_picture_of_the_memory_a_vote_for_itself(digits, tmp_path):
+    run(digits, trained(digits, tmp_path))
+    values = {"model": str(tmp_path / "model"), "shards": digits.shards, "output": str(tmp_path / "onnx")}
+    assert export(ExportConfig(**values, precision="int8", images=150))["check"]["agreement"] >= 0.97
+    reader, bundle = ShardReader(digits.shards, "train"), load_bundle(str(tmp_path / "model"))
+    preprocess = get_preprocess(bundle.description)
+    pixels = np.stack([decode_view(reader.image(number), EvalView(preprocess)) for number in range(40)])
+    with torch.no_grad():
+        exact = bundle.classifier.classify(normalize(torch.from_numpy(pixels), preprocess))[1]
+    found = OnnxClassifier(tmp_path / "onnx" / "model.onnx")(pixels).similarity
+    assert np.abs(found - exact.numpy()).mean() < 0.1 and exact.mean() < 0.95

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from must.config import RefineConfig, ShardConfig, TrainConfig
 from must.data.shards.build import shard
 from must.evaluation.report.provenance import training_log
+from must.method.distributed.process_group import Preempted
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle
 from must.method.model.classifier import load_text_classifier
@@ -97,6 +98,23 @@ def test_a_stopped_run_goes_on_in_another_folder_with_its_whole_log(digits, unin
     assert difference(tmp_path / "second", uninterrupted[0]) == 0.0
     steps = [[line["step"] for line in training_log(str(place))] for place in (tmp_path / "second", uninterrupted[0])]
     assert steps[0] == steps[1]
+
+
+def test_a_model_that_an_older_run_left_is_not_taken_for_that_of_this_one(digits, tmp_path, monkeypatch):
+    """Stopped between the trained weights, which are written first, and the model."""
+    values = {"epochs": 1, "workers": 0, "alpha": 0.5}
+    train(config(digits, tmp_path / "fresh", **values, lr=0.001))
+    train(config(digits, tmp_path / "run", **values))
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "read_pool", stop_now)
+        with pytest.raises(Preempted):
+            train(config(digits, tmp_path / "run", **values, lr=0.001, resume=False))
+    train(config(digits, tmp_path / "run", **values, lr=0.001))
+    assert difference(tmp_path / "run", tmp_path / "fresh") == 0.0
+
+
+def stop_now(*_args, **_values):
+    raise Preempted
 
 
 def test_a_finished_run_has_nothing_left_to_do_and_refuses_other_settings(digits, one_epoch, tmp_path):
