@@ -356,6 +356,7 @@ def files_in(folder):
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_an_int8_file_gives_no_picture_of_the_memory_a_vote_for_itself(digits, tmp_path):
     run(digits, trained(digits, tmp_path))
     values = {"model": str(tmp_path / "model"), "shards": digits.shards, "output": str(tmp_path / "onnx")}
