@@ -128,6 +128,15 @@ def test_int8_calibrated_on_images(digits, real, tmp_path, exported):
     assert result["check"]["agreement"] >= 0.97 and "int8" in result["arithmetic"]
 
 
+@pytest.mark.slow
+def test_int8_without_images_quantizes_dynamically(digits, tmp_path, real):
+    result = export(ExportConfig(model=digits.adapted, output=str(tmp_path), precision="int8", min_agreement=0.5))
+    assert "dynamic" in result["arithmetic"]
+    pixels, expected, _, preprocess = real
+    got = run(tmp_path, normalize_pixels(pixels, preprocess))
+    assert (got.argmax(1) == expected.argmax(1)).mean() >= 0.95
+
+
 def test_a_file_of_another_model_is_refused(digits, embedded, real):
     pixels, _, features, _ = real
     bundle, other = load_bundle(digits.adapted), load_bundle(digits.zero_shot)
