@@ -37,7 +37,7 @@ processes   console errors
 storage     errors processes text
 lock        errors processes storage
 exits       console errors lock text
-progress    console
+progress    console exits processes
 parameters  errors text
 flags       exits parameters text
 names       errors parameters storage text

@@ -36,11 +36,10 @@ def hello(config: HelloConfig) -> dict[str, int]:
 }
 HELLO = """@dsl.component(base_image=SHARD, install_kfp_package=False)
 def hello(work_uri: str, run_id: str, name: str, greeting: dsl.Output[dsl.Artifact]) -> None:
-    from must.runtime.stages import library
     from must.runtime.supervise import supervised
 
     values = {"name": name, "output": greeting.path}
-    supervised("hello", library, run_id, work_uri, stage="hello", values=values)
+    supervised("hello", "must.runtime.stages:library", run_id, work_uri, stage="hello", values=values)
 
 
 """

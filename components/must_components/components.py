@@ -45,7 +45,6 @@ def inputs(
     """Checks the run's parameters, its input files and the folders that it writes to, before a later stage would refuse
     them. `runtime` is empty if training is not a TrainJob. Returns a sha256 of class file and model."""
     from must.runtime.supervise import supervised
-    from must_components import cluster
 
     parameters = {
         "classes": classes, "model": model, "pretrained": pretrained, "labels": labels, "split": split,
@@ -55,8 +54,9 @@ def inputs(
         "tensorboard_uri": tensorboard_uri, "answers": answers,
     }  # fmt: skip
     return supervised(
-        "inputs", cluster.check_inputs, run_id, work_uri, parameters=parameters, server=server, runtime=runtime
-    )
+        "inputs", "must_components.cluster:check_inputs", run_id, work_uri, parameters=parameters, server=server,
+        runtime=runtime,
+    )  # fmt: skip
 
 
 @dsl.component(base_image=SHARD, install_kfp_package=False)
@@ -73,11 +73,10 @@ def shard(
 ) -> str:
     """Packs images into WebDataset shards below work_uri. `settings`: other parameters of `must shard` by name.
     Returns the sha256 of the shards' index; `index` is a copy of it."""
-    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     sharded = supervised(
-        "shard", stages.shard, run_id, work_uri, index=index.path, settings=settings, source=source,
+        "shard", "must.runtime.stages:shard", run_id, work_uri, index=index.path, settings=settings, source=source,
         test_source=test_source, labels=labels, split=split, append=append,
     )  # fmt: skip
     sha256 = sharded.pop("sha256")
@@ -98,12 +97,11 @@ def shard_part(
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
 ):
     """Reads, checks and packs this part's share of the images, by a hash of their names. `part` is I/N, such as 1/4."""
-    from must.runtime import stages
     from must.runtime.notes import part_name
     from must.runtime.supervise import supervised
 
     supervised(
-        part_name("shard", part), stages.shard, run_id, work_uri, part=part, settings=settings,
+        part_name("shard", part), "must.runtime.stages:shard", run_id, work_uri, part=part, settings=settings,
         source=source, test_source=test_source, labels=labels, split=split, append=append,
     )  # fmt: skip
 
@@ -120,11 +118,10 @@ def classifier(
 ) -> str:
     """Computes the zero-shot classifier, or reuses an earlier run's of the same input. `fingerprint`: what the stage
     inputs returns; '' to compute it. Returns the sha256 of the file."""
-    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     computed = supervised(
-        "classifier", stages.classifier, run_id, work_uri, classes=classes, model=model,
+        "classifier", "must.runtime.stages:classifier", run_id, work_uri, classes=classes, model=model,
         pretrained=pretrained, fingerprint=fingerprint, weights=weights.path,
     )  # fmt: skip
     weights.metadata["display_name"] = f"zero-shot classifier, {computed['classes']} classes"
@@ -158,11 +155,10 @@ def champion(
     new."""
     from pathlib import Path
 
-    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     best = supervised(
-        "champion", stages.champion, run_id, work_uri, registry_uri=registry_uri, name=model_name,
+        "champion", "must.runtime.stages:champion", run_id, work_uri, registry_uri=registry_uri, name=model_name,
         index_sha256=index_sha256, classifier=classifier.path, preset=preset, settings=settings, epochs=epochs,
         only_new=only_new, gate=gate, gate_settings=gate_settings, evaluate_split=evaluate_split, answers=answers,
     )  # fmt: skip
@@ -197,14 +193,13 @@ def train(
         "index_sha256": index_sha256, "classifier": classifier.path, "output": bundle.path, "preset": preset,
         "settings": settings, "epochs": epochs, "tensorboard_uri": tensorboard_uri, "answers": answers,
     }  # fmt: skip
+    function = "must.runtime.stages:train"
     if nodes:
-        from must_components.train_job.launch import train_on_nodes
-
-        trained = supervised("train", train_on_nodes, run_id, work_uri, nodes=nodes, model_name=model_name, **values)
+        function = "must_components.train_job.launch:train_on_nodes"
+        values |= {"nodes": nodes, "model_name": model_name}
     else:
-        from must.runtime import stages
-
-        trained = supervised("train", stages.train, run_id, work_uri, processes=processes, **values)
+        values["processes"] = processes
+    trained = supervised("train", function, run_id, work_uri, **values)
     for name, value in trained["summary"].items():
         training.log_metric(name, float(value))
     bundle.metadata.update(trained["metadata"])
@@ -226,11 +221,10 @@ def evaluate(
 ) -> float:
     """Compares the adapted model with the zero-shot one on one split, labelled or not; `details` is the folder that
     `must evaluate` writes. Returns top-1 of the adapted model, 0..1; -1 if the split has no labels."""
-    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     evaluated = supervised(
-        "evaluate", stages.evaluate, run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
+        "evaluate", "must.runtime.stages:evaluate", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
         classifier=classifier.path, split=split, details=details.path, report=report.path,
     )  # fmt: skip
     for name, value in evaluated["figures"].items():
@@ -260,11 +254,10 @@ def gate(
 ) -> str:
     """Compares with the zero-shot model, and with the champion if any (labelled: only with that). `details`: what
     `must evaluate` wrote. A stopped model is recorded under `key`. Returns promote or stop."""
-    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     return supervised(
-        "gate", stages.gate, run_id, work_uri, bundle=bundle.path, details=details.path,
+        "gate", "must.runtime.stages:gate", run_id, work_uri, bundle=bundle.path, details=details.path,
         registry_uri=registry_uri, model_name=model_name, key=key, champion=champion,
         champion_uri=champion_uri, gate=gate, settings=gate_settings, split=split, decision=decision.path,
         page=reasons.path,
@@ -283,11 +276,10 @@ def export(
     embeddings: bool = False,
 ) -> None:
     """Exports the model with its class names and preprocessing, and checks it on images of the shards."""
-    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     facts = supervised(
-        "export", stages.export, run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
+        "export", "must.runtime.stages:export", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
         details=details.path, onnx=onnx.path, precision=precision, embeddings=embeddings,
     )  # fmt: skip
     onnx.metadata.update(facts | {"display_name": f"adapted model {facts['sha256'][:12]} (ONNX, {precision})"})
@@ -309,11 +301,10 @@ def promote(
 ) -> str:
     """Copies bundle and ONNX model, sets LATEST unless another run has changed it. `champion` is the version that the
     model was compared with. Returns the version."""
-    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     facts = supervised(
-        "promote", stages.promote, run_id, work_uri, bundle=bundle.path, onnx=onnx.path,
+        "promote", "must.runtime.stages:promote", run_id, work_uri, bundle=bundle.path, onnx=onnx.path,
         details=details.path, decision=decision.path, registry_uri=registry_uri, model_name=model_name, key=key,
         champion=champion, output=promoted.path,
     )  # fmt: skip
@@ -332,12 +323,11 @@ def predict(
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
 ):
     """Predicts a class for every image in the shards, as Parquet files in the folder `version` of `predict_uri`."""
-    from must.runtime import stages
     from must.runtime.supervise import supervised
 
     supervised(
-        "predict", stages.predict, run_id, work_uri, index_sha256=index_sha256, onnx=onnx.path, settings=settings,
-        output=f"{predict_uri.rstrip('/')}/{version}",
+        "predict", "must.runtime.stages:predict", run_id, work_uri, index_sha256=index_sha256, onnx=onnx.path,
+        settings=settings, output=f"{predict_uri.rstrip('/')}/{version}",
     )  # fmt: skip
 
 
@@ -355,10 +345,9 @@ def serve(
     """Writes a KServe InferenceService beside LATEST, and may apply it. `server`: settings of the server's pods, from
     cluster.yaml. `how`: write, or apply (write and apply). Returns the manifest's URI."""
     from must.runtime.supervise import supervised
-    from must_components.serving.service import serve as service_stage
 
     written = supervised(
-        "serve", service_stage, run_id, work_uri, registry_uri=registry_uri,
+        "serve", "must_components.serving.service:serve", run_id, work_uri, registry_uri=registry_uri,
         model_name=model_name, how=how, server=server, output=service.path,
     )  # fmt: skip
     service.metadata.update(written | {"version": version})

@@ -15,7 +15,7 @@ from must.api.preflight import preflight
 from must.base.console import silence_pillow
 from must.base.errors import UserError
 from must.base.parameters import StageConfig, load, read_yaml
-from must.base.progress import loading
+from must.base.progress import load_torch
 from must.base.workers import killed_workers
 from must.config.work import with_work
 
@@ -87,11 +87,11 @@ def run(stage: str, config: StageConfig, **extra: Any) -> Any:
     """Checks the inputs, then imports and calls the stage's function, with the keywords `extra` besides."""
     module, function = STAGES[stage].function.split(":")
     preflight(config)
-    if STAGES[stage].torch:
-        loading(stage)
     try:
         with warnings.catch_warnings(), killed_workers():
             silence_pillow()
+            if STAGES[stage].torch:
+                load_torch(stage)
             return getattr(importlib.import_module(module), function)(config, **extra)
     except ModuleNotFoundError as error:  # an installation without extras, or another image
         if (error.name or "must").split(".")[0] == "must":

@@ -4,6 +4,8 @@ Only for the outermost block of a program (the command line, the supervised proc
 code raises exceptions and uses no exit codes.
 """
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -38,6 +40,7 @@ def exiting(command: str) -> Iterator[None]:
     Raises SystemExit: for a MustError, an OSError or a MemoryError. Any other exception is a bug and passes through,
     with its traceback."""
     attach()
+    atexit.register(gc.freeze)  # the interpreter's last collection takes almost a second once torch is imported
     try:
         with ending_on_sigterm(command):
             yield

@@ -17,11 +17,10 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Concatenate, ParamSpec, TypeVar
+from typing import IO, Any
 
 from must.base.exits import (
     HELD,
@@ -42,9 +41,6 @@ from must.base.text import without_secrets
 from must.runtime.notes import FACTS_FILE, Facts, Note, read_note, write_note
 
 logger = logging.getLogger(__name__)
-
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
 
 RETRIES = "MUST_RETRIES"  # environment variable, from cluster.yaml: COUNT,SECONDS,FACTOR; unset: no retries
 TIME_LIMIT_ENV = "MUST_TIME_LIMIT"  # environment variable, from cluster.yaml: seconds for all tries in this pod
@@ -70,15 +66,7 @@ class Policy:
         return min(LONGEST_WAIT, self.backoff * self.factor ** (number - 1))
 
 
-def supervised(
-    stage: str,
-    function: Callable[Concatenate[Facts, str, Parameters], Result],
-    run_id: str,
-    work_uri: str,
-    /,
-    *args: Parameters.args,
-    **values: Parameters.kwargs,
-) -> Result:
+def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **values: Any) -> Any:
     """Calls `function` with the stage's Facts, `work_uri` and `values` in another process; returns its result.
     Raises SystemExit: with the exit code of the last try; 137 if it was killed.
 
@@ -86,7 +74,8 @@ def supervised(
 
     Args:
         stage: the note's name.
-        function: a module's function. Its parameters and its result are JSON values.
+        function: "module:name", imported in the other process alone, as importing takes time. Its parameters and its
+            result are JSON values.
     """
     if stage != INPUTS:
         wait_for_credentials(work_uri, *(str(values.get(name) or "") for name in URI_VALUES))
@@ -99,14 +88,13 @@ def supervised(
             logger.warning(f"must {stage}: gave up before, with exit code {earlier.code}: {line}; start a new run")
             raise SystemExit(earlier.code)
         note.tries = [*earlier.tries, earlier.code if failed else None]
-    call = {"stage": stage, "module": function.__module__, "function": function.__name__}
     with tempfile.TemporaryDirectory(prefix="must-") as folder:
-        (Path(folder) / "job.json").write_text(json.dumps({**call, "values": {"work_uri": work_uri, **values}}))
+        job = {"stage": stage, "function": function, "values": {"work_uri": work_uri, **values}}
+        (Path(folder) / "job.json").write_text(json.dumps(job))
         policy = Policy(int(count), float(backoff), int(factor))
         if code := Supervisor(note, Path(folder), policy, work_uri, run_id).run():
             raise SystemExit(code)
-        result: Result = json.loads((Path(folder) / "result.json").read_text())
-        return result
+        return json.loads((Path(folder) / "result.json").read_text())
 
 
 class Supervisor:
@@ -249,7 +237,8 @@ def work(folder: Path) -> None:
     job, facts = json.loads((folder / "job.json").read_text()), Facts()
     with exiting(job["stage"]):
         try:
-            result = getattr(importlib.import_module(job["module"]), job["function"])(facts, **job["values"])
+            module, name = job["function"].split(":")
+            result = getattr(importlib.import_module(module), name)(facts, **job["values"])
         finally:
             facts.save()
     (folder / "result.json").write_text(json.dumps(result))

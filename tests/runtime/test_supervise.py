@@ -12,13 +12,12 @@ import pytest
 from must.base.processes import is_running
 from must.runtime import supervise
 from must.runtime.notes import read_notes
-from must.runtime.stages import library
 from must.runtime.summary import summarize
 from must.runtime.supervise import LONGEST_WAIT, Policy, supervised
-from tests import supervised as endings
 from tests.deploy.promote.bundles import make_bundle
 
 ROOT = Path(__file__).parents[2]
+LIBRARY = "must.runtime.stages:library"
 
 
 @pytest.fixture
@@ -28,7 +27,7 @@ def retries(monkeypatch):
 
 
 def run(work, how, times):
-    return supervised("train", endings.unlucky, "7", str(work), how=how, times=times)
+    return supervised("train", "tests.supervised:unlucky", "7", str(work), how=how, times=times)
 
 
 @pytest.mark.parametrize("how, code", [("killed", 137), ("store", 75), ("bug", 1)])
@@ -77,7 +76,7 @@ def test_the_output_is_passed_on_its_last_lines_are_kept_and_no_process_holds_th
     retries("")
     monkeypatch.setattr(supervise, "DRAIN_TIMEOUT", 1.0)
     os.mkfifo(tmp_path / "fifo")
-    supervised("train", endings.chatty, "7", str(tmp_path))
+    supervised("train", "tests.supervised:chatty", "7", str(tmp_path))
     shown = capfd.readouterr()
     assert (shown.out, shown.err) == ("one\na\rb\nthree\n", "two\n")
     (note,) = read_notes(str(tmp_path), "7")
@@ -108,8 +107,8 @@ def test_pauses_grow_to_an_hour():
 
 def start(work, function, **values):
     """A supervisor that is a process of its own."""
-    code = "from must.runtime.supervise import supervised; from tests import supervised as ways; "
-    code += f"supervised('train', ways.{function}, '7', {str(work)!r}, **{values!r})"
+    code = "from must.runtime.supervise import supervised; "
+    code += f"supervised('train', 'tests.supervised:{function}', '7', {str(work)!r}, **{values!r})"
     environment = os.environ | {"MUST_RETRIES": "3,1000,2"}
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, start_new_session=True)
 
@@ -137,7 +136,7 @@ def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_that
     retries("3,0,2")
     monkeypatch.setenv("MUST_TIME_LIMIT", "2")
     with pytest.raises(SystemExit) as error:
-        supervised("train", endings.patient, "7", str(tmp_path), noted=False)
+        supervised("train", "tests.supervised:patient", "7", str(tmp_path), noted=False)
     (note,) = read_notes(str(tmp_path), "7")
     assert error.value.code == note.code == 124 and not note.tries and (tmp_path / "saved").exists()
     page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown()
@@ -148,7 +147,7 @@ def test_a_stage_that_succeeds_after_its_time_limit_is_done(tmp_path, retries, m
     retries("")
     monkeypatch.setenv("MUST_TIME_LIMIT", "3")
     for _ in range(2):  # a later pod of the run is not told to give up
-        assert supervised("train", endings.late, "7", str(tmp_path)) == "done"
+        assert supervised("train", "tests.supervised:late", "7", str(tmp_path)) == "done"
         (note,) = read_notes(str(tmp_path), "7")
         assert (note.state, note.code) == ("done", 0) and "reached its time limit of 3 s" in note.lines[-1]
 
@@ -204,7 +203,7 @@ print(subprocess.Popen([sys.executable, "-c", {child!r}], env=child_environment(
 
 def test_a_stage_of_the_library_runs_as_it_is_also_with_a_parameter_called_name(tmp_path, capfd):
     given = {"registry": str(tmp_path / "registry"), "name": "digits", "model": str(make_bundle(tmp_path / "model"))}
-    assert supervised("promote", library, "7", str(tmp_path), stage="promote", values=given) is None
+    assert supervised("promote", LIBRARY, "7", str(tmp_path), stage="promote", values=given) is None
     assert "digits: LATEST is r0000-" in capfd.readouterr().out
     (note,) = read_notes(str(tmp_path), "7")
     assert (note.stage, note.state) == ("promote", "done")
@@ -223,7 +222,7 @@ def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_
     retries("1,0,2")
     try:
         with pytest.raises(SystemExit, match="73"):
-            supervised("shard", library, "7", str(tmp_path), stage="shard", values=given)
+            supervised("shard", LIBRARY, "7", str(tmp_path), stage="shard", values=given)
     finally:
         other.communicate("")
     (note,) = read_notes(str(tmp_path), "7")
@@ -241,9 +240,9 @@ def test_a_run_that_another_one_overtook_is_not_tried_again_and_nothing_is_calle
     given = {"registry": str(tmp_path / "registry"), "name": "digits", "champion": "none"}
     retries("3,60,2")
     first, second = (given | {"model": str(tmp_path / name)} for name in ("a", "b"))
-    supervised("promote", library, "6", str(tmp_path), stage="promote", values=first)
+    supervised("promote", LIBRARY, "6", str(tmp_path), stage="promote", values=first)
     with pytest.raises(SystemExit, match="73"):
-        supervised("promote", library, "7", str(tmp_path), stage="promote", values=second)
+        supervised("promote", LIBRARY, "7", str(tmp_path), stage="promote", values=second)
     (note,) = read_notes(str(tmp_path), "7")
     assert (note.code, note.tries) == (73, [])
     page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown()
@@ -258,11 +257,11 @@ def test_keys_that_are_refused_for_a_while_cost_no_try_no_note_and_no_page(bucke
     retries("3,0,2")
     work = f"{bucket_server.uri}/work"
     bucket_server.faults.plan = ["403", "403", "403", ""]
-    supervised("train", endings.saving, "7", work)
+    supervised("train", "tests.supervised:saving", "7", work)
     (note,) = read_notes(work, "7")
     assert (note.state, note.facts.result, note.tries) == ("done", "x", [])
     assert "| train | done | 1 |" in summarize(work, "7", "FAILED", "again").to_markdown()
     monkeypatch.setenv("MUST_RETRY_AUTH_ERRORS_AT", "")
     bucket_server.faults.plan = ["403"]
     with pytest.raises(SystemExit, match="2"):
-        supervised("inputs", endings.saving, "8", work)
+        supervised("inputs", "tests.supervised:saving", "8", work)

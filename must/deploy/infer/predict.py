@@ -8,7 +8,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE, RECORD_FILE
 from must.base.parameters import require
-from must.base.progress import loading
+from must.base.progress import load_torch
 from must.config import PredictConfig
 from must.config.work import find_part, is_work
 from must.deploy.predict.images import predict_images, require_images
@@ -67,7 +67,7 @@ def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
 
 def torch_opener(zero_shot: bool = False) -> Any:
     """The opener of a bundle, or of a zero-shot model."""
-    loading("predict")
+    load_torch("predict")
     from must.deploy.infer.bundle import open_bundle, open_zero_shot
 
     return open_zero_shot if zero_shot else open_bundle

@@ -16,7 +16,7 @@ from typing import Any
 from must.base import storage
 from must.base.files import ANSWERS_FILE, WEIGHTS_FILE
 from must.base.lock import Kind, locked
-from must.base.progress import loading
+from must.base.progress import load_torch
 from must.base.text import cell, counted, format_csv, printable, printable_page
 from must.config import RefineConfig
 from must.config.evaluate import ReviewConfig
@@ -61,7 +61,7 @@ def review(config: ReviewConfig) -> None:
 
 
 def prepare_review(config: ReviewConfig) -> Review:
-    loading("review")
+    load_torch("review")
     from must.deploy.review.prepare import compute_reviews  # imports torch
 
     *_, (review, images) = compute_reviews(config)
