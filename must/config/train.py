@@ -170,10 +170,6 @@ class TrainConfig(StageConfig):
         "its own",
         "auto",
     )
-    parallel: Literal["ddp", "fsdp"] = param(
-        "with several processes, ddp: each holds the whole model; fsdp: they split its parameters (ViT-H and larger)",
-        "ddp",
-    )
     activation_checkpointing: bool = param(
         "gradient checkpointing: less memory, a quarter more work, the same gradients", False
     )

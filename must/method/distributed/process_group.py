@@ -9,14 +9,16 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+from torch.nn.parallel import DistributedDataParallel
 
 from must.base.errors import UserError
 from must.base.exits import PREEMPTED, answers_signals, is_first_rank
@@ -186,3 +188,16 @@ class AsyncHostCopy:
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.values.tolist()
+
+
+def apply_ddp(network: nn.Module, world: World) -> nn.Module:
+    """The network under DDP, which averages its gradients over the processes; itself, if there is only one."""
+    if world.size == 1:
+        return network
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+
+
+def gradient_sync(network: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """A context for forward and backward: gradients are averaged over processes only if this micro-batch is `last`."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) and not last else nullcontext()

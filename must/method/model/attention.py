@@ -66,5 +66,5 @@ def use_contiguous_attention(tower: nn.Module) -> None:
 
 
 def is_residual(block: nn.Module) -> bool:
-    """Whether it is open_clip's plain block, x + attention(ln_1 x), then x + mlp(ln_2 x), not wrapped by FSDP."""
+    """Whether it is open_clip's plain block, x + attention(ln_1 x), then x + mlp(ln_2 x)."""
     return type(block).__name__ == "ResidualAttentionBlock"

@@ -18,9 +18,8 @@ from must.config import TrainConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainBatch
-from must.method.distributed import parallel
 from must.method.distributed.cpu import auto_precision
-from must.method.distributed.process_group import World
+from must.method.distributed.process_group import World, apply_ddp, gradient_sync
 from must.method.model.masked_vit import MaskedViT, StudentOutput
 from must.method.train.losses import (
     GlobalSums,
@@ -71,14 +70,11 @@ class MustStep:
         self.precision = auto_precision(world.device, self.work) if config.precision == "auto" else config.precision
         if config.activation_checkpointing:
             student.tower.checkpoint_activations()
-        if self.uses_fsdp:  # before the optimizer gets the parameters
-            for network in (student, self.teacher):
-                parallel.apply_fsdp(network, list(network.tower.blocks), self.precision == "bf16")
         self.optimizer = build_optimizer(student, config.layer_decay, config.weight_decay)
         self.prior = torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None
         self.class_balance: Tensor | None = None  # of the epoch's earlier steps, with many classes
         self.propagated: PropagatedLabels | None = None  # with --pseudo-labels propagated
-        self.network = student if self.uses_fsdp else parallel.apply_ddp(student, world)
+        self.network = apply_ddp(student, world)
 
     def __call__(self, step: int, micro_batches: Sequence[TrainBatch]) -> dict[str, Tensor]:
         """Trains on this process's part of global batch `step`, cut into one or more micro-batches of equal size.
@@ -105,7 +101,7 @@ class MustStep:
         totals = None if len(batches) == 1 else self.totals(batches, labels)
         self.optimizer.zero_grad(set_to_none=True)
         for number, (batch, label) in enumerate(zip(batches, labels, strict=True), start=1):
-            with parallel.gradient_sync(self.network, number == len(batches)):
+            with gradient_sync(self.network, number == len(batches)):
                 output, strong = self.forward_student(batch)
                 losses = must_losses(
                     output, label, strong, batch.masked, self.config, self.class_balance, totals, self.prior
@@ -143,8 +139,7 @@ class MustStep:
 
     @torch.no_grad()
     def agreement(self, zero_shot: MaskedViT, batch: TrainBatch) -> dict[str, float]:
-        """How often the teacher agrees with the zero-shot model and the student, on this process's images. Every
-        process calls this, as parameters may be sharded."""
+        """How often the teacher agrees with the zero-shot model and the student, on this process's images."""
         images = normalize(batch.weak.to(self.world.device), self.preprocess)
         with self.autocast():
             teacher, other, student = (net(images).argmax(-1) for net in (self.teacher, zero_shot, self.student))
@@ -160,10 +155,6 @@ class MustStep:
         config = self.config
         return ema_decay(step, config.ema_decay_init, config.ema_decay, config.ema_warmup_steps)
 
-    @property
-    def uses_fsdp(self) -> bool:
-        return self.config.parallel == "fsdp" and self.world.size > 1
-
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 for the networks, if set; weights, losses and EMA stay float32."""
         return torch.autocast(self.world.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
@@ -175,21 +166,21 @@ class MustStep:
         return sum(value.numel() * value.element_size() for value in [*networks, *moments])
 
     def state_dict(self) -> dict[str, Any]:
-        """The full state dict, on the main process; every process must call this."""
-        state = {
+        """It shares the memory of networks and optimizer."""
+        state: dict[str, Any] = {
             "student": self.student.state_dict(),
             "teacher": self.teacher.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "class_balance": self.class_balance,
         }
-        more: dict[str, Any] = {"class_balance": self.class_balance}
         if self.propagated is not None:
-            more |= {"propagated": self.propagated.state_dict(), "threshold": self.threshold}
-        return parallel.full_state_dict(state, self.world.is_main) | more
+            state |= {"propagated": self.propagated.state_dict(), "threshold": self.threshold}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        parallel.load_network(self.student, state["student"])
-        parallel.load_network(self.teacher, state["teacher"])
-        parallel.load_optimizer(self.optimizer, state["optimizer"])
+        self.student.load_state_dict(state["student"])
+        self.teacher.load_state_dict(state["teacher"])
+        self.optimizer.load_state_dict(state["optimizer"])
         balance = state["class_balance"]
         self.class_balance = None if balance is None else balance.to(self.world.device)
         if "propagated" in state:
@@ -236,11 +227,9 @@ def step_if_finite(optimizer: torch.optim.AdamW) -> torch.Tensor:
     """Steps unless a gradient is not finite; returns whether it did, as a bool tensor on the device.
 
     The fused kernel skips the update when ``found_inf`` is set (as GradScaler sets it), so the host need not wait.
-    After averaging, all processes have the same gradients, or their shards of the same."""
+    After averaging, all processes have the same gradients."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norms = torch._foreach_norm([parallel.to_local(gradient) for gradient in gradients])
-    finite = torch.isfinite(torch.stack(norms)).all()
-    finite = parallel.all_ranks(finite, like=gradients[0])
+    finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all()
     optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
     optimizer.grad_scale = None  # type: ignore[attr-defined]
     optimizer.step()
@@ -264,9 +253,7 @@ def make_teacher(student: Model) -> Model:
 @torch.no_grad()
 def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """teacher <- decay x teacher + (1 - decay) x student, for every parameter (classifier, mask token, decoder too)."""
-    networks = teacher, student
-    average, current = ([parallel.to_local(weights) for weights in net.parameters()] for net in networks)
-    torch._foreach_lerp_(average, current, 1 - decay)
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
 
 
 def ema_decay(step: int, start: float, end: float, warmup_steps: int) -> float:

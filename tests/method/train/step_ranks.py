@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from must.config import TrainConfig
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainBatch
-from must.method.distributed.parallel import full_state_dict
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.masked_vit import MaskedViT
 from must.method.train import step as method_step
@@ -66,7 +65,7 @@ def run_steps(processes: World, state: dict | None = None, steps: range = range(
     for step in steps:
         parts = [made_batch(step, range(n, n + size)) for n in range(start, start + share, size)]
         values.append({name: value.item() for name, value in method(step, parts).items()})
-        gradients = gradients or {n: full_state_dict(p.grad, True).clone() for n, p in student.named_parameters()}
+        gradients = gradients or {n: p.grad.clone() for n, p in student.named_parameters()}
     return {"gradients": gradients, "values": values, **method.state_dict()}
 
 
