@@ -4,6 +4,7 @@ WORK_URI/shards                       of all runs, with index.json
          classifiers/KEY              zero-shot classifiers, by a hash of their inputs
          models/NAME-KEY              the models of the classifiers: later stages need no hub
          checkpoints/KEY              of training, by data, classes, start and settings: a retry finds them
+         labels/KEY                   refined labels of the images, of a run with answers, by the key of its checkpoints
          jobs/RUN_ID                  what a run's TrainJob reads, and the model that it writes
          notes/RUN_ID                 one note per stage, a copy of the report, and the run's summary page
          registry                     promoted models, unless the run has another registry_uri

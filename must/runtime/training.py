@@ -138,8 +138,9 @@ def train(
         summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
         facts.result = f"{summary.steps:,} steps, {summary.images_per_s} images/s"
         if answers:
-            refined = teach(job, output, answers, WorkUri(work_uri).labels(key))
-            facts.result += f"; {refined['answers']:,} answers"
+            labels = WorkUri(work_uri).labels(key)
+            teach(job, output, answers, labels)
+            facts.result += f"; labels with the answers in {labels}"
     return describe_bundle(output, summary)
 
 
@@ -150,13 +151,10 @@ def describe_bundle(output: str, summary: RunSummary) -> dict[str, Any]:
     return {"summary": numbers, "metadata": plain(made_from) | numbers | name}
 
 
-def teach(job: dict[str, Any], bundle: str, answers: str, labels: str) -> dict[str, Any]:
-    """Gives the trained bundle people's answers, and writes the images' labels to `labels`; returns refined.json."""
-    names = ("shards", "index_sha256", "classifier")
-    result: dict[str, Any] = call(
-        "refine", **{name: job[name] for name in names}, model=bundle, answers=answers, output=labels
-    )
-    return result
+def teach(job: dict[str, Any], bundle: str, answers: str, labels: str) -> None:
+    """Gives the trained bundle people's answers, and writes the images' labels to the folder `labels`."""
+    values = {name: job[name] for name in ("shards", "index_sha256", "classifier")}
+    call("refine", **values, model=bundle, answers=answers, output=labels)
 
 
 def plain(facts: dict[str, Any]) -> dict[str, Any]:
@@ -189,9 +187,18 @@ def train_job(job: str) -> None:
     with tempfile.TemporaryDirectory() as folder, mirrored(folder, content["tensorboard"] if first else ""):
         call("train", **content["train"], output=folder)
         if first and content["answers"]:
-            teach(content["train"], folder, content["answers"], storage.join(job, "labels"))
+            leave_process_group()
+            teach(content["train"], folder, content["answers"], content["labels"])
         if first:
             publish(Path(folder), JobUri(job).bundle)
+
+
+def leave_process_group() -> None:
+    """From now on this process works alone: `must refine` would wait for the others, which have ended."""
+    from must.method.distributed.process_group import LAUNCHED
+
+    for name in LAUNCHED:
+        os.environ.pop(name, None)
 
 
 def publish(folder: Path, uri: str) -> None:

@@ -1,5 +1,6 @@
 """Two real nodes whose launcher is killed: training goes on, and the next launcher follows it to its end."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -87,7 +88,12 @@ def test_training_goes_on_without_its_launcher_and_the_next_one_follows_it(api, 
         "index_sha256": load_index(str(work / "shards")).sha256, "classifier": digits.classifier,
         "nodes": encode_nodes(Cluster(gpu=GpuPool(count=0), training=Training(nodes=2, processes="1"))),
         "preset": "digits", "settings": SETTINGS, "epochs": EPOCHS, "tensorboard_uri": str(work / "curves"),
+        "answers": str(work / "answers.jsonl"),
     }  # fmt: skip
+    picture = next(digits.images.glob("train/*/*.png"))
+    answer = {"image": picture.name, "sha256": hashlib.sha256(picture.read_bytes()).hexdigest()}
+    line = json.dumps(answer | {"label": picture.parent.name, "sampled": "random"})
+    (work / "answers.jsonl").write_text(line + "\n")
     first = start_launcher(api, work, **values)
     wait_for(lambda: api.pods and steps(next(iter(api.pods.values()))[0]), first)
     ((name, pods),) = api.pods.items()
@@ -102,5 +108,7 @@ def test_training_goes_on_without_its_launcher_and_the_next_one_follows_it(api, 
     log = (output / "train_log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(EPOCHS * STEPS))  # none twice, none missing
     assert not any("going on after" in line for _, line in pods[0].lines)  # one life
-    assert load_description(str(output)).provenance.processes == 2
+    provenance = load_description(str(output)).provenance
+    assert provenance.processes == 2 and provenance.memory.answers == 1
+    assert [path.name for path in work.glob("labels/*/*.csv")] == ["predictions.csv"]
     assert list((work / "curves").rglob("*tfevents*"))

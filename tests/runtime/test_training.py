@@ -22,7 +22,8 @@ def test_answers_reach_the_trained_model_and_the_labels(digits, tmp_path):
             file.write(json.dumps(line) + "\n")
     job = {"shards": digits.shards, "index_sha256": "", "classifier": digits.classifier, "epochs": 3}
     before = json.loads((bundle / "model.json").read_text())
-    refined = teach(job, str(bundle), str(answers), str(tmp_path / "labels"))
+    teach(job, str(bundle), str(answers), str(tmp_path / "labels"))
+    refined = json.loads((tmp_path / "labels" / "refined.json").read_bytes())
     after = json.loads((bundle / "model.json").read_text())
     assert refined["answers"] == len(pictures) == after["provenance"]["memory"]["answers"]
     assert after["weights_sha256"] == refined["weights_sha256"] != before["weights_sha256"]

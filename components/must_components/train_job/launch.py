@@ -55,7 +55,9 @@ def train_on_nodes(
     facts.checkpoints = values["checkpoints"]
     facts.save()
     curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
-    content = {"train": {**values, "classifier": job.classifier}, "tensorboard": curves, "answers": answers}
+    labels = WorkUri(work_uri).labels(key)
+    content = {"train": {**values, "classifier": job.classifier}, "tensorboard": curves}
+    content |= {"answers": answers, "labels": labels}
     storage.write_bytes(job.classifier, storage.read_bytes(classifier))  # the nodes cannot read this pod's files
     storage.write_bytes(job.description, yaml.safe_dump(content).encode())
     if (cluster := Cluster.of_this_pod()) is None:
@@ -64,6 +66,8 @@ def train_on_nodes(
     copy_bundle(job.bundle, output)
     summary = summary_at(output)
     facts.result = f"{summary.steps:,} steps on {int(nodes['nodes'])} nodes, {summary.images_per_s} images/s"
+    if answers:
+        facts.result += f"; labels with the answers in {labels}"
     return describe_bundle(output, summary)
 
 
