@@ -198,6 +198,7 @@ def steps(
             call("train", **training)  # a kill while the model was written left checkpoints without it
         make_model(state, common)
         if should_train(state, train, settings, wanted, common):
+            logger.info("\nSo far the result of the memory alone. Now training, and the same with the trained model:")
             call("train", **training)
             make_model(state, common)
         state.finish()

@@ -34,7 +34,7 @@ EPILOG = """\
 exit codes: 0 done, 2 the input is wrong (one line says what), 73 another run writes there, 75 stopped and
             resumable, 130 interrupted, 1 a bug; docs/errors.md says what to do
 a first run:  must demo --output demo && must adapt demo/images/unlabeled --classes demo/classes.yaml \\
-              --model demo/model --output demo/work
+              --model demo/model --test-images demo/images/test --output demo/work
 """
 
 
@@ -74,14 +74,13 @@ NEXT = {
     "classifier": "must train --shards SHARDS --classifier {output} --output model",
     "train": "must evaluate --model {output} --baseline {classifier} --shards {shards} --output report",
     "evaluate": "must gate --metrics {output}/metrics.json --output decision.json; "
-    "must export --model {model} --shards {shards} --metrics {output}/metrics.json --output onnx",
+    "must export --model {model} --shards {shards} --split {split} --metrics {output}/metrics.json --output onnx",
     "export": "must predict FOLDER --model {output}; must serve --model {output}",
 }
 """By stage: examples of commands that use its output, with values of its parameters."""
 NEXT_IN_WORK = {
     "refine": "must evaluate {work}; must export {work}",
     "evaluate": "must gate {work}; must export {work}",
-    "review": "must refine {work}",
 }
 """The same for a stage that read and wrote in WORK."""
 
@@ -176,9 +175,10 @@ def build_parser() -> argparse.ArgumentParser:
             add_hidden_flags(command, TrainConfig, SETTINGS)
         general = command.add_argument_group("general")
         general.add_argument("-h", "--help", action="help", help="show this and exit")
-        text = "YAML file with these parameters (batch_size: 64); flags override it"
+        text = "YAML file with these parameters (NAME: VALUE); flags override it"
         general.add_argument("--config", dest="config_file", metavar="FILE.yaml", help=text)
-    index = commands.add_parser("index", help="Show or verify a folder of shards.", allow_abbrev=False)
+    text = "Show or verify a folder of shards."
+    index = commands.add_parser("index", help=text, description=text, allow_abbrev=False)
     text = "show what a folder of shards holds, or read everything again and compare"
     index.add_argument("words", nargs="*", metavar="show|verify URI", help=text)
     commands.add_parser("env", help="Print versions, system and devices, for a bug report.")

@@ -8,7 +8,7 @@ from must.base.parameters import param, require
 CACHE_GB = 30.0
 ALPHA = 0.35  # under --preset auto: docs/memory.md
 RISK = 0.05  # share of wrong labels
-WORK = "or WORK, a folder that `must adapt` made: no other flag is then required"
+WORK = "or WORK, a folder that `must adapt` made, which has the other inputs, too"
 
 
 def bundle(text: str, default: Any = MISSING, group: str = "input and output", kind: str = "bundle") -> Any:

@@ -110,7 +110,7 @@ def check_rules(check: CheckResult, selection: Selection | None, name: str, unkn
     if check.images < FEWEST_LABELS:
         return [(False, f"{images} are too few to check a model without labels; {FEWEST_LABELS} are needed")]
     before, after = check.effective_before, check.effective_after
-    text = f"no collapse: effectively {before:.1f} classes before, {after:.1f} after ({images}); {unknown}"
+    text = f"no collapse: effective number of classes {before:.1f} before, {after:.1f} after ({images}); {unknown}"
     return [(False, f"{warning} ({images})") for warning in check.warnings] or [(True, text)]
 
 

@@ -35,9 +35,9 @@ def text_table(metrics: Metrics) -> str:
             rows.append((f"same class as {name}", "", percent(compared.agreement)))
     lines = [align(rows)]
     if (compared := metrics.label_free.compared) and (check := compared.check):
-        effective = f"{check.effective_before:.1f} classes before and {check.effective_after:.1f} after"
+        effective = f"{check.effective_before:.1f} before and {check.effective_after:.1f} after"
         changed = f"check on {check.images:,} images: {percent(check.changed)} change class"
-        lines += ["", f"{changed}; effectively {effective}"]
+        lines += ["", f"{changed}; effective number of classes {effective}"]
         lines += [f"warning: {printable(warning)}" for warning in check.warnings]
     if metrics.abstention and metrics.labelled:
         lines.append(describe_abstention(metrics.abstention))

@@ -2,7 +2,7 @@
 
 Every stage is the same component as on a cluster. It runs as a subprocess of this interpreter, so that no container
 engine is needed, or with --runner docker in its own image (docs/containers.md). The parameters file holds the
-pipeline's parameters (must_pipeline/dag.py explains them).
+pipeline's parameters (docs/reference/pipeline.md).
 """
 
 import argparse
@@ -40,7 +40,9 @@ def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=Path, required=True, help="YAML file with the pipeline's parameters")
     parser.add_argument("--output", type=Path, required=True, help="folder for shards, checkpoints and artifacts")
-    parser.add_argument("--pipeline", type=Path, default=nearest(COMPILED), help="[must_pipeline.yaml]")
+    parser.add_argument(
+        "--pipeline", type=Path, default=nearest(COMPILED), help="the compiled pipeline [must_pipeline.yaml]"
+    )
     parser.add_argument("--runner", choices=("subprocess", "docker"), default="subprocess", help="[subprocess]")
     parser.add_argument("--user", default="", metavar="UID:GID", help="docker: user inside the containers [you:0]")
     parser.add_argument(

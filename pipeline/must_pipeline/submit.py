@@ -24,7 +24,9 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--parameters", type=Path, metavar="FILE", help="YAML file with the run's parameters")
     source.add_argument("--again", metavar="RUN_ID", help="pipeline version and parameters of this run")
-    parser.add_argument("--pipeline", type=Path, default=nearest(COMPILED), help="[must_pipeline.yaml]")
+    parser.add_argument(
+        "--pipeline", type=Path, default=nearest(COMPILED), help="the compiled pipeline [must_pipeline.yaml]"
+    )
     parser.add_argument("--pipeline-name", default="must", help="the uploaded pipeline's name [must]")
     parser.add_argument("--experiment", default="must", help="the group of runs it belongs to [must]")
     parser.add_argument("--name", default="", help="the run's name")

@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import ExifTags, Image
 
 import must
@@ -52,6 +53,14 @@ def test_predictions_agree_with_the_report(adapted, digits):
     paths = sorted(digits.images.glob("test/*/*.png"))
     right = sum(one.name == path.parent.name for one, path in zip(adapted.predict(paths), paths, strict=True))
     assert right / len(paths) == pytest.approx(adapted.metrics["adapted"]["top1"])
+
+
+def test_the_card_for_a_hub_has_the_accuracy_without_the_memory(adapted, tmp_path):
+    cli.main(["export", str(adapted.output), "--to", "open_clip", "--output", str(tmp_path / "ours")])
+    front = (tmp_path / "ours" / "README.md").read_text().split("---\n")[1]
+    (result,) = yaml.safe_load(front)["model-index"][0]["results"]
+    tower = adapted.metrics["tower"]["top1"]
+    assert result["metrics"][0]["value"] == tower != adapted.metrics["adapted"]["top1"]
 
 
 def on_white(pixels):

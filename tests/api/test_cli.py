@@ -105,7 +105,9 @@ def test_the_shell_completes_flags(capsys):
 @pytest.mark.parametrize("stage", cli.NEXT)
 def test_the_next_commands_can_be_pasted(stage, caplog):
     """A folder whose name a shell would take apart."""
-    config = SimpleNamespace(output="it's work/", **dict.fromkeys(("model", "shards", "classifier", "baseline"), "a b"))
+    config = SimpleNamespace(
+        output="it's work/", **dict.fromkeys(("model", "shards", "split", "classifier", "baseline"), "a b")
+    )
     with caplog.at_level(logging.INFO, "must"):
         cli.print_next(stage, config)
     for line in caplog.messages[0].removeprefix("next: ").split("\n"):

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from must.base.text import counted
 from must.config import ExportConfig
 from must.data.image.preprocess import describe_preprocess
 from must.evaluation.result import Metrics
@@ -48,15 +49,17 @@ def template() -> jinja2.Template:
 
 def model_card(description: Description, exported: dict[str, Any], metrics: Metrics | None) -> str:
     """Markdown. `exported` is the result of `must export`, `metrics` that of `must evaluate`, if any."""
+    to = exported.get("to", "onnx")
     return template().render(
         d=description,
-        to=exported.get("to", "onnx"),
+        to=to,
+        origin=describe_origin(description, with_memory=to == "onnx"),
         exported=exported,
         check=exported["check"],
         unsure=exported.get("abstention"),
         metrics=metrics,
         preprocess=describe_preprocess(get_preprocess(description)),
-        training=training_rows(description),
+        training=training_rows(description, with_memory=to == "onnx"),
         licence=backbone_licence(description.pretrained),
         CLASSES_SHOWN=CLASSES_SHOWN,
     )
@@ -67,16 +70,33 @@ def images_text(config: ExportConfig) -> str:
     return f"{config.split} of {config.shards}" if config.shards else "random pixels"
 
 
-def training_rows(description: Description) -> list[tuple[str, Any]]:
+def describe_origin(description: Description, with_memory: bool) -> str:
+    """How the model was made. `with_memory`: the export holds the memory, if there is one."""
+    provenance, memory = description.provenance, description.provenance.memory
+    selection = provenance.selection
+    trained = bool(provenance.config) and not (selection and selection.alpha == 0)
+    text = "CLIP's zero-shot classifier"
+    if trained:
+        kept = f", of which a share of {selection.alpha:g} is kept" if selection and selection.alpha != 1 else ""
+        method = "masked unsupervised self-training (MUST, arXiv 2206.02967)"
+        text = f"CLIP, trained on unlabeled images of the target domain by {method}{kept}"
+    if memory and with_memory:
+        text += f", with a memory of {counted(memory.images, 'unlabeled image')}"
+    answers = memory.answers if memory else 0
+    labels = f"People named the classes of {counted(answers, 'image')}" if answers else "No labels were used"
+    return f"{text}. {labels}."
+
+
+def training_rows(description: Description, with_memory: bool) -> list[tuple[str, Any]]:
     """(name, value) of what is known of the training; [] for the zero-shot model."""
     provenance, memory = description.provenance, description.provenance.memory
     if not provenance:
         return []
-    answers = f", {memory.answers:,} answers" if memory and memory.answers else ""
+    answers = f", {counted(memory.answers, 'answer')}" if memory and memory.answers else ""
     rows = [
         ("backbone", f"{description.backbone} {description.pretrained}".strip()),
         ("weights (sha256)", description.weights_sha256),
-        ("memory", f"{memory.images:,} unlabeled images{answers}" if memory else ""),
+        ("memory", f"{counted(memory.images, 'unlabeled image')}{answers}" if memory and with_memory else ""),
         ("index of the images (sha256)", provenance.index_sha256),
         ("processes", provenance.processes),
         ("git revision", provenance.git_revision),

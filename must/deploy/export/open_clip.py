@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,9 @@ def export_folder(
             "largest_logit_difference": of_logit,
             "checked_on": images_text(config),
         }
-        front = front_matter(bundle.description, config.to, metrics, config.license)
-        (scratch / README_FILE).write_bytes(encoded(front + model_card(bundle.description, result, metrics)))
+        exported = replace(metrics, adapted=metrics.tower) if metrics and metrics.tower else metrics
+        front = front_matter(bundle.description, config.to, exported, config.license)
+        (scratch / README_FILE).write_bytes(encoded(front + model_card(bundle.description, result, exported)))
         publish(scratch, config.output)
     logger.info(
         f"{config.output}  for {config.to}; compared on {len(images)} images ({result['checked_on']}): largest "

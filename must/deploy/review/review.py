@@ -164,9 +164,8 @@ def summarize(config: ReviewConfig, session: Session) -> str:
     file = storage.join(config.output, RELABELLED)
     storage.write_bytes(file, format_csv(rows))
     other = f"{counted(len(rows) - 1, 'picture')} to which people give another class than the model: {file}"
-    return "\n".join(
-        [session.review.text(session.answers), other, *(f"next: {command}" for command in list_commands(config))]
-    )
+    commands = list_commands(config) if session.answers else []
+    return "\n".join([session.review.text(session.answers), other, *(f"next: {command}" for command in commands)])
 
 
 def list_commands(config: ReviewConfig) -> list[str]:

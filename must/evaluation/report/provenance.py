@@ -85,7 +85,7 @@ def provenance(metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
     keys = ("bundle", "backbone", "pretrained", "logit_factor", "must_version")
     origin = {key.replace("_", " "): getattr(model, key) for key in keys if getattr(model, key) != ""}
     own_table = ("config", "versions", "summary", "selection")
-    origin |= {f"training: {key.replace('_', ' ')}": str(v) for key, v in record.items() if key not in own_table}
+    origin |= {f"training: {key.replace('_', ' ')}": v for key, v in record.items() if key not in own_table}
     origin |= {f"run: {key}": value for key, value in (record.get("summary") or {}).items()}
     tables = {"Data": facts, "Model": origin, "Versions": record.get("versions")}
     tables["Training configuration"] = record.get("config")

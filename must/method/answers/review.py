@@ -153,7 +153,7 @@ class Review:
         others = sum(answer.sampled != RANDOM and not answer.unsure for answer in answers.values())
         parts = [f"{measured.text()}."] if measured else []
         if others:
-            parts.append(f"{counted(others, 'answer')} for correcting labels only: not drawn at random.")
+            parts.append(f"{counted(others, 'answer')} for teaching only: not drawn at random.")
         if unsure:
             parts.append(f"{counted(unsure, 'answer')} “cannot tell”.")
         return " ".join(parts)

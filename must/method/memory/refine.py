@@ -176,8 +176,8 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     storage.write_bytes(join(config.output, PREDICTIONS_FILE), table)
     storage.write_bytes(join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))
     logger.info(
-        f"{summary['images']:,} images, {summary['changed']:.1%} with another label than zero-shot's"
-        f"{f', using {len(answers.known):,} answers' if answers.known else ''} -> {config.output}\n"
+        f"refined labels of {summary['images']:,} images, {summary['changed']:.1%} other than zero-shot's"
+        f"{', using ' + counted(len(answers.known), 'answer') if answers.known else ''} -> {config.output}\n"
         f"{measured.accuracy.text() + chr(10) + measured.accepted.text() + chr(10) if measured else ''}"
         f"a memory of {refined.memory.facts.images:,} images -> {config.model}"
     )
@@ -325,21 +325,21 @@ def measure_answers(
 
 
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined, trained: bool) -> bytes:
-    """Columns: image, refined class and its confidence, then class and probability of the zero-shot model and, where
+    """Columns: image, refined class and its probability, then class and probability of the zero-shot model and, where
     it was trained, of the model without its memory; `accepted`, true or false, where something can be promised.
 
     The class is empty where a person answered that the image shows none of the classes."""
     names, columns = [cell(name) for name in classes], {"image": [cell(source) for source in sources]}
 
-    def add(name: str, confidence: str, predicted: Predicted) -> None:
+    def add(name: str, column: str, predicted: Predicted) -> None:
         pairs = list(zip(predicted.labels.tolist(), predicted.confidence.tolist(), strict=True))
         columns[name] = [names[label] if probability else "" for label, probability in pairs]
-        columns[confidence] = [f"{probability:.6f}" for _, probability in pairs]
+        columns[column] = [f"{probability:.6f}" for _, probability in pairs]
 
-    add("class", "confidence", refined.labels)
-    add("zero_shot", "zero_shot_confidence", refined.zero_shot)
+    add("class", "probability", refined.labels)
+    add("zero_shot", "zero_shot_probability", refined.zero_shot)
     if trained:
-        add("model", "model_confidence", refined.model)
+        add("model", "model_probability", refined.model)
     if refined.accepted is not None:
         columns["accepted"] = [str(bool(accepted)).lower() for accepted in refined.accepted]
     return format_csv([list(columns), *map(list, zip(*columns.values(), strict=True))])

@@ -120,3 +120,26 @@ def test_the_card_of_a_zero_shot_model():
     assert "\\<b\\>bold" in card and "a\\|b, c \\# heading" in card
     assert "Not adapted: the zero-shot model" in card and "licence is: MIT (github.com/openai/CLIP)" in card
     assert "not known to us" in backbone_licence("mine.pt") and "no commercial" in backbone_licence("metaclip_fullcc")
+
+
+TRAINED = {"config": {"epochs": 3}, "selection": {"alpha": 0.35}}
+
+
+@pytest.mark.parametrize(
+    "provenance, to, sentence",
+    [
+        ({}, "onnx", "CLIP's zero-shot classifier. No labels were used."),
+        ({"memory": {"images": 1200}}, "onnx",
+         "CLIP's zero-shot classifier, with a memory of 1,200 unlabeled images. No labels were used."),
+        (TRAINED | {"memory": {"images": 1200, "answers": 1}}, "onnx",
+         r"(MUST, arXiv 2206.02967), of which a share of 0.35 is kept, with a memory of 1,200 unlabeled images. "
+         "People named the classes of 1 image."),
+        (TRAINED | {"memory": {"images": 1200}}, "open_clip",
+         "(MUST, arXiv 2206.02967), of which a share of 0.35 is kept. No labels were used."),
+        (TRAINED | {"selection": {"alpha": 0.0}}, "open_clip", "CLIP's zero-shot classifier. No labels were used."),
+    ],
+)  # fmt: skip
+def test_the_card_says_how_the_model_was_made(provenance, to, sentence):
+    made = description(provenance=make_record(Provenance, provenance))
+    card = model_card(made, EXPORTED | {"to": to, "largest_logit_difference": 1e-6}, None)
+    assert sentence in card and ("\n- memory: " in card) == (to == "onnx" and "memory" in provenance)

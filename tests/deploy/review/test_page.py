@@ -177,7 +177,7 @@ def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(re
     lines = join_lines(folder)
     assert len(lines) == rest + 2 and all(line["sampled"] == "grid" for line in lines)
     assert [line["label"] for line in lines] == [wanted["label"]] * rest + [None] * 2
-    expect(page.locator("#progress")).to_contain_text(f"{rest + 2} answers for correcting labels only")
+    expect(page.locator("#progress")).to_contain_text(f"{rest + 2} answers for teaching only")
     expect(page.locator("#gauge")).to_be_hidden()
     page.select_option("#sort", "differ")
     page.wait_for_load_state("networkidle")  # while the grid is loading, keys are ignored

@@ -162,7 +162,7 @@ def test_only_pictures_drawn_at_random_measure_whatever_else_is_answered(review,
     assert all(one["predicted"][1] == grid["label"] for one in grid["pictures"]) and len(grid["pictures"]) <= 60
     wanted = [one["number"] for one in grid["pictures"]][:4]
     reply = session.answer("page", {"kind": "label", "label": grid["label"], "also": wanted, "grid": True})
-    assert reply["picture"] is None and reply["state"]["text"].startswith("4 answers for correcting labels only")
+    assert reply["picture"] is None and reply["state"]["text"].startswith("4 answers for teaching only")
     assert session.review.measured(session.answers) is None and not reply["state"]["gain"]
     assert session.grid("page", {"label": grid["label"]})["left"] == grid["left"] - 4
     asked, shown = {RANDOM: [], COVERAGE: []}, session.next("page")["picture"]
@@ -299,8 +299,11 @@ def test_corrections_come_back_as_a_table_of_images_and_classes(folder, review, 
             "line 3: 'cow' is not a class of the model; classes: 'zero', 'one', 'two' and 7 more; also unknown: 'ox'",
         ),
         (f"image;class\n{names[0]};'sevn\n", "line 2: ''sevn' is not a class of the model; did you mean 'seven'?"),
-        (f"image,class,confidence\n{names[0]},one,0.9\n", "is a table of predictions, not of answers: it has the col"),
-        (f"image,class,probability\n{names[0]},one,0.9\n", "with the columns image and class of what a person has"),
+        (f"image,class,probability\n{names[0]},one,0.9\n", "is a table of predictions, not of answers: it has the col"),
+        (
+            f"image,class,model_probability\n{names[0]},one,0.9\n",
+            "with the columns image and class of what a person has",
+        ),
         (f"image,class,zero_shot\n{names[0]},one,two\n", "is a table of predictions"),
         (f"image,label\n{names[0]},one\n", "must name the columns image and class; it is: 'image,label'"),
         (f"image,class\n{names[0]},\n", "has no row with an image and a class"),

@@ -95,10 +95,10 @@ def accuracy(rows, truth, column):
 def test_labels_are_better_than_zero_shots(zero_shot, many):
     _, summary, rows = zero_shot
     assert len(rows) == summary["images"] == 500 and {row["image"] for row in rows} == set(many[1])
-    assert list(rows[0]) == ["image", "class", "confidence", "zero_shot", "zero_shot_confidence"]
+    assert list(rows[0]) == ["image", "class", "probability", "zero_shot", "zero_shot_probability"]
     assert accuracy(rows, many[1], "class") > accuracy(rows, many[1], "zero_shot") + 0.02
     assert summary["changed"] == pytest.approx(np.mean([row["class"] != row["zero_shot"] for row in rows]))
-    assert all(0 < float(row[f"{name}confidence"]) <= 1 for row in rows for name in ("", "zero_shot_"))
+    assert all(0 < float(row[f"{name}probability"]) <= 1 for row in rows for name in ("", "zero_shot_"))
 
 
 def test_a_model_that_is_not_there_yet_is_zero_shots_with_a_memory_and_better_on_new_images(digits, zero_shot):
@@ -125,7 +125,7 @@ def test_a_trained_model_gets_its_memory_in_place(digits, tmp_path):
     before = load_description(digits.adapted).provenance
     assert same(weights(tmp_path / "model"), weights(digits.adapted)) and after.config == before.config
     assert after.memory.images == 100 and len(rows) == 150
-    assert list(rows[0])[-2:] == ["model", "model_confidence"]
+    assert list(rows[0])[-2:] == ["model", "model_probability"]
     assert after.selection.alpha == 1 and after.selection.check.images == 150 and not after.selection.check.warnings
 
 
@@ -148,7 +148,7 @@ def test_answered_images_keep_their_answer_and_similar_ones_learn_from_it(digits
     asked, label = {name for name, *_ in truth[:50]}, {name: after[label] for name, _, label in truth}
     mine = [row for row in rows if row["image"] in asked]
     assert [row["class"] for row in mine] == [label[row["image"]] for row in mine] and len(mine) == 50
-    assert {row["confidence"] for row in mine} == {"1.000000"}
+    assert {row["probability"] for row in mine} == {"1.000000"}
     others = [(new, old) for new, old in zip(rows, before, strict=True) if new["image"] not in asked]
     assert all(new["model"] == old["model"] and new["zero_shot"] == old["zero_shot"] for new, old in others)
     taught = [new["class"] == label[new["image"]] for new, old in others if new["class"] != old["class"]]
@@ -182,7 +182,7 @@ def test_labels_that_can_be_taken_unseen_are_marked(digits, many, tmp_path, caps
     assert all(row["accepted"] == "true" for row in rows if row["image"] in asked)
     taken, found = [row for row in others if row["accepted"] == "true"], summary["accepted"]
     assert 100 < len(taken) == found["accepted"] <= found["images"] == len(others) == 260
-    assert accuracy(taken, many[1], "class") >= 0.95 and min(float(row["confidence"]) for row in taken) > 0.5
+    assert accuracy(taken, many[1], "class") >= 0.95 and min(float(row["probability"]) for row in taken) > 0.5
     assert {row["accepted"] for row in others} == {"true", "false"}
     assert (
         f"{len(taken)} of 260 labels can be taken unseen: at most 5 in 100" in found["text"] + capsys.readouterr().out
@@ -203,7 +203,7 @@ def test_an_image_of_none_of_the_classes_has_no_label_and_pictures_by_coverage_m
     summary, rows = run(digits, trained(digits, tmp_path), answers=answers)
     names = {name for name, *_ in truth[:30]}
     assert summary["answers"] == 30 and {row["image"] for row in rows if not row["class"]} == names
-    assert all(row["confidence"] == "0.000000" and row["model"] for row in rows if row["image"] in names)
+    assert all(row["probability"] == "0.000000" and row["model"] for row in rows if row["image"] in names)
     assert selection(tmp_path).measured is None and selection(tmp_path).alpha == 1
 
 
