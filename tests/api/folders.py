@@ -4,9 +4,10 @@ import hashlib
 import json
 
 import must
-from must.api.demo import CLASSES, asset_folder, digit_parts
+from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts
 
 PHOTOS, MORE = 40, 10
+PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in CLASSES}
 FAST = {"model": asset_folder(), "train": False, "workers": 0, "device": "cpu"}
 
 

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +15,9 @@ from must_components.train_job.launch import train_on_nodes
 from must_pipeline.cluster.placement import encode_nodes
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
+from tests.common import ROOT
 from tests.deploy.promote.bundles import make_bundle
 
-ROOT = Path(__file__).parents[2]
 SUMMARY = asdict(RunSummary(steps=10, images_per_s=100.0))
 
 

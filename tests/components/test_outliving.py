@@ -51,21 +51,17 @@ class Fleet:
         for line in process.stdout:
             pod.say(line.rstrip("\n"))
         code = process.wait()
-        pod.ended = code
         if pod in self.api.pods.get(name, []):
             self.api.exit(name, pod.node, code)
-
-    def close(self):
-        for process in self.processes:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture
 def fleet(api):
     made = Fleet(api)
     yield made
-    made.close()
+    for process in made.processes:
+        process.kill()
+        process.wait()
 
 
 def wait_for(condition, process):

@@ -19,7 +19,8 @@ from must_pipeline.cluster.config import Cluster as ClusterFile
 from must_pipeline.cluster.placement import encode_nodes
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
-from tests.components.launching import ROOT, SUMMARY, completes, exit_code, fails, nodes, start_launcher, train
+from tests.common import ROOT
+from tests.components.launching import SUMMARY, completes, exit_code, fails, nodes, start_launcher, train
 
 NUMBERS = plain(SUMMARY)  # what Kubeflow takes
 
@@ -266,6 +267,7 @@ def test_a_launcher_that_is_stopped_takes_the_job_along_if_its_run_is_over(
         job["metadata"]["labels"]["pipeline/runid"] = run_id
         signal.raise_signal(signal.SIGTERM)
 
+    find = Launch.find_or_create
     monkeypatch.setattr(Launch, "follow", stopped)
     run["spec"] = spec
     if spec is None:
@@ -274,9 +276,6 @@ def test_a_launcher_that_is_stopped_takes_the_job_along_if_its_run_is_over(
     said = "was deleted; its checkpoints stay" if deleted else "continues; the next launcher follows it"
     said = "belongs to the run r2 and was not deleted" if run_id == "r2" else said
     assert said in capfd.readouterr().err
-
-
-find = Launch.find_or_create
 
 
 def test_a_real_signal_ends_a_launcher_and_leaves_the_job_to_the_next_one(api, work):

@@ -150,7 +150,6 @@ def test_a_run_is_submitted_waited_for_and_started_again(server, submitter, file
 
 
 def test_a_namespace_that_a_single_user_server_would_drop_is_refused(server, submitter, scheduler, files, capsys):
-    """Installed for a single user, who has no namespaces to choose from."""
     server.users = None
     submit, apply = ["--parameters", files / "run.yaml"], ["apply", files / "schedule.yaml"]
     for command, words in ((submitter, submit), (scheduler, apply)):

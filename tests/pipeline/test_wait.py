@@ -15,6 +15,8 @@ from tests.local_server import Answer, serving
 from tests.pipeline.conftest import kubeconfig
 
 RUNS = json.loads((Path(__file__).parent / "recorded" / "runs.json").read_text())
+REFUSED = """pods "must-x-retry-system-container-impl-1" is forbidden: violates PodSecurity "restricted:latest": \
+runAsNonRoot != true (pod or container "main" must set securityContext.runAsNonRoot=true)"""
 
 
 @pytest.fixture(autouse=True)
@@ -193,10 +195,6 @@ def test_a_workflow_that_was_never_seen_or_cannot_be_looked_at_says_nothing(serv
     server.states = ["RUNNING"] * 6 + ["SUCCEEDED"]
     cluster += looks
     assert waiting() == 0
-
-
-REFUSED = """pods "must-x-retry-system-container-impl-1" is forbidden: violates PodSecurity "restricted:latest": \
-runAsNonRoot != true (pod or container "main" must set securityContext.runAsNonRoot=true)"""
 
 
 def workflow(*endings):

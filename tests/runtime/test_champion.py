@@ -14,6 +14,9 @@ from must.runtime.notes import Facts
 from must.runtime.stages import champion
 from tests.deploy.promote.bundles import make_bundle
 
+SPLITS = {"train": {"samples": 9, "labelled": 0}, "test": {"samples": 3, "labelled": 3}}
+UNLABELLED = {"train": {"samples": 9, "labelled": 0}}
+
 
 @pytest.fixture
 def place(tmp_path):
@@ -27,9 +30,6 @@ def place(tmp_path):
 
     registry.promote = promote  # type: ignore[attr-defined]
     return registry
-
-
-SPLITS = {"train": {"samples": 9, "labelled": 0}, "test": {"samples": 3, "labelled": 3}}
 
 
 def make_index(splits):
@@ -91,9 +91,6 @@ def test_new_answers_are_new(place, tmp_path):
     assert ask(place, tmp_path, only_new=True, answers=str(file))["action"] == "nothing new"
     file.write_text("{}\n{}")
     assert ask(place, tmp_path, only_new=True, answers=str(file))["action"] == "train"
-
-
-UNLABELLED = {"train": {"samples": 9, "labelled": 0}}
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +13,9 @@ from must.runtime import supervise
 from must.runtime.notes import read_notes
 from must.runtime.summary import summarize
 from must.runtime.supervise import LONGEST_WAIT, Policy, supervised
+from tests.common import ROOT, until
 from tests.deploy.promote.bundles import make_bundle
 
-ROOT = Path(__file__).parents[2]
 LIBRARY = "must.runtime.stages:library"
 
 
@@ -113,17 +112,10 @@ def start(work, function, **values):
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, start_new_session=True)
 
 
-def until(condition, process=None):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert (process is None or process.poll() is None) and time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_sigterm_is_handed_on_written_down_at_once_and_ends_it(tmp_path):
     process = start(tmp_path, "patient")
-    until((tmp_path / "started").exists, process)
-    until(lambda: read_notes(str(tmp_path), "7")[0].facts.checkpoints, process)  # soon after it said so
+    until((tmp_path / "started").exists, process=process)
+    until(lambda: read_notes(str(tmp_path), "7")[0].facts.checkpoints, process=process)  # soon after it said so
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75 and (tmp_path / "saved").exists()
     (note,) = read_notes(str(tmp_path), "7")
@@ -165,14 +157,14 @@ def test_a_pause_that_would_end_after_the_time_limit_is_not_begun(tmp_path, retr
 
 def test_sigterm_ends_the_pause_between_two_tries(tmp_path):
     process = start(tmp_path, "unlucky", how="killed", times=1)
-    until(lambda: [note.tries for note in read_notes(str(tmp_path), "7") if note.tries], process)
+    until(lambda: [note.tries for note in read_notes(str(tmp_path), "7") if note.tries], process=process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75 and (tmp_path / "started").read_text() == "x"
 
 
 def test_a_supervisor_that_is_killed_takes_its_stage_along(tmp_path):
     process = start(tmp_path, "patient")
-    until(lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text(), process)
+    until(lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text(), process=process)
     child = int((tmp_path / "started").read_text())
     process.kill()
     process.wait()

@@ -15,6 +15,8 @@ from tests.deploy.serve.server import SILENCE
 from tests.zoo import bomb, encoded, picture
 
 INFER = "/v2/models/digits/infer"
+POST = b"POST /classify HTTP/1.1\r\nhost: x\r\n"
+CHUNKED = POST + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture(autouse=True)
@@ -132,10 +134,6 @@ def talk(server, data):
             while data := client.recv(1 << 16):
                 found += data
     return found
-
-
-POST = b"POST /classify HTTP/1.1\r\nhost: x\r\n"
-CHUNKED = POST + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 def chunks(size, count):
