@@ -8,9 +8,9 @@ import yaml
 from must_pipeline import DESCRIPTION
 from must_pipeline.files import COMPILED
 from must_pipeline.server import api as kfp_api
-from must_pipeline.server import wait
 from tests.local_server import Answer, LocalServer
 from tests.pipeline.conftest import kubeconfig
+from tests.pipeline.kfp_server import HTML
 
 PARAMETERS = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "gs://b/work"}
 SCHEDULE = {"name": "weekly", "cron": "0 3 * * 1", "parameters": PARAMETERS | {"only_new": True, "epochs": 5}}
@@ -132,9 +132,7 @@ def test_listing_pausing_resuming_deleting(server, scheduler, files, capsys):
     assert "pause weekly: there is no such schedule; there are: none" in capsys.readouterr().err
 
 
-def test_a_run_is_submitted_waited_for_and_started_again(server, submitter, files, capsys, monkeypatch):
-    monkeypatch.setattr(wait, "POLL", 0.01)
-    monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
+def test_a_run_is_submitted_waited_for_and_started_again(server, submitter, files, capsys):
     assert submitter("--parameters", files / "run.yaml", "--wait", "--name", "try") == 0
     (made,) = server.stored["runs"].values()
     assert made["display_name"] == "try" and made["service_account"] == "must"
@@ -199,7 +197,7 @@ def test_what_the_server_refuses_is_one_line(server, scheduler, capsys, files):
     del server.upload
     server.refuse = {("POST", "recurringruns"): (400, "Invalid cron")}
     assert "400 Bad Request: Invalid cron" in refused(*apply)
-    server.html = True  # a login page in front
+    server.answer = lambda *_: (200, b"<html>log in here</html>", HTML)  # a login page in front
     assert "answers, but not as Kubeflow Pipelines does" in refused("list")
 
 

@@ -19,14 +19,6 @@ REFUSED = """pods "must-x-retry-system-container-impl-1" is forbidden: violates 
 runAsNonRoot != true (pod or container "main" must set securityContext.runAsNonRoot=true)"""
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch, tmp_path):
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    monkeypatch.setattr(wait, "POLL", 0.01)
-    monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("must.base.storage.retry.LONGEST_PAUSE", 0.05)
-
-
 @pytest.fixture
 def waiting(server, tmp_path, must_pipeline):
     """Runs submit --wait."""
@@ -213,9 +205,7 @@ def packed(made):
 
 
 @pytest.mark.parametrize("form", [dict, packed])
-def test_a_stage_whose_pod_is_refused_ends_the_waiting_at_the_third_time_with_the_reason(
-    server, waiting, cluster, capsys, form
-):
+def test_a_stage_whose_pod_is_refused_thrice_ends_the_waiting_with_the_reason(server, waiting, cluster, capsys, form):
     """As Pipelines' own setting repeats it: the pod's tries, and those of the group around it."""
     server.states = ["RUNNING"]  # for good
     tries = [f"exit-handler-1(0).inputs({number}).executor(0)" for number in range(3)]
