@@ -39,7 +39,7 @@ def printed(*command: object, **options: Any) -> str:
     return done.stdout
 
 
-def until(condition: Callable[[], object], what: object = "", process: subprocess.Popen[str] | None = None) -> None:
+def until(condition: Callable[..., object], what: object = "", process: subprocess.Popen[str] | None = None) -> None:
     """Waits for what has long come to be where everything works, for as long as the process lives."""
     end = time.monotonic() + 120
     while not condition():
@@ -47,6 +47,6 @@ def until(condition: Callable[[], object], what: object = "", process: subproces
         time.sleep(0.02)
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path) -> list[dict[str, Any]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))

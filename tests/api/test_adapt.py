@@ -18,7 +18,7 @@ from must.api.inputs import as_image, folder_names, make_entries, read_classes, 
 from must.data.augment.normalize import normalize
 from must.method.model.bundle import load_bundle
 from must.method.model.description import get_preprocess
-from tests.api.folders import PROMPTS
+from tests.api.conftest import PROMPTS
 from tests.common import ended, one_line, read_csv
 from tests.evaluation.digits import decode_pixels
 

@@ -18,7 +18,7 @@ import must
 from must.api import adapt as adapt_module
 from must.api import work_state
 from must.api.demo import CLASSES, asset_folder, digit_parts
-from tests.api.folders import MORE, PHOTOS, adapt, answer, checksums, label_of, labels, weights, write_photos
+from tests.api.conftest import MORE, PHOTOS, adapt, answer, checksums, label_of, labels, weights, write_photos
 from tests.forked import CONTEXT
 
 module: Any = adapt_module

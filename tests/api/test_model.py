@@ -10,7 +10,7 @@ from PIL import Image
 
 import must
 from must.api.demo import CLASSES, asset_folder
-from tests.api.folders import PROMPTS
+from tests.api.conftest import PROMPTS
 from tests.common import one_line
 
 

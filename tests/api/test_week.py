@@ -11,7 +11,7 @@ import pytest
 
 from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder
-from tests.api.folders import MORE, PHOTOS, answer, label_of, labels, weights, write_photos
+from tests.api.conftest import MORE, PHOTOS, answer, label_of, labels, weights, write_photos
 from tests.common import read_csv
 from tests.deploy.serve.server import running
 

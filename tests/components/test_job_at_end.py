@@ -6,7 +6,7 @@ from must.runtime.notes import Facts, Note, read_notes, write_note
 from must.runtime.summary import summarize
 from must_components.cluster import Cluster
 from must_components.job_at_end import settle_run
-from tests.components.launching import completes, train
+from tests.components.conftest import completes, train
 
 NODE = "must-x(0).root(0).exit-handler-1(0).condition-2(0).train(0).executor(0)"
 

@@ -17,7 +17,7 @@ from must.runtime.notes import Facts
 from must_components.train_job.launch import train_on_nodes
 from must_pipeline.cluster.config import Cluster, GpuPool, Training
 from must_pipeline.cluster.placement import encode_nodes
-from tests.components.launching import start_launcher
+from tests.components.conftest import start_launcher
 from tests.evaluation.digits import digits as make_digits
 from tests.gcs import free_port
 

@@ -12,7 +12,7 @@ from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES
 from tests.common import ROOT
-from tests.components.launching import nodes
+from tests.components.conftest import nodes
 from tests.components.trainer import admit, build_job
 from tests.pipeline.compiled import compiled_for
 from tests.pod_security import violations

@@ -20,7 +20,7 @@ from must_pipeline.cluster.placement import encode_nodes
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
 from tests.common import ROOT
-from tests.components.launching import SUMMARY, completes, exit_code, fails, nodes, start_launcher, train
+from tests.components.conftest import SUMMARY, completes, exit_code, fails, nodes, start_launcher, train
 
 NUMBERS = plain(SUMMARY)  # what Kubeflow takes
 
