@@ -1,7 +1,5 @@
-"""One week with one folder, on the command line.
-
-After each day every photo has a label, and the server answers with the model of that day.
-"""
+"""One week with one folder, on the command line: after each day every photo has a label, and the server answers with
+the model of that day."""
 
 import hashlib
 import json

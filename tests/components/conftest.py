@@ -133,8 +133,7 @@ def failed_job(api, work):
 
 @pytest.fixture
 def kubernetes(tmp_path, monkeypatch):
-    """The cluster of this pod. `answers`: (method, path) -> (status, body); anything else is 404. What was asked is in
-    `asked`."""
+    """The cluster of this pod. `answers`: (method, path) -> (status, body), anything else is 404; `asked`: what was."""
 
     def answer(request):
         path = request.path.partition("?")[0]

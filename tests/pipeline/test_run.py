@@ -78,8 +78,7 @@ def demo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(demo, tmp_path_factory):
-    """A run whose model passes the gate, with two pods for shards, and predictions; the others start where it ended,
-    without."""
+    """A run whose model passes the gate, with two pods for shards, and predictions; others go on from it, without."""
     folder = tmp_path_factory.mktemp("run")
     cluster = {"shard": {"pods": 2}, "volume": {"claim": "work", "mount": f"{folder}/volume"}}
     cluster["predict"] = {"uri": f"{folder}/volume/predictions", "settings": {"abstain": "0.5"}}

@@ -156,8 +156,7 @@ def test_a_token_that_is_renewed_meanwhile_is_read_again(server, waiting, tmp_pa
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """A Kubernetes API with workflows: a list says, a look at a time, how many there are, or the very one; None: no
-    right to see."""
+    """A Kubernetes API: a list says, a look at a time, how many workflows there are, or which; None: no right."""
 
     def answer(request):
         assert "/apis/argoproj.io/v1alpha1/namespaces/vision/workflows" in request.path
