@@ -167,7 +167,7 @@ def test_what_never_started_after_a_promotion_is_named(tmp_path, there, said):
     assert "broken off" not in page_of(tmp_path, done("predict", "serve"))
 
 
-EXPORTS = [
+@pytest.mark.parametrize("export, said", [
     ([], "# Not promoted: stopped by the gate (too few images). Then broken off: export never started"),
     (
         [Note("export", "failed", started=9, code=2)],
@@ -177,10 +177,7 @@ EXPORTS = [
         [Note("export", "running", started=9, signalled=12.0)],
         "# Not promoted: stopped by the gate (too few images). Run stopped from outside, during export",
     ),
-]
-
-
-@pytest.mark.parametrize("export, said", EXPORTS, ids=["none", "failed", "stopped"])
+], ids=["none", "failed", "stopped"])  # fmt: skip
 def test_an_export_beside_a_gate_that_stops_is_told_as_what_it_is(tmp_path, export, said):
     notes = [note for note in WAYS["stopped by the gate"][0] if note.stage != "export"]
     page = page_of(tmp_path, [*notes, *export])
