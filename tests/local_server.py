@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -43,24 +43,19 @@ class LocalServer:
                 if not answered.status:
                     self.close_connection = True
                     return
+                headers, pieces = {"Content-Type": "application/json", **(answered.headers or {})}, answered.body
+                if not isinstance(pieces, Iterator):
+                    body = pieces if isinstance(pieces, bytes) else json.dumps(pieces).encode()
+                    headers.setdefault("Content-Length", str(len(body)))
+                    pieces = [] if self.command == "HEAD" else [body]
+                chunked = "Content-Length" not in headers
                 self.send_response(answered.status)
-                for name, value in {"Content-Type": "application/json", **(answered.headers or {})}.items():
+                for name, value in (headers | ({"Transfer-Encoding": "chunked"} if chunked else {})).items():
                     self.send_header(name, value)
-                has_length = "Content-Length" in (answered.headers or {})
-                if isinstance(answered.body, Iterator):
-                    if not has_length:
-                        self.send_header("Transfer-Encoding", "chunked")
-                    self.end_headers()
-                    for piece in answered.body:
-                        self.wfile.write(piece if has_length else b"%x\r\n%b\r\n" % (len(piece), piece))
-                    self.wfile.write(b"" if has_length else b"0\r\n\r\n")
-                    return
-                body = answered.body if isinstance(answered.body, bytes) else json.dumps(answered.body).encode()
-                if not has_length:
-                    self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
+                for piece in pieces:
+                    self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+                self.wfile.write(b"0\r\n\r\n" if chunked else b"")
 
             do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any  # noqa: N815
 
@@ -84,8 +79,5 @@ class LocalServer:
 @contextmanager
 def serving(answer: Callable[[Request], Answer]) -> Iterator[str]:
     """The server's address."""
-    server = LocalServer(answer)
-    try:
+    with closing(LocalServer(answer)) as server:
         yield server.url
-    finally:
-        server.close()

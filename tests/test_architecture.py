@@ -1,17 +1,15 @@
 """Which parts of must/ may import which, what runs without torch, and how small components stay."""
 
 import ast
-import subprocess
 import sys
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
 
 from must_pipeline.stages import STAGES
+from tests.common import ROOT, printed
 
-ROOT = Path(__file__).parent.parent
 COMPONENTS = ROOT / "components/must_components/components.py"
 
 # The packages of must/, lowest first. A package imports only those named on its line, which are listed before it. Lazy
@@ -89,13 +87,8 @@ def table(plan):
 PACKAGES = table(PLAN)
 UNITS = {package: table(plan) for package, plan in UNIT_PLANS.items()}
 NO_TORCH = (  # not in any function either
-    "data.shards",
-    "deploy.predict",
-    "deploy.serve",
-    "evaluation.gate",
-    "method.answers",
-    "method.model.description",
-)
+    "data.shards", "deploy.predict", "deploy.serve", "evaluation.gate", "method.answers", "method.model.description",
+)  # fmt: skip
 
 
 def module_of(path):
@@ -227,5 +220,4 @@ def test_what_runs_without_torch_does_not_import_it():
     code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
     code += "    'torch' in sys.modules and sys.exit(f'{name} imports torch')"
     names = [f"must.{name}" for name in modules.split()]
-    done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    printed(sys.executable, "-c", code, *names, cwd=ROOT)

@@ -4,13 +4,12 @@ and a task of the DAG come of them."""
 import os
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.common import ROOT, printed
+
 PAGE = (ROOT / "docs/architecture.md").read_text()
 RECIPE = PAGE[PAGE.index("## Adding a stage") : PAGE.index("## Tests")]
 
@@ -91,12 +90,7 @@ def tree(tmp_path_factory):
 
 def run(tree, *command):
     path = os.pathsep.join(map(str, (tree, tree / "components", tree / "pipeline")))
-    done = subprocess.run(
-        [sys.executable, *command], cwd=tree, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    return printed(sys.executable, *command, cwd=tree, env=os.environ | {"PYTHONPATH": path})
 
 
 def test_the_recipe_names_the_files_that_are_touched():

@@ -1,9 +1,9 @@
 """docs/security.md: each promise names where it is kept and a test that shows it, and these exist."""
 
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.common import ROOT
+
 PAGE = (ROOT / "docs" / "security.md").read_text()
 
 

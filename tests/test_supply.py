@@ -2,13 +2,13 @@
 
 import re
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.common import ROOT, printed
+
 LOCKS = sorted((ROOT / "images" / "locks").glob("*.txt"))
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
@@ -19,9 +19,6 @@ def test_every_package_of_a_lock_has_one_version_and_hashes(lock):
     for line in packages:
         assert re.match(r"[a-z0-9._-]+(\[[a-z0-9,._-]+\])?==[^\s;]+", line), line
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", line), line
-
-
-WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
@@ -36,10 +33,8 @@ def test_actions_are_commits_and_programs_have_versions(workflow):
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_the_base_image_can_be_named_by_digest():
     base = "docker.io/library/python@sha256:" + "0" * 64
-    dry = subprocess.run(
-        ["make", "-n", "must-shard", "ENGINE=true", f"BASE={base}"], capture_output=True, text=True, cwd=ROOT
-    )
-    assert dry.returncode == 0 and f"--build-arg BASE={base}" in dry.stdout, dry.stderr
+    dry = printed("make", "-n", "must-shard", "ENGINE=true", f"BASE={base}", cwd=ROOT)
+    assert f"--build-arg BASE={base}" in dry
     froms = re.findall(r"^FROM (\S+)", (ROOT / "images" / "Dockerfile").read_text(), re.M)
     stages = set(re.findall(r"^FROM \S+ AS (\S+)", (ROOT / "images" / "Dockerfile").read_text(), re.M))
     assert "${BASE}" in froms and set(froms) <= {"${BASE}", "scratch"} | stages  # nothing else comes from a registry

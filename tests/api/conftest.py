@@ -1,11 +1,60 @@
-"""One finished WORK for all tests of this folder."""
+"""A folder of photographs, the bundled digits, and WORK that `must.adapt` makes of them, made once for these tests."""
 
+import hashlib
+import json
 import shutil
 
 import pytest
 
-from tests.api.folders import PHOTOS, adapt, write_photos
+import must
+from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts
 from tests.once import made_once
+
+PHOTOS, MORE = 40, 10
+PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in CLASSES}
+FAST = {"model": asset_folder(), "train": False, "workers": 0, "device": "cpu"}
+
+
+def write_photos(folder, numbers):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        digit_parts()["validation"][number][0].save(folder / f"IMG_{number:04d}.png")
+    return folder
+
+
+def label_of(number):
+    return digit_parts()["validation"][number][1]
+
+
+def adapt(place, classes=list(CLASSES), **changes):  # noqa: B006
+    values = {"images": place / "photos", "classes": classes, "output": place / "work"} | FAST
+    return must.adapt(**values | changes)
+
+
+def checksums(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def weights(work):
+    return json.loads((work / "model/model.json").read_text())["weights_sha256"]
+
+
+def answer(work, photos, labels, sampled="coverage"):
+    """Answers about photos, {file name: label}, as `must review` writes them."""
+    lines = [
+        {"image": name, "sha256": hashlib.sha256((photos / name).read_bytes()).hexdigest(), "label": label}
+        | {"sampled": sampled, "when": "2026-01-01T12:00"}
+        for name, label in labels.items()
+    ]
+    (work / "review").mkdir(exist_ok=True)
+    (work / "review/answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+
+def labels(work):
+    """{file name: refined label}"""
+    rows = (work / "labels/predictions.csv").read_text().splitlines()[1:]
+    return {row.split(",")[0].rpartition("/")[2]: row.split(",")[1] for row in rows}
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,12 @@ from must.api import cli
 from must.api.stages import STAGES
 from must.base.parameters import list_parameters
 from tests import zoo
+from tests.common import ended, printed
 
 
 def must(*arguments, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "must", *map(str, arguments)], capture_output=True, text=True, check=False, **options
-    )
+    command = [sys.executable, "-m", "must", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 def test_version_and_help(capsys):
@@ -49,9 +49,7 @@ def help_of(stage, capsys):
 def test_a_wrong_stage_is_one_line(capfd):
     wrong = (("evaluates", "no such command; did you mean evaluate?"), ("--verison", "did you mean --version?"))
     for word, near in wrong:
-        with pytest.raises(SystemExit, match="2"):
-            cli.main([word])
-        (line,) = capfd.readouterr().err.splitlines()
+        line = ended(capfd, 2, cli.main, [word])
         assert line.startswith(f"must: {word}: ") and near in line
 
 
@@ -98,8 +96,7 @@ def test_the_shell_completes_flags(capsys):
     cli.main(["completion", "bash"])
     script = capsys.readouterr().out
     assert "--epochs" in script and "settings." not in script
-    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
+    printed("bash", "-n", input=script)
 
 
 @pytest.mark.parametrize("stage", cli.NEXT)

@@ -18,16 +18,17 @@ import must
 from must.api import adapt as adapt_module
 from must.api import work_state
 from must.api.demo import CLASSES, asset_folder, digit_parts
-from tests.api.folders import MORE, PHOTOS, adapt, answer, checksums, label_of, labels, weights, write_photos
+from tests.api.conftest import MORE, PHOTOS, adapt, answer, checksums, label_of, labels, weights, write_photos
 from tests.forked import CONTEXT
 
 module: Any = adapt_module
 STAGES = ["classifier", "shard", "refine", "evaluate"]
+OTHER = {"classes": ["zero", "one", "two", "other"]}
+OTHERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("images", "generator", "tensors", "paths")]
 
 
 @pytest.fixture
 def ran(monkeypatch):
-    """The stages that are run."""
     names, call = [], module.call
     monkeypatch.setattr(module, "call", lambda name, **values: names.append(name) or call(name, **values))
     return names
@@ -180,20 +181,15 @@ def test_a_mistake_in_python_changes_nothing(place, mistake, again):
 def test_what_is_deleted_is_made_anew_with_what_depends_on_it(place, ran):
     work = place / "work"
     table = labels(work)
-    for part, expected in (
-        ("report", ["evaluate"]),
-        ("report/report.html", ["evaluate"]),
-        ("labels/predictions.csv", ["refine"]),
-        ("labels", ["refine"]),
-        ("model", ["refine"]),
-        ("model/model.safetensors", ["refine"]),
-        ("models", ["classifier"]),
-        ("classifier.safetensors", ["classifier"]),
-        ("classes.yaml", []),
-        ("shards", ["shard"]),
-        ("shards/train-000000.tar", ["shard"]),
-        ("adapt.json", STAGES),
-    ):
+    made_by = {
+        "evaluate": ["report", "report/report.html"],
+        "refine": ["labels/predictions.csv", "labels", "model", "model/model.safetensors"],
+        "classifier": ["models", "classifier.safetensors"],
+        "": ["classes.yaml"],
+        "shard": ["shards", "shards/train-000000.tar"],
+        " ".join(STAGES): ["adapt.json"],
+    }
+    for part, expected in ((part, stages.split()) for stages, parts in made_by.items() for part in parts):
         del ran[:]
         path = work / part
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -228,9 +224,6 @@ def run_killed(target, *arguments):
     process.start()
     process.join(600)
     assert process.exitcode == -signal.SIGKILL
-
-
-OTHER = {"classes": ["zero", "one", "two", "other"]}
 
 
 @pytest.mark.slow
@@ -309,9 +302,6 @@ def test_a_report_that_was_made_beside_work_names_work_alone(monday, tmp_path, m
     adapt(place, test_images=images, again=True)
     page = html.unescape((work / "report/report.html").read_text())
     assert f"<pre>must review '{work.relative_to(tmp_path.parent)}'</pre>" in page
-
-
-OTHERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("images", "generator", "tensors", "paths")]
 
 
 @pytest.mark.parametrize("kind", ["arrays", *OTHERS])

@@ -22,6 +22,7 @@ from must.method.distributed.process_group import Preempted
 from must.method.model.classifier import load_text_classifier
 from must.method.train import trainer
 from must.method.train.recipe import resolve
+from tests.common import one_line
 
 SHORT = {"preset": "digits", "epochs": 1, "batch_size": 50, "workers": 0, "device": "cpu"}
 
@@ -115,19 +116,16 @@ def test_what_is_passed_wins_over_a_preset_even_where_it_is_the_default(digits, 
         assert "epochs" not in found.reasons and {"lr", "alpha"} <= found.reasons.keys()
 
 
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        ({"epoch": 1}, "unknown name 'epoch'; did you mean 'epochs'"),
-        ({"shards": "nowhere"}, r"nowhere holds no index\.json"),
-        ({"shards": None}, "^missing: shards$"),
-    ],
-)
+@pytest.mark.parametrize("values, message", [
+    ({"epoch": 1}, "unknown name 'epoch'; did you mean 'epochs'"),
+    ({"shards": "nowhere"}, r"nowhere holds no index\.json"),
+    ({"shards": None}, "^missing: shards$"),
+])  # fmt: skip
 def test_the_users_mistakes_are_value_errors(digits, tmp_path, values, message):
     given = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path / "o")} | values
-    with pytest.raises(ValueError, match=message) as error:
+    with one_line(message):
         must.train(**given)
-    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_that_was_stopped_is_no_exit(digits, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """The notebooks in docs/notebooks, executed as a reader executes them."""
 
 import re
-from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -10,8 +9,9 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from must.api.demo import asset_folder
+from tests.common import ROOT
 
-FOLDER = Path(__file__).parents[2] / "docs" / "notebooks"
+FOLDER = ROOT / "docs" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 

@@ -1,9 +1,6 @@
-"""One week with one folder, on the command line.
+"""One week with one folder, on the command line: after each day every photo has a label, and the server answers with
+the model of that day."""
 
-After each day every photo has a label, and the server answers with the model of that day.
-"""
-
-import csv
 import hashlib
 import json
 import shlex
@@ -12,7 +9,8 @@ import pytest
 
 from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder
-from tests.api.folders import MORE, PHOTOS, answer, label_of, labels, weights, write_photos
+from tests.api.conftest import MORE, PHOTOS, answer, label_of, labels, weights, write_photos
+from tests.common import read_csv
 from tests.deploy.serve.server import running
 
 pytestmark = pytest.mark.slow
@@ -53,16 +51,14 @@ class Week:
         assert {name: table[name] for name in known} == known
         measured = json.loads((self.work / "report/metrics.json").read_text())
         assert measured["model"]["weights_sha256"] == model and measured["images"] == len(photos)
-        with open("predictions.csv", newline="") as file:
-            predicted = {row["image"].rpartition("/")[2]: row for row in csv.DictReader(file)}
+        predicted = {row["image"].rpartition("/")[2]: row for row in read_csv(self.place / "predictions.csv")}
         with running("--model", self.work, "--abstain", "0") as server:
             status, served = server.ask("POST", "/classify", photos[0].read_bytes())
         assert status == 200
         assert served["version"] == hashlib.sha256((self.work / "onnx/model.onnx").read_bytes()).hexdigest()[:12]
         best, row = served["predictions"][0], predicted[photos[0].name]
-        assert best["class"] == row["class"] and best["probability"] == pytest.approx(
-            float(row["probability"]), abs=1e-4
-        )
+        assert best["class"] == row["class"]
+        assert best["probability"] == pytest.approx(float(row["probability"]), abs=1e-4)
         assert not list(self.work.glob(".next-*"))
 
 

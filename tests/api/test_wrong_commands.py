@@ -8,7 +8,7 @@ import pytest
 import must
 from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder
-from tests.api.folders import answer, checksums, label_of, weights
+from tests.api.conftest import answer, checksums, label_of, weights
 from tests.once import made_once
 
 ADAPT = "adapt photos --classes classes.txt --model model --output work"

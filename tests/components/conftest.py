@@ -1,15 +1,94 @@
-"""A namespace with Kubeflow Trainer and our runtime, a place to work at, and a cluster that answers as a test says."""
+"""A namespace with Kubeflow Trainer and our runtime, a launcher in it, jobs that live and end as a test wants, and a
+cluster that answers as a test says."""
 
 import json
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from must.method.model.description import RunSummary
+from must.runtime.notes import Facts
 from must_components.cluster import Cluster
 from must_components.train_job import launch
+from must_components.train_job.launch import train_on_nodes
+from must_pipeline.cluster.placement import encode_nodes
+from must_pipeline.cluster.rules import load_cluster
+from must_pipeline.files import CLUSTER
+from tests.common import ROOT
 from tests.components.kube_api import Api
-from tests.components.launching import exit_code, fails
+from tests.deploy.promote.bundles import make_bundle
 from tests.local_server import Answer, serving
+
+SUMMARY = asdict(RunSummary(steps=10, images_per_s=100.0))
+
+
+def nodes(name="gke"):
+    return encode_nodes(load_cluster(CLUSTER.with_name("clusters") / f"{name}.yaml"))
+
+
+def train(work, facts=None, **changes):
+    arguments = {"nodes": nodes(), "settings": {"lr": 1e-3}, "preset": "digits"} | changes
+    places = {name: str(work.parent / name) for name in ("classifier", "output")}
+    return train_on_nodes(facts or Facts(), str(work), index_sha256="sha", **places, **arguments)
+
+
+def exit_code(work, **changes):
+    """Of a launcher whose job fails, or that is stopped."""
+    with pytest.raises(SystemExit) as end:
+        train(work, **changes)
+    return end.value.code
+
+
+def start_launcher(api, work, **changes):
+    """The process of one, whose Kubernetes API is `api`."""
+    values = {name: str(work.parent / name) for name in ("classifier", "output")} | changes
+    code = (
+        "import json, sys; from pathlib import Path; from must_components.cluster import Cluster\n"
+        "from must.runtime.notes import Facts; from must_components.train_job.launch import train_on_nodes\n"
+        "Cluster.of_this_pod = lambda: Cluster(sys.argv[3], Path(sys.argv[4]))\n"
+        "train_on_nodes(Facts(), sys.argv[1], **json.loads(sys.argv[2]))"
+    )
+    command = [sys.executable, "-u", "-c", code, str(work), json.dumps(values), api.url, str(work.parent)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def publish(work):
+    """What the main process of a real job leaves."""
+    (job,) = (work / "jobs").iterdir()
+    if not (job / "bundle").exists():
+        make_bundle(job / "bundle")
+        description = json.loads((job / "bundle" / "model.json").read_text())
+        description["provenance"]["summary"] = SUMMARY
+        (job / "bundle" / "model.json").write_text(json.dumps(description))
+
+
+def completes(work, *lines):
+    def on_start(api, name):
+        def live():
+            for line in lines:
+                api.pods[name][0].say(line)
+                time.sleep(0.01)
+            publish(work)
+            api.finish(name)
+
+        threading.Thread(target=live, daemon=True).start()
+
+    return on_start
+
+
+def fails(*lines, code=1, node=0):
+    def on_start(api, name):
+        pod = api.pods[name][node]
+        pod.say(*lines)
+        api.note("Pod", pod.name, "OOMKilled", "Container node was killed")
+        api.exit(name, node, code)
+
+    return on_start
 
 
 @pytest.fixture
@@ -54,8 +133,7 @@ def failed_job(api, work):
 
 @pytest.fixture
 def kubernetes(tmp_path, monkeypatch):
-    """The cluster of this pod. `answers`: (method, path) -> (status, body); anything else is 404. What was asked is in
-    `asked`."""
+    """The cluster of this pod. `answers`: (method, path) -> (status, body), anything else is 404; `asked`: what was."""
 
     def answer(request):
         path = request.path.partition("?")[0]

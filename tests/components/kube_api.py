@@ -6,17 +6,16 @@ A TrainJob that is created gets a pod a node (trainer.py). What the pods do is t
 
 import json
 import re
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
+from tests.common import ROOT
 from tests.components.trainer import RUNTIME, Pod, admit, build_job, now
 from tests.local_server import Answer, LocalServer
 
 GROUP = "/apis/trainer.kubeflow.org/v1alpha1"
 SPACE = "namespaces/vision"
-DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
 class Api:
@@ -36,7 +35,7 @@ class Api:
 
     def apply(self, file):
         """A TrainingRuntime of deploy/ in the namespace."""
-        runtime = yaml.safe_load((DEPLOY / file).read_text())
+        runtime = yaml.safe_load((ROOT / "deploy" / file).read_text())
         self.runtimes[f"{SPACE}/trainingruntimes/{runtime['metadata']['name']}"] = runtime
 
     def exit(self, name, node, code):

@@ -6,7 +6,7 @@ from must.runtime.notes import Facts, Note, read_notes, write_note
 from must.runtime.summary import summarize
 from must_components.cluster import Cluster
 from must_components.job_at_end import settle_run
-from tests.components.launching import completes, train
+from tests.components.conftest import completes, train
 
 NODE = "must-x(0).root(0).exit-handler-1(0).condition-2(0).train(0).executor(0)"
 
@@ -23,16 +23,12 @@ def page(work, more=()):
     return summarize(str(work), "r1", "FAILED", "again", more=more).to_markdown()
 
 
-@pytest.mark.parametrize(
-    "change, state, said",
-    [
-        ({}, "running", "was deleted; its checkpoints stay"),
-        ({}, "done", None),
-        ({"owner": "r2"}, "running", "belongs to the run r2 and was not deleted"),
-        ({"refused": 403}, "running", "still runs (403): kubectl delete trainjob {job} -n vision"),
-    ],
-    ids=["its launcher had no time", "complete", "another run's", "no permission"],
-)
+@pytest.mark.parametrize("change, state, said", [
+    ({}, "running", "was deleted; its checkpoints stay"),
+    ({}, "done", None),
+    ({"owner": "r2"}, "running", "belongs to the run r2 and was not deleted"),
+    ({"refused": 403}, "running", "still runs (403): kubectl delete trainjob {job} -n vision"),
+], ids=["its launcher had no time", "complete", "another run's", "no permission"])  # fmt: skip
 def test_the_end_of_a_run_deletes_its_job_and_no_other(api, work, run, change, state, said):
     api.on_start = completes(work)
     train(work)
@@ -51,13 +47,10 @@ def test_the_end_of_a_run_deletes_its_job_and_no_other(api, work, run, change, s
         assert not change or settle_run(str(work), "r1") == lines
 
 
-@pytest.mark.parametrize(
-    "message, headline, why",
-    [
-        ("main: Error (exit code 1)", "an error", "its pod ended by itself (main: Error (exit code 1))"),
-        ("The node was low on resource: memory.", "its pod is gone", "The node was low on resource: memory."),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("message, headline, why", [
+    ("main: Error (exit code 1)", "an error", "its pod ended by itself (main: Error (exit code 1))"),
+    ("The node was low on resource: memory.", "its pod is gone", "The node was low on resource: memory."),
+])  # fmt: skip
 def test_a_stage_without_a_last_note_is_told_in_the_clusters_words(work, run, message, headline, why):
     end(run, message)
     leave(work)

@@ -18,7 +18,7 @@ from must.runtime.notes import Facts
 from must_components.train_job.launch import train_on_nodes
 from must_pipeline.cluster.config import Cluster, GpuPool, Training
 from must_pipeline.cluster.placement import encode_nodes
-from tests.components.launching import start_launcher
+from tests.components.conftest import start_launcher
 from tests.evaluation.digits import digits as make_digits
 from tests.gcs import free_port
 
@@ -52,21 +52,17 @@ class Fleet:
         for line in process.stdout:
             pod.say(line.rstrip("\n"))
         code = process.wait()
-        pod.ended = code
         if pod in self.api.pods.get(name, []):
             self.api.exit(name, pod.node, code)
-
-    def close(self):
-        for process in self.processes:
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture
 def fleet(api):
     made = Fleet(api)
     yield made
-    made.close()
+    for process in made.processes:
+        process.kill()
+        process.wait()
 
 
 def wait_for(condition, process):

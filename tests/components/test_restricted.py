@@ -1,7 +1,6 @@
 """Every pod of a run, of a TrainJob and of the server is let into a namespace under Pod Security's `restricted`."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,13 +11,17 @@ from must_pipeline.cluster.placement import encode_server
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES
-from tests.components.launching import nodes
+from tests.common import ROOT
+from tests.components.conftest import nodes
 from tests.components.trainer import admit, build_job
 from tests.pipeline.compiled import compiled_for
 from tests.pod_security import violations
 
-DEPLOY = Path(__file__).parents[2] / "deploy"
 CLUSTERS = [CLUSTER, *(CLUSTER.with_name("clusters") / f"{name}.yaml" for name in ("gke", "eks", "openshift"))]
+KNOWN = {
+    "pvcMount", "secretAsVolume", "emptyDirMounts", "securityContext", "nodeSelector", "tolerations", "podMetadata",
+    "imagePullSecret", "imagePullPolicy", "activeDeadlineSeconds",
+}  # fmt: skip
 PIPELINES_OWN = {  # security_context.go of Kubeflow Pipelines 2.17, of a container that a user names an image for
     "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
 }  # fmt: skip
@@ -40,12 +43,6 @@ def stage_pods(file):
         yield name, pod | {"containers": [container]}
 
 
-KNOWN = {
-    "pvcMount", "secretAsVolume", "emptyDirMounts", "securityContext", "nodeSelector", "tolerations", "podMetadata",
-    "imagePullSecret", "imagePullPolicy", "activeDeadlineSeconds",
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("file", CLUSTERS, ids=lambda file: file.stem)
 def test_every_stage_is_admitted_and_asks_for_cores_and_memory_with_a_limit(file):
     pods = dict(stage_pods(file))
@@ -63,7 +60,7 @@ def test_every_stage_is_admitted_and_asks_for_cores_and_memory_with_a_limit(file
 @pytest.mark.parametrize("name", ["gke", "openshift"])
 def test_a_trainjobs_pods_are_admitted_and_mount_no_token(name):
     job = admit(make_manifest("must-train-1", nodes(name), "job", "r1", ""), "2.3", False)
-    made = build_job(job, yaml.safe_load((DEPLOY / "training-runtime.yaml").read_text()))
+    made = build_job(job, yaml.safe_load((ROOT / "deploy/training-runtime.yaml").read_text()))
     pod = made["template"]["spec"]["template"]["spec"]
     assert violations(pod) == [] and pod["automountServiceAccountToken"] is False
     assert {volume["name"] for volume in pod["volumes"]} >= {"shm"}

@@ -5,7 +5,6 @@ from pathlib import Path
 
 RECORDED = Path(__file__).with_name("recorded")
 NEW = {"uid", "creationTimestamp", "resourceVersion", "time", "namespace", "generateName", "managedFields"}
-"""What differs from one object to the next."""
 
 
 def recorded(name):

@@ -19,7 +19,8 @@ from must_pipeline.cluster.config import Cluster as ClusterFile
 from must_pipeline.cluster.placement import encode_nodes
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
-from tests.components.launching import ROOT, SUMMARY, completes, exit_code, fails, nodes, start_launcher, train
+from tests.common import ROOT
+from tests.components.conftest import SUMMARY, completes, exit_code, fails, nodes, start_launcher, train
 
 NUMBERS = plain(SUMMARY)  # what Kubeflow takes
 
@@ -164,17 +165,13 @@ def test_a_trainer_that_drops_our_patches_is_too_old(api, work):
 # --- how a job ends
 
 
-@pytest.mark.parametrize(
-    "nodes_end, code, title",
-    [
-        ([(0, 1, "RuntimeError: CUDA out of memory")], 1, "node 0, exit code 1"),
-        ([(1, 2, "must train: --lr -1: must be above 0")], 2, "node 1, exit code 2"),
-        ([(0, 73, "another run is writing")], 73, "node 0, exit code 73"),
-        ([(0, 75, "saved")], 75, "node 0, exit code 75"),
-        ([(0, 75, "a peer is gone"), (1, 1, "RuntimeError: CUDA error")], 1, "node 1, exit code 1"),
-    ],
-    ids=["an error", "wrong input", "held", "saved", "the first one explains it"],
-)
+@pytest.mark.parametrize("nodes_end, code, title", [
+    ([(0, 1, "RuntimeError: CUDA out of memory")], 1, "node 0, exit code 1"),
+    ([(1, 2, "must train: --lr -1: must be above 0")], 2, "node 1, exit code 2"),
+    ([(0, 73, "another run is writing")], 73, "node 0, exit code 73"),
+    ([(0, 75, "saved")], 75, "node 0, exit code 75"),
+    ([(0, 75, "a peer is gone"), (1, 1, "RuntimeError: CUDA error")], 1, "node 1, exit code 1"),
+], ids=["an error", "wrong input", "held", "saved", "the first one explains it"])  # fmt: skip
 def test_a_failed_job_is_told_with_its_last_lines_events_and_code(api, work, capfd, nodes_end, code, title):
     def on_start(api, name):
         for node, ended, line in nodes_end[:-1]:
@@ -266,6 +263,7 @@ def test_a_launcher_that_is_stopped_takes_the_job_along_if_its_run_is_over(
         job["metadata"]["labels"]["pipeline/runid"] = run_id
         signal.raise_signal(signal.SIGTERM)
 
+    find = Launch.find_or_create
     monkeypatch.setattr(Launch, "follow", stopped)
     run["spec"] = spec
     if spec is None:
@@ -274,9 +272,6 @@ def test_a_launcher_that_is_stopped_takes_the_job_along_if_its_run_is_over(
     said = "was deleted; its checkpoints stay" if deleted else "continues; the next launcher follows it"
     said = "belongs to the run r2 and was not deleted" if run_id == "r2" else said
     assert said in capfd.readouterr().err
-
-
-find = Launch.find_or_create
 
 
 def test_a_real_signal_ends_a_launcher_and_leaves_the_job_to_the_next_one(api, work):

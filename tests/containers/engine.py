@@ -23,9 +23,8 @@ def image(name: str) -> str:
 
 
 def engine(*arguments: str | Path, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess:
-    result = subprocess.run(
-        [ENGINE, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=timeout
-    )
+    command = [ENGINE, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
     assert not check or result.returncode == 0, f"{arguments}: {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result
 

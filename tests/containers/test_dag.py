@@ -16,7 +16,6 @@ from must_pipeline.local_runner import run_container
 from must_pipeline.stages import ALWAYS
 from tests.containers.engine import UID, engine, image, own
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = {"epochs": 2, "workers": 1}
 pytestmark = pytest.mark.usefixtures("docker_host")
 

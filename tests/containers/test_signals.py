@@ -17,13 +17,12 @@ def wait_for_line(name: str, pattern: str) -> None:
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         log = engine("logs", name)
-        if re.search(pattern, log.stdout + log.stderr):
+        text = log.stdout + log.stderr
+        if re.search(pattern, text):
             return
-        assert engine("inspect", "--format", "{{.State.Running}}", name).stdout.strip() == "true", (
-            log.stdout + log.stderr
-        )
+        assert engine("inspect", "--format", "{{.State.Running}}", name).stdout.strip() == "true", text
         time.sleep(0.2)
-    raise AssertionError(f"{pattern} did not appear: {log.stdout}{log.stderr}")
+    raise AssertionError(f"{pattern} did not appear: {text}")
 
 
 def catches_sigterm(name: str) -> bool:

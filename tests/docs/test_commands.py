@@ -21,7 +21,8 @@ from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import COMPILED
 from must_pipeline.schedule import read_schedule
 from must_pipeline.server.parameters import check_parameters
-from tests.docs.blocks import PAGES, ROOT, blocks, commands
+from tests.common import ROOT
+from tests.docs.blocks import PAGES, blocks, commands
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 
@@ -104,7 +105,6 @@ def file(page, name):
 
 
 def test_the_files_that_pages_show(tmp_path):
-    """They are of these forms."""
 
     def write(page, name):
         (tmp_path / name).write_text(file(page, name))

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.docs.blocks import ROOT
+from tests.common import ROOT
 
 PICTURES = ROOT / "docs" / "pictures"
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -32,13 +32,11 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target), link
 
 
-@pytest.mark.parametrize(
-    "module, function, name", [("pictures_dag", "dag", "pipeline"), ("pictures", "order", "order")]
-)
-def test_is_current(module, function, name, monkeypatch):
+@pytest.mark.parametrize("module, draw, name", [("pictures_dag", "dag", "pipeline"), ("pictures", "order", "order")])
+def test_is_current(module, draw, name, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     sys.modules.pop(module, None)  # pytest may know docs/pictures, the folder, by this name
-    drawn = getattr(__import__(module), function)()
+    drawn = getattr(__import__(module), draw)()
     assert drawn == (PICTURES / f"{name}.svg").read_text(), "run `make pictures`"
 
 

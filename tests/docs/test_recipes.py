@@ -8,7 +8,8 @@ import os
 import pytest
 from PIL import Image
 
-from tests.docs.blocks import ROOT, blocks
+from tests.common import ROOT, read_csv
+from tests.docs.blocks import blocks
 
 RECIPES = [block.text for block in blocks(ROOT / "docs/labels.md") if block.language == "python"]
 CLASSES = ("cat", "dog")
@@ -63,11 +64,9 @@ def test_label_studio_takes_the_tasks_and_its_table_comes_back(predicted):
         result = [{**region, "value": {"choices": ["dog"]}} for region in task.pop("predictions")[0]["result"]]
         task |= {"id": number, "annotations": [{"id": number, "completed_by": 1, "result": result}]}
     (predicted / "export.json").write_text(json.dumps(tasks[:2]))
-    Converter(config, str(predicted)).convert_to_csv(
-        str(predicted / "export.json"), str(predicted / "out"), is_dir=False, header=True, sep=","
-    )
-    with open(next((predicted / "out").glob("*.csv")), newline="") as file:
-        rows = [(row["image"], row["class"]) for row in csv.DictReader(file)]
+    places = str(predicted / "export.json"), str(predicted / "out")
+    Converter(config, str(predicted)).convert_to_csv(*places, is_dir=False, header=True, sep=",")
+    rows = [(row["image"], row["class"]) for row in read_csv(next((predicted / "out").glob("*.csv")))]
     assert rows == [("photos/cat/0.png", "dog"), ("photos/dog/1.png", "dog")]
 
 

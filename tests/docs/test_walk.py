@@ -9,14 +9,14 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.docs.blocks import ROOT, blocks
+from tests.common import ROOT, printed
+from tests.docs.blocks import blocks
 
 SHORT = {"batch_size": 32, "workers": 0, "epochs": 2}
 DEMO = "must demo --output demo"
@@ -29,13 +29,10 @@ ADDED = {
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs a line in the folder."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
     def run(words):
-        environment = os.environ | {"PATH": path}
-        result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, f"{words}: {result.stdout[-2000:]}{result.stderr[-2000:]}"
+        printed(*words, cwd=tmp_path, env=os.environ | {"PATH": path})
 
     return run
 

@@ -77,11 +77,9 @@ def make(root: Path) -> None:
 
 def tune(bundle: Bundle, images: list) -> None:
     torch.manual_seed(0)
-    pixels, labels = (
-        decode_pixels(bundle, [image for image, _ in images]),
-        [CLASSES.index(label) for _, label in images],
-    )
-    inputs, targets = normalize(torch.from_numpy(pixels), get_preprocess(bundle.description)), torch.tensor(labels)
+    pixels = torch.from_numpy(decode_pixels(bundle, [image for image, _ in images]))
+    inputs = normalize(pixels, get_preprocess(bundle.description))
+    targets = torch.tensor([CLASSES.index(label) for _, label in images])
     optimizer = torch.optim.AdamW(bundle.model.parameters(), lr=3e-4)
     for _ in range(8):
         for rows in torch.randperm(len(inputs)).split(50):

@@ -1,6 +1,5 @@
 """The stage on real shards and real models."""
 
-import csv
 import json
 import re
 import shutil
@@ -25,6 +24,7 @@ from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import get_preprocess
 from must.method.model.masked_vit import MaskedViT
+from tests.common import one_line, read_csv
 from tests.evaluation.digits import decode_pixels, evaluation
 from tests.method.train.processes import on_ranks
 
@@ -58,8 +58,7 @@ def test_the_numbers_fit_together(evaluated):
     assert all(one["low"] < one["confidence"] <= one["high"] for one in bins)
     right = sum(one["images"] * one["accuracy"] for one in bins) / sum(one["images"] for one in bins)
     assert right == pytest.approx(metrics["adapted"]["top1"])
-    with (output / "predictions.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(output / "predictions.csv")
     assert len(rows) == 120
     assert sum(row["adapted"] == row["label"] for row in rows) / 120 == pytest.approx(metrics["adapted"]["top1"])
 
@@ -112,9 +111,8 @@ def test_wrong_inputs_are_one_clear_line(digits, tmp_path):
         ({"baseline": other}, "has other classes"),
         ({"model": other, "baseline": ""}, "its label 'zero' is none of the 10 classes (nought, one,"),
     ):
-        with pytest.raises(ValueError) as caught:
+        with one_line(re.escape(text)):
             evaluate(evaluation(digits, tmp_path / "out", **changes))
-        assert text in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists(), "nothing half-written"
 
 
@@ -207,8 +205,7 @@ def test_a_network_with_and_without_its_memory_runs_once(digits, refined, tmp_pa
 
 def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, refined, tmp_path):
     metrics = evaluate(with_memory(refined, digits, tmp_path, split="train", labels="ignore")).to_dict()
-    with (refined / "predictions.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["class"] != row["zero_shot"]]
+    rows = [row for row in read_csv(refined / "predictions.csv") if row["class"] != row["zero_shot"]]
     found = metrics["refined"]
     assert found["images"] == 150 and found["changed"] == len(rows) and 1 <= len(found["changes"]) <= 10
     pairs = Counter((row["zero_shot"], row["class"]) for row in rows)

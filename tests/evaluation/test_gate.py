@@ -14,10 +14,18 @@ from must.evaluation.result import parse_metrics as metrics_from
 from must.evaluation.scores import Samples
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import load_description
+from tests.common import one_line
 from tests.evaluation.digits import evaluation
 from tests.evaluation.measured import scores_of
 
 CLASSES = list("abcdefghij")
+CHECK = {
+    "images": 500, "changed": 0.2, "confidence_before": 0.5, "confidence_after": 0.6, "effective_before": 9.5,
+    "effective_after": 9.0, "warnings": [],
+}  # fmt: skip
+FEW_CLASSES = "the model predicts few of the classes: effectively 1.0, zero-shot 5.0"
+BAD = CHECK | {"warnings": [FEW_CLASSES]}
+FEW = CHECK | {"images": 12}
 
 
 def labelled_gate(metrics, **limits):
@@ -45,22 +53,8 @@ def better(logits, labels, _):
     return 2 * logits
 
 
-def collapsed(logits, labels, _):
-    logits[:, 3] += 20
-    return logits
-
-
 def noisy(logits, labels, generator):
     return 0.3 * logits + generator.normal(size=logits.shape) * 0.2
-
-
-CHECK = {
-    "images": 500, "changed": 0.2, "confidence_before": 0.5, "confidence_after": 0.6, "effective_before": 9.5,
-    "effective_after": 9.0, "warnings": [],
-}  # fmt: skip
-FEW_CLASSES = "the model predicts few of the classes: effectively 1.0, zero-shot 5.0"
-BAD = CHECK | {"warnings": [FEW_CLASSES]}
-FEW = CHECK | {"images": 12}
 
 
 def checked(check=CHECK, labelled=True, selection=None, name="zero-shot", after=better):
@@ -74,20 +68,17 @@ def unchanged(logits, labels, _):
     return logits
 
 
-@pytest.mark.parametrize(
-    ("values", "passes", "outcome", "reason"),
-    [
-        ({}, True, "gain", ""),
-        ({"check": BAD}, False, "stopped", f"{FEW_CLASSES} (500 images)"),
-        ({"check": FEW}, False, "stopped", "12 images are too few"),
-        ({"check": FEW, "selection": {"alpha": 0.5, "check": CHECK}}, True, "gain", ""),
-        ({"check": FEW, "selection": {"alpha": 0.5, "check": BAD}}, False, "stopped", "(500 training images)"),
-        ({"check": FEW, "selection": {"check": CHECK}, "name": "baseline"}, False, "stopped", "12 images are too few"),
-        ({"check": FEW, "selection": {"alpha": 0.3, "rungs": []}}, False, "stopped", "12 images are too few"),
-        ({"after": unchanged}, True, "zero-shot", ""),
-        ({"after": unchanged, "name": "baseline"}, False, "stopped", "nothing to promote"),
-    ],
-)
+@pytest.mark.parametrize(("values", "passes", "outcome", "reason"), [
+    ({}, True, "gain", ""),
+    ({"check": BAD}, False, "stopped", f"{FEW_CLASSES} (500 images)"),
+    ({"check": FEW}, False, "stopped", "12 images are too few"),
+    ({"check": FEW, "selection": {"alpha": 0.5, "check": CHECK}}, True, "gain", ""),
+    ({"check": FEW, "selection": {"alpha": 0.5, "check": BAD}}, False, "stopped", "(500 training images)"),
+    ({"check": FEW, "selection": {"check": CHECK}, "name": "baseline"}, False, "stopped", "12 images are too few"),
+    ({"check": FEW, "selection": {"alpha": 0.3, "rungs": []}}, False, "stopped", "12 images are too few"),
+    ({"after": unchanged}, True, "zero-shot", ""),
+    ({"after": unchanged, "name": "baseline"}, False, "stopped", "nothing to promote"),
+])  # fmt: skip
 def test_label_free_gate(values, passes, outcome, reason):
     decision = label_free_gate(checked(**values))
     assert decision.passed == passes and decision.gate == "label-free" and decision.outcome == outcome
@@ -97,26 +88,20 @@ def test_label_free_gate(values, passes, outcome, reason):
 
 def answers(gain, count=60):
     """A selection that `count` answers measured; the gain's interval is 0.1 on both sides."""
-    shares = {name: [0.7, 0.6, 0.8] for name in ("zero_shot", "model", "refined")}
-    return {
-        "alpha": 0.5,
-        "check": CHECK,
-        "measured": {"answers": count, "gain": [gain, gain - 0.1, gain + 0.1], **shares},
-    }
+    measured = {name: [0.7, 0.6, 0.8] for name in ("zero_shot", "model", "refined")}
+    measured |= {"answers": count, "gain": [gain, gain - 0.1, gain + 0.1]}
+    return {"alpha": 0.5, "check": CHECK, "measured": measured}
 
 
-@pytest.mark.parametrize(
-    ("values", "by", "passes"),
-    [
-        ({"labelled": True, "selection": answers(-0.3)}, "labelled", True),  # labels first
-        ({"labelled": True, "after": noisy, "selection": answers(0.3)}, "labelled", False),
-        ({"labelled": False, "selection": answers(0.3)}, "answers", True),
-        ({"labelled": False, "selection": answers(0.05)}, "answers", False),
-        ({"labelled": False, "selection": answers(-0.3, count=49)}, "label-free", True),
-        ({"labelled": False, "selection": answers(0.3), "name": "baseline"}, "label-free", True),
-        ({"labelled": False, "check": BAD}, "label-free", False),
-    ],
-)
+@pytest.mark.parametrize(("values", "by", "passes"), [
+    ({"labelled": True, "selection": answers(-0.3)}, "labelled", True),  # labels first
+    ({"labelled": True, "after": noisy, "selection": answers(0.3)}, "labelled", False),
+    ({"labelled": False, "selection": answers(0.3)}, "answers", True),
+    ({"labelled": False, "selection": answers(0.05)}, "answers", False),
+    ({"labelled": False, "selection": answers(-0.3, count=49)}, "label-free", True),
+    ({"labelled": False, "selection": answers(0.3), "name": "baseline"}, "label-free", True),
+    ({"labelled": False, "check": BAD}, "label-free", False),
+])  # fmt: skip
 def test_the_gate_is_the_one_with_the_most_to_go_by(values, by, passes):
     decision = gate.automatic_gate(metrics_from(checked(**values)), GateConfig(metrics=""))
     assert (decision.gate, decision.passed) == (by, passes)
@@ -139,9 +124,8 @@ def test_no_number_is_one_line(tmp_path, value, names):
     *path, name = names.split()
     functools.reduce(dict.__getitem__, path, metrics)[int(name) if name.isdigit() else name] = value
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(ValueError, match=f"--metrics {tmp_path}/metrics.json: is not what .* evaluate again") as error:
+    with one_line(f"--metrics {tmp_path}/metrics.json: is not what .* evaluate again"):
         gate.gate(GateConfig(metrics=str(tmp_path / "metrics.json")))
-    assert "\n" not in str(error.value)
 
 
 def test_the_label_free_gate_reads_no_labels():
@@ -152,14 +136,11 @@ def test_the_label_free_gate_reads_no_labels():
     assert checked(labelled=False)["label_free"] == whole["label_free"]
 
 
-@pytest.mark.parametrize(
-    ("change", "passes"),
-    [
-        (lambda columns: columns, True),
-        (lambda columns: torch.cat([columns[:, :1], -columns[:, :1].repeat(1, 9)], 1), False),
-        (lambda columns: columns[:, [0, 1, 2, 8, 4, 5, 6, 7, 3, 9]], True),  # docs/evaluation.md says so
-    ],
-)
+@pytest.mark.parametrize(("change", "passes"), [
+    (lambda columns: columns, True),
+    (lambda columns: torch.cat([columns[:, :1], -columns[:, :1].repeat(1, 9)], 1), False),
+    (lambda columns: columns[:, [0, 1, 2, 8, 4, 5, 6, 7, 3, 9]], True),  # docs/evaluation.md says so
+])  # fmt: skip
 def test_a_collapse_does_not_pass_but_exchanged_names_are_not_seen(digits, tmp_path, change, passes):
     """On real predictions: the tuned model, the same with one class left, and with two classes' names exchanged."""
     bundle = load_bundle(digits.adapted)
@@ -186,15 +167,12 @@ def test_labelled_gate_makes_no_decision_on_few_images():
     assert labelled_gate(few, min_images=50).passed
 
 
-@pytest.mark.parametrize(
-    "gate, missing, message",
-    [
-        (labelled_gate, "adapted", "has none"),
-        (labelled_gate, "baseline", "needs a baseline"),
-        (label_free_gate, "compared", "give `must evaluate` a --baseline"),
-        (label_free_gate, "check", "give `must evaluate` a --baseline"),
-    ],
-)
+@pytest.mark.parametrize("gate, missing, message", [
+    (labelled_gate, "adapted", "has none"),
+    (labelled_gate, "baseline", "needs a baseline"),
+    (label_free_gate, "compared", "give `must evaluate` a --baseline"),
+    (label_free_gate, "check", "give `must evaluate` a --baseline"),
+])  # fmt: skip
 def test_wrong_questions(gate, missing, message):
     metrics = json.loads(json.dumps(checked()))
     for part in (metrics, metrics["label_free"], metrics["label_free"]["compared"]):

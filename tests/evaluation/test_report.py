@@ -23,17 +23,9 @@ from tests.evaluation.digits import evaluation
 from tests.evaluation.measured import CHECK, MEASURED, accuracy, scores_of
 
 HOSTILE = (
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(2)>',
-    "'; drop table--",
-    "{{ 7 * 7 }}{% raw %}",
-    "</style><svg onload=alert(3)>",
-    "javascript:alert(4)",
-    "a\x00b\u202etxt",
-    "&lt;b&gt;",
-    "-->",
-    "日本語 \U0001f600",
-)
+    "<script>alert(1)</script>", '"><img src=x onerror=alert(2)>', "'; drop table--", "{{ 7 * 7 }}{% raw %}",
+    "</style><svg onload=alert(3)>", "javascript:alert(4)", "a\x00b\u202etxt", "&lt;b&gt;", "-->", "日本語 \U0001f600",
+)  # fmt: skip
 
 
 class Page(HTMLParser):

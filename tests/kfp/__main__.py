@@ -196,9 +196,8 @@ class Check:
     def kill_worker(self, run_id: str) -> None:
         """SIGKILL to the process below the one that supervises it."""
         more: Any = {"container": "main", "command": ["python3", "-c", KILL], "stdout": True, "stderr": True}
-        said = kubernetes.stream.stream(
-            self.core.connect_get_namespaced_pod_exec, self.training(run_id), self.namespace, **more
-        )
+        connect_exec = self.core.connect_get_namespaced_pod_exec
+        said = kubernetes.stream.stream(connect_exec, self.training(run_id), self.namespace, **more)
         if "killed" not in said:
             raise ValueError(f"no process of the training found: {said[:200]}")
 

@@ -34,9 +34,8 @@ class Compiled:
     def __init__(self, file):
         self.spec, platform = documents(file.read_text())
         self.platform = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-        self.groups = [
-            one["dag"]["tasks"] for one in [self.spec["root"], *self.spec["components"].values()] if "dag" in one
-        ]
+        parts = [self.spec["root"], *self.spec["components"].values()]
+        self.groups = [part["dag"]["tasks"] for part in parts if "dag" in part]
         self.tasks = {name: task for group in self.groups for name, task in group.items()}
 
     def container(self, stage):

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from must_pipeline import cli
+from must_pipeline.server import wait
 from tests.pipeline.kfp_server import KfpServer
 
 
@@ -13,6 +14,9 @@ from tests.pipeline.kfp_server import KfpServer
 def server(monkeypatch):
     monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
     monkeypatch.setenv("KFP_TOKEN", "me")
+    monkeypatch.setattr(wait, "POLL", 0.01)
+    monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("must.base.storage.retry.LONGEST_PAUSE", 0.05)
     made = KfpServer(users={"Bearer me": {"vision"}})
     yield made
     made.close()

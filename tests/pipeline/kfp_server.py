@@ -44,7 +44,7 @@ class KfpServer:
         self.users = users
         self.seconds = itertools.count(1)  # the clock, looked at whenever something is made
         self.calls, self.uploads, self.faults = [], [], []
-        self.wanted_header, self.refuse, self.html = None, {}, False
+        self.wanted_header, self.refuse = None, {}
         self.states, self.tasks = ["PENDING", "RUNNING", "SUCCEEDED"], []
         self.meanwhile = lambda run: None  # at each look at a run: what its stages do
         self.add("experiments", {"display_name": "Default", "description": "All runs without an experiment."})
@@ -79,8 +79,6 @@ class KfpServer:
         if self.faults:
             fault = self.faults.pop(0)
             return Answer(0) if fault == "lost" else Answer(fault, b"<html>Bad Gateway</html>", HTML)
-        if self.html:
-            return Answer(200, b"<html>log in here</html>", HTML)
         if self.wanted_header and request.headers.get(self.wanted_header[0]) != self.wanted_header[1]:
             return Answer(401, {"message": "who are you?"})
         try:
@@ -189,9 +187,7 @@ class KfpServer:
         if action in ("enable", "disable"):
             item.update(mode=action.upper(), status=f"{action.upper()}D")
             return 200, {}
-        if action == "terminate":
-            self.states = ["FAILED"]
-            return 200, {}
+        assert not action, action
         if kind == "runs" and method == "GET":
             self.meanwhile(item)
             self.move(item, self.states.pop(0) if len(self.states) > 1 else self.states[0])

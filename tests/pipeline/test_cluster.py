@@ -1,5 +1,6 @@
 """cluster.yaml: what it says arrives in the compiled pipeline; what makes no sense is refused by name."""
 
+import re
 import subprocess
 import sys
 from functools import cache
@@ -13,18 +14,23 @@ from must_pipeline.cluster.placement import encode_nodes, encode_server
 from must_pipeline.cluster.rules import load_cluster, spot_warning
 from must_pipeline.files import CLUSTER
 from must_pipeline.stages import STAGES
+from tests.common import one_line
 from tests.pipeline.compiled import Compiled, compile_apart, compiled_for
 
 CLUSTERS = Path(CLUSTER).with_name("clusters")
+RESOURCES = ("CpuRequest", "CpuLimit", "MemoryRequest", "MemoryLimit")
+DAY = 86_400
+SPOT = [
+    {"node_selector": {"cloud.google.com/gke-spot": "true"}},
+    {"node_selector": {"eks.amazonaws.com/capacityType": "SPOT"}},
+    {"tolerations": [{"key": "kubernetes.azure.com/scalesetpriority", "value": "spot", "effect": "NoSchedule"}]},
+    {"tolerations": [{"key": "cloud.google.com/gke-preemptible", "operator": "Exists"}]},
+]
 
 
 @cache
 def example(name):
     return Compiled(compiled_for(CLUSTERS / f"{name}.yaml"))
-
-
-RESOURCES = ("CpuRequest", "CpuLimit", "MemoryRequest", "MemoryLimit")
-DAY = 86_400
 
 
 @pytest.mark.parametrize(
@@ -48,19 +54,17 @@ DAY = 86_400
 )  # fmt: skip
 def test_image_resources_gpus_and_time_limits(stage, image, resources, gpus, shm, limit, seconds):
     name, stage = stage.split()
-    cluster, settings, container = (
-        load_cluster(CLUSTERS / f"{name}.yaml"), example(name).platform[f"exec-{stage}"], example(name).container(stage)
-    )  # fmt: skip
+    cluster, found = load_cluster(CLUSTERS / f"{name}.yaml"), example(name)
+    settings, container = found.platform[f"exec-{stage}"], found.container(stage)
     digest = cluster.digests.get(image)
     assert container["image"] == f"{cluster.registry}/{image}" + (f"@{digest}" if digest else f":{cluster.tag}")
     assert tuple(container["resources"].get(f"resource{kind}") for kind in RESOURCES) == resources
     accelerator = container["resources"].get("accelerator", {})
-    assert (accelerator.get("resourceType"), accelerator.get("resourceCount")) == (
-        ("nvidia.com/gpu", str(gpus)) if gpus else (None, None)
-    )
+    expected = ("nvidia.com/gpu", str(gpus)) if gpus else (None, None)
+    assert (accelerator.get("resourceType"), accelerator.get("resourceCount")) == expected
     mount = {"medium": "Memory", "mountPath": "/dev/shm", "sizeLimit": shm, "volumeName": "shm"}
     assert settings.get("emptyDirMounts", []) == ([mount] if shm else [])
-    assert example(name).environment(stage).get("MUST_TIME_LIMIT") == limit
+    assert found.environment(stage).get("MUST_TIME_LIMIT") == limit
     assert int(settings.get("activeDeadlineSeconds", 0)) == seconds
     pool = cluster.gpu if gpus else cluster.cpu
     assert settings["nodeSelector"]["labels"] == pool.node_selector
@@ -101,9 +105,8 @@ def test_what_all_pods_of_a_cluster_have(name):
 
 
 def test_one_node_may_be_a_trainjob_and_a_key_file_a_secret(tmp_path):
-    (tmp_path / "cluster.yaml").write_text(
-        "{gpu: {count: 1}, training: {as: trainjob}, timeouts: {train: 3600}, credentials: {kind: secret, secret: gcs}}"
-    )
+    more = "timeouts: {train: 3600}, credentials: {kind: secret, secret: gcs}"
+    (tmp_path / "cluster.yaml").write_text(f"{{gpu: {{count: 1}}, training: {{as: trainjob}}, {more}}}")
     compile_apart(load_cluster(tmp_path / "cluster.yaml"), tmp_path / "one.yaml")
     found = Compiled(tmp_path / "one.yaml")
     nodes = found.constant("train", "nodes")
@@ -149,66 +152,54 @@ def test_the_documented_file_holds_every_key_with_its_default():
     keys(yaml.safe_load(CLUSTER.read_text()), Cluster())
 
 
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("cpu: {tolerations: [{kee: a}]}", "cpu.tolerations[0].kee: unknown key; did you mean 'key'?"),
-        ("resources: {trian: {cpu: 1}}", "resources.trian: unknown; did you mean 'train'?"),
-        ("zzz: 1", "zzz: unknown key; known: registry"),
-        ("labels: {a: true}", "labels.a: expected text, got 'True'"),
-        ("tag: latest", "tag 'latest': may name another image during a run"),
-        ("registry: https://ghcr.io/x", "without https://"),
-        ("digests: {must-train: sha256:12}", "digests.must-train 'sha256:12': expected sha256: and 64 hex digits"),
-        ("credentials: {kind: secret}", "credentials.kind secret needs credentials.secret"),
-        ("credentials: {secret: gcs}", "credentials.secret contradicts credentials.kind none"),
-        ("credentials: {kind: workload-identity}", "needs service_account"),
-        ("namespace: Team_A", "namespace 'Team_A': is no Kubernetes name"),
-        ("{volume: {claim: A_B, mount: /data}}", "volume.claim 'A_B': is no Kubernetes name"),
-        ("labels: {'my team': x}", "labels.my team 'x': Kubernetes allows no such label"),
-        ("cpu: {node_selector: {pool: 'a,b'}}", "cpu.node_selector.pool 'a,b': Kubernetes allows no such label"),
-        ("gpu: {count: 1, accelerator: NVIDIA L4}", "gpu.accelerator 'NVIDIA L4': is no resource's name"),
-        ("volume: {claim: x, mount: '/a:b'}", "volume.mount '/a:b': expected a folder"),
-        ("volume: {claim: x}", "volume: claim and mount go together"),
-        ("volume: {claim: a.b, mount: /data}", "volume.claim 'a.b': Kubeflow makes a volume's name of it"),
-        ("volume: {claim: x, mount: /dev/shm}", "volume.mount '/dev/shm': expected a folder such as /data"),
-        ("tensorboard: /logs", "tensorboard '/logs': must be a bucket's URI or lie below volume.mount"),
-        ("gpu: {node_selector: {a: b}}", "gpu.node_selector contradicts gpu.count 0"),
-        ("gpu: {count: 1, stages: [trian]}", "gpu.stages 'trian': unknown; did you mean 'train'?"),
-        ("gpu: {count: 1, stages: [shard]}", "gpu.stages 'shard': does not use a GPU; these do: classifier, train"),
-        ("cpu: {tolerations: [{key: a, operator: Exists, value: b}]}", "operator Exists contradicts a value"),
-        ("cpu: {tolerations: [{value: b}]}", "without a key the operator must be Exists"),
-        ("resources: {train: {cpu: 4, cpu_limit: 9m}}", "resources.train.cpu 4 contradicts resources.train.cpu_limit"),
-        ("resources: {train: {memory: lots}}", "resources.train.memory 'lots': expected an amount of memory"),
-        ("resources: {train: {cpu: many}}", "resources.train.cpu 'many': expected 4, 0.5 or 500m"),
-        ("{shm: 8Gi, resources: {train: {memory_limit: 8Gi}}}", "shm 8Gi contradicts resources.train.memory_limit"),
-        ("{retries: {window: 3600}, timeouts: {train: 7200}}", "retries.window 3600 contradicts 7200 s in timeouts"),
-        ("retries: {factor: 0}", "retries.factor 0: must be at least 1"),
-        ("timeouts: {train: 0}", "timeouts.train: seconds above 0"),
-        ("training: {nodes: 2, as: pod}", "training.as pod contradicts training.nodes 2"),
-        ("predict: {settings: {abstain: 0.5}}", "predict.settings needs predict.uri"),
-        ("predict: {uri: /p}", "predict.uri '/p': must be a bucket's URI or lie below volume.mount"),
-        ("env: {MUST_RETRIES: x}", "env 'MUST_RETRIES': names that begin so are set by the pipeline"),
-        ("tensorboard: http://x", "tensorboard 'http://x': must be a bucket's URI"),
-        ("predict: {uri: gs://b/p, settings: {shards: x}}", "predict.settings.shards: is set by the pipeline"),
-        ("predict: {uri: gs://b/p, settings: {abstain: 2}}", "predict.settings: --abstain must be from 0"),
-        ("training: {processes: all}", "training.processes 'all': a number of processes a node, or auto"),
-        ("{gpu: {count: 4}, training: {processes: 8}}", "training.processes 8 contradicts gpu.count 4"),
-        ("{gpu: {count: 1, stages: [evaluate]}, training: {nodes: 2}}", "contradicts training.nodes"),
-    ],
-)
+@pytest.mark.parametrize("text, message", [
+    ("cpu: {tolerations: [{kee: a}]}", "cpu.tolerations[0].kee: unknown key; did you mean 'key'?"),
+    ("resources: {trian: {cpu: 1}}", "resources.trian: unknown; did you mean 'train'?"),
+    ("zzz: 1", "zzz: unknown key; known: registry"),
+    ("labels: {a: true}", "labels.a: expected text, got 'True'"),
+    ("tag: latest", "tag 'latest': may name another image during a run"),
+    ("registry: https://ghcr.io/x", "without https://"),
+    ("digests: {must-train: sha256:12}", "digests.must-train 'sha256:12': expected sha256: and 64 hex digits"),
+    ("credentials: {kind: secret}", "credentials.kind secret needs credentials.secret"),
+    ("credentials: {secret: gcs}", "credentials.secret contradicts credentials.kind none"),
+    ("credentials: {kind: workload-identity}", "needs service_account"),
+    ("namespace: Team_A", "namespace 'Team_A': is no Kubernetes name"),
+    ("{volume: {claim: A_B, mount: /data}}", "volume.claim 'A_B': is no Kubernetes name"),
+    ("labels: {'my team': x}", "labels.my team 'x': Kubernetes allows no such label"),
+    ("cpu: {node_selector: {pool: 'a,b'}}", "cpu.node_selector.pool 'a,b': Kubernetes allows no such label"),
+    ("gpu: {count: 1, accelerator: NVIDIA L4}", "gpu.accelerator 'NVIDIA L4': is no resource's name"),
+    ("volume: {claim: x, mount: '/a:b'}", "volume.mount '/a:b': expected a folder"),
+    ("volume: {claim: x}", "volume: claim and mount go together"),
+    ("volume: {claim: a.b, mount: /data}", "volume.claim 'a.b': Kubeflow makes a volume's name of it"),
+    ("volume: {claim: x, mount: /dev/shm}", "volume.mount '/dev/shm': expected a folder such as /data"),
+    ("tensorboard: /logs", "tensorboard '/logs': must be a bucket's URI or lie below volume.mount"),
+    ("gpu: {node_selector: {a: b}}", "gpu.node_selector contradicts gpu.count 0"),
+    ("gpu: {count: 1, stages: [trian]}", "gpu.stages 'trian': unknown; did you mean 'train'?"),
+    ("gpu: {count: 1, stages: [shard]}", "gpu.stages 'shard': does not use a GPU; these do: classifier, train"),
+    ("cpu: {tolerations: [{key: a, operator: Exists, value: b}]}", "operator Exists contradicts a value"),
+    ("cpu: {tolerations: [{value: b}]}", "without a key the operator must be Exists"),
+    ("resources: {train: {cpu: 4, cpu_limit: 9m}}", "resources.train.cpu 4 contradicts resources.train.cpu_limit"),
+    ("resources: {train: {memory: lots}}", "resources.train.memory 'lots': expected an amount of memory"),
+    ("resources: {train: {cpu: many}}", "resources.train.cpu 'many': expected 4, 0.5 or 500m"),
+    ("{shm: 8Gi, resources: {train: {memory_limit: 8Gi}}}", "shm 8Gi contradicts resources.train.memory_limit"),
+    ("{retries: {window: 3600}, timeouts: {train: 7200}}", "retries.window 3600 contradicts 7200 s in timeouts"),
+    ("retries: {factor: 0}", "retries.factor 0: must be at least 1"),
+    ("timeouts: {train: 0}", "timeouts.train: seconds above 0"),
+    ("training: {nodes: 2, as: pod}", "training.as pod contradicts training.nodes 2"),
+    ("predict: {settings: {abstain: 0.5}}", "predict.settings needs predict.uri"),
+    ("predict: {uri: /p}", "predict.uri '/p': must be a bucket's URI or lie below volume.mount"),
+    ("env: {MUST_RETRIES: x}", "env 'MUST_RETRIES': names that begin so are set by the pipeline"),
+    ("tensorboard: http://x", "tensorboard 'http://x': must be a bucket's URI"),
+    ("predict: {uri: gs://b/p, settings: {shards: x}}", "predict.settings.shards: is set by the pipeline"),
+    ("predict: {uri: gs://b/p, settings: {abstain: 2}}", "predict.settings: --abstain must be from 0"),
+    ("training: {processes: all}", "training.processes 'all': a number of processes a node, or auto"),
+    ("{gpu: {count: 4}, training: {processes: 8}}", "training.processes 8 contradicts gpu.count 4"),
+    ("{gpu: {count: 1, stages: [evaluate]}, training: {nodes: 2}}", "contradicts training.nodes"),
+])  # fmt: skip
 def test_what_is_wrong_is_refused_by_name(tmp_path, text, message):
     (tmp_path / "cluster.yaml").write_text(text)
-    with pytest.raises(ValueError) as error:
+    with one_line(re.escape(message)):
         load_cluster(tmp_path / "cluster.yaml")
-    assert message in str(error.value) and "\n" not in str(error.value)
-
-
-SPOT = [
-    {"node_selector": {"cloud.google.com/gke-spot": "true"}},
-    {"node_selector": {"eks.amazonaws.com/capacityType": "SPOT"}},
-    {"tolerations": [{"key": "kubernetes.azure.com/scalesetpriority", "value": "spot", "effect": "NoSchedule"}]},
-    {"tolerations": [{"key": "cloud.google.com/gke-preemptible", "operator": "Exists"}]},
-]
 
 
 @pytest.mark.parametrize("pool", SPOT)

@@ -9,9 +9,10 @@ import yaml
 
 from must.method.distributed.torchrun import SHUTDOWN_TIMEOUT
 from must_pipeline.cluster.config import Cluster
+from tests.common import ROOT
 
-ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+RECORDED = json.loads((Path(__file__).parent / "recorded" / "argo.json").read_text())
 FILES = sorted(path for path in DEPLOY.glob("*.yaml") if path.name not in ("kustomization.yaml", "argo-retries.yaml"))
 KINDS = {
     "ServiceAccount", "Role", "ClusterRole", "RoleBinding", "PersistentVolumeClaim", "ResourceQuota", "LimitRange",
@@ -116,10 +117,6 @@ def test_the_network_policies_deny_what_is_not_listed():
             assert rule.get("ports") or not others, "all ports only among the nodes of a TrainJob"
 
 
-# -- Argo's setting for nodes that are taken back
-RECORDED = json.loads((Path(__file__).parent / "recorded" / "argo.json").read_text())
-
-
 def argos_setting():
     patch = yaml.safe_load((DEPLOY / "argo-retries.yaml").read_text())
     assert list(patch) == ["data"] and list(patch["data"]) == ["workflowDefaults"]
@@ -130,7 +127,6 @@ EXPRESSION = argos_setting()["spec"]["templateDefaults"]["retryStrategy"]["expre
 
 
 def test_argos_setting_is_one_key_and_keeps_the_rest_of_pipelines_own():
-    """A patch of one key of the ConfigMap."""
     ours, tried = argos_setting()["spec"], RECORDED["expression"]["spec"]
     assert ours.pop("templateDefaults") == {"retryStrategy": {"limit": "2", "expression": EXPRESSION}}
     assert ours == {name: value for name, value in tried.items() if name != "templateDefaults"}

@@ -8,9 +8,9 @@ import yaml
 from must_pipeline import DESCRIPTION
 from must_pipeline.files import COMPILED
 from must_pipeline.server import api as kfp_api
-from must_pipeline.server import wait
-from tests.local_server import Answer, LocalServer
+from tests.local_server import Answer, serving
 from tests.pipeline.conftest import kubeconfig
+from tests.pipeline.kfp_server import HTML
 
 PARAMETERS = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "gs://b/work"}
 SCHEDULE = {"name": "weekly", "cron": "0 3 * * 1", "parameters": PARAMETERS | {"only_new": True, "epochs": 5}}
@@ -132,9 +132,7 @@ def test_listing_pausing_resuming_deleting(server, scheduler, files, capsys):
     assert "pause weekly: there is no such schedule; there are: none" in capsys.readouterr().err
 
 
-def test_a_run_is_submitted_waited_for_and_started_again(server, submitter, files, capsys, monkeypatch):
-    monkeypatch.setattr(wait, "POLL", 0.01)
-    monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
+def test_a_run_is_submitted_waited_for_and_started_again(server, submitter, files, capsys):
     assert submitter("--parameters", files / "run.yaml", "--wait", "--name", "try") == 0
     (made,) = server.stored["runs"].values()
     assert made["display_name"] == "try" and made["service_account"] == "must"
@@ -150,7 +148,6 @@ def test_a_run_is_submitted_waited_for_and_started_again(server, submitter, file
 
 
 def test_a_namespace_that_a_single_user_server_would_drop_is_refused(server, submitter, scheduler, files, capsys):
-    """Installed for a single user, who has no namespaces to choose from."""
     server.users = None
     submit, apply = ["--parameters", files / "run.yaml"], ["apply", files / "schedule.yaml"]
     for command, words in ((submitter, submit), (scheduler, apply)):
@@ -161,16 +158,13 @@ def test_a_namespace_that_a_single_user_server_would_drop_is_refused(server, sub
     assert scheduler(*apply) == submitter(*submit) == 0
 
 
-@pytest.mark.parametrize(
-    "flags, environment, header",
-    [
-        (["--token-file", "token"], {}, ("Authorization", "Bearer secret")),
-        ([], {"KFP_TOKEN": "secret"}, ("Authorization", "Bearer secret")),
-        ([], {"KF_PIPELINES_SA_TOKEN_PATH": "token"}, ("Authorization", "Bearer secret")),  # a pod's own
-        (["--cookie", "authservice_session=abc"], {}, ("Cookie", "authservice_session=abc")),
-        (["--header", "X-Goog-Authenticated-User=me"], {}, ("X-Goog-Authenticated-User", "me")),
-    ],
-)
+@pytest.mark.parametrize("flags, environment, header", [
+    (["--token-file", "token"], {}, ("Authorization", "Bearer secret")),
+    ([], {"KFP_TOKEN": "secret"}, ("Authorization", "Bearer secret")),
+    ([], {"KF_PIPELINES_SA_TOKEN_PATH": "token"}, ("Authorization", "Bearer secret")),  # a pod's own
+    (["--cookie", "authservice_session=abc"], {}, ("Cookie", "authservice_session=abc")),
+    (["--header", "X-Goog-Authenticated-User=me"], {}, ("X-Goog-Authenticated-User", "me")),
+])  # fmt: skip
 def test_the_usual_ways_to_log_in(server, scheduler, files, monkeypatch, flags, environment, header):
     monkeypatch.chdir(files)
     monkeypatch.delenv("KFP_TOKEN")
@@ -200,7 +194,7 @@ def test_what_the_server_refuses_is_one_line(server, scheduler, capsys, files):
     del server.upload
     server.refuse = {("POST", "recurringruns"): (400, "Invalid cron")}
     assert "400 Bad Request: Invalid cron" in refused(*apply)
-    server.html = True  # a login page in front
+    server.answer = lambda *_: (200, b"<html>log in here</html>", HTML)  # a login page in front
     assert "answers, but not as Kubeflow Pipelines does" in refused("list")
 
 
@@ -222,26 +216,24 @@ def test_a_service_account_that_pipelines_refuses_is_explained(
     server, submitter, scheduler, files, capsys, monkeypatch, allowed, known
 ):
     """As 2.18 does it: 403 for an account that is not listed, or that the caller may not use."""
-    if allowed is not None:
-        asked = []
 
-        def review(request):
-            content = json.loads(request.body)
-            asked.append(content["spec"]["resourceAttributes"])
-            return Answer(201, content | {"status": {"allowed": allowed}})
+    def review(request):
+        content = json.loads(request.body)
+        asked.append(content["spec"]["resourceAttributes"])
+        return Answer(201, content | {"status": {"allowed": allowed}})
 
-        cluster = LocalServer(review)
-        monkeypatch.setenv("KUBECONFIG", kubeconfig(files, cluster.url))
-    submit, apply = ["--parameters", files / "run.yaml"], ["apply", files / "schedule.yaml"]
-    for command, words, kind in ((submitter, submit, "runs"), (scheduler, apply, "recurringruns")):
-        server.refuse = {("POST", kind): (403, "service account must is not allowed")}
-        assert command(*words) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert f"service account must only if you may `use` it{known}, by deploy/scheduler.yaml" in line
-        assert "ALLOWEDSERVICEACCOUNTS" in line and not server.stored[kind]
-    if allowed is not None:
-        assert asked[0] == {"namespace": "vision", "verb": "use", "resource": "serviceaccounts", "name": "must"}
-        cluster.close()
+    asked, submit, apply = [], ["--parameters", files / "run.yaml"], ["apply", files / "schedule.yaml"]
+    with serving(review) as url:
+        if allowed is not None:
+            monkeypatch.setenv("KUBECONFIG", kubeconfig(files, url))
+        for command, words, kind in ((submitter, submit, "runs"), (scheduler, apply, "recurringruns")):
+            server.refuse = {("POST", kind): (403, "service account must is not allowed")}
+            assert command(*words) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert f"service account must only if you may `use` it{known}, by deploy/scheduler.yaml" in line
+            assert "ALLOWEDSERVICEACCOUNTS" in line and not server.stored[kind]
+    wanted = {"namespace": "vision", "verb": "use", "resource": "serviceaccounts", "name": "must"}
+    assert asked[:1] == ([] if allowed is None else [wanted])
     (files / "cluster.yaml").write_text("{namespace: vision}")  # the default account
     server.refuse = {("POST", "runs"): (403, "no")}
     assert submitter(*submit) == 2 and "ask for access to the namespace" in capsys.readouterr().err
@@ -256,19 +248,16 @@ def test_a_server_that_cannot_be_reached_is_one_line(files, must_pipeline, capsy
     assert "--host is missing: the URL of Kubeflow Pipelines" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"crom": "x"}, "crom: unknown key; did you mean 'cron'?"),
-        ({"cron": "daily"}, "cron 'daily': expected minute hour day month weekday"),
-        ({"name": ""}, "name is missing"),
-        ({"parameters": {"sorce": "x"}}, "no parameter 'sorce'; did you mean 'source'?"),
-        ({"parameters": {"source": "x"}}, "parameters missing: classes, work_uri"),
-        ({"parameters": PARAMETERS | {"epochs": "many"}}, "parameter epochs: expected a whole number, got 'many'"),
-        ({"parameters": PARAMETERS | {"append": 1}}, "parameter append: expected true or false"),
-        ({"parameters": PARAMETERS | {"settings": {"x": "y" * 10_000}}}, "Kubeflow Pipelines allows 10,000"),
-    ],
-)
+@pytest.mark.parametrize("change, message", [
+    ({"crom": "x"}, "crom: unknown key; did you mean 'cron'?"),
+    ({"cron": "daily"}, "cron 'daily': expected minute hour day month weekday"),
+    ({"name": ""}, "name is missing"),
+    ({"parameters": {"sorce": "x"}}, "no parameter 'sorce'; did you mean 'source'?"),
+    ({"parameters": {"source": "x"}}, "parameters missing: classes, work_uri"),
+    ({"parameters": PARAMETERS | {"epochs": "many"}}, "parameter epochs: expected a whole number, got 'many'"),
+    ({"parameters": PARAMETERS | {"append": 1}}, "parameter append: expected true or false"),
+    ({"parameters": PARAMETERS | {"settings": {"x": "y" * 10_000}}}, "Kubeflow Pipelines allows 10,000"),
+])  # fmt: skip
 def test_a_wrong_schedule_is_refused_before_anything_is_sent(server, scheduler, files, capsys, change, message):
     (files / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE | change))
     assert scheduler("apply", files / "schedule.yaml") == 2

@@ -2,13 +2,14 @@
 
 import json
 import re
-import urllib.error
-import urllib.request
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from must_pipeline.files import COMPILED
+from tests.deploy.serve.server import ask as ask_server
 from tests.pipeline.kfp_server import KfpServer
 
 CALLS = json.loads((Path(__file__).parent / "recorded" / "api.json").read_text())
@@ -52,12 +53,7 @@ def servers():
 def ask(url, method, path, body, who=None):
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json"} | ({"Authorization": who} if who else {})
-    request = urllib.request.Request(url + path, data, headers, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
+    return ask_server(HTTPConnection(urlsplit(url).netloc, timeout=10), method, path, data, **headers)
 
 
 def shape(value):

@@ -2,7 +2,6 @@
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -17,9 +16,8 @@ from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, COMPILED, documents
 from must_pipeline.local_runner import StageOutput
 from must_pipeline.stages import ALWAYS, STAGES
+from tests.common import ended
 from tests.pipeline.compiled import Compiled, compile_apart, compiled_for
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +121,5 @@ def test_the_console_keeps_a_stages_lines_and_drops_the_runners(indent, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_flag_of_any_command_is_one_line(command, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["must-pipeline", command, "--cluter", "x"])
-    with pytest.raises(SystemExit) as error:
-        must_pipeline()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert error.value.code == 2 and line.startswith(f"must-pipeline {command}: --cluter: unknown")
+    line = ended(capsys, 2, must_pipeline)
+    assert line.startswith(f"must-pipeline {command}: --cluter: unknown")

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -18,10 +17,10 @@ from must.deploy.promote.registry import Registry
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.local_runner import COLOR, StageOutput
 from must_pipeline.stages import ALWAYS
+from tests.common import ROOT
 from tests.pipeline.compiled import compile_apart
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
 ALL = [stage for stage in ALWAYS if stage != "close"]  # of a run that is promoted and served
 
@@ -79,15 +78,10 @@ def demo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(demo, tmp_path_factory):
-    """A run whose model passes the gate, with two pods for shards, and predictions; the others start where it ended,
-    without."""
+    """A run whose model passes the gate, with two pods for shards, and predictions; others go on from it, without."""
     folder = tmp_path_factory.mktemp("run")
-    settings = {"abstain": "0.5"}
-    cluster = {
-        "shard": {"pods": 2},
-        "predict": {"uri": f"{folder}/volume/predictions", "settings": settings},
-        "volume": {"claim": "work", "mount": f"{folder}/volume"},
-    }
+    cluster = {"shard": {"pods": 2}, "volume": {"claim": "work", "mount": f"{folder}/volume"}}
+    cluster["predict"] = {"uri": f"{folder}/volume/predictions", "settings": {"abstain": "0.5"}}
     (folder / "cluster.yaml").write_text(yaml.safe_dump(cluster))
     compile_apart(load_cluster(folder / "cluster.yaml"), folder / "pipeline.yaml")
     flags = ("--verbose", "--pipeline", folder / "pipeline.yaml")
@@ -112,9 +106,8 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     page = run.artifacts["run_summary"].read_text()
     assert page.startswith(f"# Promoted {version}: ") and ", was " in page and "| promote | done |" in page
     (notes,) = (work / "notes").iterdir()  # one run id for all stages
-    assert {path.stem for path in notes.glob("*.json")} == {*ALL, "shard-1-of-2", "shard-2-of-2", "predict"} - {
-        "summary"
-    }
+    stages = {*ALL, "shard-1-of-2", "shard-2-of-2", "predict"}
+    assert {path.stem for path in notes.glob("*.json")} == stages - {"summary"}
     assert "| shard-2-of-2 | done |" in page and "| predict | done |" in page
     assert (notes / "summary.md").read_text() == page and (notes / "report.html").exists()
     for stage in ALL:

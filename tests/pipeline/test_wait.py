@@ -15,14 +15,8 @@ from tests.local_server import Answer, serving
 from tests.pipeline.conftest import kubeconfig
 
 RUNS = json.loads((Path(__file__).parent / "recorded" / "runs.json").read_text())
-
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch, tmp_path):
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    monkeypatch.setattr(wait, "POLL", 0.01)
-    monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("must.base.storage.retry.LONGEST_PAUSE", 0.05)
+REFUSED = """pods "must-x-retry-system-container-impl-1" is forbidden: violates PodSecurity "restricted:latest": \
+runAsNonRoot != true (pod or container "main" must set securityContext.runAsNonRoot=true)"""
 
 
 @pytest.fixture
@@ -44,16 +38,13 @@ def play(server, name):
     server.states, server.tasks = ["PENDING", "RUNNING", RUNS[name]["state"]], RUNS[name]["task_details"]
 
 
-@pytest.mark.parametrize(
-    "name, code, line",
-    [
-        ("success", 0, ""),
-        ("retried", 0, ""),
-        ("wrong input", 1, "failed: classifier"),
-        ("quota", 1, "failed: root-driver"),
-        ("terminated", 1, "failed: evaluate-driver"),
-    ],
-)
+@pytest.mark.parametrize("name, code, line", [
+    ("success", 0, ""),
+    ("retried", 0, ""),
+    ("wrong input", 1, "failed: classifier"),
+    ("quota", 1, "failed: root-driver"),
+    ("terminated", 1, "failed: evaluate-driver"),
+])  # fmt: skip
 def test_the_end_of_a_run_and_the_stage_that_failed(server, waiting, capsys, name, code, line):
     play(server, name)
     assert waiting() == code
@@ -165,8 +156,7 @@ def test_a_token_that_is_renewed_meanwhile_is_read_again(server, waiting, tmp_pa
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """A Kubernetes API with workflows: a list says, a look at a time, how many there are, or the very one; None: no
-    right to see."""
+    """A Kubernetes API: a list says, a look at a time, how many workflows there are, or which; None: no right."""
 
     def answer(request):
         assert "/apis/argoproj.io/v1alpha1/namespaces/vision/workflows" in request.path
@@ -195,10 +185,6 @@ def test_a_workflow_that_was_never_seen_or_cannot_be_looked_at_says_nothing(serv
     assert waiting() == 0
 
 
-REFUSED = """pods "must-x-retry-system-container-impl-1" is forbidden: violates PodSecurity "restricted:latest": \
-runAsNonRoot != true (pod or container "main" must set securityContext.runAsNonRoot=true)"""
-
-
 def workflow(*endings):
     """With a pod for each (node's name, phase, message), in the form that Argo has (recorded/argo.json)."""
     nodes = {
@@ -215,9 +201,7 @@ def packed(made):
 
 
 @pytest.mark.parametrize("form", [dict, packed])
-def test_a_stage_whose_pod_is_refused_ends_the_waiting_at_the_third_time_with_the_reason(
-    server, waiting, cluster, capsys, form
-):
+def test_a_stage_whose_pod_is_refused_thrice_ends_the_waiting_with_the_reason(server, waiting, cluster, capsys, form):
     """As Pipelines' own setting repeats it: the pod's tries, and those of the group around it."""
     server.states = ["RUNNING"]  # for good
     tries = [f"exit-handler-1(0).inputs({number}).executor(0)" for number in range(3)]

@@ -2,14 +2,13 @@
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
 
 import must
+from tests.common import ROOT
 
-ROOT = Path(__file__).parents[2]
 CLUSTERS = [ROOT / "pipeline" / "cluster.yaml", *sorted((ROOT / "pipeline" / "clusters").glob("*.yaml"))]
 
 

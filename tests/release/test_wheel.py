@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.common import ROOT
+
 pytestmark = pytest.mark.slow
 FOLDERS = ("must", "components", "pipeline", "deploy")
 FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
@@ -90,9 +91,7 @@ def test_a_source_distribution_builds_the_same_wheel(wheel, source, tmp_path):
 
 def test_a_stranger_compiles_and_runs_the_demo(environment, tmp_path):
     """The example as `make demo` runs it, at its size: its labelled test images decide, by default, to promote it."""
-    code = (
-        "import must, must_components, must_pipeline as p; print(must.__file__, must_components.__file__, p.__file__)"
-    )
+    code = "import must, must_components as c, must_pipeline as p; print(must.__file__, c.__file__, p.__file__)"
     found = run(environment, tmp_path, "python", "-c", code).stdout.split()
     assert len(found) == 3 and all(Path(path).is_relative_to(environment) for path in found)
     assert run(environment, tmp_path, "python", "-c", "import components").returncode == 1

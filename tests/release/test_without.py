@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.common import ROOT
+
+KFP = ("kfp", "kubernetes")
+MAIN = "from must_pipeline.cli import main; main()"
 HIDE = """
 import importlib.abc, sys
 class Hidden(importlib.abc.MetaPathFinder):
@@ -20,10 +22,6 @@ sys.meta_path.insert(0, Hidden())
 def without(hidden, code, *arguments, cwd=ROOT):
     command = [sys.executable, "-c", HIDE.format(hidden=hidden) + code, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
-KFP = ("kfp", "kubernetes")
-MAIN = "from must_pipeline.cli import main; main()"
 
 
 def test_submitting_needs_no_kfp(tmp_path):

@@ -14,6 +14,9 @@ from must.runtime.notes import Facts
 from must.runtime.stages import champion
 from tests.deploy.promote.bundles import make_bundle
 
+SPLITS = {"train": {"samples": 9, "labelled": 0}, "test": {"samples": 3, "labelled": 3}}
+UNLABELLED = {"train": {"samples": 9, "labelled": 0}}
+
 
 @pytest.fixture
 def place(tmp_path):
@@ -27,9 +30,6 @@ def place(tmp_path):
 
     registry.promote = promote  # type: ignore[attr-defined]
     return registry
-
-
-SPLITS = {"train": {"samples": 9, "labelled": 0}, "test": {"samples": 3, "labelled": 3}}
 
 
 def make_index(splits):
@@ -69,17 +69,14 @@ def test_what_was_decided_is_not_trained_again_and_what_failed_is(place, tmp_pat
     assert ask(place, tmp_path)["action"] == "train"  # a run by hand
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"splits": {"train": {"samples": 9, "labelled": 9}}},
-        {"settings": {"lr": 2.0}},
-        {"classes": ("cat", "fox")},
-        {"gate": "none"},
-        {"gate_settings": {"min_gain": 0.1}},
-        {"evaluate_split": "train", "splits": SPLITS | {"train": SPLITS["test"]}},
-    ],
-)
+@pytest.mark.parametrize("change", [
+    {"splits": {"train": {"samples": 9, "labelled": 9}}},
+    {"settings": {"lr": 2.0}},
+    {"classes": ("cat", "fox")},
+    {"gate": "none"},
+    {"gate_settings": {"min_gain": 0.1}},
+    {"evaluate_split": "train", "splits": SPLITS | {"train": SPLITS["test"]}},
+])  # fmt: skip
 def test_new_data_settings_or_classes_are_new(place, tmp_path, change):
     place.decide(ask(place, tmp_path)["key"], "stopped", [])
     assert ask(place, tmp_path, only_new=True, **change)["action"] == "train"
@@ -93,19 +90,13 @@ def test_new_answers_are_new(place, tmp_path):
     assert ask(place, tmp_path, only_new=True, answers=str(file))["action"] == "train"
 
 
-UNLABELLED = {"train": {"samples": 9, "labelled": 0}}
-
-
-@pytest.mark.parametrize(
-    "splits, given, gate, split",
-    [
-        (SPLITS, "", "labelled", "test"),
-        (SPLITS, "train", "auto", "train"),
-        (UNLABELLED, "", "auto", "train"),
-        (UNLABELLED, "test", "auto", "no split 'test'"),
-        (UNLABELLED, "", "labelled", "gate labelled: the split train has no labels; give test_source and labels"),
-    ],
-)
+@pytest.mark.parametrize("splits, given, gate, split", [
+    (SPLITS, "", "labelled", "test"),
+    (SPLITS, "train", "auto", "train"),
+    (UNLABELLED, "", "auto", "train"),
+    (UNLABELLED, "test", "auto", "no split 'test'"),
+    (UNLABELLED, "", "labelled", "gate labelled: the split train has no labels; give test_source and labels"),
+])  # fmt: skip
 def test_the_split_to_evaluate_on_is_known_before_the_training(place, tmp_path, splits, given, gate, split):
     with nullcontext() if split in splits else pytest.raises(ValueError, match=split):
         assert ask(place, tmp_path, splits=splits, evaluate_split=given, gate=gate)["split"] == split

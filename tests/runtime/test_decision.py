@@ -29,9 +29,9 @@ def promoted(tmp_path, given, champion, facts=None):
     return promote(facts or Facts(), str(tmp_path / "work"), **given, **others, champion=champion)["version"]
 
 
-def ask(tmp_path, given, **champion):
+def ask(tmp_path, given, facts=None, **more):
     asked = {"gate": "labelled", "settings": {}, "split": "test", "page": str(tmp_path / "page.md")}
-    return gate(Facts(), str(tmp_path / "work"), **given, **asked, **champion)
+    return gate(facts or Facts(), str(tmp_path / "work"), **given, **asked | more)
 
 
 def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_path, capsys):
@@ -82,10 +82,8 @@ def test_a_champion_with_other_classes_is_replaced_by_a_gain_over_zero_shot_only
     metrics = checked(**({"after": unchanged} if kept else {}))
     metrics["model"]["weights_sha256"] = weights_sha256(0)
     (tmp_path / "details" / "metrics.json").write_text(json.dumps(metrics))
-    asked = {"gate": "label-free", "settings": {}, "split": "test", "page": str(tmp_path / "page.md")}
-    asked |= {"champion": "r0000-0123456789ab", "champion_uri": ""}
-    facts = Facts()
-    assert gate(facts, str(tmp_path / "work"), **given, **asked) == decision
+    champion, facts = {"champion": "r0000-0123456789ab", "champion_uri": ""}, Facts()
+    assert ask(tmp_path, given, facts, gate="label-free", **champion) == decision
     page = (tmp_path / "page.md").read_text()
     assert "zero-shot model, because the champion, r0000-0123456789ab, has other classes" in page
     if kept:

@@ -12,15 +12,9 @@ from must.evaluation.result import Data, write_metrics
 from must.runtime import stages
 from must.runtime.notes import Facts
 from must.runtime.training import job_values
-from tests.evaluation.digits import digits as make_digits
 from tests.evaluation.measured import MEASURED
 
 EARLIER = "e" * 64  # what the index was when the run began
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return make_digits()
 
 
 def refused(function, *values, **named):
@@ -46,9 +40,8 @@ def test_the_pipelines_stages_pass_on_the_index_they_were_given(digits, tmp_path
     _, values = job_values(str(work), **given, preset="digits", settings={}, epochs=1)
     assert EARLIER in refused(call, "train", **values, classifier=digits.classifier, output=str(tmp_path / "m"))
     places = {"details": str(tmp_path / "details"), "report": str(tmp_path / "report.html")}
-    assert EARLIER in refused(
-        stages.evaluate, Facts(), str(work), **given, bundle=digits.adapted, split="test", **places
-    )
+    places |= {"bundle": digits.adapted, "split": "test"}
+    assert EARLIER in refused(stages.evaluate, Facts(), str(work), **given, **places)
 
 
 def test_the_gate_compares_with_the_champion_on_the_images_that_were_evaluated(digits, tmp_path):

@@ -12,9 +12,9 @@ import pytest
 
 from must.data.format.index import load_index
 from must.runtime.notes import read_notes
+from tests.common import ROOT
 from tests.method.train.lives import SETTINGS, STEPS, difference, undisturbed, until_gone
 
-ROOT = Path(__file__).parents[2]
 KEPT = {name: value for name, value in SETTINGS.items() if name not in ("preset", "epochs")}
 
 

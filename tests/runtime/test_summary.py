@@ -37,65 +37,50 @@ TRAINED = [*BEFORE, "train", "evaluate", "export", "gate"]
 WAYS = {  # case: (notes, the state that was recorded for it, the page's first line)
     "promoted": (
         done(*TRAINED, "promote", evaluate=MEASURED, gate=PASSED, promote=R0007),
-        "COMPLETE", "# Promoted r0007: 77.2%, was 73.4% (zero-shot)",
-    ),
+        "COMPLETE", "# Promoted r0007: 77.2%, was 73.4% (zero-shot)"),
     "promoted, measured against the champion": (
         done(*TRAINED, "promote", evaluate=MEASURED, promote=R0007,
              gate=PASSED | {"before": 0.751, "against": "the champion, r0006"}),
-        "COMPLETE", "# Promoted r0007: 77.2%, was 75.1% (the champion, r0006)",
-    ),
+        "COMPLETE", "# Promoted r0007: 77.2%, was 75.1% (the champion, r0006)"),
     "promoted again, the same model": (
         done(*TRAINED, "promote", evaluate=MEASURED, gate=PASSED, promote=R0007 | {"action": "nothing new"}),
-        "COMPLETE", "# Nothing new: the model of this run, r0007, is the champion already",
-    ),
+        "COMPLETE", "# Nothing new: the model of this run, r0007, is the champion already"),
     "promoted without labels": (done(*TRAINED, "promote", gate=PASSED, promote=R0007), "COMPLETE", "# Promoted r0007"),
     "stopped by the gate": (
         done(*TRAINED, evaluate=MEASURED, gate={"outcome": "stopped", "reasons": ["ok  a", "STOP  too few images"]}),
-        "RUNNING", "# Not promoted: stopped by the gate (too few images)",
-    ),
+        "RUNNING", "# Not promoted: stopped by the gate (too few images)"),
     "kept zero-shot": (
         done(*TRAINED, evaluate=MEASURED, gate={"outcome": "kept zero-shot", "against": "the champion, r0006"}),
-        "RUNNING", "# Kept zero-shot: no adaptation was better, so nothing is promoted; the champion, r0006, stays",
-    ),
+        "RUNNING", "# Kept zero-shot: no adaptation was better, so nothing is promoted; the champion, r0006, stays"),
     "kept zero-shot, as the first model of its name": (
         done(*TRAINED, "promote", gate={"outcome": "kept zero-shot"}, promote={"version": "r0001"}),
-        "COMPLETE", "# Kept zero-shot: no adaptation was better; promoted as r0001, the first of its name",
-    ),
+        "COMPLETE", "# Kept zero-shot: no adaptation was better; promoted as r0001, the first of its name"),
     "nothing new": (
         done(*BEFORE, champion={"action": "nothing new", "why": "this data was promoted as r0006"}),
-        "RUNNING", "# Nothing new: this data was promoted as r0006",
-    ),
+        "RUNNING", "# Nothing new: this data was promoted as r0006"),
     "failed, then retried and fine": (
         [*done(*TRAINED[:4]), Note("train", "done", started=5, tries=LOST), *done("promote", promote=R0007)],
-        "COMPLETE", "# Promoted r0007",  # FAILED where the gate stopped it: what failed once is never taken back
-    ),
+        "COMPLETE", "# Promoted r0007"),  # FAILED where the gate stopped it: what failed once is never taken back
     "wrong input": (
         [*done("inputs", "shard"), Note("classifier", "failed", started=3, code=2, lines=["no open_clip model"])],
-        "FAILED", "# Run failed: classifier: the input is wrong",
-    ),
+        "FAILED", "# Run failed: classifier: the input is wrong"),
     "killed, memory ran out, every time": (
-        with_train("failed", code=137, tries=LOST), "FAILED", "# Run failed: train: killed, memory may have run out",
-    ),
+        with_train("failed", code=137, tries=LOST), "FAILED", "# Run failed: train: killed, memory may have run out"),
     "killed pod, lost node": (with_train("running"), "RUNNING", "# Run failed: train: its pod is gone"),
     "terminated by a person, seen by the stage": (
-        with_train("running", signalled=12.0), "RUNNING", "# Run stopped from outside, during train",
-    ),
+        with_train("running", signalled=12.0), "RUNNING", "# Run stopped from outside, during train"),
     "terminated by a person, between two stages": (
-        done(*BEFORE, "train"), "RUNNING", "# Run broken off: nothing came after train",
-    ),
+        done(*BEFORE, "train"), "RUNNING", "# Run broken off: nothing came after train"),
     "a store that did not answer": (
-        with_train("failed", code=75), "FAILED", "# Run failed: train: a dependency failed",
-    ),
+        with_train("failed", code=75), "FAILED", "# Run failed: train: a dependency failed"),
     "the first driver failed": ([], "RUNNING", "# Run broken off: no stage started"),
     "two failed at once": (
         [Note("shard", "failed", started=0, seconds=50, code=1), Note("classifier", "failed", started=1, code=2)],
-        "FAILED", "# Run failed: classifier: the input is wrong",
-    ),
+        "FAILED", "# Run failed: classifier: the input is wrong"),
     "its time limit": (with_train("failed", code=124), "FAILED", "# Run failed: train: its time was over"),
     "another run is writing there": (
         [*done("inputs"), Note("shard", "failed", started=3, code=73, tries=LOST, lines=[HELD])],
-        "FAILED", "# Run stopped: another run is writing to this work_uri",
-    ),
+        "FAILED", "# Run stopped: another run is writing to this work_uri"),
     "a bug": (with_train("failed", code=1, lines=["ZeroDivisionError"]), "FAILED", "# Run failed: train: an error"),
 }  # fmt: skip
 
@@ -126,16 +111,13 @@ def test_no_word_of_the_backend_changes_it_but_where_no_stage_left_a_note(state)
     assert complete is (state in ("COMPLETE", "SUCCEEDED"))
 
 
-@pytest.mark.parametrize(
-    "values, why",
-    [
-        ({"code": 75, "lines": ["must train: x"]}, "x · a dependency failed (exit code 75)"),
-        ({"code": 2, "lines": ["x", ""]}, "x · wrong input (exit code 2)"),
-        ({"code": 1}, "an error in the program or the machine (exit code 1)"),
-        ({"code": 137, "lines": ["x"]}, "killed (exit code 137): most often the pod's memory limit"),
-        ({"state": "running"}, "its pod is lost, cause unknown: a lost node"),
-    ],
-)
+@pytest.mark.parametrize("values, why", [
+    ({"code": 75, "lines": ["must train: x"]}, "x · a dependency failed (exit code 75)"),
+    ({"code": 2, "lines": ["x", ""]}, "x · wrong input (exit code 2)"),
+    ({"code": 1}, "an error in the program or the machine (exit code 1)"),
+    ({"code": 137, "lines": ["x"]}, "killed (exit code 137): most often the pod's memory limit"),
+    ({"state": "running"}, "its pod is lost, cause unknown: a lost node"),
+])  # fmt: skip
 def test_a_page_about_a_failure_says_why_and_how_to_go_on(tmp_path, values, why):
     note = Note(**{"stage": "train", "state": "failed", "facts": Facts(checkpoints=str(tmp_path))} | values)
     lines = page_of(tmp_path, [note]).splitlines()
@@ -185,7 +167,7 @@ def test_what_never_started_after_a_promotion_is_named(tmp_path, there, said):
     assert "broken off" not in page_of(tmp_path, done("predict", "serve"))
 
 
-EXPORTS = [
+@pytest.mark.parametrize("export, said", [
     ([], "# Not promoted: stopped by the gate (too few images). Then broken off: export never started"),
     (
         [Note("export", "failed", started=9, code=2)],
@@ -195,10 +177,7 @@ EXPORTS = [
         [Note("export", "running", started=9, signalled=12.0)],
         "# Not promoted: stopped by the gate (too few images). Run stopped from outside, during export",
     ),
-]
-
-
-@pytest.mark.parametrize("export, said", EXPORTS, ids=["none", "failed", "stopped"])
+], ids=["none", "failed", "stopped"])  # fmt: skip
 def test_an_export_beside_a_gate_that_stops_is_told_as_what_it_is(tmp_path, export, said):
     notes = [note for note in WAYS["stopped by the gate"][0] if note.stage != "export"]
     page = page_of(tmp_path, [*notes, *export])

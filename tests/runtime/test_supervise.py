@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -14,9 +13,9 @@ from must.runtime import supervise
 from must.runtime.notes import read_notes
 from must.runtime.summary import summarize
 from must.runtime.supervise import LONGEST_WAIT, Policy, supervised
+from tests.common import ROOT, until
 from tests.deploy.promote.bundles import make_bundle
 
-ROOT = Path(__file__).parents[2]
 LIBRARY = "must.runtime.stages:library"
 
 
@@ -44,7 +43,7 @@ def test_what_may_pass_is_tried_again(tmp_path, retries, how, code, capfd):
     assert note.lines[-2:] == [last, "life 2"]
 
 
-@pytest.mark.parametrize("how, code", [("input", 2), ("124", 124)])
+@pytest.mark.parametrize("how, code", [("2", 2), ("124", 124)])
 def test_wrong_input_and_a_reached_limit_are_never_tried_again(tmp_path, retries, capfd, how, code):
     retries("3,0,2")
     with pytest.raises(SystemExit) as error:
@@ -70,9 +69,7 @@ def test_it_is_given_up_after_as_many_tries_as_cluster_yaml_says(tmp_path, retri
     assert f"life {lives}" in note.lines  # said before it was killed
 
 
-def test_the_output_is_passed_on_its_last_lines_are_kept_and_no_process_holds_the_stage_up(
-    tmp_path, retries, capfd, monkeypatch
-):
+def test_output_is_passed_on_its_end_is_kept_and_no_process_holds_a_stage_up(tmp_path, retries, capfd, monkeypatch):
     retries("")
     monkeypatch.setattr(supervise, "DRAIN_TIMEOUT", 1.0)
     os.mkfifo(tmp_path / "fifo")
@@ -113,26 +110,17 @@ def start(work, function, **values):
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, start_new_session=True)
 
 
-def until(condition, process=None):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert (process is None or process.poll() is None) and time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_sigterm_is_handed_on_written_down_at_once_and_ends_it(tmp_path):
     process = start(tmp_path, "patient")
-    until((tmp_path / "started").exists, process)
-    until(lambda: read_notes(str(tmp_path), "7")[0].facts.checkpoints, process)  # soon after it said so
+    until((tmp_path / "started").exists, process=process)
+    until(lambda: read_notes(str(tmp_path), "7")[0].facts.checkpoints, process=process)  # soon after it said so
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75 and (tmp_path / "saved").exists()
     (note,) = read_notes(str(tmp_path), "7")
     assert note.signalled and (note.state, note.code, note.tries) == ("failed", 75, [])
 
 
-def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_that_stopped(
-    tmp_path, retries, monkeypatch
-):
+def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_it_stopped(tmp_path, retries, monkeypatch):
     retries("3,0,2")
     monkeypatch.setenv("MUST_TIME_LIMIT", "2")
     with pytest.raises(SystemExit) as error:
@@ -165,14 +153,14 @@ def test_a_pause_that_would_end_after_the_time_limit_is_not_begun(tmp_path, retr
 
 def test_sigterm_ends_the_pause_between_two_tries(tmp_path):
     process = start(tmp_path, "unlucky", how="killed", times=1)
-    until(lambda: [note.tries for note in read_notes(str(tmp_path), "7") if note.tries], process)
+    until(lambda: [note.tries for note in read_notes(str(tmp_path), "7") if note.tries], process=process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75 and (tmp_path / "started").read_text() == "x"
 
 
 def test_a_supervisor_that_is_killed_takes_its_stage_along(tmp_path):
     process = start(tmp_path, "patient")
-    until(lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text(), process)
+    until(lambda: (tmp_path / "started").exists() and (tmp_path / "started").read_text(), process=process)
     child = int((tmp_path / "started").read_text())
     process.kill()
     process.wait()

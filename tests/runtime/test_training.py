@@ -1,14 +1,13 @@
 """The stage train: people's answers reach the model and the labels, and its curves a bucket."""
 
-import csv
 import hashlib
 import json
 import shutil
-import time
 
 from must.base import storage
 from must.runtime import training
 from must.runtime.training import mirrored, teach
+from tests.common import read_csv, until
 
 
 def test_answers_reach_the_trained_model_and_the_labels(digits, tmp_path):
@@ -28,8 +27,8 @@ def test_answers_reach_the_trained_model_and_the_labels(digits, tmp_path):
     assert refined["answers"] == len(pictures) == after["provenance"]["memory"]["answers"]
     assert after["weights_sha256"] == refined["weights_sha256"] != before["weights_sha256"]
     assert after["provenance"]["index_sha256"] == before["provenance"]["index_sha256"], "of the training"
-    with (tmp_path / "labels" / "predictions.csv").open() as file:
-        labels = {row["image"].rpartition("/")[2]: row["class"] for row in csv.DictReader(file)}
+    rows = read_csv(tmp_path / "labels" / "predictions.csv")
+    labels = {row["image"].rpartition("/")[2]: row["class"] for row in rows}
     assert all(labels[path.name] == path.parent.name for path in pictures)
 
 
@@ -39,9 +38,6 @@ def test_curves_are_copied_to_a_bucket_while_the_training_runs(bucket_server, tm
     with mirrored(str(folder), f"{bucket_server.uri}/curves"):
         folder.mkdir()
         (folder / "events.out.tfevents.1").write_bytes(b"a")
-        deadline = time.monotonic() + 60
-        while not storage.exists(copy):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: storage.exists(copy))
         (folder / "events.out.tfevents.1").write_bytes(b"ab")
     assert storage.read_bytes(copy) == b"ab"

@@ -30,8 +30,7 @@ from tests.evaluation.measured import MEASURED
 
 @pytest.fixture(scope="module")
 def real(digits):
-    """(uint8 pixels [24, S, S, 3], PyTorch's probabilities [24, K] and unit features [24, D], preprocessing) of test
-    images."""
+    """Of test images: pixels [24, S, S, 3], PyTorch's probabilities [24, K], unit features [24, D]; preprocessing."""
     bundle = load_bundle(digits.adapted)
     files = sorted((digits.images / "test").rglob("*.png"))[::5]
     pixels = decode_pixels(bundle, [Image.open(path) for path in files])
@@ -208,6 +207,5 @@ def test_an_export_that_breaks_leaves_no_folder_that_looks_complete(digits, tmp_
         export(config)
     assert not (tmp_path / "model.onnx").exists()
     export(config)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "model.onnx", "labels.txt", "MODEL_CARD.md", "README.md", "notes.txt"
-    }  # fmt: skip
+    names = {"model.onnx", "labels.txt", "MODEL_CARD.md", "README.md", "notes.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == names

@@ -1,6 +1,5 @@
 """The memory in an ONNX file: its votes and the similarity are PyTorch's, for every kind of tower."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +35,13 @@ def remembering(family: str, folder: Path) -> Bundle:
 
 
 @pytest.fixture(scope="module", params=["clip", pytest.param("siglip", marks=pytest.mark.slow)])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple]:
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """(bundle, its graph, whether it takes pixels)."""
     bundle = remembering(request.param, tmp_path_factory.mktemp("model") / "model")
     uint8 = request.param == "siglip"
     graph = to_graph(bundle, uint8=uint8)
     add_metadata(graph, bundle.description, input="uint8" if uint8 else "normalized")
-    yield bundle, graph, uint8
+    return bundle, graph, uint8
 
 
 def pixels(count: int) -> np.ndarray:

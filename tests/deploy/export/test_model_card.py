@@ -19,24 +19,13 @@ from tests.evaluation.measured import MEASURED
 
 
 def description(**changes):
-    values = {
-        "architecture": {},
-        "backbone": "ViT-B-16",
-        "pretrained": "openai",
-        "classes": ["<b>bold</b>", "a|b", "c\n# heading"],
-        "templates": [],
-        "preprocess": {"size": 32},
-        "logit_factor": 100.0,
-    }
+    values = {"backbone": "ViT-B-16", "pretrained": "openai", "classes": ["<b>bold</b>", "a|b", "c\n# heading"]}
+    values |= {"architecture": {}, "templates": [], "preprocess": {"size": 32}, "logit_factor": 100.0}
     return Description(**values | changes)
 
 
-EXPORTED = {
-    "arithmetic": "fp32",
-    "megabytes": 3.4,
-    "checked_on": "train of shards",
-    "check": {"images": 40, "agreement": 1.0, "largest_difference": 1e-6},
-}
+CHECKED = {"images": 40, "agreement": 1.0, "largest_difference": 1e-6}
+EXPORTED = {"arithmetic": "fp32", "megabytes": 3.4, "checked_on": "train of shards", "check": CHECKED}
 
 
 def test_measured_numbers_and_intervals(digits, tmp_path, exported):
@@ -56,20 +45,17 @@ def hub_card(tmp_path, of, to="open_clip", metrics=None, licence="", **more) -> 
     return ModelCard.load(tmp_path / "README.md")
 
 
-@pytest.mark.parametrize(
-    ("to", "task"), [("open_clip", "zero-shot-image-classification"), ("onnx", "image-classification")]
-)
+@pytest.mark.parametrize("to, task", [("open_clip", "zero-shot-image"), ("onnx", "image")])
 def test_front_matter(to, task, tmp_path):
     card = hub_card(tmp_path, description(), to)
-    assert (card.data.library_name, card.data.pipeline_tag) == (to, task)
+    assert (card.data.library_name, card.data.pipeline_tag) == (to, f"{task}-classification")
     assert "clip" in card.data.tags and card.data.base_model == "timm/vit_base_patch16_clip_224.openai"
     assert card.data.license is None and card.data.eval_results is None, "nothing is claimed that nobody said"
     assert "Not measured" in card.text and "## Use" in card.text and "base_model_relation" not in card.data.to_dict()
 
 
 def test_licence_and_metrics_are_what_was_given(tmp_path):
-    story = {"config": {"epochs": 3}}
-    adapted = description(provenance=make_record(Provenance, story))
+    adapted = description(provenance=make_record(Provenance, {"config": {"epochs": 3}}))
     card = hub_card(tmp_path, adapted, metrics=MEASURED, licence="cc-by-4.0")
     assert card.data.license == "cc-by-4.0" and card.data.to_dict()["base_model_relation"] == "finetune"
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
@@ -80,21 +66,17 @@ def test_licence_and_metrics_are_what_was_given(tmp_path):
 
 
 def test_without_labels_there_is_no_number(tmp_path):
-    metrics = replace(MEASURED, labelled=0, adapted=None)
-    card = hub_card(tmp_path, description(), metrics=metrics)
+    card = hub_card(tmp_path, description(), metrics=replace(MEASURED, labelled=0, adapted=None))
     assert card.data.eval_results is None and "Accuracy is unknown" in card.text
 
 
-@pytest.mark.parametrize(
-    ("backbone", "pretrained", "base"),
-    [
-        ("hf-hub:team/name", "", "team/name"),
-        ("ViT-B/32", "laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
-        ("ViT-B-16", "mine.pt", None),
-        ("models/ours", "", None),  # a folder, which looks like a name on a hub
-        ("hf-hub:team/name\nlicense: mit", "", None),
-    ],
-)
+@pytest.mark.parametrize(("backbone", "pretrained", "base"), [
+    ("hf-hub:team/name", "", "team/name"),
+    ("ViT-B/32", "laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+    ("ViT-B-16", "mine.pt", None),
+    ("models/ours", "", None),  # a folder, which looks like a name on a hub
+    ("hf-hub:team/name\nlicense: mit", "", None),
+])  # fmt: skip
 def test_base_model_where_it_is_known(backbone, pretrained, base, tmp_path):
     changed = description(backbone=backbone, pretrained=pretrained)
     assert hub_card(tmp_path, changed).data.base_model == base

@@ -15,6 +15,7 @@ from must.evaluation.result import Model, write_metrics
 from must.method.answers.estimate import Abstention
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import Selection
+from tests.common import ended
 from tests.data.shards.test_shard_gcs import upload
 from tests.deploy.predict.test_predict_shards import preset_rows
 from tests.evaluation.measured import MEASURED
@@ -62,9 +63,8 @@ def test_a_bundle_abstains_on_the_images_on_which_its_onnx_file_does(digits, tmp
     metrics = replace(MEASURED, model=Model(weights_sha256=written.weights_sha256), abstention=by_labels)
     write_metrics(str(work / "report/metrics.json"), metrics)
     must.export(model=work, output=work / "onnx")
-    sure = {
-        name: [found.name for found in must.load(work / name)(images, abstain=-1)] for name in ("onnx", "", "model")
-    }
+    kinds = ("onnx", "", "model")
+    sure = {kind: [found.name for found in must.load(work / kind)(images, abstain=-1)] for kind in kinds}
     (work / "report").rename(tmp_path / "report")
     plain, some = must.load(digits.adapted)(images, abstain=-1), must.load(work)(images, abstain=-1)
     for threshold, names in ((0.9, sure["onnx"]), (0.9, sure[""]), (0.9, sure["model"]), (0.6, [p.name for p in some])):
@@ -89,8 +89,5 @@ def test_wrong_input_is_one_line(digits, exported, tmp_path, capsys):
         (["--model", str(exported[1]), "--device", "cpu", image], "--device is for a model that torch runs"),
         (["--model", str(tmp_path), image], "holds no model"),
     ]:
-        with pytest.raises(SystemExit) as end:
-            main(["predict", *arguments])
-        assert end.value.code == 2
-        (line,) = capsys.readouterr().err.splitlines()
+        line = ended(capsys, 2, main, ["predict", *arguments])
         assert line.startswith("must predict: ") and message in line, line

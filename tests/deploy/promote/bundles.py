@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from must.data.image.preprocess import Preprocess
 from must.deploy.promote.registry import Registry
 from must.evaluation.result import Metrics, Model
 from must.method.model.description import Description, Provenance
+from tests.common import ended
 from tests.evaluation.measured import MEASURED
 
 
@@ -80,10 +82,7 @@ def promote(registry, *flags, name="digits"):
 def refused(capsys, code, registry, *flags, name="digits"):
     """The one line that a promotion prints which ends with this code."""
     capsys.readouterr()  # of promotions before
-    with pytest.raises(SystemExit, match=f"^{code}$"):
-        promote(registry, *flags, name=name)
-    (line,) = capsys.readouterr().err.splitlines()
-    return line
+    return ended(capsys, code, partial(promote, name=name), registry, *flags)
 
 
 def exit_code(registry, flags):
@@ -94,7 +93,7 @@ def exit_code(registry, flags):
     return 0
 
 
-def promote_at_once(registry, *flags_of_each):
+def at_once(registry, *flags_of_each):
     """Exit codes of promotions in processes of their own, all at once."""
     context, count = multiprocessing.get_context("fork"), len(flags_of_each)
     with context.Pool(count, initializer=context.Barrier(count).wait) as pool:

@@ -11,16 +11,7 @@ from must.api.cli import main
 from must.base import storage
 from must.deploy.promote.registry import Registry
 from must.evaluation.result import write_metrics
-from tests.deploy.promote.bundles import (
-    EVERYWHERE,
-    latest,
-    make_bundle,
-    make_onnx,
-    measured,
-    promote,
-    promote_at_once,
-    refused,
-)
+from tests.deploy.promote.bundles import EVERYWHERE, at_once, latest, make_bundle, make_onnx, measured, promote, refused
 from tests.evaluation.measured import MEASURED
 
 
@@ -110,9 +101,8 @@ def test_the_same_rollback_again_changes_nothing(registry, tmp_path, capsys):
     capsys.readouterr()
     promote(registry, "--rollback")
     assert latest(registry) == first
-    assert (
-        f"is {names[2]} already (rolled back from {names[3]}); further back: --to {names[1]}" in capsys.readouterr().out
-    )
+    line = f"is {names[2]} already (rolled back from {names[3]}); further back: --to {names[1]}"
+    assert line in capsys.readouterr().out
     for _ in range(2):
         promote(registry, "--rollback", "--to", names[0])
         assert (latest(registry).version, latest(registry).previous) == (names[0], ())
@@ -165,7 +155,7 @@ def test_of_rivals_that_finish_together_one_wins_and_the_others_say_so(registry,
     """Real processes, all at once, each compared with the same champion."""
     rivals = 4
     bundles = [make_bundle(tmp_path / str(seed), seed=seed) for seed in range(rivals)]
-    codes = Counter(promote_at_once(registry, *(["--model", bundle, "--champion", "none"] for bundle in bundles)))
+    codes = Counter(at_once(registry, *(["--model", bundle, "--champion", "none"] for bundle in bundles)))
     assert codes == {0: 1, 73: rivals - 1}
     line = refused(capsys, 73, registry, "--model", make_bundle(tmp_path / "late", seed=9), "--champion", "none")
     assert "LATEST is r0000-" in line and "not empty, which this model" in line
@@ -235,16 +225,9 @@ def test_promote_obeys_the_gate(registry, tmp_path, capsys):
 
 DEEP = "[" * 100_000 + "]" * 100_000
 FOREIGN = [
-    DEEP,
-    "[]",
-    '{"version": ' + "9" * 5000 + "}",
-    '{"a": "\xff"}',
-    "{}",
-    '{"passed": null}',
-    '{"metrics": 1, "version": "a", "created": "b", "backbone": "c"}',
-    '{"adapted": 1}',
-    '{"label_free": null}',
-]
+    DEEP, "[]", '{"version": ' + "9" * 5000 + "}", '{"a": "\xff"}', "{}", '{"passed": null}', '{"adapted": 1}',
+    '{"metrics": 1, "version": "a", "created": "b", "backbone": "c"}', '{"label_free": null}',
+]  # fmt: skip
 
 
 @pytest.fixture

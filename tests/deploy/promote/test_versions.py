@@ -8,7 +8,7 @@ import pytest
 
 from must.base import storage
 from must.deploy.promote.registry import Registry
-from tests.deploy.promote.bundles import EVERYWHERE, latest, make_bundle, make_onnx, promote, promote_at_once, refused
+from tests.deploy.promote.bundles import EVERYWHERE, at_once, latest, make_bundle, make_onnx, promote, refused
 
 
 def killed(monkeypatched, registry, *flags):
@@ -31,10 +31,9 @@ def onnx_folder(folder, seed=0, **files):
 def is_whole(registry, version):
     """Whether all files of a version are those that it says."""
     place = Registry(registry, "digits")
-    found = {
-        name: hashlib.sha256(storage.read_bytes(place.make_uri(version, name))) for name in place.checksums(version)
-    }
-    return {name: digest.hexdigest() for name, digest in found.items()} == place.checksums(version)
+    told = place.checksums(version)
+    found = {name: hashlib.sha256(storage.read_bytes(place.make_uri(version, name))).hexdigest() for name in told}
+    return found == told
 
 
 MOMENTS = {
@@ -140,7 +139,7 @@ def test_a_promotion_killed_while_it_adds_onnx_files_leaves_the_version_whole(re
 def test_promotions_of_the_same_weights_with_other_onnx_files_do_not_mix(registry, tmp_path):
     bundle = make_bundle(tmp_path / "model")
     folders = [onnx_folder(tmp_path / name, jpeg=f"jpeg {name}", model=name) for name in ("fp32", "uint8", "int8")]
-    codes = {*promote_at_once(registry, *(["--model", bundle, "--onnx", folder] for folder in folders))}
+    codes = {*at_once(registry, *(["--model", bundle, "--onnx", folder] for folder in folders))}
     assert codes <= {0, 73, 75}  # 73: another one moved LATEST at the same moment; 75: another one writes the version
     for folder in folders:
         promote(registry, "--model", bundle, "--onnx", folder)  # the same again

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import threading
-from pathlib import Path
 
 import pytest
 import uvicorn
@@ -16,15 +15,15 @@ from must.deploy.review.page import App
 from must.deploy.review.prepare import AnswerEffect, Images
 from must.deploy.review.session import Session
 from must.deploy.serve.serve import format_url, listen
+from tests.common import ROOT
 from tests.deploy.review.conftest import labels_of
 
-AXE = Path(__file__).parents[3] / "build/axe/node_modules/axe-core/axe.min.js"
+AXE = ROOT / "build/axe/node_modules/axe-core/axe.min.js"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PACKAGE = importlib.util.find_spec("playwright")
 MISSING = [what for what, there in (("playwright", PACKAGE), ("Chromium", CHROMIUM)) if not there]
-pytestmark = pytest.mark.skipif(
-    bool(MISSING) and "REQUIRE_BROWSER" not in os.environ, reason=f"not here: {', '.join(MISSING)}"
-)
+SKIPPED = bool(MISSING) and "REQUIRE_BROWSER" not in os.environ
+pytestmark = pytest.mark.skipif(SKIPPED, reason=f"not here: {', '.join(MISSING)}")
 PATIENCE = 120_000  # milliseconds in which a page that works has long done it
 if not MISSING:
     from playwright.sync_api import expect, sync_playwright
@@ -209,9 +208,8 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     expect(page.locator("#note")).to_have_text(f"{count + 1} answers taken back.")
     page.keyboard.press("e")
     expect(page.locator("#end")).to_have_text("So far")
-    expect(page.locator("#endtext")).to_have_text(
-        "How many of 100 pictures each names right, by 12 answers about pictures drawn at random:"
-    )
+    text = "How many of 100 pictures each names right, by 12 answers about pictures drawn at random:"
+    expect(page.locator("#endtext")).to_have_text(text)
     expect(page.locator("#rows tr")).to_have_count(3)
     row = page.locator("#rows tr").nth(1).inner_text().split()
     measured = session.review.measured(session.answers)

@@ -21,6 +21,7 @@ from must.deploy.review.review import review_at
 from must.deploy.review.session import RESERVED_S, Session
 from must.method.answers.answers_file import COVERAGE, RANDOM, append, read_answers
 from must.method.answers.review import Review
+from tests.common import one_line
 from tests.deploy.review.conftest import config_at, labels_of
 from tests.evaluation.digits import digits
 
@@ -311,9 +312,8 @@ def test_corrections_come_back_as_a_table_of_images_and_classes(folder, review, 
         ('{"sha256": "0"}\n', "the first line must name the columns image and class; it is: "),
     ):
         table.write_bytes(text.encode("utf-16" if "\ud8ff" in text else "utf-8", "surrogatepass"))
-        with pytest.raises(ValueError, match=re.escape(why)) as error:
+        with one_line(re.escape(why)):
             must_review(config_at(folder, add=str(table)))
-        assert "\n" not in str(error.value)
     assert (folder / "answers.jsonl").read_bytes() == before
 
 

@@ -15,6 +15,8 @@ from tests.deploy.serve.server import SILENCE
 from tests.zoo import bomb, encoded, picture
 
 INFER = "/v2/models/digits/infer"
+POST = b"POST /classify HTTP/1.1\r\nhost: x\r\n"
+CHUNKED = POST + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 @pytest.fixture(autouse=True)
@@ -98,25 +100,22 @@ def test_bodies(server, name):
     assert status == expected and reason in answer["error"]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "headers", "status", "reason"),
-    [
-        ("POST", "/v2/models/x/infer", {}, 404, "the model is at /v2/models/digits"),
-        ("POST", "/classify/more", {}, 404, "no such address"),
-        ("POST", "//classify", {}, 404, "no such address"),
-        ("GET", "/%00", {}, 404, "no such address"),
-        ("GET", "/../x", {}, 404, "no such address"),
-        ("GET", "/classify/", {"Host": "other"}, 404, "no such address"),
-        ("GET", "/classify", {}, 405, "POST the image file itself: curl --data-binary @photo.jpg"),
-        ("DELETE", "/v2/models/digits", {}, 405, "only GET, HEAD is allowed"),
-        ("POST", "/classify?top_k=x", {}, 400, "top_k must be a number"),
-        ("POST", "/classify?top_k=0", {}, 400, "top_k must be a whole number"),
-        ("POST", "/classify?abstain=nan", {}, 400, "abstain must be from 0 to 1"),
-        ("POST", "/classify?weights=1", {}, 400, "unknown parameter weights"),
-        ("POST", INFER, {"Content-Encoding": "gzip"}, 415, "without compression"),
-        ("POST", INFER, {"Inference-Header-Content-Length": "2"}, 400, "no binary tensors"),
-    ],
-)
+@pytest.mark.parametrize(("method", "path", "headers", "status", "reason"), [
+    ("POST", "/v2/models/x/infer", {}, 404, "the model is at /v2/models/digits"),
+    ("POST", "/classify/more", {}, 404, "no such address"),
+    ("POST", "//classify", {}, 404, "no such address"),
+    ("GET", "/%00", {}, 404, "no such address"),
+    ("GET", "/../x", {}, 404, "no such address"),
+    ("GET", "/classify/", {"Host": "other"}, 404, "no such address"),
+    ("GET", "/classify", {}, 405, "POST the image file itself: curl --data-binary @photo.jpg"),
+    ("DELETE", "/v2/models/digits", {}, 405, "only GET, HEAD is allowed"),
+    ("POST", "/classify?top_k=x", {}, 400, "top_k must be a number"),
+    ("POST", "/classify?top_k=0", {}, 400, "top_k must be a whole number"),
+    ("POST", "/classify?abstain=nan", {}, 400, "abstain must be from 0 to 1"),
+    ("POST", "/classify?weights=1", {}, 400, "unknown parameter weights"),
+    ("POST", INFER, {"Content-Encoding": "gzip"}, 415, "without compression"),
+    ("POST", INFER, {"Inference-Header-Content-Length": "2"}, 400, "no binary tensors"),
+])  # fmt: skip
 def test_addresses_and_headers(server, method, path, headers, status, reason):
     found, answer = server.ask(method, path, b"{}" if method == "POST" else None, **headers)
     assert found == status and reason in answer["error"]
@@ -132,10 +131,6 @@ def talk(server, data):
             while data := client.recv(1 << 16):
                 found += data
     return found
-
-
-POST = b"POST /classify HTTP/1.1\r\nhost: x\r\n"
-CHUNKED = POST + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
 def chunks(size, count):

@@ -19,6 +19,9 @@ from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.protocol import Refused
 from tests.deploy.serve.server import SILENCE
 
+BEGUN = [b"", b"POST /classify HTTP/1.1\r\nhost:", b"POST /classify HTTP/1.1\r\ncontent-length: 9\r\n\r\n\xff"]
+SCOPE = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
+
 
 def test_pictures_decoded_at_a_time_stay_below_the_memory_and_one_alone_may_take_more():
     decoders = Decoders(4, 100)
@@ -72,15 +75,12 @@ def with_api(test):
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(
-    ("megapixels", "images", "stay"),
-    [
-        (0.2, 1, ["small", "new"]),  # the costliest one makes room
-        (1, 2, ["large", "small"]),  # to refuse the large one would not make enough room: both stay
-        (20, 1, ["large", "small"]),  # none is costlier
-        (0.2, 5, ["large", "small"]),  # more than the queue holds
-    ],
-)
+@pytest.mark.parametrize(("megapixels", "images", "stay"), [
+    (0.2, 1, ["small", "new"]),  # the costliest one makes room
+    (1, 2, ["large", "small"]),  # to refuse the large one would not make enough room: both stay
+    (20, 1, ["large", "small"]),  # none is costlier
+    (0.2, 5, ["large", "small"]),  # more than the queue holds
+])  # fmt: skip
 def test_a_full_queue_refuses_costlier_requests_or_the_new_one_but_not_both(megapixels, images, stay, monkeypatch):
     monkeypatch.setattr("must.deploy.serve.http.MOST_WAITING", 4)
 
@@ -101,9 +101,6 @@ def test_a_full_queue_refuses_costlier_requests_or_the_new_one_but_not_both(mega
     with_api(admit)
 
 
-BEGUN = [b"", b"POST /classify HTTP/1.1\r\nhost:", b"POST /classify HTTP/1.1\r\ncontent-length: 9\r\n\r\n\xff"]
-
-
 @pytest.mark.parametrize("begun", BEGUN, ids=["nothing", "half a head", "half a body"])
 def test_health_and_pictures_are_answered_beside_silent_connections(server, pictures, begun):
     held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(60)]
@@ -115,9 +112,6 @@ def test_health_and_pictures_are_answered_beside_silent_connections(server, pict
     finally:
         for client in held:
             client.close()
-
-
-SCOPE = {"type": "http", "method": "POST", "path": "/classify", "query_string": b"", "headers": []}
 
 
 def test_a_requests_memory_is_released_before_its_answer_is_sent():

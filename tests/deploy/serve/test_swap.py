@@ -13,15 +13,9 @@ import pytest
 
 from must.base import storage
 from must.base.console import Console
+from tests.common import until
 from tests.deploy.serve.server import SILENCE, ask, running
 from tests.deploy.serve.versions import NAME, add_version, promote
-
-
-def until(condition, what):
-    end = time.monotonic() + SILENCE
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

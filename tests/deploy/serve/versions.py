@@ -22,7 +22,6 @@ def add_version(registry, exported, version, folder, spoil=b""):
     place.add(version, {"onnx/model.onnx": str(path)}, {})
     if spoil:
         storage.write_bytes(place.make_uri(version, "onnx", "model.onnx"), spoil)
-    return place
 
 
 def promote(registry, version):

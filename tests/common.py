@@ -1,0 +1,52 @@
+"""What tests of several folders do: run programs, wait, read tables, and look at what is said about a mistake."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def one_line(match: str) -> Iterator[pytest.ExceptionInfo[ValueError]]:
+    """A ValueError of one line, in which the pattern is found."""
+    with pytest.raises(ValueError, match=match) as error:
+        yield error
+    assert "\n" not in str(error.value)
+
+
+def ended(capture: pytest.CaptureFixture[str], code: int, function: Callable[..., object], *arguments: Any) -> str:
+    """The one line on stderr of a program's function, which ends with this exit code."""
+    with pytest.raises(SystemExit) as end:
+        function(*arguments)
+    assert end.value.code == code
+    (line,) = capture.readouterr().err.splitlines()
+    return line
+
+
+def printed(*command: object, **options: Any) -> str:
+    """What a program prints on stdout, which ends with 0."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def until(condition: Callable[..., object], what: object = "", process: subprocess.Popen[str] | None = None) -> None:
+    """Waits for what has long come to be where everything works, for as long as the process lives."""
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end and (process is None or process.poll() is None), what
+        time.sleep(0.02)
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
