@@ -94,16 +94,19 @@ def test_it_exports(adapted, tmp_path):
     assert Path(adapted.export(tmp_path / "onnx", images=20).model).exists()
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"classes": ["one"]}, "needs at least two classes"),
-    ({"classes": 3}, "expected a list of names, a dictionary, or a file"),
-    ({"classes": ["a", object()]}, "class 2 is .*, which is no name"),
-    ({"classes": {"a": 5, "b": "a b"}}, "the prompts of class 'a' must be a list of strings"),
-    ({"classes": {"a": ["an a", 5], "b": "a b"}}, "the prompts of class 'a' must be a list of strings"),
-    ({"images": []}, "images: there are none"),
-    ({"images": 3}, "int is none of those known"),
-    ({"images": [Image.new("L", (8, 8)), "x", 3]}, "images: number 1: .*No such file"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"classes": ["one"]}, "needs at least two classes"),
+        ({"classes": 3}, "expected a list of names, a dictionary, or a file"),
+        ({"classes": ["a", object()]}, "class 2 is .*, which is no name"),
+        ({"classes": {"a": 5, "b": "a b"}}, "the prompts of class 'a' must be a list of strings"),
+        ({"classes": {"a": ["an a", 5], "b": "a b"}}, "the prompts of class 'a' must be a list of strings"),
+        ({"images": []}, "images: there are none"),
+        ({"images": 3}, "int is none of those known"),
+        ({"images": [Image.new("L", (8, 8)), "x", 3]}, "images: number 1: .*No such file"),
+    ],
+)
 def test_the_users_mistakes_are_one_line_and_leave_nothing(digits, tmp_path, changes, message):
     with one_line(message):
         must.adapt(**inputs(digits, tmp_path / "work", **changes))

@@ -116,11 +116,14 @@ def test_what_is_passed_wins_over_a_preset_even_where_it_is_the_default(digits, 
         assert "epochs" not in found.reasons and {"lr", "alpha"} <= found.reasons.keys()
 
 
-@pytest.mark.parametrize("values, message", [
-    ({"epoch": 1}, "unknown name 'epoch'; did you mean 'epochs'"),
-    ({"shards": "nowhere"}, r"nowhere holds no index\.json"),
-    ({"shards": None}, "^missing: shards$"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"epoch": 1}, "unknown name 'epoch'; did you mean 'epochs'"),
+        ({"shards": "nowhere"}, r"nowhere holds no index\.json"),
+        ({"shards": None}, "^missing: shards$"),
+    ],
+)
 def test_the_users_mistakes_are_value_errors(digits, tmp_path, values, message):
     given = {"shards": digits.shards, "classifier": digits.classifier, "output": str(tmp_path / "o")} | values
     with one_line(message):

@@ -99,11 +99,14 @@ def test_a_transparent_picture_is_seen_on_white_in_memory_as_in_its_file(onnx, t
         assert onnx(item).probabilities == pytest.approx(expected.probabilities, abs=1e-6)
 
 
-@pytest.mark.parametrize("values, message", [
-    ({"model": "openai/clip-vit-b", "classes": ["a", "b"]}, "a model on a hub is hf-hub:TEAM/NAME"),
-    ({"model": asset_folder(), "classes": "cat"}, "a file with a name a line, the names themselves"),
-    ({"model": asset_folder(), "classes": ["cat"]}, "needs at least two classes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"model": "openai/clip-vit-b", "classes": ["a", "b"]}, "a model on a hub is hf-hub:TEAM/NAME"),
+        ({"model": asset_folder(), "classes": "cat"}, "a file with a name a line, the names themselves"),
+        ({"model": asset_folder(), "classes": ["cat"]}, "needs at least two classes"),
+    ],
+)
 def test_the_users_mistakes_are_one_line(exported, values, message):
     with one_line(message):
         must.load(**{"model": exported[1]} | values)

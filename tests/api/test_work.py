@@ -75,10 +75,13 @@ def test_the_model_in_work_stands_for_work(tmp_path):
         configure("evaluate", {"model": f"{bundle}/model"})
 
 
-@pytest.mark.parametrize("stage, place, message", [
-    ("export", "steps", "no model of `must train` or `must refine` is in it; make it, or name it with --model"),
-    ("serve", "steps", "--model steps: no ONNX file of `must export` is in it; make it, or name it with --model"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stage, place, message",
+    [
+        ("export", "steps", "no model of `must train` or `must refine` is in it; make it, or name it with --model"),
+        ("serve", "steps", "--model steps: no ONNX file of `must export` is in it; make it, or name it with --model"),
+    ],
+)
 def test_what_is_no_work_is_one_line(tmp_path, monkeypatch, stage, place, message):
     monkeypatch.chdir(tmp_path)
     made(tmp_path, "report/metrics.json", "steps/shards/index.json")

@@ -24,10 +24,13 @@ def test_the_trainjobs_runtime_may_be_the_namespaces_or_the_clusters(kubernetes,
     assert (asked["verb"], asked["resource"], asked["namespace"]) == ("create", "trainjobs", "vision")
 
 
-@pytest.mark.parametrize("runtimes, allowed, said", [
-    ([], True, "no training runtime must-torch in vision: is Kubeflow Trainer 2 installed, and"),
-    (["namespaces/vision/trainingruntimes"], False, "may not create TrainJobs in vision; give it the role"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "runtimes, allowed, said",
+    [
+        ([], True, "no training runtime must-torch in vision: is Kubeflow Trainer 2 installed, and"),
+        (["namespaces/vision/trainingruntimes"], False, "may not create TrainJobs in vision; give it the role"),
+    ],
+)
 def test_a_runtime_or_a_right_that_is_missing_is_said_before_the_training(kubernetes, runtimes, allowed, said):
     trainer(kubernetes, runtimes, allowed)
     kubernetes.answers["GET", f"{TRAINERS}/clustertrainingruntimes/must-torch"] = (403, {})  # its role is optional

@@ -23,12 +23,16 @@ def page(work, more=()):
     return summarize(str(work), "r1", "FAILED", "again", more=more).to_markdown()
 
 
-@pytest.mark.parametrize("change, state, said", [
-    ({}, "running", "was deleted; its checkpoints stay"),
-    ({}, "done", None),
-    ({"owner": "r2"}, "running", "belongs to the run r2 and was not deleted"),
-    ({"refused": 403}, "running", "still runs (403): kubectl delete trainjob {job} -n vision"),
-], ids=["its launcher had no time", "complete", "another run's", "no permission"])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, state, said",
+    [
+        ({}, "running", "was deleted; its checkpoints stay"),
+        ({}, "done", None),
+        ({"owner": "r2"}, "running", "belongs to the run r2 and was not deleted"),
+        ({"refused": 403}, "running", "still runs (403): kubectl delete trainjob {job} -n vision"),
+    ],
+    ids=["its launcher had no time", "complete", "another run's", "no permission"],
+)
 def test_the_end_of_a_run_deletes_its_job_and_no_other(api, work, run, change, state, said):
     api.on_start = completes(work)
     train(work)
@@ -47,10 +51,13 @@ def test_the_end_of_a_run_deletes_its_job_and_no_other(api, work, run, change, s
         assert not change or settle_run(str(work), "r1") == lines
 
 
-@pytest.mark.parametrize("message, headline, why", [
-    ("main: Error (exit code 1)", "an error", "its pod ended by itself (main: Error (exit code 1))"),
-    ("The node was low on resource: memory.", "its pod is gone", "The node was low on resource: memory."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "message, headline, why",
+    [
+        ("main: Error (exit code 1)", "an error", "its pod ended by itself (main: Error (exit code 1))"),
+        ("The node was low on resource: memory.", "its pod is gone", "The node was low on resource: memory."),
+    ],
+)  # fmt: skip
 def test_a_stage_without_a_last_note_is_told_in_the_clusters_words(work, run, message, headline, why):
     end(run, message)
     leave(work)

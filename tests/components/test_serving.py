@@ -117,12 +117,15 @@ def test_without_the_right_to_look_the_file_counts_and_a_line_says_so(cluster, t
     assert "no right to read the server, so replicas and resources are those of cluster.yaml" in caplog.text
 
 
-@pytest.mark.parametrize("status, answer, code, said", [
-    (403, {"message": "cannot patch"}, WRONG_INPUT, "may not apply an InferenceService in vision; apply deploy/"),
-    (404, {}, WRONG_INPUT, "this cluster has no InferenceService; install KServe"),
-    (400, {"message": "admission denied"}, WRONG_INPUT, "refuses the InferenceService: 400 admission denied"),
-    (503, {}, PREEMPTED, "answers 503"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "status, answer, code, said",
+    [
+        (403, {"message": "cannot patch"}, WRONG_INPUT, "may not apply an InferenceService in vision; apply deploy/"),
+        (404, {}, WRONG_INPUT, "this cluster has no InferenceService; install KServe"),
+        (400, {"message": "admission denied"}, WRONG_INPUT, "refuses the InferenceService: 400 admission denied"),
+        (503, {}, PREEMPTED, "answers 503"),
+    ],
+)
 def test_where_the_api_server_says_no_the_file_can_be_applied_by_hand(cluster, tmp_path, status, answer, code, said):
     cluster.answers["PATCH", SERVICE] = status, answer
     with pytest.raises(ValueError, match=said) as error:

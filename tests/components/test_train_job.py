@@ -165,13 +165,17 @@ def test_a_trainer_that_drops_our_patches_is_too_old(api, work):
 # --- how a job ends
 
 
-@pytest.mark.parametrize("nodes_end, code, title", [
-    ([(0, 1, "RuntimeError: CUDA out of memory")], 1, "node 0, exit code 1"),
-    ([(1, 2, "must train: --lr -1: must be above 0")], 2, "node 1, exit code 2"),
-    ([(0, 73, "another run is writing")], 73, "node 0, exit code 73"),
-    ([(0, 75, "saved")], 75, "node 0, exit code 75"),
-    ([(0, 75, "a peer is gone"), (1, 1, "RuntimeError: CUDA error")], 1, "node 1, exit code 1"),
-], ids=["an error", "wrong input", "held", "saved", "the first one explains it"])  # fmt: skip
+@pytest.mark.parametrize(
+    "nodes_end, code, title",
+    [
+        ([(0, 1, "RuntimeError: CUDA out of memory")], 1, "node 0, exit code 1"),
+        ([(1, 2, "must train: --lr -1: must be above 0")], 2, "node 1, exit code 2"),
+        ([(0, 73, "another run is writing")], 73, "node 0, exit code 73"),
+        ([(0, 75, "saved")], 75, "node 0, exit code 75"),
+        ([(0, 75, "a peer is gone"), (1, 1, "RuntimeError: CUDA error")], 1, "node 1, exit code 1"),
+    ],
+    ids=["an error", "wrong input", "held", "saved", "the first one explains it"],
+)
 def test_a_failed_job_is_told_with_its_last_lines_events_and_code(api, work, capfd, nodes_end, code, title):
     def on_start(api, name):
         for node, ended, line in nodes_end[:-1]:

@@ -68,17 +68,20 @@ def unchanged(logits, labels, _):
     return logits
 
 
-@pytest.mark.parametrize(("values", "passes", "outcome", "reason"), [
-    ({}, True, "gain", ""),
-    ({"check": BAD}, False, "stopped", f"{FEW_CLASSES} (500 images)"),
-    ({"check": FEW}, False, "stopped", "12 images are too few"),
-    ({"check": FEW, "selection": {"alpha": 0.5, "check": CHECK}}, True, "gain", ""),
-    ({"check": FEW, "selection": {"alpha": 0.5, "check": BAD}}, False, "stopped", "(500 training images)"),
-    ({"check": FEW, "selection": {"check": CHECK}, "name": "baseline"}, False, "stopped", "12 images are too few"),
-    ({"check": FEW, "selection": {"alpha": 0.3, "rungs": []}}, False, "stopped", "12 images are too few"),
-    ({"after": unchanged}, True, "zero-shot", ""),
-    ({"after": unchanged, "name": "baseline"}, False, "stopped", "nothing to promote"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "passes", "outcome", "reason"),
+    [
+        ({}, True, "gain", ""),
+        ({"check": BAD}, False, "stopped", f"{FEW_CLASSES} (500 images)"),
+        ({"check": FEW}, False, "stopped", "12 images are too few"),
+        ({"check": FEW, "selection": {"alpha": 0.5, "check": CHECK}}, True, "gain", ""),
+        ({"check": FEW, "selection": {"alpha": 0.5, "check": BAD}}, False, "stopped", "(500 training images)"),
+        ({"check": FEW, "selection": {"check": CHECK}, "name": "baseline"}, False, "stopped", "12 images are too few"),
+        ({"check": FEW, "selection": {"alpha": 0.3, "rungs": []}}, False, "stopped", "12 images are too few"),
+        ({"after": unchanged}, True, "zero-shot", ""),
+        ({"after": unchanged, "name": "baseline"}, False, "stopped", "nothing to promote"),
+    ],
+)
 def test_label_free_gate(values, passes, outcome, reason):
     decision = label_free_gate(checked(**values))
     assert decision.passed == passes and decision.gate == "label-free" and decision.outcome == outcome
@@ -93,15 +96,18 @@ def answers(gain, count=60):
     return {"alpha": 0.5, "check": CHECK, "measured": measured}
 
 
-@pytest.mark.parametrize(("values", "by", "passes"), [
-    ({"labelled": True, "selection": answers(-0.3)}, "labelled", True),  # labels first
-    ({"labelled": True, "after": noisy, "selection": answers(0.3)}, "labelled", False),
-    ({"labelled": False, "selection": answers(0.3)}, "answers", True),
-    ({"labelled": False, "selection": answers(0.05)}, "answers", False),
-    ({"labelled": False, "selection": answers(-0.3, count=49)}, "label-free", True),
-    ({"labelled": False, "selection": answers(0.3), "name": "baseline"}, "label-free", True),
-    ({"labelled": False, "check": BAD}, "label-free", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "by", "passes"),
+    [
+        ({"labelled": True, "selection": answers(-0.3)}, "labelled", True),  # labels first
+        ({"labelled": True, "after": noisy, "selection": answers(0.3)}, "labelled", False),
+        ({"labelled": False, "selection": answers(0.3)}, "answers", True),
+        ({"labelled": False, "selection": answers(0.05)}, "answers", False),
+        ({"labelled": False, "selection": answers(-0.3, count=49)}, "label-free", True),
+        ({"labelled": False, "selection": answers(0.3), "name": "baseline"}, "label-free", True),
+        ({"labelled": False, "check": BAD}, "label-free", False),
+    ],
+)
 def test_the_gate_is_the_one_with_the_most_to_go_by(values, by, passes):
     decision = gate.automatic_gate(metrics_from(checked(**values)), GateConfig(metrics=""))
     assert (decision.gate, decision.passed) == (by, passes)
@@ -136,11 +142,14 @@ def test_the_label_free_gate_reads_no_labels():
     assert checked(labelled=False)["label_free"] == whole["label_free"]
 
 
-@pytest.mark.parametrize(("change", "passes"), [
-    (lambda columns: columns, True),
-    (lambda columns: torch.cat([columns[:, :1], -columns[:, :1].repeat(1, 9)], 1), False),
-    (lambda columns: columns[:, [0, 1, 2, 8, 4, 5, 6, 7, 3, 9]], True),  # docs/evaluation.md says so
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "passes"),
+    [
+        (lambda columns: columns, True),
+        (lambda columns: torch.cat([columns[:, :1], -columns[:, :1].repeat(1, 9)], 1), False),
+        (lambda columns: columns[:, [0, 1, 2, 8, 4, 5, 6, 7, 3, 9]], True),  # docs/evaluation.md says so
+    ],
+)
 def test_a_collapse_does_not_pass_but_exchanged_names_are_not_seen(digits, tmp_path, change, passes):
     """On real predictions: the tuned model, the same with one class left, and with two classes' names exchanged."""
     bundle = load_bundle(digits.adapted)
@@ -167,12 +176,15 @@ def test_labelled_gate_makes_no_decision_on_few_images():
     assert labelled_gate(few, min_images=50).passed
 
 
-@pytest.mark.parametrize("gate, missing, message", [
-    (labelled_gate, "adapted", "has none"),
-    (labelled_gate, "baseline", "needs a baseline"),
-    (label_free_gate, "compared", "give `must evaluate` a --baseline"),
-    (label_free_gate, "check", "give `must evaluate` a --baseline"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "gate, missing, message",
+    [
+        (labelled_gate, "adapted", "has none"),
+        (labelled_gate, "baseline", "needs a baseline"),
+        (label_free_gate, "compared", "give `must evaluate` a --baseline"),
+        (label_free_gate, "check", "give `must evaluate` a --baseline"),
+    ],
+)
 def test_wrong_questions(gate, missing, message):
     metrics = json.loads(json.dumps(checked()))
     for part in (metrics, metrics["label_free"], metrics["label_free"]["compared"]):

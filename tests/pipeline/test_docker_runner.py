@@ -26,15 +26,18 @@ def test_python_takes_the_place_of_the_shell_in_every_stage():
         assert [part.replace(" exec python3 ", " python3 ") for part in changed] == command
 
 
-@pytest.mark.parametrize("value, expected", [
-    ("images", ["images"]),
-    ("images/x-{000..003}.tar", ["images"]),
-    ({"pretrained": "images/w.pt", "epochs": 2}, ["images/w.pt"]),
-    ("gs://bucket/images", []),
-    ("ViT-B-16-quickgelu", []),
-    ("", []),
-    (2, []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        ("images", ["images"]),
+        ("images/x-{000..003}.tar", ["images"]),
+        ({"pretrained": "images/w.pt", "epochs": 2}, ["images/w.pt"]),
+        ("gs://bucket/images", []),
+        ("ViT-B-16-quickgelu", []),
+        ("", []),
+        (2, []),
+    ],
+)
 def test_the_local_paths_of_a_parameter(tmp_path, monkeypatch, value, expected):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()

@@ -158,13 +158,16 @@ def test_a_namespace_that_a_single_user_server_would_drop_is_refused(server, sub
     assert scheduler(*apply) == submitter(*submit) == 0
 
 
-@pytest.mark.parametrize("flags, environment, header", [
-    (["--token-file", "token"], {}, ("Authorization", "Bearer secret")),
-    ([], {"KFP_TOKEN": "secret"}, ("Authorization", "Bearer secret")),
-    ([], {"KF_PIPELINES_SA_TOKEN_PATH": "token"}, ("Authorization", "Bearer secret")),  # a pod's own
-    (["--cookie", "authservice_session=abc"], {}, ("Cookie", "authservice_session=abc")),
-    (["--header", "X-Goog-Authenticated-User=me"], {}, ("X-Goog-Authenticated-User", "me")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags, environment, header",
+    [
+        (["--token-file", "token"], {}, ("Authorization", "Bearer secret")),
+        ([], {"KFP_TOKEN": "secret"}, ("Authorization", "Bearer secret")),
+        ([], {"KF_PIPELINES_SA_TOKEN_PATH": "token"}, ("Authorization", "Bearer secret")),  # a pod's own
+        (["--cookie", "authservice_session=abc"], {}, ("Cookie", "authservice_session=abc")),
+        (["--header", "X-Goog-Authenticated-User=me"], {}, ("X-Goog-Authenticated-User", "me")),
+    ],
+)
 def test_the_usual_ways_to_log_in(server, scheduler, files, monkeypatch, flags, environment, header):
     monkeypatch.chdir(files)
     monkeypatch.delenv("KFP_TOKEN")
@@ -248,16 +251,19 @@ def test_a_server_that_cannot_be_reached_is_one_line(files, must_pipeline, capsy
     assert "--host is missing: the URL of Kubeflow Pipelines" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"crom": "x"}, "crom: unknown key; did you mean 'cron'?"),
-    ({"cron": "daily"}, "cron 'daily': expected minute hour day month weekday"),
-    ({"name": ""}, "name is missing"),
-    ({"parameters": {"sorce": "x"}}, "no parameter 'sorce'; did you mean 'source'?"),
-    ({"parameters": {"source": "x"}}, "parameters missing: classes, work_uri"),
-    ({"parameters": PARAMETERS | {"epochs": "many"}}, "parameter epochs: expected a whole number, got 'many'"),
-    ({"parameters": PARAMETERS | {"append": 1}}, "parameter append: expected true or false"),
-    ({"parameters": PARAMETERS | {"settings": {"x": "y" * 10_000}}}, "Kubeflow Pipelines allows 10,000"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"crom": "x"}, "crom: unknown key; did you mean 'cron'?"),
+        ({"cron": "daily"}, "cron 'daily': expected minute hour day month weekday"),
+        ({"name": ""}, "name is missing"),
+        ({"parameters": {"sorce": "x"}}, "no parameter 'sorce'; did you mean 'source'?"),
+        ({"parameters": {"source": "x"}}, "parameters missing: classes, work_uri"),
+        ({"parameters": PARAMETERS | {"epochs": "many"}}, "parameter epochs: expected a whole number, got 'many'"),
+        ({"parameters": PARAMETERS | {"append": 1}}, "parameter append: expected true or false"),
+        ({"parameters": PARAMETERS | {"settings": {"x": "y" * 10_000}}}, "Kubeflow Pipelines allows 10,000"),
+    ],
+)
 def test_a_wrong_schedule_is_refused_before_anything_is_sent(server, scheduler, files, capsys, change, message):
     (files / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE | change))
     assert scheduler("apply", files / "schedule.yaml") == 2

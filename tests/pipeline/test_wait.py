@@ -38,13 +38,16 @@ def play(server, name):
     server.states, server.tasks = ["PENDING", "RUNNING", RUNS[name]["state"]], RUNS[name]["task_details"]
 
 
-@pytest.mark.parametrize("name, code, line", [
-    ("success", 0, ""),
-    ("retried", 0, ""),
-    ("wrong input", 1, "failed: classifier"),
-    ("quota", 1, "failed: root-driver"),
-    ("terminated", 1, "failed: evaluate-driver"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, code, line",
+    [
+        ("success", 0, ""),
+        ("retried", 0, ""),
+        ("wrong input", 1, "failed: classifier"),
+        ("quota", 1, "failed: root-driver"),
+        ("terminated", 1, "failed: evaluate-driver"),
+    ],
+)
 def test_the_end_of_a_run_and_the_stage_that_failed(server, waiting, capsys, name, code, line):
     play(server, name)
     assert waiting() == code

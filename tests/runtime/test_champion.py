@@ -69,14 +69,17 @@ def test_what_was_decided_is_not_trained_again_and_what_failed_is(place, tmp_pat
     assert ask(place, tmp_path)["action"] == "train"  # a run by hand
 
 
-@pytest.mark.parametrize("change", [
-    {"splits": {"train": {"samples": 9, "labelled": 9}}},
-    {"settings": {"lr": 2.0}},
-    {"classes": ("cat", "fox")},
-    {"gate": "none"},
-    {"gate_settings": {"min_gain": 0.1}},
-    {"evaluate_split": "train", "splits": SPLITS | {"train": SPLITS["test"]}},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"splits": {"train": {"samples": 9, "labelled": 9}}},
+        {"settings": {"lr": 2.0}},
+        {"classes": ("cat", "fox")},
+        {"gate": "none"},
+        {"gate_settings": {"min_gain": 0.1}},
+        {"evaluate_split": "train", "splits": SPLITS | {"train": SPLITS["test"]}},
+    ],
+)
 def test_new_data_settings_or_classes_are_new(place, tmp_path, change):
     place.decide(ask(place, tmp_path)["key"], "stopped", [])
     assert ask(place, tmp_path, only_new=True, **change)["action"] == "train"
@@ -90,13 +93,16 @@ def test_new_answers_are_new(place, tmp_path):
     assert ask(place, tmp_path, only_new=True, answers=str(file))["action"] == "train"
 
 
-@pytest.mark.parametrize("splits, given, gate, split", [
-    (SPLITS, "", "labelled", "test"),
-    (SPLITS, "train", "auto", "train"),
-    (UNLABELLED, "", "auto", "train"),
-    (UNLABELLED, "test", "auto", "no split 'test'"),
-    (UNLABELLED, "", "labelled", "gate labelled: the split train has no labels; give test_source and labels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "splits, given, gate, split",
+    [
+        (SPLITS, "", "labelled", "test"),
+        (SPLITS, "train", "auto", "train"),
+        (UNLABELLED, "", "auto", "train"),
+        (UNLABELLED, "test", "auto", "no split 'test'"),
+        (UNLABELLED, "", "labelled", "gate labelled: the split train has no labels; give test_source and labels"),
+    ],
+)
 def test_the_split_to_evaluate_on_is_known_before_the_training(place, tmp_path, splits, given, gate, split):
     with nullcontext() if split in splits else pytest.raises(ValueError, match=split):
         assert ask(place, tmp_path, splits=splits, evaluate_split=given, gate=gate)["split"] == split

@@ -77,21 +77,24 @@ def test_every_door_refuses_it(door, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"classes": "{folder}/no.yaml"}, "no such file"),
-    ({"classes": "{folder}/one.yaml"}, "needs at least two classes"),
-    ({"model": "ViT-B-17"}, "--model ViT-B-17: no open_clip model and no folder; did you mean"),
-    ({"model": "{folder}"}, "no open_clip_config.json in this folder, nor config.json of transformers"),
-    ({"model": "ftp://b/model"}, "unknown scheme 'ftp://'"),
-    ({"pretrained": "opanai"}, "no tag of ViT-B-16-quickgelu; give one of"),
-    ({"pretrained": "{bucket}/weights.pt"}, "no such file"),
-    ({"model": "ViT-B-16/openia", "pretrained": ""}, "no such file and no tag of ViT-B-16; give one of"),
-    ({"model": "ViT-B-16/openai", "pretrained": "laion400m_e31"}, "already says --pretrained openai"),
-    ({"answers": "{folder}/no.jsonl"}, "no.jsonl: no such file"),
-    ({"answers": "{folder}/none.jsonl"}, "there are no answers in it"),
-    ({"answers": "{folder}/other.jsonl"}, "other.jsonl: there are no answers in it with a class of this run"),
-    ({"answers": "{folder}"}, "expected answers.jsonl of `must review`"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"classes": "{folder}/no.yaml"}, "no such file"),
+        ({"classes": "{folder}/one.yaml"}, "needs at least two classes"),
+        ({"model": "ViT-B-17"}, "--model ViT-B-17: no open_clip model and no folder; did you mean"),
+        ({"model": "{folder}"}, "no open_clip_config.json in this folder, nor config.json of transformers"),
+        ({"model": "ftp://b/model"}, "unknown scheme 'ftp://'"),
+        ({"pretrained": "opanai"}, "no tag of ViT-B-16-quickgelu; give one of"),
+        ({"pretrained": "{bucket}/weights.pt"}, "no such file"),
+        ({"model": "ViT-B-16/openia", "pretrained": ""}, "no such file and no tag of ViT-B-16; give one of"),
+        ({"model": "ViT-B-16/openai", "pretrained": "laion400m_e31"}, "already says --pretrained openai"),
+        ({"answers": "{folder}/no.jsonl"}, "no.jsonl: no such file"),
+        ({"answers": "{folder}/none.jsonl"}, "there are no answers in it"),
+        ({"answers": "{folder}/other.jsonl"}, "other.jsonl: there are no answers in it with a class of this run"),
+        ({"answers": "{folder}"}, "expected answers.jsonl of `must review`"),
+    ],
+)
 def test_the_first_stage_looks_at_what_the_names_stand_for(tmp_path, bucket_server, change, message):
     (tmp_path / "one.yaml").write_text("classes: [cat]")
     (tmp_path / "none.jsonl").touch()

@@ -111,13 +111,16 @@ def test_no_word_of_the_backend_changes_it_but_where_no_stage_left_a_note(state)
     assert complete is (state in ("COMPLETE", "SUCCEEDED"))
 
 
-@pytest.mark.parametrize("values, why", [
-    ({"code": 75, "lines": ["must train: x"]}, "x · a dependency failed (exit code 75)"),
-    ({"code": 2, "lines": ["x", ""]}, "x · wrong input (exit code 2)"),
-    ({"code": 1}, "an error in the program or the machine (exit code 1)"),
-    ({"code": 137, "lines": ["x"]}, "killed (exit code 137): most often the pod's memory limit"),
-    ({"state": "running"}, "its pod is lost, cause unknown: a lost node"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values, why",
+    [
+        ({"code": 75, "lines": ["must train: x"]}, "x · a dependency failed (exit code 75)"),
+        ({"code": 2, "lines": ["x", ""]}, "x · wrong input (exit code 2)"),
+        ({"code": 1}, "an error in the program or the machine (exit code 1)"),
+        ({"code": 137, "lines": ["x"]}, "killed (exit code 137): most often the pod's memory limit"),
+        ({"state": "running"}, "its pod is lost, cause unknown: a lost node"),
+    ],
+)
 def test_a_page_about_a_failure_says_why_and_how_to_go_on(tmp_path, values, why):
     note = Note(**{"stage": "train", "state": "failed", "facts": Facts(checkpoints=str(tmp_path))} | values)
     lines = page_of(tmp_path, [note]).splitlines()

@@ -70,13 +70,16 @@ def test_without_labels_there_is_no_number(tmp_path):
     assert card.data.eval_results is None and "Accuracy is unknown" in card.text
 
 
-@pytest.mark.parametrize(("backbone", "pretrained", "base"), [
-    ("hf-hub:team/name", "", "team/name"),
-    ("ViT-B/32", "laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
-    ("ViT-B-16", "mine.pt", None),
-    ("models/ours", "", None),  # a folder, which looks like a name on a hub
-    ("hf-hub:team/name\nlicense: mit", "", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("backbone", "pretrained", "base"),
+    [
+        ("hf-hub:team/name", "", "team/name"),
+        ("ViT-B/32", "laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+        ("ViT-B-16", "mine.pt", None),
+        ("models/ours", "", None),  # a folder, which looks like a name on a hub
+        ("hf-hub:team/name\nlicense: mit", "", None),
+    ],
+)
 def test_base_model_where_it_is_known(backbone, pretrained, base, tmp_path):
     changed = description(backbone=backbone, pretrained=pretrained)
     assert hub_card(tmp_path, changed).data.base_model == base

@@ -120,13 +120,16 @@ def test_a_library_that_answers_otherwise_leaves_what_was_there(made, tmp_path, 
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"model": "nowhere"}, "no model.json there"),
-    ({"classifier": ""}, "--classifier is missing"),
-    ({"classifier": "nowhere.safetensors"}, "no such file; make it with `must classifier`"),
-    ({"min_agreement": "0.5"}, "--min-agreement goes with --to onnx"),
-    ({"license": "My Licence!"}, "expected a short name of the hub's"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "nowhere"}, "no model.json there"),
+        ({"classifier": ""}, "--classifier is missing"),
+        ({"classifier": "nowhere.safetensors"}, "no such file; make it with `must classifier`"),
+        ({"min_agreement": "0.5"}, "--min-agreement goes with --to onnx"),
+        ({"license": "My Licence!"}, "expected a short name of the hub's"),
+    ],
+)
 def test_wrong_input_is_one_line(made, tmp_path, capfd, change, message):
     tiny = made("clip")
     values = {"model": tiny.bundle, "classifier": tiny.classifier, "to": "open_clip", "output": str(tmp_path / "o")}

@@ -27,24 +27,27 @@ def edited(path, model, **metadata):
     return path
 
 
-@pytest.mark.parametrize(("metadata", "message"), [
-    ({"classes": ["a", "b"]}, r"gives \[10\] probabilities, its metadata name 2 classes"),
-    ({"classes": [1] * 10}, "name no classes"),
-    ({"classes": []}, "name no classes"),
-    ({"classes": "[" * 100_000}, "metadata are damaged"),
-    ({"preprocess": {"size": 30000}}, "size '30000': only squares of 1 to"),
-    ({"preprocess": {"size": 64}}, "its metadata say 64 pixels"),
-    ({"preprocess": {"size": True}}, "size 'True': only squares"),
-    ({"preprocess": {"size": [1]}}, "size a list of 1: only squares"),
-    ({"preprocess": []}, "no mapping"),
-    ({"preprocess": {"mean": [1]}}, "three numbers"),
-    ({"preprocess": {"std": [1, 2, float("nan")]}}, "out of range"),
-    ({"preprocess": {"std": [1, 1, 1e-300]}}, "mean or deviation out of range: expected are three numbers"),
-    ({"preprocess": {"mean": [1e300, 0, 0]}}, "out of range"),
-    ({"preprocess": {"mean": [10**400, 0, 0]}}, "out of range"),
-    ({"preprocess": {"interpolation": ["x"]}}, "not supported"),
-    ({"preprocess": "not json"}, "metadata are damaged"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"classes": ["a", "b"]}, r"gives \[10\] probabilities, its metadata name 2 classes"),
+        ({"classes": [1] * 10}, "name no classes"),
+        ({"classes": []}, "name no classes"),
+        ({"classes": "[" * 100_000}, "metadata are damaged"),
+        ({"preprocess": {"size": 30000}}, "size '30000': only squares of 1 to"),
+        ({"preprocess": {"size": 64}}, "its metadata say 64 pixels"),
+        ({"preprocess": {"size": True}}, "size 'True': only squares"),
+        ({"preprocess": {"size": [1]}}, "size a list of 1: only squares"),
+        ({"preprocess": []}, "no mapping"),
+        ({"preprocess": {"mean": [1]}}, "three numbers"),
+        ({"preprocess": {"std": [1, 2, float("nan")]}}, "out of range"),
+        ({"preprocess": {"std": [1, 1, 1e-300]}}, "mean or deviation out of range: expected are three numbers"),
+        ({"preprocess": {"mean": [1e300, 0, 0]}}, "out of range"),
+        ({"preprocess": {"mean": [10**400, 0, 0]}}, "out of range"),
+        ({"preprocess": {"interpolation": ["x"]}}, "not supported"),
+        ({"preprocess": "not json"}, "metadata are damaged"),
+    ],
+)
 def test_metadata_that_do_not_fit_are_one_line(exported, tmp_path, metadata, message):
     with one_line(f"^model.onnx: .*{message}") as error:
         OnnxClassifier(edited(tmp_path / "x", exported[1] / "model.onnx", **metadata), "model.onnx")

@@ -100,22 +100,25 @@ def test_bodies(server, name):
     assert status == expected and reason in answer["error"]
 
 
-@pytest.mark.parametrize(("method", "path", "headers", "status", "reason"), [
-    ("POST", "/v2/models/x/infer", {}, 404, "the model is at /v2/models/digits"),
-    ("POST", "/classify/more", {}, 404, "no such address"),
-    ("POST", "//classify", {}, 404, "no such address"),
-    ("GET", "/%00", {}, 404, "no such address"),
-    ("GET", "/../x", {}, 404, "no such address"),
-    ("GET", "/classify/", {"Host": "other"}, 404, "no such address"),
-    ("GET", "/classify", {}, 405, "POST the image file itself: curl --data-binary @photo.jpg"),
-    ("DELETE", "/v2/models/digits", {}, 405, "only GET, HEAD is allowed"),
-    ("POST", "/classify?top_k=x", {}, 400, "top_k must be a number"),
-    ("POST", "/classify?top_k=0", {}, 400, "top_k must be a whole number"),
-    ("POST", "/classify?abstain=nan", {}, 400, "abstain must be from 0 to 1"),
-    ("POST", "/classify?weights=1", {}, 400, "unknown parameter weights"),
-    ("POST", INFER, {"Content-Encoding": "gzip"}, 415, "without compression"),
-    ("POST", INFER, {"Inference-Header-Content-Length": "2"}, 400, "no binary tensors"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "reason"),
+    [
+        ("POST", "/v2/models/x/infer", {}, 404, "the model is at /v2/models/digits"),
+        ("POST", "/classify/more", {}, 404, "no such address"),
+        ("POST", "//classify", {}, 404, "no such address"),
+        ("GET", "/%00", {}, 404, "no such address"),
+        ("GET", "/../x", {}, 404, "no such address"),
+        ("GET", "/classify/", {"Host": "other"}, 404, "no such address"),
+        ("GET", "/classify", {}, 405, "POST the image file itself: curl --data-binary @photo.jpg"),
+        ("DELETE", "/v2/models/digits", {}, 405, "only GET, HEAD is allowed"),
+        ("POST", "/classify?top_k=x", {}, 400, "top_k must be a number"),
+        ("POST", "/classify?top_k=0", {}, 400, "top_k must be a whole number"),
+        ("POST", "/classify?abstain=nan", {}, 400, "abstain must be from 0 to 1"),
+        ("POST", "/classify?weights=1", {}, 400, "unknown parameter weights"),
+        ("POST", INFER, {"Content-Encoding": "gzip"}, 415, "without compression"),
+        ("POST", INFER, {"Inference-Header-Content-Length": "2"}, 400, "no binary tensors"),
+    ],
+)
 def test_addresses_and_headers(server, method, path, headers, status, reason):
     found, answer = server.ask(method, path, b"{}" if method == "POST" else None, **headers)
     assert found == status and reason in answer["error"]

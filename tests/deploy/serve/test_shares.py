@@ -75,12 +75,15 @@ def with_api(test):
     asyncio.run(run())
 
 
-@pytest.mark.parametrize(("megapixels", "images", "stay"), [
-    (0.2, 1, ["small", "new"]),  # the costliest one makes room
-    (1, 2, ["large", "small"]),  # to refuse the large one would not make enough room: both stay
-    (20, 1, ["large", "small"]),  # none is costlier
-    (0.2, 5, ["large", "small"]),  # more than the queue holds
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("megapixels", "images", "stay"),
+    [
+        (0.2, 1, ["small", "new"]),  # the costliest one makes room
+        (1, 2, ["large", "small"]),  # to refuse the large one would not make enough room: both stay
+        (20, 1, ["large", "small"]),  # none is costlier
+        (0.2, 5, ["large", "small"]),  # more than the queue holds
+    ],
+)
 def test_a_full_queue_refuses_costlier_requests_or_the_new_one_but_not_both(megapixels, images, stay, monkeypatch):
     monkeypatch.setattr("must.deploy.serve.http.MOST_WAITING", 4)
 
