@@ -196,11 +196,14 @@ def steps(
         training |= {"shards": state.part(SHARDS), "device": device}
         if not state.weights_sha256() and (state.part(BUNDLE) / CHECKPOINTS).exists():
             call("train", **training)  # a kill while the model was written left checkpoints without it
+        up_to_date = not state.changed and state.labels_are_up_to_date() and state.report_is_up_to_date()
         make_model(state, common)
         if should_train(state, train, settings, wanted, common):
             logger.info("\nSo far the result of the memory alone. Now training, and the same with the trained model:")
             call("train", **training)
             make_model(state, common)
+        elif up_to_date:
+            logger.info("nothing has changed")
         state.finish()
     return Adapted(folder)
 

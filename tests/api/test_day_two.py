@@ -34,9 +34,11 @@ def ran(monkeypatch):
     return names
 
 
-def test_the_same_again_wherever_the_folder_is_and_however_it_is_written_does_nothing(place, ran, monkeypatch):
+def test_the_same_again_wherever_the_folder_is_and_however_it_is_written_does_nothing(place, ran, monkeypatch, caplog):
     before = checksums(place)
+    caplog.set_level(logging.INFO, "must")
     adapt(place)
+    assert caplog.messages == ["nothing has changed"]
     monkeypatch.chdir(place)
     for images in ("photos", "./photos", str(place / "photos") + "/"):
         adapt(place, images=images)
