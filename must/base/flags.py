@@ -87,13 +87,17 @@ class Once(argparse.Action):
 
 
 def format_usage(stage: type[StageConfig]) -> str:
-    """The usage line of the help with the required flags only; argparse's own lists every flag."""
-    words = []
-    for parameter in list_parameters(stage):
+    """The usage of the help with the required flags only; argparse's own lists every flag. Before it the form with WORK,
+    where that gives some of them."""
+    words, with_work = list[str](), list[str]()
+    for parameter in filter(is_required, list_parameters(stage)):
         metavar, positional = parameter.metadata["metavar"] or "X", parameter.metadata["positional"]
-        if is_required(parameter):
-            words.append(f"{metavar} [{metavar} ...]" if positional else f"{flag(parameter.name)} {metavar}")
-    return " ".join(["%(prog)s", *words, "[options]"])
+        word = f"{metavar} [{metavar} ...]" if positional else f"{flag(parameter.name)} {metavar}"
+        words.append(word.replace("|WORK", ""))
+        if not parameter.metadata["work"] and parameter.name != "model":
+            with_work.append(word)
+    forms = [["WORK", *with_work], words] if any(p.metadata["work"] for p in list_parameters(stage)) else [words]
+    return "\n       ".join(" ".join(["%(prog)s", *form, "[options]"]) for form in forms)
 
 
 class OneLineParser(argparse.ArgumentParser):
