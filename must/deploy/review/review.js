@@ -190,7 +190,7 @@ const finish = async (title) => {
   $("changed").textContent = !reply.state.answers ? "" : `${counted(reply.relabelled, "picture")} got another label from you than from the model.${reply.changed ? ` With ${counted(reply.changed[0], "answer")}, ${counted(reply.changed[1], "label")} of other pictures changed.` : ""}`;
   $("type-next").hidden = !reply.commands.length;
   $("commands").replaceChildren(...reply.commands.map((textContent) => make("pre", { textContent })));
-  $("back").hidden = title !== "So far";
+  $("back").hidden = title !== "Result so far";
 };
 
 async function load(label) {
@@ -284,7 +284,7 @@ const similar = () => {
   for (const button of free) if (all || !also.has(Number(button.dataset.number))) mark(button, also);
 };
 const KEYS = {
-  n: () => say("none"), c: () => say("unsure"), z: undo, f: zoom, g: () => open(grid && grid.label), o: one, e: () => turn(() => finish("So far")), a: accept,
+  n: () => say("none"), c: () => say("unsure"), z: undo, f: zoom, g: () => open(grid && grid.label), o: one, e: () => turn(() => finish("Result so far")), a: accept,
   "?": () => $("keys").showModal(), "/": () => $("typed").focus(), s: similar,
   ArrowRight: () => move(1), ArrowLeft: () => move(-1), ArrowDown: () => move(across()), ArrowUp: () => move(-across()),
 };

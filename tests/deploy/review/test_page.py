@@ -207,7 +207,7 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     shown(page, review.pictures[12].number)
     expect(page.locator("#note")).to_have_text(f"{count + 1} answers taken back.")
     page.keyboard.press("e")
-    expect(page.locator("#end")).to_have_text("So far")
+    expect(page.locator("#end")).to_have_text("Result so far")
     text = "How many of 100 pictures each names right, by 12 answers about pictures drawn at random:"
     expect(page.locator("#endtext")).to_have_text(text)
     expect(page.locator("#rows tr")).to_have_count(3)
