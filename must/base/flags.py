@@ -87,7 +87,7 @@ class Once(argparse.Action):
 
 
 def format_usage(stage: type[StageConfig]) -> str:
-    """The usage of the help with the required flags only; argparse's own lists every flag. Before it the form with WORK,
+    """The usage of the help with the required flags only; argparse's own lists every flag. The form with WORK comes first,
     where that gives some of them."""
     words, with_work = list[str](), list[str]()
     for parameter in filter(is_required, list_parameters(stage)):

@@ -104,7 +104,7 @@ def test_pauses_grow_to_an_hour():
 
 def start(work, function, **values):
     """A supervisor that is a process of its own."""
-    code = "from must.runtime.supervise import supervised; "
+    code = "from must.runtime import supervise; supervise.NOTE_S = 0.5; from must.runtime.supervise import supervised; "
     code += f"supervised('train', 'tests.supervised:{function}', '7', {str(work)!r}, **{values!r})"
     environment = os.environ | {"MUST_RETRIES": "3,1000,2"}
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, start_new_session=True)
