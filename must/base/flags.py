@@ -87,8 +87,8 @@ class Once(argparse.Action):
 
 
 def format_usage(stage: type[StageConfig]) -> str:
-    """The usage of the help with the required flags only; argparse's own lists every flag. The form with WORK comes first,
-    where that gives some of them."""
+    """The usage of the help with the required flags only; argparse's own lists every flag. The form with WORK is
+    the first, where that gives some of them."""
     words, with_work = list[str](), list[str]()
     for parameter in filter(is_required, list_parameters(stage)):
         metavar, positional = parameter.metadata["metavar"] or "X", parameter.metadata["positional"]
