@@ -23,10 +23,8 @@ from tests.evaluation.digits import digits
 
 def shards_with(folder: Path, whole: int, damaged: int) -> str:
     """As made where the damaged images could be decoded."""
-    (folder / "in").mkdir()
     zoo.fill(folder / "in", whole)
-    for number in range(damaged):
-        (folder / "in" / f"damaged-{number}.jpg").write_bytes(zoo.truncated("JPEG") + bytes(number))
+    zoo.put(folder / "in", {f"damaged-{n}.jpg": zoo.truncated("JPEG") + bytes(n) for n in range(damaged)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(METHOD, "fork")  # workers see what is patched here
         patch.setattr(decode, "check", lambda image: None)
