@@ -14,8 +14,7 @@ from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.train.recipe import BATCHES, EPOCHS, auto_settings, published, resolve
 
 TOWERS = {"tiny": (128, 32, 4), "wide": (512, 32, 4), "ViT-B/16": (768, 224, 16), "ViT-L/14": (1024, 224, 14)}
-REQUIRED = ("shards", "classifier", "output")
-SIZES = (1, 20, 300, 1097, 1_000_000)
+REQUIRED = dict.fromkeys(("shards", "classifier", "output"), "x")
 
 
 def chosen(*shape):
@@ -28,16 +27,16 @@ def test_the_help_marks_what_presets_choose():
     assert auto | rows[0].keys() | rows[1].keys() == TrainConfig.by_preset.keys() | {"workers"}
     constants = {name: text for name, text in TrainConfig.by_preset.items() if text}
     for tower, shape in TOWERS.items():
-        values = chosen(300, 10, *shape) | dict.fromkeys(REQUIRED, "x")
+        values = chosen(300, 10, *shape) | REQUIRED
         assert load(TrainConfig, values | constants) == load(TrainConfig, values), tower
 
 
-@pytest.mark.parametrize("images", SIZES)
+@pytest.mark.parametrize("images", [1, 20, 300, 1097, 1_000_000])
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("classes", [2, 10, 1000])
 def test_settings_can_be_trained_with(images, tower, classes):
     result = chosen(images, classes, *TOWERS[tower])
-    config = load(TrainConfig, {"shards": "s", "classifier": "c", "output": "o", **result})
+    config = load(TrainConfig, REQUIRED | result)
     assert 1 <= config.batch_size <= min(images, BATCHES[1]) and EPOCHS[0] <= config.epochs <= EPOCHS[1]
     assert config.batch_size == images or math.log2(config.batch_size).is_integer()
     assert 0 < config.min_lr < config.lr

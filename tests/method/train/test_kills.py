@@ -38,10 +38,8 @@ def test_kills_change_not_one_bit(digits, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_kills_on_changing_numbers_of_processes(digits, tmp_path, record_property):
+def test_kills_on_changing_numbers_of_processes(digits, tmp_path, below):
     output = tmp_path / "run"
     happened = lives(digits, output, processes=[1, 2, 1, 2], seed=1)
     assert sum("while training" in one for one in happened) >= 2
-    deviation = difference(output, undisturbed(digits, 1))
-    record_property("relative difference of the weights", deviation)
-    assert deviation < TOLERANCE
+    below(TOLERANCE, "relative difference of the weights", difference(output, undisturbed(digits, 1)))
