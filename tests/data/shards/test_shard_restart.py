@@ -168,22 +168,15 @@ def busy() -> None:
         pass
 
 
-def hungry() -> None:
-    bytearray(60_000_000_000)
-
-
-def crashing() -> None:
-    os.kill(os.getpid(), signal.SIGILL)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="forked workers see what is patched here")
 @pytest.mark.parametrize(
     "act, reason, count",
     [
         (busy, "takes more than 0.6 s of one core", 1),
-        (hungry, "too large for the memory", 2),
-        (crashing, "its decoder crashed (SIGILL)", 2),
+        (lambda: bytearray(60_000_000_000), "too large for the memory", 2),
+        (lambda: os.kill(os.getpid(), signal.SIGILL), "its decoder crashed (SIGILL)", 2),
     ],
+    ids=["busy", "hungry", "crashing"],
 )
 def test_a_picture_that_takes_more_than_any_may_is_rejected_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], reason: str, count: int

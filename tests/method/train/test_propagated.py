@@ -10,7 +10,7 @@ import torch
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
-from must.method.distributed.process_group import World, init_distributed
+from must.method.distributed.process_group import init_distributed
 from must.method.memory.propagate import RARE
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
@@ -21,9 +21,9 @@ from must.method.train import propagated, trainer
 from must.method.train.propagated import TOP, PropagatedLabels
 from must.method.train.trainer import find_threshold, start_mask_token
 from tests.method.train.processes import on_ranks
+from tests.method.train.step_ranks import ALONE
 
-IMAGES, CLASSES, CPU = 40, 6, torch.device("cpu")
-ALONE = World(0, 1, CPU)
+IMAGES, CLASSES = 40, 6
 
 
 def made(classes: int = CLASSES) -> tuple[PropagatedLabels, torch.Tensor, torch.Tensor]:
