@@ -15,15 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "must.api.cli",
-        "must.method.train.trainer",
-        "open_clip",
-        "torch.utils.tensorboard",
-        "tests.method.train.step_ranks",
-    ]
-)
+CONTEXT.set_forkserver_preload([
+    "must.api.cli", "must.method.train.trainer", "open_clip", "torch.utils.tensorboard", "tests.method.train.step_ranks"
+])  # fmt: skip
 
 
 class Must:

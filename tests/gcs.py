@@ -84,9 +84,8 @@ def proxy_to(port: int, faults: Faults) -> LocalServer:
             return Answer(int(fault) if fault.isdigit() else 0, b"try again")
         piece = request.headers.get("Content-Range", "") if "upload_id=" in request.path else ""
         known = faults.persisted.get(request.path)
-        if (
-            not piece or not known or known[0] != piece
-        ):  # Cloud Storage ignores bytes that it has; this server adds them
+        # Cloud Storage ignores bytes that it has; this server adds them
+        if not piece or not known or known[0] != piece:
             known = piece, *ask(port, request.method, request.path, request.body, dict(request.headers))
             faults.persisted |= {request.path: known} if piece else {}
         _, status, headers, body = known

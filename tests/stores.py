@@ -72,10 +72,22 @@ def bucket_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 def empty_bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, store: str) -> Server:
-    """Found by this process and those that it starts."""
     monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)  # tests need not be polite
     name, process = f"bucket-{os.getpid()}-{next(numbers)}", {"gs": "gcs", "s3": "moto", "az": "azurite"}[store]
     url, faults = request.getfixturevalue(f"{process}_process")
+    use_server(monkeypatch, store, url)
+    client = importlib.import_module(storage.STORES[store][0]).client()
+    if store == "s3":
+        client.create_bucket(Bucket=name)
+    else:
+        (client.create_bucket if store == "gs" else client.create_container)(name)
+    faults.plan, faults.requests, faults.done = [], 0, Counter()
+    request.addfinalizer(lambda: setattr(faults, "plan", []))
+    return Server(f"{store}://{name}", faults)
+
+
+def use_server(monkeypatch: pytest.MonkeyPatch, store: str, url: str) -> None:
+    """That store's is found by this process and those that it starts."""
     account = f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={url}/{ACCOUNT};"
     settings = {
         "gs": {"STORAGE_EMULATOR_HOST": url},
@@ -85,14 +97,6 @@ def empty_bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     }
     for key, value in settings[store].items():
         monkeypatch.setenv(key, value)
-    client = importlib.import_module(storage.STORES[store][0]).client()
-    if store == "s3":
-        client.create_bucket(Bucket=name)
-    else:
-        (client.create_bucket if store == "gs" else client.create_container)(name)
-    faults.plan, faults.requests, faults.done = [], 0, Counter()
-    request.addfinalizer(lambda: setattr(faults, "plan", []))
-    return Server(f"{store}://{name}", faults)
 
 
 def be_impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

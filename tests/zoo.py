@@ -25,27 +25,32 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def put(folder: Path, files: dict[str, bytes]) -> None:
+    """Writes files of these names, and the folders that they lie in."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
 def fill(folder: Path, count: int, start: int = 0, labels: tuple[str, ...] = ("",)) -> None:
     """`count` different PNG files, spread over folders named after the labels."""
     for number in range(start, start + count):
-        path = folder / labels[number % len(labels)] / f"{number:05d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(picture(number, 16, 12)))
+        put(folder / labels[number % len(labels)], {f"{number:05d}.png": encoded(picture(number, 16, 12))})
 
 
-def turned(orientation: int) -> bytes:
-    """A JPEG that says how a camera was held: its viewer is to turn it back."""
+def turned(orientation: int, image: Image.Image | None = None, kind: str = "JPEG") -> bytes:
+    """A picture that says how a camera was held: its viewer is to turn it back."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(picture(), "JPEG", quality=95, exif=exif)
+    return encoded(image or picture(), kind, quality=95, exif=exif)
 
 
 def bomb(width: int = 60000, height: int = 60000) -> bytes:
     """A PNG of a few kilobytes whose header promises gigabytes of pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(5000))) + chunk(b"IEND", b"")
-    )
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(bytes(5000))), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -79,10 +84,8 @@ def transparent() -> bytes:
 
 
 def animated(kind: str) -> bytes:
-    frames = [picture(seed) for seed in range(3)]
-    return encoded(
-        frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "WEBP" else {})
-    )
+    options = {"lossless": True} if kind == "WEBP" else {}
+    return encoded(picture(0), kind, save_all=True, append_images=[picture(1), picture(2)], **options)
 
 
 def truncated(kind: str) -> bytes:

@@ -51,9 +51,8 @@ def test_numbers_of_a_pipeline_arrive_as_floats_and_are_whole_again():
     ],
 )
 def test_wrong_values_are_named(values, message):
-    with pytest.raises(UserError, match=re.escape(message)) as error:
+    with pytest.raises(UserError, match=rf"\A.*{re.escape(message)}.*\Z"):
         load(TrainConfig, {**REQUIRED, **values})
-    assert "\n" not in str(error.value)
 
 
 def test_missing_ones_are_named():

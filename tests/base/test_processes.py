@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from must.api.stages import call
 from must.base.processes import METHOD, start_context
+from tests.data.shards.test_shard_restart import wait_until
 
 ROOT = str(Path(__file__).parents[2])
 SCRIPT = """
@@ -70,10 +70,7 @@ def run_left_behind(tmp_path: Path, method: str, end: str) -> tuple[int, int]:
 def test_a_worker_ends_with_the_program_that_was_killed(tmp_path: Path, method: str) -> None:
     code, worker = run_left_behind(tmp_path, method, "os.kill(os.getpid(), signal.SIGKILL)")
     assert code == -signal.SIGKILL
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{worker}").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not Path(f"/proc/{worker}").exists()
+    wait_until(lambda: not Path(f"/proc/{worker}").exists())
 
 
 def test_a_fork_server_outlives_a_sigterm_to_the_group(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from must.base.errors import UserError
 from must.base.exits import BUG, PREEMPTED, WRONG_INPUT, find_exit_code, format_error
@@ -21,11 +21,7 @@ from must.data.loading.loader import iterate
 
 FAULTS: dict[str, tuple[Exception | None, int, str]] = {
     "input": (UserError("--source x: cannot be read"), WRONG_INPUT, "--source x: cannot be read"),
-    "full disk": (
-        OSError(errno.ENOSPC, "No space left", "out/unit-0.tar"),
-        WRONG_INPUT,
-        "out/unit-0.tar: No space left",
-    ),
+    "full disk": (OSError(errno.ENOSPC, "No space left", "out/0.tar"), WRONG_INPUT, "out/0.tar: No space left"),
     "transient": (UnreachableError("gs://bucket/x: the server"), PREEMPTED, "gs://bucket/x: the server"),
     "bug": (json.JSONDecodeError("no value", "{", 1), BUG, ""),
     "killed": (None, PREEMPTED, "a worker process was killed, most likely because the memory was full; run the same "),
@@ -39,17 +35,6 @@ def fail(how: str) -> int:
     return 0
 
 
-class Faulty(Dataset[int]):
-    def __init__(self, how: str) -> None:
-        self.how = how
-
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, number: int) -> int:
-        return fail(self.how)
-
-
 def of_a_pool(how: str, ordered: bool = False) -> Iterator[int]:
     with Workers(2, __name__) as workers:
         yield from workers.run(fail, [(how,), (how,)], ordered=ordered)
@@ -57,7 +42,7 @@ def of_a_pool(how: str, ordered: bool = False) -> Iterator[int]:
 
 def of_a_loader(how: str) -> Iterator[int]:
     with killed_workers():
-        yield from iterate(DataLoader(Faulty(how), num_workers=1))
+        yield from iterate(DataLoader([how] * 8, num_workers=1, collate_fn=lambda given: fail(given[0])))
 
 
 @pytest.mark.parametrize("where", [of_a_pool, partial(of_a_pool, ordered=True), of_a_loader])

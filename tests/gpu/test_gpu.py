@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,11 @@ from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
 
 from must.base.files import LAST_FILE, WEIGHTS_FILE
-from must.base.parameters import load
 from must.config import TrainConfig
 from must.method.distributed.process_group import StopSignal, init_distributed
 from must.method.model.bundle import LOG_FILE
 from must.method.train.trainer import Trainer
+from tests.method.train.lives import training
 
 DEVICE = os.environ.get("GPU_TESTS_DEVICE", "cuda")
 ON_GPU = DEVICE == "cuda"
@@ -44,9 +45,8 @@ SETTINGS: list[dict] = [{}, {"accumulate": 2}, {"pseudo_labels": "propagated"}]
 
 
 def config_of(digits, device: str = DEVICE, **changes) -> TrainConfig:
-    values = {"output": "unused", "preset": "digits", "batch_size": 32, "workers": 0, "tensorboard": False}
-    data = {"shards": digits.shards, "classifier": digits.classifier}
-    return load(TrainConfig, {**data, **values, "device": device, **changes})
+    values = {"batch_size": 32, "workers": 0, "tensorboard": False, "device": device}
+    return training(digits, Path("unused"), **values | changes)
 
 
 @contextmanager
@@ -122,15 +122,12 @@ def command(digits, output: Path, processes: int, **changes) -> list[str]:
 @pytest.fixture(scope="module")
 def run(digits, tmp_path_factory):
     """run(processes, **flags) trains, once for each choice; its folder."""
-    done: dict[str, Path] = {}
 
-    def train(processes: int = 1, **changes) -> Path:
-        key = json.dumps([processes, changes])
-        if key not in done:
-            output = tmp_path_factory.mktemp("run")
-            subprocess.run(command(digits, output, processes, **changes), check=True)
-            done[key] = output
-        return done[key]
+    @cache
+    def train(processes: int, **changes) -> Path:
+        output = tmp_path_factory.mktemp("run")
+        subprocess.run(command(digits, output, processes, **changes), check=True)
+        return output
 
     return train
 
@@ -155,7 +152,7 @@ def test_a_killed_run_goes_on_to_the_same_model(processes, digits, run, tmp_path
 
 @several
 def test_all_gpus_take_the_steps_of_one(run):
-    logs = [(folder / LOG_FILE).read_text().splitlines() for folder in (run(GPUS), run())]
+    logs = [(folder / LOG_FILE).read_text().splitlines() for folder in (run(GPUS), run(1))]
     ours, one = ([json.loads(line)["loss"] for line in lines] for lines in logs)
     np.testing.assert_allclose(ours[:1], one[:1], rtol=PROCESSES / 10)
     np.testing.assert_allclose(ours, one, rtol=PROCESSES)

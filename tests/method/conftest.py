@@ -13,6 +13,17 @@ def one_thread():
 
 
 @pytest.fixture
+def below(record_property):
+    """below(limit, what, value): the value is, and the report of the tests has it."""
+
+    def check(limit, what, value):
+        record_property(what, value)
+        assert value < limit, what
+
+    return check
+
+
+@pytest.fixture
 def refusal(capfd):
     """refusal(stage, flags): the one line with which `must STAGE` ends for wrong input."""
 

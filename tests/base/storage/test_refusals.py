@@ -1,6 +1,5 @@
 """What a store refuses is one line that says what to do, whichever call meets it; answers as stores document them."""
 
-import base64
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,13 +8,13 @@ from threading import Timer
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from must.base import storage
 from must.base.storage import gcs, retry
 from tests.local_server import Answer, Request, serving
-from tests.stores import be_impatient, empty_bucket
+from tests.stores import be_impatient, empty_bucket, use_server
 
 CALLS: dict[str, Callable[[str], Any]] = {
     "read": lambda uri: storage.read_bytes(f"{uri}/name"),
@@ -46,12 +45,7 @@ def refused(
     """What is said; it must be one line, and of that kind."""
     be_impatient(monkeypatch, patience)
     with answering(status, code, store) as url:
-        settings = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "x", "AWS_REGION": "us-east-1"}
-        settings |= {"AWS_ENDPOINT_URL": url, "STORAGE_EMULATOR_HOST": url}
-        key = base64.b64encode(b"key").decode()
-        account = f"DefaultEndpointsProtocol=http;AccountName=acc;AccountKey={key};BlobEndpoint={url}/acc;"
-        for name, value in (settings | {"AZURE_STORAGE_CONNECTION_STRING": account}).items():
-            monkeypatch.setenv(name, value)
+        use_server(monkeypatch, store, url)
         with pytest.raises(kind) as error:
             CALLS[call](f"{store}://bucket")
     assert "\n" not in str(error.value) and str(error.value).startswith(f"{store}://bucket/")
@@ -87,18 +81,15 @@ def test_a_refusal_is_one_line_whatever_was_called(
 def test_a_key_google_no_longer_knows_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str) -> None:
     """A key file whose key was withdrawn, as an expired login: the server of tokens refuses."""
     be_impatient(monkeypatch, 1.0)
-    secret = rsa.generate_private_key(65537, 2048).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    secret = rsa.generate_private_key(65537, 2048).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     key = {"type": "service_account", "client_email": "a@b", "project_id": "p", "private_key": secret.decode()}
     with answering(400, "invalid_grant", "gs") as url:
         (tmp_path / "key.json").write_text(json.dumps(key | {"token_uri": url}))
         monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
         monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
         monkeypatch.setattr(gcs, "make_client", gcs.make_client.__wrapped__)  # none that another test made
-        with pytest.raises(ValueError, match="does not accept these credentials") as error:
+        with pytest.raises(ValueError, match=r"\A.*does not accept these credentials.*\Z"):
             CALLS[call]("gs://bucket")
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

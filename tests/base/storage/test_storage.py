@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from must.base import storage
+from tests import zoo
 from tests.stores import Server, be_impatient, empty_bucket
 
 STORES = ["gs", "s3", pytest.param("az", marks=pytest.mark.slow)]
@@ -27,12 +28,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_a_kill_left_is_removed_once_nobody_can_be_writing_it(tmp_path: Path) -> None:
-    old, young, folder = (tmp_path / "a" / name for name in (".tmp-old", ".tmp-young", ".tmp-folder"))
-    folder.mkdir(parents=True)
-    for path in (old, young, folder / "weights", tmp_path / "a" / "whole"):
-        path.write_bytes(b"x")
-    for path in (old, folder / "weights", folder, tmp_path / "a" / "whole"):
-        os.utime(path, (0, 0))
+    zoo.put(tmp_path / "a", dict.fromkeys((".tmp-old", ".tmp-young", ".tmp-folder/weights", "whole"), b"x"))
+    for name in (".tmp-old", ".tmp-folder/weights", ".tmp-folder", "whole"):
+        os.utime(tmp_path / "a" / name, (0, 0))
     storage.remove_leftovers(tmp_path)
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".tmp-young", "whole"]
 
@@ -105,9 +103,7 @@ def test_a_large_download_is_complete(remote: Server, tmp_path: Path, monkeypatc
     assert remote.faults.done["cut"] > 1
 
 
-def test_an_object_above_what_one_request_copies_is_moved_whole(
-    remote: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_object_above_what_one_request_copies_moves_whole(remote: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage.remote(remote.uri), "LARGEST_COPY", 6 << 20, raising=False)  # S3 alone has a limit
     content = os.urandom((12 << 20) + 17)
     storage.write_bytes(remote.uri + "/chunk.tar", content)
@@ -204,8 +200,7 @@ except ValueError as error:
 
 
 def test_circles_of_links_and_folders_without_end_are_named(tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "file").write_bytes(b"x")
+    zoo.put(tmp_path / "deep", {"file": b"x"})
     (tmp_path / "deep" / "up").symlink_to(tmp_path)
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
     (tmp_path / "/".join("a" * 210)).mkdir(parents=True)

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from must.config import TrainConfig
 from must.data.augment.draws import upright_size
 from must.data.augment.views import FastViews, TrainViews
-from must.data.image.decode import ORIENTATION, decode, identify
+from must.data.image.decode import decode, identify
 from must.data.image.preprocess import Preprocess
 from must.method.train.trainer import train
 from tests import zoo
@@ -19,7 +18,6 @@ from tests.data.augment import test_views
 from tests.evaluation.digits import digits
 
 SETTINGS = replace(test_views.SETTINGS, preprocess=Preprocess(size=64))
-PLAIN = replace(SETTINGS, randaugment="")
 
 
 def files() -> list[bytes]:
@@ -31,7 +29,7 @@ def files() -> list[bytes]:
 
 @pytest.mark.parametrize("change", [{}, {"weak_padding": 8}, {"flip": 1.0}, {"strong_scale": (0.3, 0.4)}])
 def test_without_randaugment_the_pixels_are_nearly_those_of_the_exact_views(change: dict[str, Any]) -> None:
-    settings = replace(PLAIN, **change)
+    settings = replace(SETTINGS, randaugment="", **change)
     exact, fast = TrainViews(settings), FastViews(settings)
     for number, data in enumerate(files()):
         for sample in range(5):
@@ -44,10 +42,9 @@ def test_without_randaugment_the_pixels_are_nearly_those_of_the_exact_views(chan
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_the_size_that_boxes_are_drawn_for_is_that_of_the_picture(kind: str) -> None:
-    exif = Image.Exif()
-    for exif[ORIENTATION] in range(1, 9):
-        data = zoo.encoded(zoo.picture(), kind, exif=exif)
-        assert upright_size(identify(data)) == decode(data).size, exif[ORIENTATION]
+    for orientation in range(1, 9):
+        data = zoo.turned(orientation, kind=kind)
+        assert upright_size(identify(data)) == decode(data).size, orientation
 
 
 def test_statistics_are_those_of_the_exact_views() -> None:

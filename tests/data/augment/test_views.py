@@ -84,9 +84,8 @@ def test_evaluation_view_is_torchvisions(width, height):
 
 def test_numpy_and_torch_normalisation_agree_to_the_bit():
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(
-        normalize_pixels(pixels, PREPROCESS), normalize(torch.from_numpy(pixels), PREPROCESS).numpy()
-    )
+    theirs = normalize(torch.from_numpy(pixels), PREPROCESS).numpy()
+    np.testing.assert_array_equal(normalize_pixels(pixels, PREPROCESS), theirs)
 
 
 @pytest.mark.parametrize("row", facts()["mask_facts"]["rows"], ids=lambda row: row["config"])
@@ -132,9 +131,8 @@ def test_posterize_at_the_highest_magnitude_keeps_no_bit(picture):
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(change, message):
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError, match=rf"\A.*{message}.*\Z"):
         TrainViews(replace(SETTINGS, **change))
-    assert "\n" not in str(error.value)
 
 
 def test_a_host_programs_timm_draws_as_it_did(picture):

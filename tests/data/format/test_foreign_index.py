@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +47,16 @@ def first(**values: object) -> Callable[[dict[str, Any]], object]:
     return lambda content: content["shards"][0].update(values)
 
 
-def rename_table(content: dict[str, Any], name: str) -> None:
-    content["tables"][0]["name"] = name
+def first_table(**values: object) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["tables"][0].update(values)
 
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     **{f"shard {name!r}": (first(name=name), "is not a valid shard name") for name in NAMES},
-    **{f"table {name!r}": (partial(rename_table, name=name), "is not a valid table name") for name in NAMES},
+    **{f"table {name!r}": (first_table(name=name), "is not a valid table name") for name in NAMES},
     "sha256 that is a path": (first(sha256="/home/backup/photos"), "is not a sha256"),
     "sha256 with a line break": (first(sha256="a" * 64 + "\n"), "is not a sha256"),
-    "a table's sha256": (lambda c: c["tables"][0].update(sha256=""), "is not a sha256"),
+    "a table's sha256": (first_table(sha256=""), "is not a sha256"),
     "negative bytes": (first(bytes=-1), r"shards\[0\].bytes: must be a non-negative integer"),
     "too many samples": (first(samples=2**70), r"shards\[0\].samples: must be a non-negative integer"),
     "another split's name": (first(name="test-000000.tar"), "is of another split"),
@@ -70,18 +69,15 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", EDITS)
-def test_what_no_index_of_ours_holds_is_refused_in_one_line(made: Path, name: str) -> None:
-    edit, message = EDITS[name]
+@pytest.mark.parametrize(("edit", "message"), EDITS.values(), ids=EDITS)
+def test_what_no_index_of_ours_holds_is_refused_in_one_line(made: Path, edit: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         parse_index(edited(made, edit), "gs://b/index.json")
     text = str(error.value)
     assert text.startswith("gs://b/index.json is damaged") and text.isprintable() and len(text) < 400
 
 
-FREE = (
-    "test_uri", "files", "labels", "samples_per_shard", "split", "quality", "max_bytes", "drop_duplicates"
-)  # fmt: skip
+FREE = ("test_uri", "files", "labels", "samples_per_shard", "split", "quality", "max_bytes", "drop_duplicates")
 
 
 def test_a_value_of_another_type_is_refused_wherever_it_is(made: Path) -> None:

@@ -44,10 +44,7 @@ def swap(folder: Path) -> None:
 
 BREAKAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "a flipped bit": (lambda path: flip(path / "train-000001.tar", 3000), "train-000001.tar: its bytes have changed"),
-    "a cut shard": (
-        lambda folder: os.truncate(folder / "train-000002.tar", 9),
-        r"train-000002.tar: 9 bytes instead of",
-    ),
+    "a cut shard": (lambda path: os.truncate(path / "train-000002.tar", 9), "train-000002.tar: 9 bytes instead of"),
     "a lost shard": (lambda folder: (folder / "train-000000.tar").unlink(), "train-000000.tar: missing"),
     "lost offsets": (lambda folder: (folder / "train-000000.npy").unlink(), "train-000000.npy is missing"),
     "damaged offsets": (lambda folder: flip(folder / "train-000000.npy", -1), "train-000000.npy is damaged"),
@@ -57,13 +54,11 @@ BREAKAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("breakage", BREAKAGES)
-def test_verify_names_what_is_broken(shards: Path, breakage: str) -> None:
-    spoil, message = BREAKAGES[breakage]
+@pytest.mark.parametrize(("spoil", "message"), BREAKAGES.values(), ids=BREAKAGES)
+def test_verify_names_what_is_broken(shards: Path, spoil: Callable[[Path], None], message: str) -> None:
     spoil(shards)
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises(ValueError, match=rf"\A.*{message}.*\Z"):
         verify(str(shards))
-    assert "\n" not in str(error.value)
 
 
 TARS = {
@@ -73,9 +68,8 @@ TARS = {
 }
 
 
-@pytest.mark.parametrize("name", TARS)
-def test_a_tar_that_an_index_has_the_sha256_of_may_be_anything(tmp_path: Path, name: str) -> None:
-    data, length = TARS[name]
+@pytest.mark.parametrize(("data", "length"), TARS.values(), ids=TARS)
+def test_a_tar_that_an_index_has_the_sha256_of_may_be_anything(tmp_path: Path, data: bytes, length: int) -> None:
     (tmp_path / "x.tar").write_bytes(data)
     with pytest.raises(ValueError, match="no sample at byte 512"):
         list(read_samples(tmp_path / "x.tar", np.array([[512, 5, 1536, length]])))

@@ -56,9 +56,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_what_costs_too_much_is_refused_before_it_is_decoded(kind: str) -> None:
-    data, reason = REFUSED[kind]
+@pytest.mark.parametrize(("data", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_costs_too_much_is_refused_before_it_is_decoded(data: bytes, reason: str) -> None:
     with pytest.raises(ValueError, match=f"^{reason}$"):
         identify(data)
 

@@ -41,10 +41,7 @@ def test_every_exif_orientation_is_turned_upright() -> None:
 
 
 def test_a_tiff_is_turned_once() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    data = zoo.encoded(zoo.picture(), "TIFF", exif=exif)
-    assert np.array_equal(pixels(data), np.rot90(np.asarray(zoo.picture()), -1))
+    assert np.array_equal(pixels(zoo.turned(6, kind="TIFF")), np.rot90(np.asarray(zoo.picture()), -1))
 
 
 @pytest.mark.parametrize("profile", [False, True])

@@ -25,10 +25,8 @@ PHOTO = zlib.decompress(
         "/H+rW70g/ugB44lz6wq01feH/3iXv4/z8L+7FY6uP7W3/GARnn86/3u2Tc2164ENAN2vhZw="
     )
 )
-needs_heif = pytest.mark.skipif(
-    not can_read_heic() and "REQUIRE_HEIF" not in os.environ,
-    reason="pillow-heif is not installed; `make test-heic` runs this",
-)
+MISSING = "pillow-heif is not installed; `make test-heic` runs this"
+needs_heif = pytest.mark.skipif(not can_read_heic() and "REQUIRE_HEIF" not in os.environ, reason=MISSING)
 
 
 def test_it_is_known_by_its_brands():
@@ -39,8 +37,7 @@ def test_it_is_known_by_its_brands():
 def test_without_pillow_heif_it_says_what_is_missing(tmp_path, capsys):
     with pytest.raises(ValueError, match="pip install pillow-heif"):
         decode(PHOTO)
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "IMG_0001.HEIC").write_bytes(PHOTO)
+    zoo.put(tmp_path / "photos", {"IMG_0001.HEIC": PHOTO})
     with pytest.raises(SystemExit, match="2"):
         main(["shard", "--source", str(tmp_path / "photos"), "--output", str(tmp_path / "shards")])
     assert "1 .heic" in (said := capsys.readouterr().err) and "pip install pillow-heif" in said
@@ -68,9 +65,7 @@ def test_with_pillow_heif_it_is_a_picture_like_others(tmp_path, capsys):
     picture = decode(PHOTO)
     assert picture.mode == "RGB" and picture.size == (96, 64)
     assert picture.getpixel((10, 30))[0] > 150 and picture.getpixel((85, 30))[2] > 150
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "IMG_0001.HEIC").write_bytes(PHOTO)
-    (tmp_path / "photos" / "IMG_0002.heif").write_bytes(PHOTO + b"\0")
+    zoo.put(tmp_path / "photos", {"IMG_0001.HEIC": PHOTO, "IMG_0002.heif": PHOTO + b"\0"})
     main(["shard", "--source", str(tmp_path / "photos"), "--output", str(tmp_path / "shards")])
     assert "2 images" in capsys.readouterr().out
     with pytest.raises(ValueError):

@@ -51,7 +51,6 @@ def cache_for(folder: Path, shards: Path, count: float) -> ShardCache:
 
 def look(cache: ShardCache, uri: Path | str, shard: Shard) -> None:
     file = cache.open(str(uri), shard)
-    assert file is not None
     assert os.pread(file, shard.bytes + 1, 0) == storage.read_bytes(storage.join(uri, shard.name))
     cache.release(file)
 
@@ -115,7 +114,6 @@ def test_a_shard_that_any_process_reads_stays(shards: Path, tmp_path: Path) -> N
     process.join()
     look(cache, shards, third)
     assert held(cache, shards) == [0, 2]
-    assert mine is not None
     cache.release(mine)
 
 
@@ -265,7 +263,6 @@ def test_a_reader_opens_few_files_and_goes_on_without_room(bucket_server: Server
     assert [reader.image(number) for number in range(10, 60)] == images[10:]
     assert held(cache, shards) == [0, 1]
     for file in others:
-        assert file is not None
         cache.release(file)
     assert [reader.image(number) for number in range(60)] == images
 

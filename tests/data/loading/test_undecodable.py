@@ -23,10 +23,8 @@ from tests.evaluation.digits import digits
 
 def shards_with(folder: Path, whole: int, damaged: int) -> str:
     """As made where the damaged images could be decoded."""
-    (folder / "in").mkdir()
     zoo.fill(folder / "in", whole)
-    for number in range(damaged):
-        (folder / "in" / f"damaged-{number}.jpg").write_bytes(zoo.truncated("JPEG") + bytes(number))
+    zoo.put(folder / "in", {f"damaged-{n}.jpg": zoo.truncated("JPEG") + bytes(n) for n in range(damaged)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(METHOD, "fork")  # workers see what is patched here
         patch.setattr(decode, "check", lambda image: None)
@@ -47,9 +45,8 @@ def test_a_damaged_image_is_replaced_by_the_next_and_named(tmp_path: Path, capfd
     assert not any(reader.description(sample)["source"].startswith("damaged") for sample in used)
     assert sum(int(batch.replaced) for batch in runs[0]) == 8
     lines = capfd.readouterr().err.strip().splitlines()[:5]
-    for line in lines:
-        pattern = r"warning: sample \d+ of train-00000\d.tar \(damaged-\d.jpg\) cannot be decoded .*truncated"
-        assert re.match(pattern, line)
+    pattern = r"warning: sample \d+ of train-00000\d.tar \(damaged-\d.jpg\) cannot be decoded .*truncated"
+    assert all(re.match(pattern, line) for line in lines)
     assert lines[-1].endswith("further ones are only counted")
 
 

@@ -39,9 +39,7 @@ def test_append_adds_new_files_and_moves_nothing(tmp_path: Path, capsys: pytest.
     assert tree(tmp_path / "out") == after
 
 
-def test_append_knows_a_folder_by_its_place_and_an_image_by_its_content(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_append_knows_folders_by_place_and_images_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same camera's names in two folders, typed alike; one folder, typed in four ways, linked, moved, copied."""
     for place, first in (("a", 0), ("b", 100)):
         zoo.fill(tmp_path / place / "photos", 5, start=first)
@@ -63,16 +61,14 @@ def test_append_knows_a_folder_by_its_place_and_an_image_by_its_content(
 
 def test_append_with_a_lower_limit_on_pixels_leaves_old_images_readable(tmp_path: Path) -> None:
     sharded(tmp_path, 3)
-    (tmp_path / "more").mkdir()
-    (tmp_path / "more" / "small.png").write_bytes(zoo.encoded(zoo.picture(7, 16, 16)))
+    zoo.put(tmp_path / "more", {"small.png": zoo.encoded(zoo.picture(7, 16, 16))})
     made = run(tmp_path / "more", tmp_path / "out", append=True, max_pixels=500)
     assert made.max_pixels == 89_478_485 and made.splits["train"]["samples"] == 4
 
 
 def test_append_tries_rejected_files_again(tmp_path: Path) -> None:
     zoo.fill(tmp_path / "in", 5)
-    (tmp_path / "in" / "mended.png").write_bytes(b"half an upload")
-    (tmp_path / "in" / "broken.png").write_bytes(b"broken")
+    zoo.put(tmp_path / "in", {"mended.png": b"half an upload", "broken.png": b"broken"})
     assert run(tmp_path / "in", tmp_path / "out", max_rejected=1).rejected == 2
     (tmp_path / "in" / "mended.png").write_bytes(zoo.encoded(zoo.picture(77)))
     index = run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=1)
@@ -93,8 +89,7 @@ def test_a_refused_append_does_not_count_for_the_next(tmp_path: Path, monkeypatc
     zoo.fill(tmp_path / "in", 10)
     (tmp_path / "in" / "broken.png").write_bytes(b"broken")
     zoo.fill(tmp_path / "bad", 1, start=50)
-    for number in range(3):
-        (tmp_path / "bad" / f"bad{number}.png").write_bytes(b"bad")
+    zoo.put(tmp_path / "bad", {f"bad{number}.png": b"bad" for number in range(3)})
     zoo.fill(tmp_path / "good", 1, start=60)
     run(tmp_path / "in", tmp_path / "out", max_rejected=0.1)
     for _ in range(2):
@@ -107,13 +102,10 @@ def test_a_refused_append_does_not_count_for_the_next(tmp_path: Path, monkeypatc
     assert lines(tmp_path / "out") == [("broken.png", 0), *((f"bad{number}.png", 2) for number in range(3))]
 
 
-def test_a_refused_append_forgets_nothing_that_was_rejected_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_refused_append_forgets_nothing_that_was_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commit, "FEW_REJECTED", 0)
     zoo.fill(tmp_path / "in", 10)
-    for name in ("mended", "broken"):
-        (tmp_path / "in" / f"{name}.png").write_bytes(b"half an upload")
+    zoo.put(tmp_path / "in", dict.fromkeys(("mended.png", "broken.png"), b"half an upload"))
     run(tmp_path / "in", tmp_path / "out", max_rejected=0.5)
     (tmp_path / "in" / "mended.png").write_bytes(zoo.encoded(zoo.picture(77)))
     with pytest.raises(ValueError, match="1 of 12 files were rejected"):
@@ -139,8 +131,8 @@ def test_append_knows_contents_of_earlier_revisions(tmp_path: Path) -> None:
     old = {split: list(samples(tmp_path / "out", split)) for split in HALVES}
     assert all(old.values())
     zoo.fill(tmp_path / "more", 3, start=50)
-    for split in HALVES:
-        (tmp_path / "more" / f"was-in-{split}.png").write_bytes((tmp_path / "in" / old[split][0]).read_bytes())
+    copies = {f"was-in-{split}.png": (tmp_path / "in" / old[split][0]).read_bytes() for split in HALVES}
+    zoo.put(tmp_path / "more", copies)
     index = run(tmp_path / "more", tmp_path / "out", split={"train": 1.0}, append=True, drop_duplicates=True)
     assert (index.duplicates, index.dropped) == (2, 2)
     assert rejected(tmp_path / "out") == {
@@ -158,9 +150,8 @@ def test_another_size_cannot_be_appended(tmp_path: Path) -> None:
 @pytest.mark.parametrize("drop", [False, True])
 def test_duplicates_are_counted_and_left_out_on_request(tmp_path: Path, drop: bool) -> None:
     zoo.fill(tmp_path / "in", 20)
-    (tmp_path / "in" / "copies").mkdir()
-    for number in range(6):
-        (tmp_path / "in" / "copies" / f"{number}.png").write_bytes((tmp_path / "in" / "00000.png").read_bytes())
+    first = (tmp_path / "in" / "00000.png").read_bytes()
+    zoo.put(tmp_path / "in" / "copies", {f"{number}.png": first for number in range(6)})
     index = run(tmp_path / "in", tmp_path / "out", drop_duplicates=drop, samples_per_shard=7)
     found = samples(tmp_path / "out", "train")
     verify(str(tmp_path / "out"))
@@ -175,9 +166,8 @@ def test_duplicates_are_counted_and_left_out_on_request(tmp_path: Path, drop: bo
 def test_what_is_tested_on_is_never_trained_on(tmp_path: Path) -> None:
     zoo.fill(tmp_path / "train", 30)
     zoo.fill(tmp_path / "labelled", 10, start=100, labels=("cat", "dog"))
-    for number in (3, 4, 5):
-        path = tmp_path / "train" / f"{number:05d}.png"
-        (tmp_path / "labelled" / "cat" / path.name).write_bytes(path.read_bytes())
+    seen = ("00003.png", "00004.png", "00005.png")
+    zoo.put(tmp_path / "labelled" / "cat", {name: (tmp_path / "train" / name).read_bytes() for name in seen})
     options = {"test_source": str(tmp_path / "labelled"), "labels": "folder", "samples_per_shard": 8, "workers": 2}
     index = run(tmp_path / "train", tmp_path / "out", **options)
     verify(str(tmp_path / "out"))
@@ -185,8 +175,7 @@ def test_what_is_tested_on_is_never_trained_on(tmp_path: Path) -> None:
     assert len(train) == 27 and len(test) == 13
     assert not {data for data, _ in train.values()} & {data for data, _ in test.values()}
     assert index.splits == {"train": {"samples": 27, "labelled": 0}, "test": {"samples": 13, "labelled": 13}}
-    assert set(rejected(tmp_path / "out")) == {"00003.png", "00004.png", "00005.png"}
-    assert index.dropped == 3
+    assert set(rejected(tmp_path / "out")) == set(seen) and index.dropped == 3
 
 
 def test_new_test_images_that_were_trained_on_are_not_tested_on(tmp_path: Path) -> None:

@@ -1,10 +1,9 @@
 """Sharding from and to a bucket, on a real server that fails now and then."""
 
 import os
+import shutil
 import signal
 import subprocess
-import sys
-import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from must.data.format.samples import verify
 from tests import zoo
 from tests.data.shards.test_shard import run, samples
 from tests.data.shards.test_shard import tree as local_tree
-from tests.data.shards.test_shard_restart import KILLED_DECODING
+from tests.data.shards.test_shard_restart import ELSEWHERE, KILLED_DECODING, command
 from tests.stores import Server
 
 FAULTS = ["", "", "503", "", "cut", "", "429", "lost", ""]
@@ -60,9 +59,8 @@ def test_a_failing_server_loses_and_doubles_nothing(bucket_server: Server, image
 
 
 def test_archives_and_manifests_in_a_bucket(bucket_server: Server, images: Path, tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "all.tar.gz", "w:gz") as tar:
-        tar.add(images, ".")
-    storage.upload(tmp_path / "all.tar.gz", bucket_server.uri + "/all.tar.gz")
+    archive = shutil.make_archive(str(tmp_path / "all"), "gztar", images)
+    storage.upload(Path(archive), bucket_server.uri + "/all.tar.gz")
     upload(images, bucket_server.uri + "/in")
     names = sorted(str(path.relative_to(tmp_path)) for path in images.rglob("0*.png"))
     elsewhere = [f"{bucket_server.uri}/{name}" for name in names[20:]]
@@ -94,14 +92,8 @@ def test_a_killed_run_continues_in_another_process(
     monkeypatch.setattr(lock, "DEAD_AFTER", 3.0)
     source, output = bucket_server.uri + "/in", bucket_server.uri + "/out"
     upload(images, source)
-    code = f"""
-import socket
-socket.gethostname = lambda: "another-pod"
-from must.config import ShardConfig
-from must.data.shards.build import shard
-shard(ShardConfig(source={source!r}, output={output!r}, workers=1, max_rejected=0.1, **{OPTIONS!r}))
-"""
-    killed = subprocess.run([sys.executable, "-c", KILLED_DECODING + code], stdout=subprocess.DEVNULL, check=False)
+    words = command(source, output, ELSEWHERE + KILLED_DECODING, workers=1, max_rejected=0.1, **OPTIONS)
+    killed = subprocess.run(words, stdout=subprocess.DEVNULL, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not storage.exists(output + "/index.json") and storage.exists(output + "/.shard.lock")
     run(source, output, max_rejected=0.1, **OPTIONS)

@@ -3,7 +3,7 @@
 import shutil
 import signal
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,12 @@ from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples, tree
 from tests.data.shards.test_shard_gcs import FAULTS, upload
 from tests.data.shards.test_shard_gcs import tree as bucket_tree
-from tests.data.shards.test_shard_restart import KILLED_DECODING
+from tests.data.shards.test_shard_restart import ELSEWHERE, KILLED_DECODING, command
 from tests.stores import Server
 
 OPTIONS: dict[str, Any] = {
     "samples_per_shard": 5, "split": {"train": 0.8, "test": 0.2}, "labels": "folder", "max_rejected": 0.1
 }  # fmt: skip
-PART = """
-import sys
-from must.base.exits import exiting
-from must.api.stages import call
-source, output, part, options = sys.argv[1:]
-with exiting("shard"):
-    call("shard", source=source, output=output, part=part, workers=1, **eval(options))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +30,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes, a damaged file, another file, and copies, some of which are in two splits' way."""
     folder = tmp_path_factory.mktemp("parts") / "in"
     zoo.fill(folder, 60, labels=("cat", "a dog"))
-    (folder / "cat" / "bad.png").write_bytes(b"bad")
-    (folder / "cat" / "notes.txt").write_bytes(b"notes")
-    for number in range(0, 12, 2):
-        (folder / "a dog" / f"copy-{number}.png").write_bytes((folder / "cat" / f"{number:05d}.png").read_bytes())
+    copies = {f"a dog/copy-{number}.png": (folder / f"cat/{number:05d}.png").read_bytes() for number in range(0, 12, 2)}
+    zoo.put(folder, {"cat/bad.png": b"bad", "cat/notes.txt": b"notes", **copies})
     return folder
 
 
@@ -57,11 +47,6 @@ def run_parts(source: Path | str, output: Path | str, parts: int, **options: Any
     for number in range(1, parts + 1):
         assert run(source, output, part=f"{number}/{parts}", **options) is None
     return run(source, output, **options)
-
-
-def start_part(source: Path | str, output: Path | str, part: str, before: str = "", **options: Any) -> list[str]:
-    """The command of a part in a process of its own."""
-    return [sys.executable, "-c", before + PART, str(source), str(output), part, repr({**OPTIONS, **options})]
 
 
 def test_joined_parts_hold_what_one_program_packs(images: Path, tmp_path: Path) -> None:
@@ -87,10 +72,10 @@ def test_joined_parts_hold_what_one_program_packs(images: Path, tmp_path: Path) 
 
 
 def test_parts_at_the_same_time_and_one_killed(images: Path, joined: dict[str, bytes], tmp_path: Path) -> None:
-    """What the killed part had done is not repeated; nothing is joined before it is done."""
     output = tmp_path / "out"
-    commands = [start_part(images, output, f"{n}/3", KILLED_DECODING if n == 2 else "") for n in (1, 2, 3)]
-    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+    part = partial(command, images, output, workers=1, **OPTIONS)
+    commands = [part(part="1/3"), part(before=KILLED_DECODING, part="2/3"), part(part="3/3")]
+    processes = [subprocess.Popen(words, stdout=subprocess.DEVNULL) for words in commands]
     assert [process.wait(120) for process in processes] == [0, -signal.SIGKILL, 0]
     done = {path: path.stat().st_mtime_ns for path in output.glob(".shard-parts/2-of-3/.shard/*.npz")}
     assert len(done) == 2
@@ -151,13 +136,11 @@ def test_the_function_tells_what_became_of_a_part(images: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_parts_in_a_bucket_that_fails(bucket_server: Server, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of them killed on another machine."""
     monkeypatch.setattr(lock, "DEAD_AFTER", 1.0)
     source, output = bucket_server.uri + "/in", bucket_server.uri + "/out"
     upload(images, source)
     run_parts(source, bucket_server.uri + "/whole", 2, **OPTIONS)
-    elsewhere = "import socket\nsocket.gethostname = lambda: 'another-pod'\n" + KILLED_DECODING
-    killed = start_part(source, output, "2/2", elsewhere)
+    killed = command(source, output, ELSEWHERE + KILLED_DECODING, part="2/2", workers=1, **OPTIONS)
     assert subprocess.run(killed, check=False).returncode == -signal.SIGKILL
     bucket_server.faults.plan = FAULTS
     run_parts(source, output, 2, **OPTIONS)

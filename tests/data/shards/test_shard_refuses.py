@@ -15,13 +15,12 @@ from tests.stores import Server
 
 def webdataset(folder: Path) -> Path:
     """Two shards of somebody else's making, with captions."""
-    folder.mkdir(parents=True)
     for number in range(2):
         members = []
         for sample in range(3):
             picture = zoo.encoded(zoo.picture(3 * number + sample, 16, 12))
             members += [(f"{number}{sample}.png", picture), (f"{number}{sample}.caption.txt", b"a picture")]
-        (folder / f"train-{number:06d}.tar").write_bytes(tar_of(*members))
+        zoo.put(folder, {f"train-{number:06d}.tar": tar_of(*members)})
     return folder
 
 
@@ -57,8 +56,7 @@ def test_shards_may_lie_among_their_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["names-0000.npy", "contents-0000.npy", "rejected.jsonl", "test-000007.npy"])
 def test_other_names_that_a_run_would_write_stay_too(tmp_path: Path, name: str) -> None:
     zoo.fill(tmp_path / "in", 6)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / name).write_bytes(b"mine")
+    zoo.put(tmp_path / "out", {name: b"mine"})
     refused(tmp_path / "in", tmp_path / "out", f"holds {name}")
     (tmp_path / "out" / name).unlink()
     run(tmp_path / "in", tmp_path / "out")
@@ -68,9 +66,7 @@ def test_other_names_that_a_run_would_write_stay_too(tmp_path: Path, name: str) 
 
 def test_what_else_lies_in_the_output_is_nobodys_business(tmp_path: Path) -> None:
     zoo.fill(tmp_path / "in", 6)
-    (tmp_path / "out" / "deep").mkdir(parents=True)
-    for name in ("README", "train.tar", "deep/train-000000.tar"):
-        (tmp_path / "out" / name).write_bytes(b"mine")
+    zoo.put(tmp_path / "out", dict.fromkeys(("README", "train.tar", "deep/train-000000.tar"), b"mine"))
     run(tmp_path / "in", tmp_path / "out")
     assert (tmp_path / "out" / "deep" / "train-000000.tar").read_bytes() == b"mine"
 

@@ -22,25 +22,24 @@ from must.data.shards.workdir import Workdir, temporary_folder
 from tests import zoo
 from tests.data.shards.test_shard import rejected, run, tree
 
-CODE = """
+PROGRAM = """
 import sys
 from must.base.exits import exiting
 from must.api.stages import call
-source, output = sys.argv[1:]
-split = {"train": 0.8, "test": 0.2}
 with exiting("shard"):
-    call("shard", source=source, output=output, workers=2, samples_per_shard=6, split=split)
+    call("shard", source=sys.argv[1], output=sys.argv[2], **eval(sys.argv[3]))
 """
 OPTIONS = {"samples_per_shard": 6, "split": {"train": 0.8, "test": 0.2}}
 
 
-def command(source: Path, output: Path, before: str = "") -> list[str]:
-    return [sys.executable, "-c", before + CODE, str(source), str(output)]
+def command(source: Path | str, output: Path | str, before: str = "", **options: Any) -> list[str]:
+    """`must shard` in a process of its own, and code that runs before it."""
+    return [sys.executable, "-c", before + PROGRAM, str(source), str(output), repr(options)]
 
 
 @contextmanager
 def start(source: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
-    words = command(source, output)
+    words = command(source, output, workers=2, **OPTIONS)
     with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -68,6 +67,8 @@ KILLED_DECODING = KILLED.format(function="chunk.storage, 'write_bytes'")
 """Code in front of a command: killed when the third chunk's tars are there and its record is not."""
 KILLED_ASSEMBLING = KILLED.format(function="chunk, 'move_tar'")
 """Killed when two shards are there."""
+ELSEWHERE = "import socket\nsocket.gethostname = lambda: 'another-pod'\n"
+"""As on another machine."""
 
 
 def interrupted(source: Path, output: Path, **options: Any) -> None:
@@ -106,7 +107,8 @@ def test_a_killed_run_continues_to_the_same_bytes(
     images: Path, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "killed"
-    killed = subprocess.run(command(images, output, KILLED_ASSEMBLING), stdout=subprocess.DEVNULL, check=False)
+    words = command(images, output, KILLED_ASSEMBLING, workers=2, **OPTIONS)
+    killed = subprocess.run(words, stdout=subprocess.DEVNULL, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert list(output.glob("train-*.tar")) and not (output / "index.json").exists()
     run(images, output, **OPTIONS)
@@ -129,7 +131,6 @@ def test_the_second_of_two_runs_refuses(images: Path, whole: dict[str, bytes], t
         first.send_signal(signal.SIGSTOP)
         with start(images, output) as second:
             assert second.wait(120) == HELD
-            assert second.stderr is not None
             message = second.stderr.read()
         assert f"being written by another `must shard` (process {first.pid}" in message
         assert message.count("\n") == 1
@@ -144,7 +145,7 @@ def test_sigterm_ends_in_good_order_with_code_75(images: Path, tmp_path: Path) -
         wait_until(lambda: len(list(output.glob(".shard/*.npz"))) >= 1)
         process.terminate()
         assert process.wait(120) == 75
-        assert process.stderr is not None and "run the same command again" in process.stderr.read()
+        assert "run the same command again" in process.stderr.read()
     assert (output / ".shard").exists() and not (output / ".shard.lock").exists()
     assert not list(output.rglob(".tmp-*"))
     run(images, output, **OPTIONS)
@@ -167,31 +168,22 @@ def busy() -> None:
         pass
 
 
-def hungry() -> None:
-    bytearray(60_000_000_000)
-
-
-def crashing() -> None:
-    os.kill(os.getpid(), signal.SIGILL)
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="forked workers see what is patched here")
 @pytest.mark.parametrize(
     "act, reason, count",
     [
         (busy, "takes more than 0.6 s of one core", 1),
-        (hungry, "too large for the memory", 2),
-        (crashing, "its decoder crashed (SIGILL)", 2),
+        (lambda: bytearray(60_000_000_000), "too large for the memory", 2),
+        (lambda: os.kill(os.getpid(), signal.SIGILL), "its decoder crashed (SIGILL)", 2),
     ],
+    ids=["busy", "hungry", "crashing"],
 )
 def test_a_picture_that_takes_more_than_any_may_is_rejected_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], reason: str, count: int
 ) -> None:
     zoo.fill(tmp_path / "in", 30)
     names = [f"bad-{number}.png" for number in range(3)]
-    for number, name in enumerate(names):
-        (tmp_path / "in" / name).write_bytes(zoo.encoded(zoo.picture(number, 50, 50)))
-
+    zoo.put(tmp_path / "in", {name: zoo.encoded(zoo.picture(n, 50, 50)) for n, name in enumerate(names)})
     act_at_50_pixels(monkeypatch, act)
     monkeypatch.setattr(bounds, "MAX_SECONDS", 0.6)
     made = run(tmp_path / "in", tmp_path / "out", samples_per_shard=7, workers=count, max_rejected=0.5)

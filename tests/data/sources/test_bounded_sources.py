@@ -153,8 +153,7 @@ for path in sys.argv[1:]:
     except ValueError as error:
         print(error)
 """
-    for kind, data in HEADERS.items():
-        (tmp_path / f"{kind}.tar").write_bytes(data + bytes(1024))
+    zoo.put(tmp_path, {f"{kind}.tar": data + bytes(1024) for kind, data in HEADERS.items()})
     paths = [str(tmp_path / f"{kind}.tar") for kind in HEADERS]
     found = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found
@@ -185,10 +184,8 @@ print(peak() - before)
 @pytest.mark.parametrize("dictionary", [True, False])
 def test_a_table_that_expands_is_refused_in_memory_of_a_few_values(tmp_path: Path, dictionary: bool) -> None:
     """2 kB that hold 32 times the same 4 MB: as one value of a dictionary, or one after the other."""
-    values = pyarrow.array([bytes(4_000_000)] * 32, pyarrow.large_binary())
-    parquet.write_table(
-        pyarrow.table({"image": values}), tmp_path / "a.parquet", compression="zstd", use_dictionary=dictionary
-    )
+    table = pyarrow.table({"image": pyarrow.array([bytes(4_000_000)] * 32, pyarrow.large_binary())})
+    parquet.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=dictionary)
     (tmp_path / "work").mkdir()
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "a.parquet"), str(tmp_path / "work")]
     said, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()

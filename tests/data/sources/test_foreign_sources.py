@@ -151,8 +151,8 @@ def test_no_more_of_a_zips_member_is_read_than_an_image_may_have(tmp_path: Path)
     ],
 )
 def test_a_bad_line_of_a_manifest_is_rejected_and_named(tmp_path: Path, line: str, name: str, reason: str) -> None:
-    (tmp_path / "first.png").write_bytes(PICTURE)
-    (tmp_path / "list.jsonl").write_text(f'{{"path": "first.png"}}\n{line}')
+    lines = f'{{"path": "first.png"}}\n{line}'
+    zoo.put(tmp_path, {"first.png": PICTURE, "list.jsonl": lines.encode()})
     assert set(samples_of(tmp_path / "list.jsonl", tmp_path)) == {"first.png"}
     assert rejected(tmp_path / "out") == {f"list.jsonl {name}": reason}
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and b"PASSWORD" in path.read_bytes()]

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -81,8 +80,7 @@ def test_jsonl_and_a_content_that_is_listed_in_two_splits(tmp_path: Path) -> Non
 )
 def test_a_source_without_images_is_one_line(tmp_path: Path, source: str, content: str | None, message: str) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.txt").touch()
+    zoo.put(tmp_path / "texts", {"a.txt": b""})
     for name in ("pipe.jsonl", "pipe.zip"):
         os.mkfifo(tmp_path / name)
     if content is not None:
@@ -91,18 +89,10 @@ def test_a_source_without_images_is_one_line(tmp_path: Path, source: str, conten
 
 
 def make_archive(folder: Path, kind: str) -> Path:
-    path = folder.parent / f"archive.{kind}"
-    if kind == "zip":
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in sorted(folder.rglob("*")):
-                archive.write(file, file.relative_to(folder))
-    else:
-        with tarfile.open(path, f"w:{kind.partition('.')[2]}") as tar:  # type: ignore[call-overload]
-            tar.add(folder, ".")
-    return path
+    return Path(shutil.make_archive(str(folder.parent / "archive"), kind, folder))
 
 
-@pytest.mark.parametrize("kind", ["tar", "tar.bz2", "tar.xz", "zip"])
+@pytest.mark.parametrize("kind", ["tar", "bztar", "xztar", "zip"])
 def test_an_archive_gives_what_its_folder_gives(tmp_path: Path, kind: str) -> None:
     zoo.fill(tmp_path / "in", 20, labels=("cat", "grün 猫"))
     (tmp_path / "in" / "notes.txt").write_text("x")
@@ -199,8 +189,8 @@ def test_webdataset_shards_are_a_source_with_their_labels(tmp_path: Path) -> Non
 
 
 def make_zip(path: Path, *numbers: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(zip_of(*((f"{n}.png", zoo.encoded(zoo.picture(number))) for n, number in enumerate(numbers))))
+    members = [(f"{place}.png", zoo.encoded(zoo.picture(number))) for place, number in enumerate(numbers)]
+    zoo.put(path.parent, {path.name: zip_of(*members)})
 
 
 def test_archives_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
@@ -217,8 +207,7 @@ def test_archives_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) ->
 def test_other_files_beside_archives_are_as_those_beside_images(tmp_path: Path) -> None:
     """Hidden ones, as macOS leaves them on other machines' disks, and those without an extension."""
     make_zip(tmp_path / "in" / "cat" / "images.zip", 0)
-    for name in ("._images.zip", "._x.png", "list.txt", "README"):
-        (tmp_path / "in" / name).write_text("Mac OS X")
+    zoo.put(tmp_path / "in", dict.fromkeys(("._images.zip", "._x.png", "list.txt", "README"), b"Mac OS X"))
     (tmp_path / "in" / "cat" / "5f2a").write_bytes(zoo.encoded(zoo.picture(1)))
     index = run(tmp_path / "in", tmp_path / "out", labels="folder")
     assert labels_of(tmp_path / "out") == {"cat/images.zip/0.png": None, "cat/5f2a": "cat"}

@@ -42,9 +42,7 @@ def test_a_table_gives_its_images_and_labels(tmp_path: Path) -> None:
 def test_files_that_tables_in_several_folders_name_are_told_apart(tmp_path: Path, source: str) -> None:
     paths = [f"files/{number}" for number in range(3)]
     for month, first in (("jan", 0), ("feb", 3)):
-        (tmp_path / "in" / month / "files").mkdir(parents=True)
-        for number, path in enumerate(paths, first):
-            (tmp_path / "in" / month / path).write_bytes(PICTURES[number])
+        zoo.put(tmp_path / "in" / month, dict(zip(paths, PICTURES[first:], strict=False)))
     write(tmp_path / "in" / "jan" / "meta.parquet", path=paths)
     for listed in (paths[:1], paths):
         write(tmp_path / "in" / "feb" / "meta.parquet", path=listed)

@@ -79,14 +79,8 @@ def test_no_answers_say_nothing_and_few_say_little():
 
 def test_only_sure_answers_about_pictures_drawn_at_random_measure():
     review = make_review(9)
-    given = (
-        answer(0, "a"),
-        answer(4, "b"),
-        answer(5, None),
-        answer(6, "b", COVERAGE),
-        answer(7, "b", ""),
-        answer(8, None, unsure=True),
-    )
+    given = [answer(0, "a"), answer(4, "b"), answer(5, None)]
+    given += [answer(6, "b", COVERAGE), answer(7, "b", ""), answer(8, None, unsure=True)]
     answers = {one.sha256: one for one in given}
     pictures, labels = review.truth(answers)
     assert [one.number for one in pictures] == [0, 4, 5, 6, 7] and labels.tolist() == [0, 1, NO_CLASS, 1, 1]
@@ -113,11 +107,10 @@ def test_a_review_of_another_format_or_a_damaged_one_is_refused_in_one_line(tmp_
     review.save(str(tmp_path))
     assert Review.load(str(tmp_path)) == review and old in file.read_text()
     file.write_text(file.read_text().replace(old, new))
-    with pytest.raises(ValueError, match=r"review\.json: is damaged or of another version; delete it") as error:
+    with pytest.raises(ValueError, match=r"\A.*review\.json: is damaged or of another version; delete it.*\Z"):
         Review.load(str(tmp_path))
     with pytest.raises(ValueError, match=r"--answers .*: no review\.json there"):
         Review.load(str(tmp_path / "none"))
-    assert "\n" not in str(error.value)
 
 
 def test_twenty_questions_measure_before_two_of_three_teach():

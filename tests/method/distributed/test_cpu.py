@@ -22,10 +22,8 @@ config = partial(training, epochs=1, batch_size=25, seed=1, log_every=2)
     [(1, 1, (1, 1), (1, 1), 1), (2, 1, (1, 2), (2, 1), 1), (2, 2, (1, 1), (1, 1), 1), (8, 1, (7, 2), (8, 1), 7),
      (96, 8, (11, 2), (12, 1), 11), (96, 2, (47, 2), (48, 1), MOST_LOADERS), (4, 8, (1, 1), (1, 1), 1)],
 )  # fmt: skip
-def test_threads_and_loaders_follow_the_cores_of_a_process_and_the_model(
-    monkeypatch, cores, processes, small, large, on_gpu
-):
-    """(threads, loaders) of the bundled tiny ViT and of ViT-B/16, on a CPU."""
+def test_threads_and_loaders_follow_the_cores_and_the_model(monkeypatch, cores, processes, small, large, on_gpu):
+    """(threads, loaders) of one of so many processes, with the bundled tiny ViT and with ViT-B/16, on a CPU."""
     monkeypatch.setattr(cpu, "cores", lambda: cores)
     monkeypatch.setattr(cpu, "multiplies_bf16", lambda: True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
@@ -46,9 +44,7 @@ def test_the_processor_says_whether_it_multiplies_bf16(tmp_path):
     [({}, 3, "fp32"), ({"step": 3, "threads": 2, "precision": "bf16"}, 2, "bf16"),
      ({"step": 3, "threads": 64, "precision": "fp32"}, 4, "fp32")],
 )  # fmt: skip
-def test_a_run_that_goes_on_keeps_its_threads_and_precision(
-    digits, tmp_path, monkeypatch, progress, threads, precision
-):
+def test_a_run_that_goes_on_keeps_threads_and_precision(digits, tmp_path, monkeypatch, progress, threads, precision):
     """Those of its checkpoint, but never more threads than cores."""
     monkeypatch.setattr(cpu, "cores", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -11,18 +11,8 @@ import pytest
 
 from must.api.stages import call
 from must.method.distributed.process_group import init_distributed
-from tests.method.train.lives import (
-    ENVIRONMENT,
-    SETTINGS,
-    difference,
-    finish,
-    log_of,
-    ranks,
-    start,
-    undisturbed,
-    until_gone,
-    wait_for_step,
-)  # fmt: skip
+from tests.method.train import lives
+from tests.method.train.lives import ENVIRONMENT, SETTINGS, finish, log_of, ranks, start, wait_for_step
 from tests.method.train.processes import on_ranks
 
 ROOT = Path(__file__).parents[3]
@@ -39,7 +29,7 @@ def test_the_others_end_when_a_process_is_lost(digits, tmp_path, number, lost):
     pids = ranks(process)
     os.kill(pids[lost], number)
     began = time.monotonic()
-    until_gone([pids[1 - lost]])
+    lives.until_gone([pids[1 - lost]])
     seconds = time.monotonic() - began
     assert seconds < timeout + 10, log_of(output)
     assert process.wait(timeout=120) == 75
@@ -77,7 +67,7 @@ def test_torchrun_restarts_a_run_that_lost_a_process(digits, tmp_path):
     os.kill(ranks(process)[1], signal.SIGKILL)
     finish(process, output)
     assert "going on after step" in log_of(output)
-    assert difference(output, undisturbed(digits, 2)) == 0.0
+    assert lives.difference(output, lives.undisturbed(digits, 2)) == 0.0
 
 
 def train_apart(values):

@@ -1,10 +1,14 @@
-"""A bundle with a memory of given images, without shards."""
+"""A bundle with a memory of given images, without shards; and shards of the digits that have no labels."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from must.api.demo import digit_parts
+from must.config import ShardConfig
+from must.data.shards.build import shard
 from must.method.memory.build import build_memory
 from must.method.memory.pool import Pool
 from must.method.memory.propagate import answer_rows
@@ -23,3 +27,14 @@ def remember(bundle: Bundle, images: Tensor, answers: dict[int, int]) -> Bundle:
     pool = Pool(torch.arange(len(images)), [""] * len(images), vectors, probability, none, logits.amax(1), *parts)
     memory, _ = build_memory(pool, answer_rows(answers, pool.numbers), torch.device("cpu"))
     return replace(bundle, memory=memory)
+
+
+def unlabeled_digits(root: Path, count: int | None = None) -> tuple[str, dict[str, str]]:
+    """(their shards, their classes by file name); the classes begin the names, too."""
+    (root / "images").mkdir()
+    classes = {}
+    for number, (image, label) in enumerate(digit_parts()["unlabeled"][:count]):
+        image.save(root / "images" / f"{label}-{number:04d}.png")
+        classes[f"{label}-{number:04d}.png"] = label
+    shard(ShardConfig(source=str(root / "images"), output=str(root / "shards"), workers=1))
+    return str(root / "shards"), classes

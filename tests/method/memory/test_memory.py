@@ -15,41 +15,32 @@ from must.method.model.description import MemoryFacts
 from must.method.model.memory import Memory, MemoryClassifier, parse_memory
 from must.method.model.vectors import NEIGHBOURS, SHARPNESS, Whitening
 from tests.method.memory.remembering import remember
+from tests.method.train.lives import same
 
-CPU = torch.device("cpu")
 CLASSES, GROUP, WIDTH = 6, 30, 12
-
-
-def whitening(size):
-    return Whitening(torch.eye(size).half(), torch.zeros(size))
+TRUTH = torch.arange(CLASSES).repeat_interleave(GROUP)
 
 
 @pytest.fixture(scope="module")
 def pool():
     """Images of each class are near a direction of its own; a fifth of the probabilities name another class."""
     generator = torch.Generator().manual_seed(0)
-    truth = torch.arange(CLASSES).repeat_interleave(GROUP)
-    vectors = F.normalize(torch.eye(WIDTH)[truth] + 0.2 * torch.randn(len(truth), WIDTH, generator=generator), dim=1)
-    said = torch.where(torch.rand(len(truth), generator=generator) < 0.2, (truth + 1) % CLASSES, truth)
-    P = (2 * F.one_hot(said, CLASSES) + 0.3 * torch.rand(len(truth), CLASSES, generator=generator)).softmax(1)
-    names = [str(n) for n in range(len(truth))]
+    vectors = F.normalize(torch.eye(WIDTH)[TRUTH] + 0.2 * torch.randn(len(TRUTH), WIDTH, generator=generator), dim=1)
+    said = torch.where(torch.rand(len(TRUTH), generator=generator) < 0.2, (TRUTH + 1) % CLASSES, TRUTH)
+    P = (2 * F.one_hot(said, CLASSES) + 0.3 * torch.rand(len(TRUTH), CLASSES, generator=generator)).softmax(1)
+    names = [str(n) for n in range(len(TRUTH))]
     none = P.half().new_zeros(0, *P.shape)
-    halves = whitening(WIDTH // 2)
-    return Pool(torch.arange(len(truth)), names, vectors.half(), P.half(), none, P.amax(1), halves, halves), truth
+    half = Whitening(torch.eye(WIDTH // 2).half(), torch.zeros(WIDTH // 2))
+    return Pool(torch.arange(len(TRUTH)), names, vectors.half(), P.half(), none, P.amax(1), half, half)
 
 
-def make_part(images, rows):
-    parts = {name: getattr(images, name)[rows] for name in ("numbers", "vectors", "probabilities")}
-    return replace(images, **parts)
-
-
-def answers(pool, known):
-    return answer_rows(known, pool.numbers)
+def build(pool, answers=(), **more):
+    return build_memory(pool, answer_rows(dict(answers), pool.numbers), torch.device("cpu"), **more)
 
 
 @pytest.fixture(scope="module")
 def built(pool):
-    return build_memory(pool[0], answers(pool[0], {}), CPU)
+    return build(pool)
 
 
 def by_hand(memory, labels, shared, probability, vector):
@@ -80,35 +71,32 @@ def test_a_new_image_by_hand(pool, built):
 
 
 def test_an_image_has_no_vote_for_itself(pool, built):
-    """Whatever its own label in the memory, its answer is the same."""
-    (images, _), (memory, _) = pool, built
-    row, P = 17, images.probabilities[17:18].float()
+    memory, _ = built
+    row, P = 17, pool.probabilities[17:18].float()
     changed = Memory(memory.tokens, memory.embedding, dict(memory.named_buffers(recurse=False)), memory.facts)
     changed.lifts, changed.classes = memory.lifts.clone(), memory.classes.clone()
     changed.lifts[row], changed.classes[row] = 9.0, 5
-    own = images.vectors[row : row + 1].float()
+    own = pool.vectors[row : row + 1].float()
     like = F.normalize(own + 0.05 * torch.ones(1, WIDTH) / WIDTH**0.5, dim=1)
-    for vector, same in ((own, True), (F.normalize(own, dim=1), True), (like, False)):
-        assert torch.equal(changed(P, vector)[0], memory(P, vector)[0]) == same
+    for vector, equal in ((own, True), (F.normalize(own, dim=1), True), (like, False)):
+        assert torch.equal(changed(P, vector)[0], memory(P, vector)[0]) == equal
 
 
 @pytest.mark.parametrize("with_answers", [False, True])
 def test_an_image_unlike_all_keeps_the_models_own_probabilities(pool, with_answers):
-    known = dict.fromkeys(range(GROUP), 3) if with_answers else {}
-    memory, _ = build_memory(pool[0], answers(pool[0], known), CPU)
+    memory, _ = build(pool, dict.fromkeys(range(GROUP), 3) if with_answers else {})
     assert bool(len(memory.correction)) == with_answers
     P = torch.tensor([[0.7, 0.1, 0.1, 0.05, 0.03, 0.02]])
     found, similarity = memory(P, -torch.ones(1, WIDTH) / WIDTH**0.5)
     assert similarity.tolist() == [0] and torch.allclose(found, P, atol=1e-6)
-    near, similarity = memory(P, pool[0].vectors[:1].float())
+    near, similarity = memory(P, pool.vectors[:1].float())
     assert similarity > 0 and not torch.allclose(near, P, atol=1e-2)
 
 
 def test_a_class_of_few_images_has_smaller_votes(pool):
-    images, truth = pool
-    rows = torch.cat([torch.nonzero(truth != 4).flatten(), torch.nonzero(truth == 4).flatten()[:2]])
-    few = make_part(images, rows)
-    memory, (Z, shared) = build_memory(few, answers(few, {}), CPU)
+    rows = torch.cat([torch.nonzero(TRUTH != 4).flatten(), torch.nonzero(TRUTH == 4).flatten()[:2]])
+    part = {name: getattr(pool, name)[rows] for name in ("numbers", "vectors", "probabilities")}
+    memory, (Z, shared) = build(replace(pool, **part))
     rare = int(Z.sum(0).argmin())
     count, own = Z[:, rare].sum(), Z[-1, rare]
     place = (memory.classes[-1] == rare).nonzero().item()
@@ -117,21 +105,19 @@ def test_a_class_of_few_images_has_smaller_votes(pool):
 
 
 def test_the_five_largest_labels_are_kept_and_answered_images_always(pool):
-    images, _ = pool
     known = {1: 2, 91: 0, 178: 5}
-    memory, (Z, _) = build_memory(images, answers(images, known), CPU, limit=20)
+    memory, (Z, _) = build(pool, known, limit=20)
     assert Z.shape == (CLASSES * GROUP, CLASSES), "all images have labels"
     assert memory.classes.shape == memory.lifts.shape == (23, LABELS_KEPT)
     even = torch.linspace(0, len(Z) - 1, 20).round().long().tolist()
     rows = sorted({*even, *known})
-    assert torch.equal(memory.vectors, images.vectors[rows])
+    assert torch.equal(memory.vectors, pool.vectors[rows])
     assert torch.equal(memory.classes.long(), Z[rows].topk(LABELS_KEPT).indices)
     assert memory.facts.images == 23 and memory.facts.answers == 3
 
 
 def test_an_image_of_none_of_the_classes_gives_no_votes(pool):
-    images, _ = pool
-    memory, (Z, _) = build_memory(images, answers(images, {3: -1, 4: 1}), CPU)
+    memory, (Z, _) = build(pool, {3: -1, 4: 1})
     assert not Z[3].any() and not memory.lifts[3].any() and memory.lifts[4].any()
     assert Z[4].tolist() == [0, 1, 0, 0, 0, 0]
 
@@ -150,16 +136,14 @@ def test_it_is_read_as_it_was_written(remembering):
     folder, bundle, images = tuple(remembering)
     found = load_bundle(str(folder))
     assert found.memory.facts == bundle.memory.facts and found.description == bundle.description
-    ours, theirs = found.memory.state_dict(), bundle.memory.state_dict()
-    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert same(ours := found.memory.state_dict(), bundle.memory.state_dict())
     with torch.no_grad():
         probability, similarity = found.classifier.classify(images)  # type: ignore[misc]
         torch.testing.assert_close(found.classifier(images).softmax(-1), probability)
         assert torch.equal(MemoryClassifier(bundle.model, bundle.memory)(images), found.classifier(images))
     assert similarity.shape == (40,)
-    assert {name for name in load_file(folder / "model.safetensors") if name.startswith("memory.")} == {
-        f"memory.{name}" for name in ours
-    }
+    saved = {name for name in load_file(folder / "model.safetensors") if name.startswith("memory.")}
+    assert saved == {f"memory.{name}" for name in ours}
 
 
 DAMAGE = [
@@ -228,17 +212,15 @@ def test_only_a_collapse_is_a_warning(images, left, confidence, words):
 
 def test_answers_correct_new_images_that_are_like_them(pool):
     """Somebody calls all images of the first direction class 5: so do new images of that direction, and no others."""
-    images, truth = pool
-    known = dict.fromkeys(range(0, GROUP, 2), 5)
-    memory, _ = build_memory(images, answers(images, known), CPU)
-    found = predict_left_out(memory, images, torch.arange(len(truth))).labels
+    memory, _ = build(pool, dict.fromkeys(range(0, GROUP, 2), 5))
+    found = predict_left_out(memory, pool, torch.arange(len(TRUTH))).labels
     unasked = torch.arange(1, GROUP, 2)
-    assert (found[unasked] == 5).float().mean() > 0.9 and (found[GROUP:] == truth[GROUP:]).float().mean() > 0.85
+    assert (found[unasked] == 5).float().mean() > 0.9 and (found[GROUP:] == TRUTH[GROUP:]).float().mean() > 0.85
 
 
 def test_the_memory_corrects_what_the_model_says_of_new_images(pool, built):
     """Also of its own images, which it looks up as if they were new: none has a vote for itself."""
-    (images, truth), (memory, _) = pool, built
-    said = images.probabilities.argmax(1)
-    found = predict_left_out(memory, images, torch.arange(len(truth))).labels
-    assert (found == truth).float().mean() > (said == truth).float().mean() + 0.1
+    memory, _ = built
+    said = pool.probabilities.argmax(1)
+    found = predict_left_out(memory, pool, torch.arange(len(TRUTH))).labels
+    assert (found == TRUTH).float().mean() > (said == TRUTH).float().mean() + 0.1

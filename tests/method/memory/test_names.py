@@ -6,28 +6,23 @@ import pytest
 import torch
 import yaml
 
-from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts
+from must.api.demo import CLASSES, TEMPLATES, asset_folder
 from must.base.errors import UserError
-from must.config import ClassifierConfig, RefineConfig, ShardConfig
-from must.data.shards.build import shard
+from must.config import ClassifierConfig, RefineConfig
 from must.method.memory.names import find_groups, find_pairs
 from must.method.memory.refine import refine
 from must.method.model.classifier import classifier
 from must.method.model.vectors import nearest
+from tests.method.memory.remembering import unlabeled_digits
 
 CPU = {"workers": 0, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def find(tmp_path_factory):
-    """(class names, parameters) -> what `must refine` returns, for the unlabeled digits; their classes begin the names
-    of the files."""
+    """(class names, parameters) -> what `must refine` returns, for the unlabeled digits."""
     root = tmp_path_factory.mktemp("names")
-    (root / "images").mkdir()
-    for number, (image, label) in enumerate(digit_parts()["unlabeled"]):
-        image.save(root / "images" / f"{label}-{number:04d}.png")
-    shards = str(root / "shards")
-    shard(ShardConfig(source=str(root / "images"), output=shards, workers=1))
+    shards, _ = unlabeled_digits(root)
 
     def run(names, place="", **changes):
         place = Path(place or root / "-".join(names))
@@ -62,9 +57,8 @@ def test_names_with_almost_the_same_text_are_a_pair_whichever_images_they_get(di
 
 
 def test_two_lists_are_compared_and_nothing_is_written(find, tmp_path, caplog):
-    (tmp_path / "new.yaml").write_text(
-        yaml.safe_dump({"classes": [*CLASSES[:9], "nine two"], "templates": list(TEMPLATES)})
-    )
+    new = {"classes": [*CLASSES[:9], "nine two"], "templates": list(TEMPLATES)}
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(new))
     with caplog.at_level("INFO"):
         result = find(list(CLASSES), tmp_path / "work", classes=str(tmp_path / "new.yaml"))
     assert 80 < result["changed"] < 130 and result["misfits"][0] == []
@@ -72,11 +66,8 @@ def test_two_lists_are_compared_and_nothing_is_written(find, tmp_path, caplog):
     old, new, count, examples = result["changes"][0]
     assert (old, new) == ("nine", "nine two") and count > 20 and len(examples) == 3
     assert "  nine -> nine two: " in caplog.text and "does not fit, " in caplog.text
-    assert sorted(path.name for path in tmp_path.glob("work/*")) == [
-        "classes.yaml",
-        "classifier.safetensors",
-        "models",
-    ]
+    files = sorted(path.name for path in tmp_path.glob("work/*"))
+    assert files == ["classes.yaml", "classifier.safetensors", "models"]
     with pytest.raises(UserError, match="no such file; give"):
         find(["two", "one"], classes="new.txt")
 

@@ -13,14 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from must.api.demo import digit_parts
 from must.base import storage
-from must.config import EvaluateConfig, ExportConfig, RefineConfig, ShardConfig
+from must.config import EvaluateConfig, ExportConfig, RefineConfig
 from must.data.augment.normalize import normalize
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.loading.reader import ShardReader
-from must.data.shards.build import shard
 from must.deploy.export.export import export, measured_abstention
 from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.evaluate import evaluate
@@ -30,6 +28,8 @@ from must.method.memory.alpha import best_candidate, interpolate
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import MemoryFacts, get_preprocess, load_description
+from tests.data.shards.test_shard import tree
+from tests.method.memory.remembering import unlabeled_digits
 from tests.method.train import lives
 from tests.method.train.lives import same
 
@@ -64,14 +64,7 @@ def selection(folder):
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """(shards of 500 unlabeled digits, their classes by file name)."""
-    root = tmp_path_factory.mktemp("many")
-    (root / "images").mkdir()
-    classes = {}
-    for number, (image, label) in enumerate(digit_parts()["unlabeled"][:500]):
-        image.save(root / "images" / f"{number:04d}.png")
-        classes[f"{number:04d}.png"] = label
-    shard(ShardConfig(source=str(root / "images"), output=str(root / "shards"), workers=1))
-    return str(root / "shards"), classes
+    return unlabeled_digits(tmp_path_factory.mktemp("many"), 500)
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +124,7 @@ def test_a_trained_model_gets_its_memory_in_place(digits, tmp_path):
 
 def answered(folder, pictures, say=lambda label: label, sampled="random"):
     folder.mkdir()
-    lines = [
-        {"image": name, "sha256": sha256, "label": say(label), "sampled": sampled} for name, sha256, label in pictures
-    ]
+    lines = [{"image": name, "sha256": sha256, "label": say(own), "sampled": sampled} for name, sha256, own in pictures]
     append(folder / "answers.jsonl", *lines, {"image": "gone", "sha256": "0" * 64, "label": "one", "sampled": sampled})
     return str(folder)
 
@@ -172,7 +163,6 @@ def test_true_answers_improve_the_other_labels_and_what_they_measure_is_recorded
 
 
 def test_labels_that_can_be_taken_unseen_are_marked(digits, many, tmp_path, capsys):
-    """240 answers about 500 images."""
     reader = ShardReader(many[0], "train")
     rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500)[:240].tolist()]
     answers = answered(tmp_path / "review", [(row["source"], row["sha256"], many[1][row["source"]]) for row in rows])
@@ -184,9 +174,8 @@ def test_labels_that_can_be_taken_unseen_are_marked(digits, many, tmp_path, caps
     assert 100 < len(taken) == found["accepted"] <= found["images"] == len(others) == 260
     assert accuracy(taken, many[1], "class") >= 0.95 and min(float(row["probability"]) for row in taken) > 0.5
     assert {row["accepted"] for row in others} == {"true", "false"}
-    assert (
-        f"{len(taken)} of 260 labels can be taken unseen: at most 5 in 100" in found["text"] + capsys.readouterr().out
-    )
+    told = found["text"] + capsys.readouterr().out
+    assert f"{len(taken)} of 260 labels can be taken unseen: at most 5 in 100" in told
     classes = summary["classes"]
     assert sum(row["images"] for row in classes) == 260 and sum(row["accepted"] for row in classes) == len(taken)
     assert sum(row["answers"] for row in classes) == 240
@@ -289,9 +278,9 @@ def test_a_bundle_of_other_classes_is_refused_and_stays(digits, tmp_path, refusa
     description = bundle.description
     description.classes[0] = "cow"
     save_bundle(str(tmp_path / "model"), bundle.model, description)
-    before = files_in(tmp_path)
+    before = tree(tmp_path)
     assert "has other classes" in refusal("refine", flags(digits, tmp_path))
-    assert files_in(tmp_path) == before
+    assert tree(tmp_path) == before
 
 
 def meanwhile(monkeypatch, action):
@@ -339,7 +328,7 @@ def test_a_save_that_is_killed_leaves_the_old_model_or_the_new_one(digits, tmp_p
 
 def test_a_full_disk_leaves_the_model_as_it_was(digits, tmp_path, monkeypatch):
     run(digits, trained(digits, tmp_path))
-    before, write = files_in(tmp_path / "model"), storage.write_bytes
+    before, write = tree(tmp_path / "model"), storage.write_bytes
 
     def full(uri, *values, **options):
         if uri.endswith(".safetensors"):
@@ -349,11 +338,7 @@ def test_a_full_disk_leaves_the_model_as_it_was(digits, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(storage, "write_bytes", full)
         run(digits, tmp_path, memory_images=50)
-    assert files_in(tmp_path / "model") == before
-
-
-def files_in(folder):
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert tree(tmp_path / "model") == before
 
 
 @pytest.mark.slow

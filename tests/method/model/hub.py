@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +46,3 @@ class Hub(LocalServer):
     def close(self) -> None:
         self.ended.set()
         super().close()
-
-
-def serving(folder: Path, fault: str = "") -> AbstractContextManager[Hub]:
-    return closing(Hub(folder, fault))

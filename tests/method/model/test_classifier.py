@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import open_clip
@@ -11,16 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from must.api.demo import asset_folder
+from must.method.model import classifier as module
 from must.method.model.backbone import load_backbone, quick_gelu_option
 from must.method.model.bundle import load_bundle, save_bundle, zero_shot_bundle
-from must.method.model.classifier import (
-    ClassSet,
-    build_classifier,
-    load_class_set,
-    load_text_classifier,
-    read_header,
-    save_classifier,
-)
+from must.method.model.classifier import load_class_set, load_text_classifier, read_header, save_classifier
 from must.method.model.masked_vit import MaskedViT
 from tests.golden import facts, golden
 from tests.method.model.tiny import make_classifier, model_folder
@@ -39,17 +34,13 @@ def test_the_recorded_classifier_from_the_recorded_text_tower():
     missing, unexpected = clip.load_state_dict(weights, strict=False)
     assert not unexpected and all(name.startswith("visual.") or name == "attn_mask" for name in missing)
 
-    class Lookup:
-        def __call__(self, texts):
-            return torch.stack([torch.from_numpy(recorded["tokens"][tuple(map(int, t.split()))]) for t in texts])
+    def look_up(texts):
+        return torch.stack([torch.from_numpy(recorded["tokens"][tuple(map(int, t.split()))]) for t in texts])
 
-    class Backbone:
-        model = "recorded"
-        tokenizer = Lookup()
-
-    Backbone.clip = clip.eval()  # type: ignore[attr-defined]
+    backbone = SimpleNamespace(model="recorded", tokenizer=look_up, clip=clip.eval())
     prompts = tuple(tuple(f"{k} {t}" for t in range(3)) for k in range(10))
-    ours = build_classifier(Backbone, ClassSet(tuple(map(str, range(10))), prompts, ()), torch.device("cpu"))
+    class_set = module.ClassSet(tuple(map(str, range(10))), prompts, ())
+    ours = module.build_classifier(backbone, class_set, torch.device("cpu"))
     np.testing.assert_allclose(ours.numpy(), recorded["classifier"], atol=1e-6)
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import huggingface_hub.constants as hub_settings
@@ -20,9 +21,10 @@ from must.base.exits import PREEMPTED, WRONG_INPUT, find_exit_code
 from must.method.model import hub
 from must.method.model.backbone import load_backbone, tower_shape
 from must.method.model.description import load_description
-from tests.method.model.hub import serving
+from tests.method.model.hub import Hub
 from tests.method.model.tiny import model_folder
 from tests.method.model.transformers_clip import by_hand
+from tests.method.train.lives import same
 
 FILES = "or put open_clip_config.json and open_clip_model.safetensors of it into a folder and give that as --model"
 OPENAI = "timm/vit_base_patch16_clip_224.openai"
@@ -44,18 +46,20 @@ def repositories(tmp_path_factory):
 
 
 @pytest.fixture
-def asked(monkeypatch, tmp_path):
-    """A function that makes a URL the hub of this process, with an empty cache."""
+def serving(monkeypatch, tmp_path):
+    """serving(folder, fault): the hub that this process asks, until the block ends. The cache is empty."""
     monkeypatch.setattr(hub, "PATIENCE", 1)
     monkeypatch.setattr(hub_settings, "HF_HUB_CACHE", str(tmp_path / "cache"))
 
-    def use(url):
-        monkeypatch.setattr(hub_settings, "ENDPOINT", url)
-        monkeypatch.setattr(
-            hub_settings, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+    @contextmanager
+    def start(folder, fault=""):
+        with closing(Hub(folder, fault)) as server:
+            monkeypatch.setattr(hub_settings, "ENDPOINT", server.url)
+            template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+            monkeypatch.setattr(hub_settings, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+            yield server
 
-    return use
+    return start
 
 
 BY_NAME, BY_REPOSITORY = ("ViT-B-16-quickgelu", "openai"), ("hf-hub:team/tiny", "")
@@ -72,12 +76,11 @@ BY_NAME, BY_REPOSITORY = ("ViT-B-16-quickgelu", "openai"), ("hf-hub:team/tiny", 
     ],
 )
 def test_a_hub_that_gives_nothing_is_one_line_with_the_files_that_are_needed(
-    repositories, asked, model, pretrained, fault, later, message
+    repositories, serving, model, pretrained, fault, later, message
 ):
-    with serving(repositories, fault) as server:
-        asked(server.url)
-        with pytest.raises(ValueError, match=f"could not be downloaded from the hub {server.url}: {message}") as error:
-            load_backbone(model, pretrained)
+    told = "could not be downloaded from the hub {}: " + message
+    with serving(repositories, fault) as server, pytest.raises(ValueError, match=told.format(server.url)) as error:
+        load_backbone(model, pretrained)
     assert find_exit_code(error.value) == (PREEMPTED if later else WRONG_INPUT)
     said = str(error.value)
     assert said.startswith(f"--model {model}" + (f" --pretrained {pretrained}: " if pretrained else ": "))
@@ -85,20 +88,18 @@ def test_a_hub_that_gives_nothing_is_one_line_with_the_files_that_are_needed(
     assert len(server.asked) == 1
 
 
-def test_a_hub_that_may_not_be_asked(asked, monkeypatch):
+def test_a_hub_that_may_not_be_asked(serving, monkeypatch):
     monkeypatch.setattr(hub_settings, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"HF_HUB_OFFLINE.*, or put"):
         load_backbone("ViT-B-16-quickgelu", "openai")
 
 
 @pytest.mark.parametrize("fault, message", [("cuts", "size"), ("no commit", "missing")])
-def test_a_file_that_does_not_arrive_is_not_called_absent_and_leaves_nothing(repositories, asked, fault, message):
+def test_a_file_that_does_not_arrive_is_not_called_absent_and_leaves_nothing(repositories, serving, fault, message):
     """As when the connection is lost after the first request: the hub's client raises a kind of EntryNotFoundError."""
     with serving(repositories, fault) as server:
-        asked(server.url)
-        with pytest.raises(
-            TransientError, match=f"config.json of team/tiny could not be downloaded .*{message}"
-        ) as error:
+        told = f"config.json of team/tiny could not be downloaded .*{message}"
+        with pytest.raises(TransientError, match=told) as error:
             load_backbone("hf-hub:team/tiny")
         assert "\n" not in str(error.value) and FILES in str(error.value)
         server.fault = ""
@@ -107,54 +108,47 @@ def test_a_file_that_does_not_arrive_is_not_called_absent_and_leaves_nothing(rep
         assert load_backbone("hf-hub:team/tiny").preprocess == expected, "the cached copy is used"
 
 
-def test_a_repository_without_the_file_is_named(repositories, asked):
-    with serving(repositories) as server:
-        asked(server.url)
-        with pytest.raises(
-            UserError, match=r"openai on the hub .* has no open_clip_model.safetensors and no open_clip_"
-        ):
+def test_a_repository_without_the_file_is_named(repositories, serving):
+    with serving(repositories):
+        message = r"openai on the hub .* has no open_clip_model.safetensors and no open_clip_"
+        with pytest.raises(UserError, match=message):
             load_backbone("ViT-B-16-quickgelu", "openai")
         with pytest.raises(UserError, match=r"no such public model \(404\)"):
             load_backbone("hf-hub:team/none")
 
 
-def test_what_the_cache_has_is_taken_where_the_hub_is_gone(repositories, asked, capsys):
-    with serving(repositories) as server:
-        asked(server.url)
+def test_what_the_cache_has_is_taken_where_the_hub_is_gone(repositories, serving, capsys):
+    with serving(repositories):
         expected = load_backbone("hf-hub:team/tiny").clip.state_dict()
         assert tower_shape("hf-hub:team/tiny", "") == (128, 32, 8)
-    found = load_backbone("hf-hub:team/tiny").clip.state_dict()
-    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    assert same(load_backbone("hf-hub:team/tiny").clip.state_dict(), expected)
     assert "cannot serve team/tiny; using the cached copy" in capsys.readouterr().out
     assert not hub_settings.HF_HUB_OFFLINE and not hub_settings.HF_HUB_DISABLE_TELEMETRY
 
 
-def test_a_model_in_transformers_format(asked, tmp_path):
+def test_a_model_in_transformers_format(serving, tmp_path):
     given = model_folder("clip", tmp_path / "given")
     (tmp_path / "hub" / "team").mkdir(parents=True)
     by_hand(Path(given), tmp_path / "hub" / "team" / "fashion")
     with serving(tmp_path / "hub") as server:
-        asked(server.url)
         assert tower_shape("hf-hub:team/fashion", "") == (32, 32, 8)
         assert not [one for one in server.asked if "model.safetensors" in one]
         found = load_backbone("hf-hub:team/fashion")
         assert [one.rpartition("/")[2] for one in server.asked if one.startswith("GET")].count("model.safetensors") == 1
     expected = load_backbone(given)
     for again in (found, load_backbone("hf-hub:team/fashion")):
-        assert all(torch.equal(v, expected.clip.state_dict()[key]) for key, v in again.clip.state_dict().items())
+        assert same(again.clip.state_dict(), expected.clip.state_dict())
         assert torch.equal(again.tokenizer(["a two"]), expected.tokenizer(["a two"]))
 
 
 @pytest.mark.slow
-def test_after_the_classifier_no_stage_asks_the_hub(repositories, digits, asked, tmp_path, monkeypatch):
+def test_after_the_classifier_no_stage_asks_the_hub(repositories, digits, serving, tmp_path, monkeypatch):
     """Then it is gone, and so is its cache, and one works in another folder."""
     monkeypatch.chdir(tmp_path)
     classes = str(Path(digits.shards).parent / "classes.yaml")
     with serving(repositories) as server:
-        asked(server.url)
         made = call("classifier", classes=classes, model="hf-hub:team/tiny", output="w/c.safetensors")
         assert len([line for line in server.asked if line.startswith("GET") and "open_clip_model" in line]) == 1
-    asked("http://127.0.0.1:9")
     shutil.rmtree("cache")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

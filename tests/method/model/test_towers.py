@@ -63,15 +63,13 @@ def test_attention_that_is_not_known_is_refused_and_not_misread(family, where):
     blocks = visual.transformer.resblocks
     owner = {"last block": blocks[-1], "first block": blocks[0], "pool": visual.attn_pool}[where]
     owner.attn = OtherAttention()
-    with pytest.raises(
-        ValueError, match=r"attention of open_clip \d[\w.]+ \(OtherAttention\) .* 'open_clip_torch>=3,<4'"
-    ):
+    message = r"attention of open_clip \d[\w.]+ \(OtherAttention\) .* 'open_clip_torch>=3,<4'"
+    with pytest.raises(ValueError, match=message):
         MaskedViT(visual, torch.eye(model_config(family)["embed_dim"]))
 
 
 @FAMILY
 def test_what_is_masked_is_not_seen_and_what_is_not_is(family):
-    """The pixels of masked patches change nothing; those of one visible patch change everything."""
     model, pixels = tiny(family), images()
     masked = torch.tensor([[0, 5, 15], [1, 2, 3]])
     hidden, shown = pixels.clone(), pixels.clone()
@@ -170,13 +168,10 @@ def test_train_and_export(family, digits, tmp_path):
     assert result["check"]["agreement"] == 1.0
 
 
-TABLE = Path(__file__).parents[3] / "docs" / "models.md"
-
-
 def table() -> list[tuple[list[str], bool]]:
     """Rows of the family table: (patterns of names, whether they work)."""
     rows = []
-    for line in TABLE.read_text().splitlines():
+    for line in (Path(__file__).parents[3] / "docs" / "models.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.split("|")]
         if len(cells) > 4 and cells[3] in ("yes", "no"):
             rows.append((re.findall(r"`([^`]+)`", cells[2]), cells[3] == "yes"))

@@ -119,9 +119,8 @@ def test_what_cannot_be_read_is_said_in_a_line(folder, change, message):
 
 
 def test_a_file_where_its_folder_is_meant(folder, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"^--model \S+: is a file; give its folder, .* --model NAME --pretrained FILE$"
-    ):
+    message = r"^--model \S+: is a file; give its folder, .* --model NAME --pretrained FILE$"
+    with pytest.raises(ValueError, match=message):
         load_backbone(str(folder / "model.safetensors"))
     bundle = zero_shot_bundle(make_classifier(tmp_path, str(folder)))
     save_bundle(str(tmp_path / "bundle"), bundle.model, bundle.description)

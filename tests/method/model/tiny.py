@@ -25,37 +25,25 @@ TIMM = {"image_size": SIZE, "timm_model_pretrained": False}
 COMMON = {"img_size": SIZE, "patch_size": PATCH, "embed_dim": WIDTH, "depth": LAYERS, "num_heads": 2}
 
 
-def made(kind: type, options: dict[str, Any], **settings: Any) -> Any:
-    pretrained, _ = options.pop("pretrained", False), options.pop("cache_dir", None)
-    options["pretrained_cfg"] = options.get("pretrained_cfg") or {"input_size": (3, SIZE, SIZE)}
-    return build_model_with_cfg(kind, "must_tiny", pretrained, **{**COMMON, **settings, **options})
+def register(name: str, kind: type, **settings: Any) -> None:
+    """Makes a tiny model known to timm by this name."""
+
+    def build(**options: Any) -> Any:
+        pretrained, _ = options.pop("pretrained", False), options.pop("cache_dir", None)
+        options["pretrained_cfg"] = options.get("pretrained_cfg") or {"input_size": (3, SIZE, SIZE)}
+        return build_model_with_cfg(kind, "must_tiny", pretrained, **{**COMMON, **settings, **options})
+
+    build.__name__ = name
+    register_model(build)
 
 
-@register_model
-def must_tiny_siglip(**options: Any) -> VisionTransformer:
-    return made(VisionTransformer, options, class_token=False)
-
-
-@register_model
-def must_tiny_gap(**options: Any) -> VisionTransformer:
-    return made(VisionTransformer, options, class_token=False, reg_tokens=2, dynamic_img_size=True, global_pool="avg")
-
-
-@register_model
-def must_tiny_token(**options: Any) -> VisionTransformer:
-    return made(VisionTransformer, options, pre_norm=True)
-
-
-@register_model
-def must_tiny_eva(**options: Any) -> Eva:
-    rotary = {"use_rot_pos_emb": True, "use_post_transformer_norm": True}
-    return made(Eva, options, swiglu_mlp=True, scale_mlp=True, **rotary)
-
-
-@register_model
-def must_tiny_pe(**options: Any) -> Eva:
-    rotary = {"use_rot_pos_emb": True, "use_pre_transformer_norm": True, "use_post_transformer_norm": True}
-    return made(Eva, options, attn_pool_num_heads=2, attn_pool_mlp_ratio=2.0, use_fc_norm=False, **rotary)
+ROTARY = {"use_rot_pos_emb": True, "use_post_transformer_norm": True}
+POOLED = {"use_pre_transformer_norm": True, "attn_pool_num_heads": 2, "attn_pool_mlp_ratio": 2.0, "use_fc_norm": False}
+register("must_tiny_siglip", VisionTransformer, class_token=False)
+register("must_tiny_gap", VisionTransformer, class_token=False, reg_tokens=2, dynamic_img_size=True, global_pool="avg")
+register("must_tiny_token", VisionTransformer, pre_norm=True)
+register("must_tiny_eva", Eva, swiglu_mlp=True, scale_mlp=True, **ROTARY)
+register("must_tiny_pe", Eva, **ROTARY, **POOLED)
 
 
 def timm(name: str, pool: str, projection: str | None = None, **more: Any) -> dict[str, Any]:

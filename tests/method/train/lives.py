@@ -21,6 +21,7 @@ from must.base.parameters import load
 from must.base.processes import is_running
 from must.config import TrainConfig
 from must.method.train.checkpoint import Checkpoints, load_state
+from tests.data.shards.test_shard_restart import wait_until
 from tests.forked import Must
 from tests.once import made_once
 
@@ -51,15 +52,13 @@ def command(digits: Any, output: Path, processes: int = 1, torchrun: tuple = (),
     return [sys.executable, *(launcher if processes > 1 else []), "-m", "must", "train", *flags]
 
 
-def start(
-    digits: Any, output: Path, processes: int = 1, torchrun: tuple = (), **changes: Any
-) -> subprocess.Popen | Must:
+def start(digits: Any, output: Path, processes: int = 1, more: tuple = (), **changes: Any) -> subprocess.Popen | Must:
     """In a session of its own; stdout and stderr go to OUTPUT.log, one life after the other."""
     if processes == 1:
         return Must(command(digits, output, **changes)[3:], output.with_suffix(".log"), **ENVIRONMENT)
     with output.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
-            command(digits, output, processes, torchrun, **changes),
+            command(digits, output, processes, more, **changes),
             stdout=log, stderr=log, env=os.environ | ENVIRONMENT, start_new_session=True,
         )  # fmt: skip
 
@@ -94,10 +93,8 @@ def ranks(process: subprocess.Popen) -> dict[int, int]:
 
 def until_gone(pids: Iterable[int]) -> None:
     """torchrun's processes are in sessions of their own, and end with it nevertheless."""
-    deadline = time.monotonic() + 60
-    while alive := [pid for pid in pids if is_running(pid)]:
-        assert time.monotonic() < deadline, f"{alive} outlived torchrun"
-        time.sleep(0.01)
+    pids = [*pids]
+    wait_until(lambda: not any(map(is_running, pids)))
 
 
 def last_step(output: Path) -> int:

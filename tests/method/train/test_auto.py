@@ -14,8 +14,7 @@ from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.train.recipe import BATCHES, EPOCHS, auto_settings, published, resolve
 
 TOWERS = {"tiny": (128, 32, 4), "wide": (512, 32, 4), "ViT-B/16": (768, 224, 16), "ViT-L/14": (1024, 224, 14)}
-REQUIRED = ("shards", "classifier", "output")
-SIZES = (1, 20, 300, 1097, 1_000_000)
+REQUIRED = dict.fromkeys(("shards", "classifier", "output"), "x")
 
 
 def chosen(*shape):
@@ -28,16 +27,16 @@ def test_the_help_marks_what_presets_choose():
     assert auto | rows[0].keys() | rows[1].keys() == TrainConfig.by_preset.keys() | {"workers"}
     constants = {name: text for name, text in TrainConfig.by_preset.items() if text}
     for tower, shape in TOWERS.items():
-        values = chosen(300, 10, *shape) | dict.fromkeys(REQUIRED, "x")
+        values = chosen(300, 10, *shape) | REQUIRED
         assert load(TrainConfig, values | constants) == load(TrainConfig, values), tower
 
 
-@pytest.mark.parametrize("images", SIZES)
+@pytest.mark.parametrize("images", [1, 20, 300, 1097, 1_000_000])
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("classes", [2, 10, 1000])
 def test_settings_can_be_trained_with(images, tower, classes):
     result = chosen(images, classes, *TOWERS[tower])
-    config = load(TrainConfig, {"shards": "s", "classifier": "c", "output": "o", **result})
+    config = load(TrainConfig, REQUIRED | result)
     assert 1 <= config.batch_size <= min(images, BATCHES[1]) and EPOCHS[0] <= config.epochs <= EPOCHS[1]
     assert config.batch_size == images or math.log2(config.batch_size).is_integer()
     assert 0 < config.min_lr < config.lr
@@ -86,35 +85,33 @@ def test_learning_rates_are_published_for_large_towers_and_interpolated_for_narr
         assert large == 2 * base
 
 
-def list_values(digits, **changes):
-    return {"shards": digits.shards, "classifier": digits.classifier, "output": "o", **changes}
-
-
-def resolved(values):
-    config: Any = configure("train", values)
+def resolved(digits, **changes):
+    places = {"shards": digits.shards, "classifier": digits.classifier, "output": "o"}
+    config: Any = configure("train", places | changes)
     return resolve(config, load_index(config.shards), load_text_classifier(config.classifier)).config
 
 
 def test_a_threshold_that_is_given_is_used(digits):
-    config = resolved(list_values(digits, confidence_threshold="0.7"))
+    config = resolved(digits, confidence_threshold="0.7")
     assert (config.confidence_threshold, config.confident_share) == (0.7, 0)
-    assert resolved(list_values(digits, confidence_threshold=0.5, confident_share=0.3)).confident_share == 0.3
+    assert resolved(digits, confidence_threshold=0.5, confident_share=0.3).confident_share == 0.3
 
 
 def test_shares_that_the_classifier_file_holds_are_taken(digits, tmp_path):
     file = str(tmp_path / "c.safetensors")
     save_classifier(replace(load_text_classifier(digits.classifier), shares=(0.1,) * 10), file)
-    assert resolved(list_values(digits)).class_prior == "uniform"
-    assert resolved(list_values(digits, classifier=file)).class_prior == "given"
-    assert resolved(list_values(digits, classifier=file, class_prior="uniform")).class_prior == "uniform"
-    assert resolved(list_values(digits, classifier=file, preset="digits")).class_prior == "uniform"
+    assert resolved(digits).class_prior == "uniform"
+    assert resolved(digits, classifier=file).class_prior == "given"
+    assert resolved(digits, classifier=file, class_prior="uniform").class_prior == "uniform"
+    assert resolved(digits, classifier=file, preset="digits").class_prior == "uniform"
 
 
 def test_published_settings_are_what_they_were(digits):
     """A preset's name gives its row and the published defaults, nothing of auto."""
-    named = list_values(digits, preset="imagenet", model="ViT-B-16", pretrained="openai")
-    config = resolved(named)
-    assert config == TrainConfig(**{**published("imagenet", "ViT-B-16"), **named})
+    named = {"preset": "imagenet", "model": "ViT-B-16", "pretrained": "openai"}
+    config = resolved(digits, **named)
+    places = {"shards": digits.shards, "classifier": digits.classifier, "output": "o"}
+    assert config == TrainConfig(**{**published("imagenet", "ViT-B-16"), **named, **places})
     assert (config.epochs, config.batch_size, config.lr, config.min_lr) == (30, 1024, 2e-5, 1e-6)
     assert (config.ema_decay_init, config.ema_decay, config.ema_warmup_steps) == (0.999, 0.9998, 2000)
     assert (config.mask_patch_size, config.mask_ratio, config.confidence_threshold) == (32, 0.3, 0.7)

@@ -4,7 +4,6 @@ import os
 import pickle
 import tempfile
 import time
-import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -153,13 +152,12 @@ def test_a_bucket_that_stays_away_ends_it_and_the_older_checkpoints_are_whole(bu
     ],
     ids=["truncated", "other bytes", "no state", "description cut off", "no description"],
 )
-def test_a_damaged_checkpoint_is_passed_over(place, damage, warnings_told):
+def test_a_damaged_checkpoint_is_passed_over(place, recwarn, damage, warnings_told):
     saved(place, 1, 2)
     damage(*(storage.join(place, f"step-000000002.{ending}") for ending in ("pt", "json")))
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        assert newest_step(Checkpoints(place)) == 1
-    assert ["checkpoint skipped" in str(warning.message) for warning in told] == [True] * warnings_told
+    recwarn.clear()
+    assert newest_step(Checkpoints(place)) == 1
+    assert ["checkpoint skipped" in str(warning.message) for warning in recwarn] == [True] * warnings_told
 
 
 @pytest.mark.parametrize("other", [pickle.dumps(Path("x")), [1], {"model": torch.zeros(3)}], ids=str)
@@ -198,9 +196,8 @@ def test_a_second_run_is_refused_and_touches_nothing(digits, tmp_path, monkeypat
     place = tmp_path / "checkpoints"
     (place / ".tmp-half").write_bytes(b"what the first run is writing")
     before, process = contents(place), hold(place)
-    with pytest.raises(
-        ValueError, match=rf"checkpoints is being written by another `must train` \(process {process.pid}"
-    ):
+    message = rf"checkpoints is being written by another `must train` \(process {process.pid}"
+    with pytest.raises(ValueError, match=message):
         train(config(digits, tmp_path, resume=False))
     assert contents(place) == before
     process.kill()

@@ -16,12 +16,10 @@ def relative(ours, theirs):
     return (difference / sum(theirs[name].double().square().sum() for name in names).sqrt()).item()
 
 
-def test_published_semantics_on_two_processes(record_property):
+def test_published_semantics_on_two_processes(below):
     recorded = golden("ddp")
     gradients, values, student, _ = on_ranks(2, four_steps_on_a_rank, recorded["perm"].tolist(), "rank", 0)
-    deviation = relative(gradients, tensors(recorded, strip="grad/"))
-    record_property("relative deviation of the gradient", deviation)
-    assert deviation < 1e-5
+    below(1e-5, "relative deviation of the gradient", relative(gradients, tensors(recorded, strip="grad/")))
     for theirs, ours in TERMS.items():
         means = recorded[f"loss/{theirs}"].mean(axis=0)  # a rank's values there, the mean over ranks here
         np.testing.assert_allclose([step[ours] for step in values], means, atol=1e-4, err_msg=ours)
@@ -38,7 +36,7 @@ def test_published_semantics_on_two_processes(record_property):
         (2, 600, False),  # the running class balance
     ],
 )
-def test_n_processes_are_one_process_on_the_global_batch(world, classes, uneven, record_property):
+def test_n_processes_are_one_process_on_the_global_batch(world, classes, uneven, below):
     parts = [list(range(rank * 8 // world, (rank + 1) * 8 // world)) for rank in range(world)]
     if uneven:
         is_confident = torch.from_numpy(golden("step0")["conf_mask"])
@@ -48,9 +46,8 @@ def test_n_processes_are_one_process_on_the_global_batch(world, classes, uneven,
         parts = [order[:confident], order[confident:]]
     gradients, values, student, teacher = on_ranks(world, four_steps_on_a_rank, parts, "global", classes)
     expected = states_after_four_steps(ALONE, slice(None), "global", classes)  # without any process group
-    record_property("relative deviation of the gradient", relative(gradients, expected[0]))
-    record_property("relative deviation of the student", relative(student, expected[2]))
-    assert relative(gradients, expected[0]) < 1e-5
-    assert relative(student, expected[2]) < 1e-4 and relative(teacher, expected[3]) < 1e-4
+    below(1e-5, "relative deviation of the gradient", relative(gradients, expected[0]))
+    below(1e-4, "relative deviation of the student", relative(student, expected[2]))
+    below(1e-4, "relative deviation of the teacher", relative(teacher, expected[3]))
     for ours, theirs in zip(values, expected[1], strict=True):
         assert ours == pytest.approx(theirs, abs=2e-3)

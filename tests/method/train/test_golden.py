@@ -1,5 +1,6 @@
 """The method, to the digit: the recorded numbers of the published implementation."""
 
+import functools
 import math
 
 import numpy as np
@@ -8,25 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from must.method.train.losses import fairness_loss, must_losses, pseudo_labels
-from must.method.train.step import (
-    build_optimizer,
-    ema_decay,
-    learning_rate,
-    make_teacher,
-    set_learning_rate,
-)
+from must.method.train.step import build_optimizer, ema_decay, learning_rate, make_teacher, set_learning_rate
 from tests.golden import facts, golden, golden_batch, golden_model, our_name, tensors
 from tests.method.train.step_ranks import ALONE, four_steps, recorded_config
 
 CONFIG = recorded_config()
 TERMS = {
-    "loss_st": "loss_self_training",
-    "loss_fair": "loss_fairness",
-    "loss_mim": "loss_reconstruction",
-    "loss_align": "loss_alignment",
-    "loss": "loss",
-    "conf_ratio": "confident",
-}
+    "loss_st": "loss_self_training", "loss_fair": "loss_fairness", "loss_mim": "loss_reconstruction",
+    "loss_align": "loss_alignment", "loss": "loss", "conf_ratio": "confident",
+}  # fmt: skip
 
 
 def first_step(dtype=torch.float32):
@@ -39,28 +30,24 @@ def first_step(dtype=torch.float32):
     return student, teacher_logits, labels, output, must_losses(output, labels, strong, masked, CONFIG), masked
 
 
-@pytest.fixture(scope="module")
-def float32_run():
-    return four_steps(ALONE)
+@functools.cache
+def recorded_steps(dtype):
+    return four_steps(ALONE, dtype=dtype)
 
 
-def test_first_step_teacher(record_property):
+def test_first_step_teacher(below):
     _, teacher_logits, labels, _, _, _ = first_step()
     step0 = golden("step0")
-    deviation = np.abs(teacher_logits.numpy() - step0["teacher_logits"]).max()
-    record_property("largest deviation", deviation)
-    assert deviation < 1e-4
+    below(1e-4, "largest deviation", np.abs(teacher_logits.numpy() - step0["teacher_logits"]).max())
     np.testing.assert_allclose(teacher_logits.softmax(-1).numpy(), step0["teacher_probs"], atol=1e-5)
     np.testing.assert_array_equal(labels.label.numpy(), step0["pseudo_label"])
     np.testing.assert_array_equal(labels.confident.numpy(), step0["conf_mask"])
 
 
-def test_first_step_student(record_property):
+def test_first_step_student(below):
     student, _, _, output, losses, masked = first_step()
     step0 = golden("step0")
-    deviation = np.abs(output.logits.detach().numpy() - step0["student_logits"]).max()
-    record_property("largest deviation", deviation)
-    assert deviation < 1e-4
+    below(1e-4, "largest deviation", np.abs(output.logits.detach().numpy() - step0["student_logits"]).max())
     np.testing.assert_allclose(output.alignment.detach().numpy(), step0["align_per_patch"], atol=1e-5)
     whole = torch.from_numpy(step0["x_recon"])
     patches = F.unfold(whole, 8, stride=8).transpose(1, 2)  # [B, L, 3 P P], (channel, row, column)
@@ -74,46 +61,31 @@ def test_first_step_student(record_property):
     np.testing.assert_allclose(plain.numpy(), step0["student_logits_unmasked_strong"], atol=1e-4)
 
 
-def test_first_step_gradients(record_property):
+def test_first_step_gradients(below):
     student, _, _, _, losses, _ = first_step()
     losses.total.backward()
     expected = tensors(golden("step0"), strip="grad/")
     gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
     assert gradients.keys() == expected.keys() | {n for n in gradients if ".resblocks." in n}
-    worst = max(
-        ((gradients[name] - value).abs().max() / value.square().mean().sqrt()).item()
-        for name, value in expected.items()
-    )
-    record_property("largest deviation, of the gradient's rms", worst)
-    assert worst < 1e-4
+    largest = [(gradients[name] - value).abs().max() / value.square().mean().sqrt() for name, value in expected.items()]
+    below(1e-4, "largest deviation, of the gradient's rms", max(largest).item())
     step0 = golden("step0")
     for name, norm in zip(step0["grad_norm_names"], step0["grad_norm"], strict=True):
         assert gradients[our_name(str(name))].double().norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-6), name
 
 
-def largest_deviation(values, dtype):
-    """Of the terms of all steps from those that were recorded in "f32" or "f64"."""
-    recorded = {ours: golden("trajectory")[f"{dtype}/{name}"] for name, ours in TERMS.items()}
-    return max(abs(values[step][ours] - steps[step]) for ours, steps in recorded.items() for step in range(4))
-
-
-def test_trajectory_in_float64_is_the_rounding_free_one(record_property):
-    _, values, *_ = four_steps(ALONE, dtype=torch.float64)
-    worst = largest_deviation(values, "f64")
-    record_property("largest deviation", worst)
-    assert worst < 1e-8
-
-
-def test_trajectory_in_float32(float32_run, record_property):
-    _, values, *_ = float32_run
-    worst = largest_deviation(values, "f32")
-    record_property("largest deviation", worst)
-    assert worst < 1e-4
+@pytest.mark.parametrize("name, dtype, most", [("f32", torch.float32, 1e-4), ("f64", torch.float64, 1e-8)])
+def test_trajectory(name, dtype, most, below):
+    """The terms of all steps; those that were recorded in float64 are free of rounding."""
+    _, values, *_ = recorded_steps(dtype)
+    recorded = {ours: golden("trajectory")[f"{name}/{theirs}"] for theirs, ours in TERMS.items()}
+    worst = max(abs(values[step][ours] - steps[step]) for ours, steps in recorded.items() for step in range(4))
+    below(most, "largest deviation", worst)
 
 
 @pytest.mark.parametrize("which", ["student", "ema"])
-def test_final_weights(float32_run, which, record_property):
-    *_, student, teacher = float32_run
+def test_final_weights(which, below):
+    *_, student, teacher = recorded_steps(torch.float32)
     model = dict((student if which == "student" else teacher).named_parameters())
     initial, worst = tensors(golden("weights")), 0.0
     for name, expected in tensors(golden("trajectory"), strip=f"{which}/").items():
@@ -124,8 +96,7 @@ def test_final_weights(float32_run, which, record_property):
         else:
             start = initial[name]
         worst = max(worst, ((ours - expected).norm() / (expected - start).norm()).item())
-    record_property("largest relative deviation of a tensor's change", worst)
-    assert worst < 5e-3
+    below(5e-3, "largest relative deviation of a tensor's change", worst)
     with torch.no_grad():
         logits = (student if which == "student" else teacher)(golden_batch(0)[0])
     np.testing.assert_allclose(logits.numpy(), golden("trajectory")[f"eval/{which}_logits"], atol=1e-3)
@@ -157,10 +128,7 @@ def test_group_learning_rates_of_every_step():
         assert ours == pytest.approx(expected, rel=1e-9)
 
 
-REAL_RUNS = [name for name, table in facts()["real_run_tables"].items() if "lr_at" in table]
-
-
-@pytest.mark.parametrize("task", REAL_RUNS)
+@pytest.mark.parametrize("task", [name for name, table in facts()["real_run_tables"].items() if "lr_at" in table])
 def test_schedules_of_real_runs(task):
     table = facts()["real_run_tables"][task]
     lr, min_lr = (table[name] * 256 / table["total_batch"] for name in ("base_lr", "min_lr"))

@@ -8,13 +8,21 @@ import pytest
 from tests.method.train.lives import STEPS, difference, finish, last_step, live_and_die, log_of, start, undisturbed
 
 KILLS = (signal.SIGKILL, signal.SIGTERM)
-TOLERANCE = 1e-3  # relative distance of the weights, across numbers of processes: sums in another order
 
 
-def lives(digits, output, processes, seed):
-    """A life of each of these numbers of processes: the last one to its end, the others to a signal. What happened."""
-    chance = random.Random(seed)
-    happened = []
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "processes, seed, hits, most",
+    [
+        ([1] * 6, 3, 3, 0.0),  # not one bit; of two processes under torchrun: tests/runtime/test_kills.py
+        ([1, 2, 1, 2], 1, 2, 1e-3),  # relative distance of the weights: sums in another order
+    ],
+    ids=["one process", "changing numbers of processes"],
+)
+def test_kills_do_not_change_the_weights(digits, tmp_path, record_property, processes, seed, hits, most):
+    """A life of each of these numbers of processes: the last one to its end, the others to a signal."""
+    output, chance, happened = tmp_path / "run", random.Random(seed), []
     for number, count in enumerate(processes[:-1]):
         if last_step(output) >= STEPS - 4:  # nearly done: begin again, so that every kill hits a run
             for path in sorted((output / "checkpoints").glob("step-*"))[: -2 if number % 2 else None]:
@@ -23,25 +31,7 @@ def lives(digits, output, processes, seed):
     finish(start(digits, output, processes[-1]), output)
     assert last_step(output) == STEPS, log_of(output)
     print(happened)
-    return happened
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_kills_change_not_one_bit(digits, tmp_path):
-    """Of one process; of two under torchrun: tests/runtime/test_kills.py."""
-    output = tmp_path / "run"
-    happened = lives(digits, output, processes=[1] * 6, seed=3)
-    assert sum("while training" in one for one in happened) >= 3
-    assert difference(output, undisturbed(digits, 1)) == 0.0
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_kills_on_changing_numbers_of_processes(digits, tmp_path, record_property):
-    output = tmp_path / "run"
-    happened = lives(digits, output, processes=[1, 2, 1, 2], seed=1)
-    assert sum("while training" in one for one in happened) >= 2
+    assert sum("while training" in one for one in happened) >= hits
     deviation = difference(output, undisturbed(digits, 1))
     record_property("relative difference of the weights", deviation)
-    assert deviation < TOLERANCE
+    assert deviation <= most

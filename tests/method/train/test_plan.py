@@ -71,7 +71,6 @@ def test_the_size_warns_of_a_real_model_on_a_cpu_and_says_what_the_cache_will_ho
     assert "hours or days on a CPU" in SIZE.lines()[2] and "use a GPU" in SIZE.lines()[2]
     assert "steps of 256 images in pieces of 64 (" in replace(SIZE, micro_batch=64).lines()[0]
     assert len(replace(SIZE, device="cuda").lines()) == len(replace(SIZE, parameters=900_000).lines()) == 2
-
     assert SIZE.lines()[1] == "checkpoints: 2.4 GB each, 7.2 for 3 of them"
     remote = replace(SIZE, shards_bytes=40 * 10**9, cache_bytes=30 * 10**9)
     assert remote.lines()[1].endswith("; cache: up to 30 of 40 GB of remote shards")

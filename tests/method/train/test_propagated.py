@@ -10,7 +10,7 @@ import torch
 from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
-from must.method.distributed.process_group import World, init_distributed
+from must.method.distributed.process_group import init_distributed
 from must.method.memory.propagate import RARE
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
@@ -21,9 +21,9 @@ from must.method.train import propagated, trainer
 from must.method.train.propagated import TOP, PropagatedLabels
 from must.method.train.trainer import find_threshold, start_mask_token
 from tests.method.train.processes import on_ranks
+from tests.method.train.step_ranks import ALONE
 
-IMAGES, CLASSES, CPU = 40, 6, torch.device("cpu")
-ALONE = World(0, 1, CPU)
+IMAGES, CLASSES = 40, 6
 
 
 def made(classes: int = CLASSES) -> tuple[PropagatedLabels, torch.Tensor, torch.Tensor]:
@@ -76,9 +76,8 @@ def test_an_image_that_is_in_a_batch_twice_counts_once(monkeypatch):
 def test_the_threshold_of_more_images_than_torch_can_sort():
     confidence = torch.zeros(2**24 + 1)
     confidence[: 2**23] = 0.5
-    assert find_threshold(0.4, confidence) == 0.5 and find_threshold(0.4, torch.tensor([0.0, 1.0])) == pytest.approx(
-        0.6
-    )
+    assert find_threshold(0.4, confidence) == 0.5
+    assert find_threshold(0.4, torch.tensor([0.0, 1.0])) == pytest.approx(0.6)
 
 
 def updated(size: int) -> dict:
@@ -118,8 +117,6 @@ def test_the_mask_token_starts_as_the_images_mean_patch(digits, monkeypatch):
     preprocess, patches = get_preprocess(fresh.description), []
     reader = open_reader(digits.shards, "train")
     start_mask_token(fresh, EvalSource(reader, preprocess, 16, 0), torch.device("cpu"))
-    source = EvalSource(reader, preprocess, 40, 0)
-    fresh.model.tower.forward_features(
-        normalize(next(iter(source)).pixels, preprocess), lambda seen: patches.append(seen) or seen, None
-    )
+    pixels = normalize(next(iter(EvalSource(reader, preprocess, 40, 0))).pixels, preprocess)
+    fresh.model.tower.forward_features(pixels, lambda seen: patches.append(seen) or seen, None)
     torch.testing.assert_close(fresh.model.mask_token[0, 0], patches[0].mean((0, 1)), atol=1e-5, rtol=1e-4)

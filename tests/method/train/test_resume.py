@@ -56,9 +56,10 @@ def test_a_signal_that_arrives_twice_is_one_signal(stop):
 
 def test_shards_that_cannot_be_reached_end_the_run_resumably(digits, tmp_path, monkeypatch, capsys):
     """The loaders' error travels between processes as a traceback; the user sees a line."""
+    said = "gs://bucket/train-000000.tar: the server could not be reached for 300 s: 503"
 
     def image(self, number):
-        raise storage.UnreachableError("gs://bucket/train-000000.tar: the server could not be reached for 300 s: 503")
+        raise storage.UnreachableError(said)
 
     monkeypatch.setattr(ShardReader, "image", image)
     monkeypatch.setenv(METHOD, "fork")  # loaders see what is patched here
@@ -66,9 +67,7 @@ def test_shards_that_cannot_be_reached_end_the_run_resumably(digits, tmp_path, m
         train(config(digits, tmp_path / "run", workers=1))
     assert stopped.value.code == 75
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        "must train: gs://bucket/train-000000.tar: the server could not be reached for 300 s: 503; run"
-    )
+    assert line.startswith(f"must train: {said}; run")
 
 
 @pytest.fixture
@@ -124,14 +123,11 @@ def agreements(signalled, due):
     """What this rank learns after two steps; in the first, `signalled` gets SIGTERM and `due` wants a checkpoint."""
     with ending_on_sigterm("test"), init_distributed("cpu", 60) as processes:
         stop = StopSignal()
-        try:
-            if processes.rank == signalled:
-                signal.raise_signal(signal.SIGTERM)
-            first = stop.agreed(processes, processes.rank == due)
-            heard = processes.sum(processes.rank == signalled)
-            return [first, stop.agreed(processes), heard]
-        finally:
-            stop.restore()
+        if processes.rank == signalled:
+            signal.raise_signal(signal.SIGTERM)
+        first = stop.agreed(processes, processes.rank == due)
+        heard = processes.sum(processes.rank == signalled)
+        return [first, stop.agreed(processes), heard]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +152,6 @@ def test_alone_there_is_nobody_to_ask(stop):
 def test_outside_of_a_must_program_signals_are_left_alone():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     stop = StopSignal()
-    try:
-        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
-    finally:
-        stop.restore()
+    after = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    stop.restore()
+    assert after == before

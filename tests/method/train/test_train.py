@@ -106,15 +106,15 @@ def test_a_model_that_an_older_run_left_is_not_taken_for_that_of_this_one(digits
     train(config(digits, tmp_path / "fresh", **values, lr=0.001))
     train(config(digits, tmp_path / "run", **values))
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "read_pool", stop_now)
+        patch.setattr(trainer, "read_pool", partial(stop_now, Preempted))
         with pytest.raises(Preempted):
             train(config(digits, tmp_path / "run", **values, lr=0.001, resume=False))
     train(config(digits, tmp_path / "run", **values, lr=0.001))
     assert difference(tmp_path / "run", tmp_path / "fresh") == 0.0
 
 
-def stop_now(*_args, **_values):
-    raise Preempted
+def stop_now(error, *_args, **_values):
+    raise error
 
 
 def test_a_finished_run_has_nothing_left_to_do_and_refuses_other_settings(digits, one_epoch, tmp_path):
@@ -150,7 +150,6 @@ def other_image_tower(digits, folder):
 
 
 def test_labels_make_no_difference(digits, one_epoch, tmp_path):
-    """The same images without their labels: the same weights. Nothing in training looks at them."""
     shards = str(tmp_path / "shards")
     source = str(digits.images / "train")
     shard(ShardConfig(source=source, labels="none", output=shards, samples_per_shard=64, workers=1))
@@ -238,15 +237,8 @@ def test_the_model_is_half_way_and_remembers_the_images_and_all_of_it_lies_besid
 @pytest.mark.slow
 def test_a_run_killed_before_its_model_was_written_ends_in_the_same(digits, half_trained, tmp_path, monkeypatch):
     output = tmp_path / "model"
-
-    class Killed(BaseException):
-        pass
-
-    def killed(*_args, **_more):
-        raise Killed
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(trainer, "build_memory", killed)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(trainer, "build_memory", partial(stop_now, KeyboardInterrupt))
         train(half_way(digits, output))
     assert not (output / "model.json").exists()
     train(half_way(digits, output))
