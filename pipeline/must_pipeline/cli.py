@@ -5,7 +5,8 @@ import sys
 
 from must.base.console import attach
 from must.base.errors import MustError
-from must.base.exits import WRONG_INPUT, format_error
+from must.base.exits import HELD, WRONG_INPUT, format_error
+from must.base.lock import HeldError
 
 COMMANDS = {
     "compile": ("compile", "compile the pipeline for a cluster"),
@@ -31,7 +32,7 @@ def main() -> None:
 
 
 def call(command: str, *arguments: str) -> None:
-    """Runs a command with `arguments` and the program's own. On wrong input it prints one line and exits."""
+    """Runs a command with `arguments` and the program's own. For an expected error it prints one line and exits."""
     attach()
     program = sys.argv[0].rpartition("/")[2]
     sys.argv[1:1] = arguments
@@ -49,4 +50,4 @@ def call(command: str, *arguments: str) -> None:
                 raise
             message = f"needs the package {package}: pip install 'must-clip[{EXTRA[package]}]'"
         print(f"{program}: {message}", file=sys.stderr)
-        raise SystemExit(WRONG_INPUT) from error
+        raise SystemExit(HELD if isinstance(error, HeldError) else WRONG_INPUT) from error

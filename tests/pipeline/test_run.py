@@ -12,10 +12,12 @@ import pytest
 import yaml
 
 from must.api.cli import build_parser
+from must.base.lock import locked
 from must.data.format.index import load_index
 from must.deploy.promote.registry import Registry
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.local_runner import COLOR, StageOutput
+from must_pipeline.run_local import RUN_LOCK
 from must_pipeline.stages import ALWAYS
 from tests.common import ROOT
 from tests.pipeline.compiled import compile_apart
@@ -90,6 +92,12 @@ def first(demo, tmp_path_factory):
 
 def latest(work):
     return Registry(str(work / "registry"), "digits").latest()
+
+
+def test_a_second_run_in_the_same_folder_is_held(demo, tmp_path):
+    with locked(str(tmp_path / "work"), RUN_LOCK):
+        run = Run(demo[1], tmp_path / "work")
+    assert run.code == 73 and "is being written by another `must-pipeline run`" in run.error
 
 
 def test_a_model_that_passes_the_gate_is_promoted(first, demo):

@@ -74,10 +74,10 @@ def lay_out(values: np.ndarray) -> np.ndarray:
 def affinities(values: np.ndarray, perplexity: float) -> np.ndarray:
     """Float [N, N] with sum 1: similarity of images, each with about `perplexity` neighbours."""
     distances, images = squared_distances(values), len(values)
+    np.fill_diagonal(distances, np.inf)
     precision, low, high = np.ones(images), np.zeros(images), np.full(images, np.inf)
     for _ in range(50):
-        P = np.exp(-precision[:, None] * (distances - np.partition(distances, 1, axis=1)[:, 1:2]))
-        np.fill_diagonal(P, 0)
+        P = np.exp(-precision[:, None] * (distances - distances.min(1, keepdims=True)))
         P /= P.sum(1, keepdims=True)
         wide = -(P * np.log(np.maximum(P, 1e-300))).sum(1) > np.log(perplexity)
         low, high = np.where(wide, precision, low), np.where(wide, high, precision)

@@ -202,6 +202,8 @@ def names_in(data: bytes, where: str) -> list[str]:
         raise UserError(f"{where}: is no text in UTF-8") from None
     names = [line for line in lines if line and not line.startswith("# ")]
     require(len(names) != 1 or "," not in names[0], f"{where}: has one line; give a name a line, without commas")
+    if commas := [name for name in names if "," in name]:
+        logger.warning(f"{where}: has one class a line, so that {brief(commas[0])} is one class")
     return names
 
 

@@ -248,7 +248,7 @@ class Trainer:
             )  # fmt: skip
             description = replace(self.zero_shot.description, provenance=origin)
             if self.is_saved(networks["teacher"]):
-                logger.info(f"{config.output}: has the model of this training, which stays as it is")
+                logger.info(f"{config.output}: has the model of this training, which stays as it is; it was then:")
             else:
                 self.save_model(networks["teacher"], description, partial(stop.check, "checking the model"))
             logger.info(f"{in_words(summary)} -> {config.output}")
