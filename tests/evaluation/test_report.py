@@ -219,6 +219,7 @@ def test_less_of_the_training_is_advised_where_there_was_one(digits):
     assert [line.split()[1] for _, line in next_steps(config, metrics, "bad")] == ["review"]
     trained = replace(metrics, model=Model(provenance={"config": {"epochs": 1}}))
     assert [line.split()[1] for _, line in next_steps(config, trained, "bad")] == ["refine", "review"]
+    assert [line.split()[1] for _, line in next_steps(config, trained, "good")] == ["predict", "export", "review"]
 
 
 def test_probabilities_that_became_less_reliable_are_said():

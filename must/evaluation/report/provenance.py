@@ -127,8 +127,10 @@ def next_steps(config: EvaluateConfig, metrics: Metrics, tone: str) -> list[tupl
         ("Name the classes of other images:", f"must predict --model {model} FOLDER --output predictions.csv"),
         ("Take the model elsewhere, as ONNX:", f"must export {export}"),
     ]
-    if not config.baseline.endswith(".safetensors") or tone == "good":  # the others start from a classifier file
+    if not config.baseline.endswith(".safetensors"):  # the others start from a classifier file
         return use
+    if tone == "good":
+        return [*use, ("Make it better by about fifty answers of yours:", f"must review {review}")]
     measure = (more, f"must review {review}")
     if tone != "bad":
         return [measure, *use]
