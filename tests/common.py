@@ -20,16 +20,17 @@ def one_line(match: str) -> Iterator[pytest.ExceptionInfo[ValueError]]:
     """A ValueError of one line, in which the pattern is found."""
     with pytest.raises(ValueError, match=match) as error:
         yield error
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value), error.value
 
 
 def ended(capture: pytest.CaptureFixture[str], code: int, function: Callable[..., object], *arguments: Any) -> str:
     """The one line on stderr of a program's function, which ends with this exit code."""
     with pytest.raises(SystemExit) as end:
         function(*arguments)
-    assert end.value.code == code
-    (line,) = capture.readouterr().err.splitlines()
-    return line
+    said = capture.readouterr().err
+    assert end.value.code == code, f"{end.value.code}: {said}"
+    assert len(said.splitlines()) == 1, said
+    return said.removesuffix("\n")
 
 
 def printed(*command: object, **options: Any) -> str:
@@ -39,7 +40,9 @@ def printed(*command: object, **options: Any) -> str:
     return done.stdout
 
 
-def until(condition: Callable[..., object], what: object = "", process: subprocess.Popen[str] | None = None) -> None:
+def until(
+    condition: Callable[..., object], what: object = "waited in vain", *, process: subprocess.Popen[str] | None = None
+) -> None:
     """Waits for what has long come to be where everything works, for as long as the process lives."""
     end = time.monotonic() + 120
     while not condition():

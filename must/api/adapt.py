@@ -40,6 +40,7 @@ from must.api.work_state import (
     SHARDS,
     TEST,
     WorkState,
+    is_trained,
 )
 from must.base import storage
 from must.base.console import quieted, replaced
@@ -47,6 +48,7 @@ from must.base.files import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, REFINED_FI
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, naming_parameters, require
 from must.base.processes import check_processes
+from must.base.progress import load_torch
 from must.base.text import counted, printable
 from must.config import AdaptConfig, TrainConfig
 from must.config.work import NEXT_PREFIX
@@ -196,13 +198,14 @@ def steps(
         training |= {"shards": state.part(SHARDS), "device": device}
         if not state.weights_sha256() and (state.part(BUNDLE) / CHECKPOINTS).exists():
             call("train", **training)  # a kill while the model was written left checkpoints without it
-        up_to_date = not state.changed and state.labels_are_up_to_date() and state.report_is_up_to_date()
+        up_to_date = state.labels_are_up_to_date() and state.report_is_up_to_date()
         make_model(state, common)
         if should_train(state, train, settings, wanted, common):
-            logger.info("\nSo far the result of the memory alone. Now training, and the same with the trained model:")
+            if not up_to_date and not is_trained(state.part(BUNDLE).parent):
+                logger.info("this is the result of the memory alone; now training, and the same with the trained model")
             call("train", **training)
             make_model(state, common)
-        elif up_to_date:
+        elif up_to_date and not state.changed and not state.damaged:
             logger.info("nothing has changed")
         state.finish()
     return Adapted(folder)
@@ -235,7 +238,8 @@ def should_train(
             logger.info("the model was trained on other images, and has a memory of these; --train yes trains it again")
         if same or train == "auto":
             return False
-    import torch  # takes seconds
+    load_torch("adapt")
+    import torch
 
     from must.method.train.log import duration
 

@@ -75,7 +75,7 @@ class WorkState:
     def __init__(self, work: Path, inputs: dict[str, Any], again: bool) -> None:
         """Completes an exchange that was interrupted, and decides where the call works. Writes adapt.json there.
         Raises UserError: there are files of others with the names of parts."""
-        self.work, self.folder, self.changed = work, work, set[str]()
+        self.work, self.folder, self.changed, self.damaged = work, work, set[str](), False
         self.inputs = inputs = json.loads(json.dumps(inputs, default=str))
         for unfinished in work.glob(f"{NEXT_PREFIX}*/{EXCHANGE}"):
             exchange(work, unfinished.parent)
@@ -90,6 +90,7 @@ class WorkState:
             if (folder / INDEX_FILE).exists() and (missing := find_missing(folder)):
                 logger.info(f"{missing} is missing; {folder} is made anew")
                 remove(folder)
+                self.damaged = True
         if again or (others and before != inputs):
             self.changed = {name for name in inputs if again or before.get(name) != inputs[name]}
             key = hashlib.sha256(json.dumps([inputs, again]).encode()).hexdigest()[:12]

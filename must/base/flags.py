@@ -94,7 +94,7 @@ def format_usage(stage: type[StageConfig]) -> str:
         metavar, positional = parameter.metadata["metavar"] or "X", parameter.metadata["positional"]
         word = f"{metavar} [{metavar} ...]" if positional else f"{flag(parameter.name)} {metavar}"
         words.append(word.replace("|WORK", ""))
-        if not parameter.metadata["work"] and parameter.name != "model":
+        if not parameter.metadata["work"] and parameter.name != "model":  # WORK stands for --model
             with_work.append(word)
     forms = [["WORK", *with_work], words] if any(p.metadata["work"] for p in list_parameters(stage)) else [words]
     return "\n       ".join(" ".join(["%(prog)s", *form, "[options]"]) for form in forms)

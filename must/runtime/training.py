@@ -194,10 +194,11 @@ def train_job(job: str) -> None:
 
 
 def leave_process_group() -> None:
-    """From now on this process works alone: `must refine` would wait for the others, which have ended."""
+    """From now on this process, rank 0 after its training, works alone, with all cores of its node: `must refine` would
+    wait for the others, which have ended. LOCAL_RANK stays: it names the GPU."""
     from must.method.distributed.process_group import LAUNCHED
 
-    for name in LAUNCHED:
+    for name in (*LAUNCHED, "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
 
 

@@ -108,16 +108,17 @@ def test_a_heart_that_misses_a_beat_goes_on(held, monkeypatch, error):
     check()
 
 
-def test_without_a_good_beat_for_too_long_a_new_one_decides(held, monkeypatch):
-    uri, check = held
-    monkeypatch.setattr(lock, "DEAD_AFTER", -1.0)  # any beat is too old
-    check()  # the bucket answers, and the lock is ours
-    with monkeypatch.context() as patch, pytest.raises(FileNotFoundError, match="/nowhere"):
-        patch.setattr(storage.remote(uri), "write_bytes", lambda *_: Path("/nowhere").stat())
-        check()  # nothing is said to be ours
-    storage.write_bytes(uri, b"{}")
-    with pytest.raises(lock.LockLostError, match="is now held by another `must shard`"):
-        check()
+def test_without_a_good_beat_for_too_long_a_new_one_decides(bucket_server, monkeypatch):
+    monkeypatch.setattr(lock, "DEAD_AFTER", -1.0)  # any beat is too old, and each check writes one
+    uri = bucket_server.uri + "/run/.shard.lock"
+    with lock.locked(bucket_server.uri + "/run", SHARDS) as check:
+        check()  # the bucket answers, and the lock is ours
+        with monkeypatch.context() as patch, pytest.raises(FileNotFoundError, match="/nowhere"):
+            patch.setattr(storage.remote(uri), "write_bytes", lambda *_: Path("/nowhere").stat())
+            check()  # nothing is said to be ours
+        storage.write_bytes(uri, b"{}")
+        with pytest.raises(lock.LockLostError, match="is now held by another `must shard`"):
+            check()
 
 
 def test_a_beat_and_checks_at_the_same_moment_are_one_owner(bucket_server, monkeypatch):

@@ -42,7 +42,7 @@ def of_a_pool(how: str, ordered: bool = False) -> Iterator[int]:
 
 def of_a_loader(how: str) -> Iterator[int]:
     with killed_workers():
-        yield from iterate(DataLoader([how] * 8, num_workers=1, collate_fn=lambda given: fail(given[0])))
+        yield from iterate(DataLoader([how] * 8, batch_size=None, num_workers=1, collate_fn=fail))
 
 
 @pytest.mark.parametrize("where", [of_a_pool, partial(of_a_pool, ordered=True), of_a_loader])

@@ -43,7 +43,7 @@ def test_what_may_pass_is_tried_again(tmp_path, retries, how, code, capfd):
     assert note.lines[-2:] == [last, "life 2"]
 
 
-@pytest.mark.parametrize("how, code", [("2", 2), ("124", 124)])
+@pytest.mark.parametrize("how, code", [("2", 2), ("124", 124)], ids=["wrong input", "time limit"])
 def test_wrong_input_and_a_reached_limit_are_never_tried_again(tmp_path, retries, capfd, how, code):
     retries("3,0,2")
     with pytest.raises(SystemExit) as error:
@@ -111,6 +111,7 @@ def start(work, function, **values):
 
 
 def test_sigterm_is_handed_on_written_down_at_once_and_ends_it(tmp_path):
+    assert supervise.NOTE_S <= 10
     process = start(tmp_path, "patient")
     until((tmp_path / "started").exists, process=process)
     until(lambda: read_notes(str(tmp_path), "7")[0].facts.checkpoints, process=process)  # soon after it said so

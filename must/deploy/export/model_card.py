@@ -82,8 +82,11 @@ def describe_origin(description: Description, with_memory: bool) -> str:
         text = f"CLIP, trained on unlabeled images of the target domain by {method}{kept}"
     if memory and with_memory:
         text += f", with a memory of {counted(memory.images, 'unlabeled image')}"
-    answers = memory.answers if memory else 0
-    labels = f"People named the classes of {counted(answers, 'image')}" if answers else "No labels were used"
+    labels = "No labels were used"
+    if memory and memory.answers and with_memory:
+        labels = f"People named the classes of {counted(memory.answers, 'image')}"
+    elif trained and selection and "answer" in selection.by:
+        labels = f"The share was chosen by {selection.by}"
     return f"{text}. {labels}."
 
 

@@ -70,9 +70,10 @@ def export_folder(
             "largest_logit_difference": of_logit,
             "checked_on": images_text(config),
         }
-        exported = replace(metrics, adapted=metrics.tower) if metrics and metrics.tower else metrics
-        front = front_matter(bundle.description, config.to, exported, config.license)
-        (scratch / README_FILE).write_bytes(encoded(front + model_card(bundle.description, result, exported)))
+        # The folder has no memory: its accuracy is the tower's.
+        measured = replace(metrics, adapted=metrics.tower) if metrics and metrics.tower else metrics
+        front = front_matter(bundle.description, config.to, measured, config.license)
+        (scratch / README_FILE).write_bytes(encoded(front + model_card(bundle.description, result, measured)))
         publish(scratch, config.output)
     logger.info(
         f"{config.output}  for {config.to}; compared on {len(images)} images ({result['checked_on']}): largest "

@@ -80,7 +80,7 @@ def read_correction_rows(uri: str) -> Iterator[tuple[int, str, str]]:
         delimiter = "," if named or ";" not in first else ";"  # Excel writes semicolons in many countries
         table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
         columns = table.fieldnames or ()
-        predicted = [name for name in columns if name.endswith(PREDICTED_ENDINGS)]
+        predicted = [name for name in columns if name == "confidence" or name.endswith(PREDICTED_ENDINGS)]
         require(
             not predicted,
             f"{where}: is a table of predictions, not of answers: it has the column {', '.join(predicted[:1])}; give a "

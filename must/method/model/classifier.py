@@ -81,6 +81,8 @@ def classifier(config: ClassifierConfig) -> TextClassifier:
     from must.method.model.folder import default_models_folder, save_model
 
     class_set = load_class_set(config.classes)
+    if str(config.classes).endswith(".txt") and (commas := [name for name in class_set.names if "," in name]):
+        logger.warning(f"--classes {config.classes}: has one class a line, so that {brief(commas[0])} is one class")
     backbone = load_backbone(config.model, config.pretrained)
     text_weights = text_classifier(backbone, class_set, pick_device(config.device))
     models = config.model_store or default_models_folder(config.output)
@@ -202,8 +204,6 @@ def names_in(data: bytes, where: str) -> list[str]:
         raise UserError(f"{where}: is no text in UTF-8") from None
     names = [line for line in lines if line and not line.startswith("# ")]
     require(len(names) != 1 or "," not in names[0], f"{where}: has one line; give a name a line, without commas")
-    if commas := [name for name in names if "," in name]:
-        logger.warning(f"{where}: has one class a line, so that {brief(commas[0])} is one class")
     return names
 
 

@@ -248,7 +248,9 @@ class Trainer:
             )  # fmt: skip
             description = replace(self.zero_shot.description, provenance=origin)
             if self.is_saved(networks["teacher"]):
-                logger.info(f"{config.output}: has the model of this training, which stays as it is; it was then:")
+                logger.info(
+                    f"{config.output}: has the model of this training, which stays as it is; when it was trained:"
+                )
             else:
                 self.save_model(networks["teacher"], description, partial(stop.check, "checking the model"))
             logger.info(f"{in_words(summary)} -> {config.output}")

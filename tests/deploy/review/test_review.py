@@ -301,6 +301,7 @@ def test_corrections_come_back_as_a_table_of_images_and_classes(folder, review, 
         ),
         (f"image;class\n{names[0]};'sevn\n", "line 2: ''sevn' is not a class of the model; did you mean 'seven'?"),
         (f"image,class,probability\n{names[0]},one,0.9\n", "is a table of predictions, not of answers: it has the col"),
+        (f"image,class,confidence\n{names[0]},one,0.9\n", "is a table of predictions, not of answers: it has the col"),
         (
             f"image,class,model_probability\n{names[0]},one,0.9\n",
             "with the columns image and class of what a person has",

@@ -4,6 +4,7 @@ import os
 import pickle
 import tempfile
 import time
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -156,6 +157,7 @@ def test_a_damaged_checkpoint_is_passed_over(place, recwarn, damage, warnings_to
     saved(place, 1, 2)
     damage(*(storage.join(place, f"step-000000002.{ending}") for ending in ("pt", "json")))
     recwarn.clear()
+    warnings.simplefilter("always")  # the same warning twice, too
     assert newest_step(Checkpoints(place)) == 1
     assert ["checkpoint skipped" in str(warning.message) for warning in recwarn] == [True] * warnings_told
 

@@ -74,7 +74,7 @@ def test_first_step_gradients(below):
         assert gradients[our_name(str(name))].double().norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize("name, dtype, most", [("f32", torch.float32, 1e-4), ("f64", torch.float64, 1e-8)])
+@pytest.mark.parametrize("name, dtype, most", [("f32", torch.float32, 1e-4), ("f64", torch.float64, 1e-8)], ids=str)
 def test_trajectory(name, dtype, most, below):
     """The terms of all steps; those that were recorded in float64 are free of rounding."""
     _, values, *_ = recorded_steps(dtype)

@@ -234,11 +234,15 @@ def test_the_model_is_half_way_and_remembers_the_images_and_all_of_it_lies_besid
     assert torch.equal(half, torch.lerp(start, end, 0.5)) and not torch.equal(start, end)
 
 
+class Killed(BaseException):
+    pass
+
+
 @pytest.mark.slow
 def test_a_run_killed_before_its_model_was_written_ends_in_the_same(digits, half_trained, tmp_path, monkeypatch):
     output = tmp_path / "model"
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(trainer, "build_memory", partial(stop_now, KeyboardInterrupt))
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(trainer, "build_memory", partial(stop_now, Killed))
         train(half_way(digits, output))
     assert not (output / "model.json").exists()
     train(half_way(digits, output))
