@@ -56,8 +56,8 @@ def train_on_nodes(
     facts.save()
     curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
     labels = WorkUri(work_uri).labels(key)
-    content = {"train": {**values, "classifier": job.classifier}, "tensorboard": curves}
-    content |= {"answers": answers, "labels": labels}
+    parameters = {**values, "classifier": job.classifier}
+    content = {"train": parameters, "tensorboard": curves, "answers": answers, "labels": labels}
     storage.write_bytes(job.classifier, storage.read_bytes(classifier))  # the nodes cannot read this pod's files
     storage.write_bytes(job.description, yaml.safe_dump(content).encode())
     if (cluster := Cluster.of_this_pod()) is None:

@@ -54,7 +54,8 @@ def review(config: ReviewConfig) -> None:
         if config.add:
             review = saved or prepare_review(config)
             added = add_corrections(config, labels, reader)
-            logger.info(printable_page(f"{added}\n{review.text(review.answers(config.output))}"))
+            lines = [added, review.text(review.answers(config.output)), *next_lines(config)]
+            logger.info(printable_page("\n".join(lines)))
             return
         with listen(config.host, config.port) as listener:
             asyncio.run(serve_page(config, App(None, reader, secrets.token_urlsafe(18)), saved, listener))
@@ -164,8 +165,11 @@ def summarize(config: ReviewConfig, session: Session) -> str:
     file = storage.join(config.output, RELABELLED)
     storage.write_bytes(file, format_csv(rows))
     other = f"{counted(len(rows) - 1, 'picture')} to which people give another class than the model: {file}"
-    commands = list_commands(config) if session.answers else []
-    return "\n".join([session.review.text(session.answers), other, *(f"next: {command}" for command in commands)])
+    return "\n".join([session.review.text(session.answers), other, *(next_lines(config) if session.answers else [])])
+
+
+def next_lines(config: ReviewConfig) -> list[str]:
+    return [f"next: {command}" for command in list_commands(config)]
 
 
 def list_commands(config: ReviewConfig) -> list[str]:

@@ -285,6 +285,7 @@ def test_corrections_come_back_as_a_table_of_images_and_classes(folder, review, 
         caplog.clear()
         must_review(config_at(folder, add=str(table)))
         assert f"{new} new answers of 5\n" in caplog.text
+        assert "\nnext: must refine --model " in caplog.text
         answers = read_answers(str(folder))
         labels = {one.image: (one.label, one.sampled) for one in answers.values()}
         assert labels == {
