@@ -10,6 +10,7 @@ import importlib
 import json
 import logging
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -170,36 +171,42 @@ class Supervisor:
         )
         self.child = child
         assert child.stdout and child.stderr
-        readers = [
-            threading.Thread(target=self.pass_on, args=pair, daemon=True)
-            for pair in ((child.stdout, 1), (child.stderr, 2))
-        ]
-        for reader in readers:
-            reader.start()
+        reader = threading.Thread(target=self.pass_on, args=(child.stdout, child.stderr), daemon=True)
+        reader.start()
         if self.stopping.is_set():  # the signal came before the child was started
             child.terminate()
         try:
             code = child.wait(self.deadline and max(0.0, self.deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             code = self.stop_at_limit(child)
-        end = time.monotonic() + DRAIN_TIMEOUT
-        for reader in readers:
-            reader.join(max(0.0, end - time.monotonic()))
+        reader.join(DRAIN_TIMEOUT)
         if code == -signal.SIGTERM:
             return PREEMPTED
         return 128 - code if code < 0 else code
 
-    def pass_on(self, source: IO[bytes], target: int) -> None:
-        """Copies the child's output to this process's, and keeps its last lines."""
-        pending = b""
-        with source:
-            while data := os.read(source.fileno(), 65536):
-                with suppress(OSError):
-                    os.write(target, data)
-                *complete, pending = (pending + data).split(b"\n")
-                for line in complete:  # of a progress bar only the last state
-                    self.keep(line.rstrip(b"\r").rsplit(b"\r", 1)[-1])
-        self.keep(pending)
+    def pass_on(self, output: IO[bytes], errors: IO[bytes]) -> None:
+        """Copies the child's output to this process's, and keeps its last lines.
+
+        Output is read before errors that came after it: the last line is then the reason of a failure.
+        """
+        with output, errors, selectors.DefaultSelector() as selector:
+            targets, pending = {output: 1, errors: 2}, {output: b"", errors: b""}
+            for source in targets:
+                selector.register(source, selectors.EVENT_READ)
+            while targets:
+                ready = {key.fileobj for key, _ in selector.select()}
+                for source in [source for source in targets if source in ready]:
+                    data = os.read(source.fileno(), 65536)
+                    if not data:
+                        selector.unregister(source)
+                        del targets[source]
+                        self.keep(pending[source])
+                        continue
+                    with suppress(OSError):
+                        os.write(targets[source], data)
+                    *complete, pending[source] = (pending[source] + data).split(b"\n")
+                    for line in complete:  # of a progress bar only the last state
+                        self.keep(line.rstrip(b"\r").rsplit(b"\r", 1)[-1])
 
     def keep(self, line: bytes) -> None:
         self.lines.extend(without_secrets(line.decode(errors="replace").rstrip()).splitlines())
