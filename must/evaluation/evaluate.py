@@ -111,7 +111,7 @@ def find_answered(
     samples: Samples, config: EvaluateConfig, index: Index, bundles: tuple[Bundle | None, ...]
 ) -> np.ndarray | None:
     """Bool [N], the images that one of the models has an answer about, by their content; None without answers."""
-    answered = [bundle.memory.answered.numpy() for bundle in bundles if bundle and bundle.memory]
+    answered = [bundle.memory.answered.cpu().numpy() for bundle in bundles if bundle and bundle.memory]
     if not any(len(values) for values in answered):
         return None
     contents = read_hashes(config.shards, index, config.split)[samples.numbers].view(np.int64)

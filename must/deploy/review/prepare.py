@@ -153,8 +153,7 @@ def compute_reviews(
         source = EvalSource.open(config, get_preprocess(bundle.description))
         source = subsample(source, max(100, min(config.images, MOST_PROBABILITIES // len(classes))))
         model, memory = bundle.model, bundle.memory
-        fitted = (memory.tokens, memory.embedding) if memory else fit_whitening(model, source, process.device)
-        whitening = fitted[0].to(process.device), fitted[1].to(process.device)
+        whitening = (memory.tokens, memory.embedding) if memory else fit_whitening(model, source, process.device)
         every, pools = list(source.numbers), list[Pool]()
         first = set[int]()
         if not saved and len(every) > 2 * FIRST_IMAGES:

@@ -74,6 +74,8 @@ def read_pool(
     others = tuple(other.to(device).eval() for other in others)
     if whitening is None and len(source.numbers) > KEPT_FLAT:
         whitening = fit_whitening(model, source, device, pause)
+    if whitening is not None:
+        whitening = whitening[0].to(device), whitening[1].to(device)
     rows, sources = list[tuple[Tensor, ...]](), list[str]()
     for batch, images, logits, feature, flat in run_model(model, source, device, "predictions", pause):
         if whitening is not None:
@@ -106,7 +108,7 @@ def fit_whitening(
         features, flats = zip(*((feature.cpu(), flat.half().cpu()) for *_, feature, flat in outputs), strict=True)
     finally:
         source.numbers = numbers
-    return Whitening.fit(torch.cat(flats)).to(device), Whitening.fit(torch.cat(features)).to(device)
+    return Whitening.fit(torch.cat(flats)), Whitening.fit(torch.cat(features))
 
 
 def join_pools(parts: Sequence[Pool]) -> Pool:
