@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from must.base import storage
+from must.base.errors import TransientError
 from must.base.files import METRICS_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import require
 from must.base.progress import bar
@@ -96,9 +97,12 @@ def classify(
 
 
 def read_pixels(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
-    """(uint8 [S, S, 3], "") or (None, the reason). Decoder and view are those of `must evaluate`."""
+    """(uint8 [S, S, 3], "") or (None, the reason). Decoder and view are those of `must evaluate`.
+    Raises TransientError: a bucket does not answer, or another program has ended the process that decodes."""
     try:
         return decode_view(sys.stdin.buffer.read() if name == "-" else storage.read_bytes(name), view), ""
+    except TransientError:
+        raise
     except (OSError, ValueError) as error:
         return None, getattr(error, "strerror", None) or str(error)
 

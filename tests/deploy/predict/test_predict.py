@@ -15,6 +15,7 @@ import pytest
 
 import must
 from must.api.cli import main
+from must.base.storage import UnreachableError
 from must.config import EvaluateConfig, PredictConfig
 from must.deploy.infer.predict import predict
 from must.deploy.predict.session import ABSTENTION, OnnxClassifier, threshold
@@ -148,6 +149,21 @@ def test_globs_and_names_or_a_picture_on_standard_input(digits, exported, monkey
     with pytest.raises(SystemExit, match="2"):
         given(b"")
     assert "-: standard input holds neither names nor a picture" in capsys.readouterr().err
+
+
+def test_a_bucket_that_does_not_answer_is_no_fault_of_its_images(digits, exported, tmp_path, monkeypatch):
+    """Else a table without most of the images would look complete."""
+
+    def read(uri):
+        raise UnreachableError(f"{uri}: the server could not be reached")
+
+    monkeypatch.setattr("must.deploy.predict.images.storage.read_bytes", read)
+    images, output = [str(digits.images / "test/zero")], tmp_path / "out.csv"
+    with pytest.raises(UnreachableError):
+        predict(PredictConfig(model=str(exported[1]), images=images, output=str(output)))
+    assert not output.exists()
+    with pytest.raises(UnreachableError):
+        must.load(exported[1])(images)
 
 
 def test_wrong_parameters_are_one_line(exported, tmp_path):
