@@ -75,7 +75,7 @@ def commands() -> str:
 def flag(field: Field[Any]) -> str:
     word = field.metadata.get("metavar") or ""
     if field.metadata.get("positional"):
-        return f"`{word or field.name.upper()}`"
+        return cell(word or field.name.upper())
     return f"`--{field.name.replace('_', '-')}`" + (f" {cell(word)}" if word else "")
 
 

@@ -30,8 +30,6 @@ done
 find /opt/must/lib -mindepth 1 -path '*/botocore/data/*' -prune -type d ! -name s3 ! -name sts ! -name sso \
     ! -name sso-oidc ! -name signin -exec rm -r {} +
 find /opt/must/lib -type f -name dateutil-zoneinfo.tar.gz -delete
-# pyarrow writes and reads Parquet files here; what speaks to servers and buckets of its own goes. So does the program with
-# which TensorBoard's page reads faster: events are written without it.
-find /opt/must/lib -type f -path '*/pyarrow/*' \( -name '*flight*' -o -name 'libarrow_s3*' \) -delete
+# The program with which TensorBoard's page reads faster goes: events are written without it.
 find /opt/must/lib -type f -path '*/tensorboard_data_server/bin/*' -delete
 [ "$imports" = all ] || PYTHONDONTWRITEBYTECODE="" _KFP_RUNTIME=true /opt/must/bin/python -c "import $imports"

@@ -170,7 +170,7 @@ def check_inputs(
     from must_components.serving import service
 
     serve = parameters.get("serve", "none")
-    facts.then = ["predict"] * bool(parameters.get("predict_uri")) + ["serve"] * (serve != "none")
+    facts.then = "" if serve == "none" else "serve"
     result = inputs.check_inputs(parameters, work_uri)
     registry = WorkUri(work_uri).registry(parameters.get("registry_uri", ""))
     if serve == "apply":

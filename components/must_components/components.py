@@ -36,7 +36,6 @@ def inputs(
     model_name: str = "model",
     serve: str = "none",
     registry_uri: str = "",
-    predict_uri: str = "",
     tensorboard_uri: str = "",
     answers: str = "",
     server: dict = {},  # noqa: B006
@@ -50,8 +49,7 @@ def inputs(
         "classes": classes, "model": model, "pretrained": pretrained, "labels": labels, "split": split,
         "shard_settings": shard_settings, "preset": preset, "epochs": epochs, "settings": settings,
         "precision": precision, "gate": gate, "gate_settings": gate_settings, "model_name": model_name,
-        "serve": serve, "registry_uri": registry_uri, "predict_uri": predict_uri,
-        "tensorboard_uri": tensorboard_uri, "answers": answers,
+        "serve": serve, "registry_uri": registry_uri, "tensorboard_uri": tensorboard_uri, "answers": answers,
     }  # fmt: skip
     return supervised(
         "inputs", "must_components.cluster:check_inputs", run_id, work_uri, parameters=parameters, server=server,
@@ -310,25 +308,6 @@ def promote(
     )  # fmt: skip
     promoted.metadata.update(facts | {"display_name": f"{model_name} {facts['version']}"})
     return facts["version"]
-
-
-@dsl.component(base_image=TORCH, install_kfp_package=False)
-def predict(
-    work_uri: str,
-    run_id: str,
-    index_sha256: str,
-    onnx: dsl.Input[dsl.Model],
-    version: str,
-    predict_uri: str,
-    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
-):
-    """Predicts a class for every image in the shards, as Parquet files in the folder `version` of `predict_uri`."""
-    from must.runtime.supervise import supervised
-
-    supervised(
-        "predict", "must.runtime.stages:predict", run_id, work_uri, index_sha256=index_sha256, onnx=onnx.path,
-        settings=settings, output=f"{predict_uri.rstrip('/')}/{version}",
-    )  # fmt: skip
 
 
 @dsl.component(base_image=SHARD, install_kfp_package=False)

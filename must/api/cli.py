@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 OTHER_COMMANDS[command](options)
             else:
                 file = options.pop("config_file", None)
-                if command == "predict" and not file and not {"model", "shards"} & options.keys():
+                if command == "predict" and not file and "model" not in options:
                     refuse_no_model(options.get("images", []))
                 config: Any = configure(command, with_settings(options), file)
                 run(command, config)

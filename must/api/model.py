@@ -12,7 +12,7 @@ from must.base.parameters import naming_parameters, require
 from must.config import PredictConfig
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport
-from must.deploy.infer.predict import find_model, torch_opener
+from must.deploy.infer.predict import open_model
 from must.deploy.predict.images import Unreadable, classify, find_images
 from must.deploy.predict.images import read_pixels as pixels_of_file
 from must.deploy.predict.session import Classifier, threshold
@@ -103,8 +103,7 @@ def load(model: str | os.PathLike[str], *, classes: Any = "", device: str = "aut
     class_names = os.fspath(classes) if isinstance(classes, str | os.PathLike) else make_entries(classes)
     text = class_names if isinstance(class_names, str) else "names and prompts"
     parameters = PredictConfig(model=os.fspath(model), classes=text, device=device, threads=threads, images=["-"])
-    config, opener = find_model(parameters)
-    return Model(opener(config) if isinstance(class_names, str) else torch_opener(zero_shot=True)(config, class_names))
+    return Model(open_model(parameters, None if isinstance(class_names, str) else class_names))
 
 
 def is_single(images: Any) -> bool:

@@ -40,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
         text = parameter.metadata["help"].replace("%", "%%") + (f" [{value}]" if value else "")
         options: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         if parameter.metadata["positional"]:
-            target.add_argument(name, nargs="+" if is_required(parameter) else "*", metavar=metavar, **options)
+            target.add_argument(name, nargs="*", metavar=metavar, **options)  # a --config file may have it
         elif is_switch(kind):
             target.add_argument(flag(name), action=argparse.BooleanOptionalAction, **options)
         else:

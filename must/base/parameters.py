@@ -126,8 +126,9 @@ def make_part(config: StageConfig, kind: type[Record], **others: Any) -> Record:
 def load(stage: type[Config], values: dict[str, Any]) -> Config:
     """A stage's parameters: `values` override the defaults."""
     check_names(stage, values, "parameters")
-    missing = [flag(f.name) for f in list_parameters(stage) if f.name not in values and is_required(f)]
-    require(not missing, f"missing: {', '.join(missing)}")
+    missing = [field for field in list_parameters(stage) if field.name not in values and is_required(field)]
+    names = [field.name if field.metadata["positional"] else flag(field.name) for field in missing]
+    require(not names, f"missing: {', '.join(names)}")
     return stage(**values, passed=frozenset(values))
 
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Self, cast
 from must.base.errors import TransientError
 from must.base.processes import begin_worker, start_context, without_collector
 
-JOBS_AHEAD = 2  # jobs per worker that begin before their results are needed
 NOTE_BYTES = 1000
 
 
@@ -46,11 +45,9 @@ class Workers:
     def __init__(self, workers: int, preload: str) -> None:
         self.workers, self.preload = workers, preload
         self.free: list[Worker] = []
-        self.busy: dict[Connection, tuple[Worker, int, Callable[..., Any], Job]] = {}  # what each does
+        self.busy: dict[Connection, tuple[Worker, Callable[..., Any], Job]] = {}  # what each does
 
     def __enter__(self) -> Self:
-        if self.workers > 1:  # now, before a model starts threads in this process
-            self.free = [self.start() for _ in range(self.workers)]
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -65,48 +62,33 @@ class Workers:
                     worker.connection.recv()
             end(worker)
 
-    def run(
-        self, function: Callable[..., Any], jobs: Iterable[Job], again: Again | None = None, ordered: bool = False
-    ) -> Iterator[Any]:
-        """Yields the results as they complete, or in the order of the jobs; only a few are in memory at once.
+    def run(self, function: Callable[..., Any], jobs: Iterable[Job], again: Again | None = None) -> Iterator[Any]:
+        """Yields the results as they complete; only a few are in memory at once.
 
-        In order and with one worker, everything runs in this process.
         `again`: called with the job of a worker that has died, its exit code and its last note; returns the job to do
         instead. Raises KilledWorkerError without it."""
-        if ordered and self.workers < 2:
-            yield from (function(*job) for job in jobs)
-            return
-        remaining, results, begun, done = iter(jobs), dict[int, Any](), 0, 0
+        remaining, results = iter(jobs), list[tuple[Any, Any]]()
         while True:
-            number = done if ordered else next(iter(results), done)
-            if self.busy:
-                results |= self.receive(again, 0 if number in results else None)
-            while (
-                len(self.busy) < self.workers
-                and begun < done + JOBS_AHEAD * self.workers
-                and (job := next(remaining, None))
-            ):
-                self.send(begun, function, job)
-                begun += 1
-            if done == begun:
-                return
-            if number in results:
-                result, error = results.pop(number)
+            while len(self.busy) < self.workers and (job := next(remaining, None)):
+                self.send(function, job)
+            for result, error in results:
                 if error is not None:
                     raise error
                 yield result
-                done += 1
+            if not self.busy:
+                return
+            results = list(self.receive(again))
 
-    def send(self, number: int, function: Callable[..., Any], job: Job) -> None:
+    def send(self, function: Callable[..., Any], job: Job) -> None:
         worker = self.free.pop() if self.free else self.start()
-        self.busy[worker.connection] = worker, number, function, job
+        self.busy[worker.connection] = worker, function, job
         with suppress(OSError):  # the worker has died; `receive` notices it
             worker.connection.send((function, job))
 
-    def receive(self, again: Again | None, timeout: float | None) -> Iterator[tuple[int, Any]]:
-        """(number, (result, error)) of jobs that are done; waits for one."""
-        for connection in cast(list[Connection], wait(list(self.busy), timeout)):
-            worker, number, function, job = self.busy[connection]
+    def receive(self, again: Again | None) -> Iterator[tuple[Any, Any]]:
+        """(result, error) of jobs that are done; waits for one."""
+        for connection in cast(list[Connection], wait(list(self.busy))):
+            worker, function, job = self.busy[connection]
             try:
                 response = connection.recv()
             except (EOFError, OSError):
@@ -116,11 +98,11 @@ class Workers:
                 job = again(job, worker.process.exitcode, worker.note.value)
                 del self.busy[connection]
                 end(worker)
-                self.send(number, function, job)
+                self.send(function, job)
                 continue
             del self.busy[connection]
             self.free.append(worker)
-            yield number, response
+            yield response
 
     def notes(self) -> list[bytes]:
         """The last notes of the jobs that are not done."""

@@ -1,12 +1,11 @@
 """Parameters of `must predict` and `must serve`."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from must.base.parameters import StageConfig, flag, param, require
+from must.base.parameters import StageConfig, param, require
 from must.config import defaults
 
-OF_SHARDS = ("split", "index_sha256", "workers")  # only valid with --shards
 MOST_WAITING = 512  # images that may wait in the server; more are refused with 503
 SERVED_NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{0,62}")
 
@@ -25,8 +24,7 @@ class PredictConfig(StageConfig):
         often=True,
     )
     images: list[str] = param(
-        "images, folders or globs; -: a picture on standard input, or names on it",
-        factory=list,
+        "images, folders (also of buckets) or globs; -: a picture on standard input, or names on it",
         metavar="IMAGE|DIR",
         positional=True,
         often=True,
@@ -38,37 +36,17 @@ class PredictConfig(StageConfig):
         often=True,
     )
     top_k: int = param("classes to print for an image", 1, metavar="K", often=True, at_least=1)
-    output: str = param(
-        "CSV or JSONL file in place of the table; of --shards a folder of Parquet", "", metavar="FILE|URI", often=True
-    )
+    output: str = param("CSV or JSONL file in place of the table", "", metavar="FILE|URI", often=True)
     abstain: float = defaults.abstain(often=True)
-    shards: str = param(
-        "classify a folder of shards instead: a path or URI", "", metavar="URI", group="a whole bucket", often=True
-    )
-    split: str = param("split of --shards; all of them if empty", "", metavar="NAME")
-    index_sha256: str = defaults.index_sha256()
-    workers: int = param("processes that read and decode images of --shards; 0 means one a core", 0, at_least=0)
     batch_size: int = defaults.batch_size(32, group="how it runs")
     threads: int = defaults.threads()
     device: str = defaults.device("of a bundle: ")
 
     def check_values(self) -> None:
         defaults.check_abstain(self.abstain)
-        suffix = self.output.lower()
-        if self.shards:
-            require(not self.images, "--shards takes the place of single images; give one or the other")
-            require(bool(self.output), "--shards needs --output: the folder for the Parquet files, or a bucket's URI")
-            require(
-                not suffix.endswith((".csv", ".jsonl", ".parquet")),
-                f"--output {self.output}: with --shards it is a folder, one Parquet file a shard is written there",
-            )
-            return
-        for field in fields(self):
-            allowed = field.name not in OF_SHARDS or getattr(self, field.name) == field.default
-            require(allowed, f"{flag(field.name)} is for --shards")
-        require(bool(self.images), "no image given; name images, or a folder of shards with --shards")
+        require(bool(self.images), "no image given; name images or folders")
         require(
-            not suffix or suffix.endswith((".csv", ".jsonl")),
+            not self.output or self.output.lower().endswith((".csv", ".jsonl")),
             f"--output {self.output}: the name must end in .csv or .jsonl",
         )
 

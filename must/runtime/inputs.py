@@ -16,7 +16,6 @@ from must.method.model.hub import HUB, check_model_name, is_folder, parse_model_
 from must.runtime.check import check_run
 from must.runtime.places import WorkUri
 
-URI_PARAMETERS = ("predict_uri", "tensorboard_uri")  # of cluster.yaml
 PROBE_FILE = ".must-may-write"  # is written and deleted, to test the permissions
 
 
@@ -25,7 +24,7 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     Refuses what a later stage could not read or write.
 
     Args:
-        values: the run's parameters, by the pipeline's names; `predict_uri` and `tensorboard_uri` of cluster.yaml.
+        values: the run's parameters, by the pipeline's names; `tensorboard_uri` of cluster.yaml.
         work_uri: if given, the folders to which later stages write are tested.
     """
     from must.method.model.classifier import BUNDLED_SET, load_class_set
@@ -35,8 +34,7 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
         check_writable("work_uri", work_uri)
         registry = WorkUri(work_uri).registry(values.get("registry_uri", ""))
         check_writable("registry_uri", storage.join(registry, values.get("model_name", "model")))
-        for name in URI_PARAMETERS:
-            check_writable(name, values.get(name, ""))
+        check_writable("tensorboard_uri", values.get("tensorboard_uri", ""))
     names = ("classes", "model", "pretrained", "answers")
     classes, model, pretrained, answers = (values.get(name) or "" for name in names)
     if classes != BUNDLED_SET or answers:

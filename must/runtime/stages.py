@@ -36,7 +36,7 @@ from must.runtime.places import WorkUri
 from must.runtime.summary import NOTHING_NEW
 from must.runtime.training import origin, plain, train
 
-__all__ = ["champion", "classifier", "evaluate", "export", "gate", "library", "predict", "promote", "shard", "train"]
+__all__ = ["champion", "classifier", "evaluate", "export", "gate", "library", "promote", "shard", "train"]
 logger = logging.getLogger(__name__)
 
 
@@ -301,11 +301,3 @@ def export(
     )  # fmt: skip
     facts.result = f"ONNX, {precision}" + (", with embeddings" if embeddings else "")
     return {"precision": precision, "framework": "onnx", **model_metadata(bundle, details)}
-
-
-def predict(
-    facts: Facts, work_uri: str, *, index_sha256: str, onnx: str, output: str, settings: dict[str, Any]
-) -> None:
-    """`settings`: other parameters of `must predict`."""
-    inputs = {"model": onnx, "shards": WorkUri(work_uri).shards, "index_sha256": index_sha256, "output": output}
-    library(facts, work_uri, stage="predict", values={**settings, **inputs})

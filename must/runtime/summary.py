@@ -93,11 +93,10 @@ def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
         beside = failed.stage == "export" and headline  # `export` does not wait for the gate
         return Outcome(False, f"{headline}. {failure}" if beside else failure)
     if headline:
-        # After every gate comes `export`; after a promotion what the stage inputs found in cluster.yaml and the run.
-        due = facts.get("inputs", Facts()).then if "promote" in facts else ["export"] * ("gate" in facts)
-        if missing := [stage for stage in due if stage not in facts]:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            return Outcome(False, f"{headline}. Then broken off: {missing[0]}{more} never started")
+        # After every gate comes `export`; after a promotion what the stage inputs found in the run's parameters.
+        due = facts.get("inputs", Facts()).then if "promote" in facts else "export" if "gate" in facts else ""
+        if due and due not in facts:
+            return Outcome(False, f"{headline}. Then broken off: {due} never started")
         return Outcome(True, headline)
     if not notes and state in SUCCESS_STATES:
         return Outcome(True, "Run complete, but its stages could leave no notes")

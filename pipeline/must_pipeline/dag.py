@@ -94,9 +94,9 @@ def make_pipeline(cluster: Cluster) -> Any:
             registry = {"registry_uri": registry_uri, "model_name": model_name}
             inputs = add(
                 "inputs", labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
-                gate_settings=gate_settings, serve=serve, predict_uri=cluster.predict.uri,
-                tensorboard_uri=cluster.tensorboard, answers=answers, server=server,
-                runtime=cluster.training.runtime if cluster.trains_in_trainjob else "", **registry, **names, **recipe,
+                gate_settings=gate_settings, serve=serve, tensorboard_uri=cluster.tensorboard, answers=answers,
+                server=server, runtime=cluster.training.runtime if cluster.trains_in_trainjob else "", **registry,
+                **names, **recipe,
             )  # fmt: skip
             weights = add("classifier", fingerprint=inputs.output, **names).outputs["weights"]
             images: dict[str, Any] = {
@@ -137,11 +137,6 @@ def make_pipeline(cluster: Cluster) -> Any:
                     version = add(
                         "promote", onnx=onnx, decision=decision["decision"], **judged, **run, **registry
                     ).outputs["Output"]
-                    if cluster.predict.uri:
-                        add(
-                            "predict", onnx=onnx, version=version, predict_uri=cluster.predict.uri,
-                            settings=cluster.predict.settings, **shards,
-                        )  # fmt: skip
                     with dsl.If(serve != "none", name="served"):
                         add("serve", version=version, server=server, how=serve, **run, **registry)
                     with dsl.Else(name="not served"):

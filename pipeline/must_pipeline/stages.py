@@ -16,7 +16,6 @@ class Stage:
     memory: int
     gpu: bool = False  # can use a GPU, if cluster.yaml's gpu.stages names it
     loaders: bool = False  # PyTorch's loader processes pass tensors through /dev/shm
-    optional: bool = False  # part of the DAG only if cluster.yaml asks for it
     retried: bool = True  # False for the exit task, whose own failures would hide the run's
 
 
@@ -34,9 +33,7 @@ STAGES: Final[dict[str, Stage]] = {
     "export": Stage("must-torch", 32, loaders=True),
     "gate": Stage("must-torch", 32, gpu=True, loaders=True),
     "promote": Stage("must-shard", 16),
-    "predict": Stage("must-torch", 32, loaders=True, optional=True),
     "serve": Stage("must-shard", 4),
     "close": Stage("must-shard", 1),
     "summary": Stage("must-shard", 4, retried=False),
 }
-ALWAYS: Final = tuple(name for name, row in STAGES.items() if not row.optional)

@@ -69,7 +69,8 @@ predict --model ViT-B-16 --classes cat,dog photos                            | w
 predict --model model photos                                                 | say which classes there are
 predict --model work/model/model.safetensors photos                          | give its folder, work/model
 predict --model work photos --output work/labels/predictions.csv             | work/labels holds refined.json of another command
-predict --model work --shards work photos                                    | give one or the other
+predict --model work                                                         | missing: images
+predict --model work --shards work photos                                    | --shards: unknown
 serve wrok                                                                   | --model wrok/model.onnx: no such file
 serve --model work --registry reg --name digits                              | cannot both be given
 serve refined                                                                | was exported from another model than

@@ -6,9 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import pytest
 from torch.utils.data import DataLoader
@@ -35,9 +33,9 @@ def fail(how: str) -> int:
     return 0
 
 
-def of_a_pool(how: str, ordered: bool = False) -> Iterator[int]:
+def of_a_pool(how: str) -> Iterator[int]:
     with Workers(2, __name__) as workers:
-        yield from workers.run(fail, [(how,), (how,)], ordered=ordered)
+        yield from workers.run(fail, [(how,), (how,)])
 
 
 def of_a_loader(how: str) -> Iterator[int]:
@@ -45,7 +43,7 @@ def of_a_loader(how: str) -> Iterator[int]:
         yield from iterate(DataLoader([how] * 8, batch_size=None, num_workers=1, collate_fn=fail))
 
 
-@pytest.mark.parametrize("where", [of_a_pool, partial(of_a_pool, ordered=True), of_a_loader])
+@pytest.mark.parametrize("where", [of_a_pool, of_a_loader])
 @pytest.mark.parametrize("how", FAULTS)
 def test_a_fault_of_a_worker_keeps_its_meaning(where: Callable[[str], Iterator[int]], how: str) -> None:
     before = multiprocessing.active_children()
@@ -63,21 +61,11 @@ def test_a_fault_of_a_worker_keeps_its_meaning(where: Callable[[str], Iterator[i
     assert isinstance(error.value, KilledWorkerError) == (how == "killed")
 
 
-def test_results_come_in_order_or_as_they_are_ready() -> None:
-    with Workers(2, __name__) as workers:
-        for _ in range(2):
-            assert list(workers.run(abs, ((-n,) for n in range(20)), ordered=True)) == list(range(20))
-            assert sorted(workers.run(abs, [(-n,) for n in range(20)])) == list(range(20))
-
-
-def fails_late_at_0(number: int) -> None:
-    time.sleep(0.0 if number else 0.3)
-    raise UserError(f"job {number}")
-
-
-def test_of_several_errors_that_of_the_first_job_is_raised() -> None:
-    with Workers(2, __name__) as workers, pytest.raises(UserError, match="job 0"):
-        next(workers.run(fails_late_at_0, [(0,), (1,)], ordered=True))
+@pytest.mark.parametrize("count", [1, 2])
+def test_each_job_has_one_result_and_workers_can_be_used_again(count: int) -> None:
+    with Workers(count, __name__) as workers:
+        for jobs in (20, 0, 20):
+            assert sorted(workers.run(abs, ((-n,) for n in range(jobs)))) == list(range(jobs))
 
 
 def crash_at(number: int, bad: int) -> int:

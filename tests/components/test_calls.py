@@ -14,7 +14,7 @@ NODES = {"nodes": {"runtime": "must"}}
 CASES = [
     *((name, {}) for name in ("inputs", "shard", "shard_part", "classifier", "champion", "train")),
     ("train", NODES),
-    *((name, {}) for name in ("evaluate", "gate", "export", "promote", "predict", "serve")),
+    *((name, {}) for name in ("evaluate", "gate", "export", "promote", "serve")),
 ]
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from must.api.stages import call
 from must_pipeline.local_runner import run_container
-from must_pipeline.stages import ALWAYS
+from must_pipeline.stages import STAGES
 from tests.containers.engine import UID, engine, image, own
 
 SETTINGS = {"epochs": 2, "workers": 1}
@@ -73,7 +73,7 @@ def test_each_stage_in_its_image_gives_what_it_gives_here(demo, tmp_path):
     if folder := os.environ.get("TRANSCRIPTS"):
         Path(folder, "dag.txt").write_text(text)
     assert "run the same command to go on" in text and "going on after step" in text
-    for stage in set(ALWAYS) - {"close"}:  # a run that promotes asks nobody
+    for stage in set(STAGES) - {"close"}:  # a run that promotes asks nobody
         assert f"== {stage} ==" in text
     same(metrics(output), made_here(output, tmp_path / "here"))
     artifacts = list((output / "latest").resolve().glob("*/*"))

@@ -43,7 +43,6 @@ def example(name):
         ("gke train", "must-shard", ("500m", None, "1Gi", "16Gi"), 0, "", None,
          11 * (2 * DAY + 300) + 60 * (1 + 2 + 4 + 8 + 16 + 32) + 4 * 3_600),
         ("gke evaluate", "must-torch", ("14", None, "24Gi", "48Gi"), 0, "24Gi", "14400", 15_300),
-        ("gke predict", "must-torch", ("14", None, "16Gi", "32Gi"), 0, "24Gi", None, 0),
         ("eks train", "must-train", ("90", "95", "900Gi", "1000Gi"), 8, "64Gi", "259200", 3 * DAY + 900),
         ("eks evaluate", "must-train", ("40", None, "200Gi", "400Gi"), 8, "64Gi", None, 0),
         ("eks gate", "must-torch", ("500m", None, "1Gi", "96Gi"), 0, "64Gi", None, 0),  # shm counts against the limit
@@ -76,7 +75,7 @@ def test_image_resources_gpus_and_time_limits(stage, image, resources, gpus, shm
 def test_what_all_pods_of_a_cluster_have(name):
     cluster, found = load_cluster(CLUSTERS / f"{name}.yaml"), example(name)
     retries, volume = cluster.retries, cluster.volume
-    for stage in [stage for stage, row in STAGES.items() if cluster.predict.uri or not row.optional]:
+    for stage in STAGES:
         settings = found.platform[f"exec-{stage}"]
         assert settings.get("podMetadata", {}).get("labels", {}) == cluster.labels
         assert [one["secretName"] for one in settings.get("imagePullSecret", [])] == cluster.pull_secrets
@@ -188,12 +187,9 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("retries: {factor: 0}", "retries.factor 0: must be at least 1"),
         ("timeouts: {train: 0}", "timeouts.train: seconds above 0"),
         ("training: {nodes: 2, as: pod}", "training.as pod contradicts training.nodes 2"),
-        ("predict: {settings: {abstain: 0.5}}", "predict.settings needs predict.uri"),
-        ("predict: {uri: /p}", "predict.uri '/p': must be a bucket's URI or lie below volume.mount"),
+        ("tensorboard: /p", "tensorboard '/p': must be a bucket's URI or lie below volume.mount"),
         ("env: {MUST_RETRIES: x}", "env 'MUST_RETRIES': names that begin so are set by the pipeline"),
         ("tensorboard: http://x", "tensorboard 'http://x': must be a bucket's URI"),
-        ("predict: {uri: gs://b/p, settings: {shards: x}}", "predict.settings.shards: is set by the pipeline"),
-        ("predict: {uri: gs://b/p, settings: {abstain: 2}}", "predict.settings: --abstain must be from 0"),
         ("training: {processes: all}", "training.processes 'all': a number of processes a node, or auto"),
         ("{gpu: {count: 4}, training: {processes: 8}}", "training.processes 8 contradicts gpu.count 4"),
         ("{gpu: {count: 1, stages: [evaluate]}, training: {nodes: 2}}", "contradicts training.nodes"),

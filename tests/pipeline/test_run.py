@@ -7,24 +7,22 @@ import shutil
 import subprocess
 import sys
 
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from must.api.cli import build_parser
 from must.base.lock import locked
-from must.data.format.index import load_index
 from must.deploy.promote.registry import Registry
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.local_runner import COLOR, StageOutput
 from must_pipeline.run_local import RUN_LOCK
-from must_pipeline.stages import ALWAYS
+from must_pipeline.stages import STAGES
 from tests.common import ROOT
 from tests.pipeline.compiled import compile_apart
 
 pytestmark = pytest.mark.slow
 BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
-ALL = [stage for stage in ALWAYS if stage != "close"]  # of a run that is promoted and served
+ALL = [stage for stage in STAGES if stage != "close"]  # of a run that is promoted and served
 
 
 def small_demo(folder):
@@ -80,11 +78,9 @@ def demo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(demo, tmp_path_factory):
-    """A run whose model passes the gate, with two pods for shards, and predictions; others go on from it, without."""
+    """A run whose model passes the gate, with two pods for shards; others go on from it, without."""
     folder = tmp_path_factory.mktemp("run")
-    cluster = {"shard": {"pods": 2}, "volume": {"claim": "work", "mount": f"{folder}/volume"}}
-    cluster["predict"] = {"uri": f"{folder}/volume/predictions", "settings": {"abstain": "0.5"}}
-    (folder / "cluster.yaml").write_text(yaml.safe_dump(cluster))
+    (folder / "cluster.yaml").write_text("shard: {pods: 2}")
     compile_apart(load_cluster(folder / "cluster.yaml"), folder / "pipeline.yaml")
     flags = ("--verbose", "--pipeline", folder / "pipeline.yaml")
     return folder / "work", Run(demo[1] | {"serve": "write"}, folder / "work", *flags)
@@ -103,7 +99,7 @@ def test_a_second_run_in_the_same_folder_is_held(demo, tmp_path):
 def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     work, run = first
     assert run.code == 0, run.log + run.error
-    assert sorted(run.stages) == sorted([*ALL, "shard-part", "shard-part", "predict"]) and run.stages[-1] == "summary"
+    assert sorted(run.stages) == sorted([*ALL, "shard-part", "shard-part"]) and run.stages[-1] == "summary"
     version = latest(work).version
     place = work / "registry" / "digits" / version
     assert {path.name for path in place.iterdir()} == {"bundle", "onnx", "version.json"}
@@ -114,24 +110,13 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     page = run.artifacts["run_summary"].read_text()
     assert page.startswith(f"# Promoted {version}: ") and ", was " in page and "| promote | done |" in page
     (notes,) = (work / "notes").iterdir()  # one run id for all stages
-    stages = {*ALL, "shard-1-of-2", "shard-2-of-2", "predict"}
+    stages = {*ALL, "shard-1-of-2", "shard-2-of-2"}
     assert {path.stem for path in notes.glob("*.json")} == stages - {"summary"}
-    assert "| shard-2-of-2 | done |" in page and "| predict | done |" in page
+    assert "| shard-2-of-2 | done |" in page
     assert (notes / "summary.md").read_text() == page and (notes / "report.html").exists()
     for stage in ALL:
         assert f"== {stage} ==" in run.console
     assert "zero-shot  adapted" in run.console and "executor_input" not in run.console
-
-
-def test_every_image_is_predicted_with_the_champion(first):
-    work, _ = first
-    (folder,) = (work.parent / "volume" / "predictions").iterdir()
-    assert folder.name == latest(work).version
-    summary, index = json.loads((folder / "predictions.json").read_text()), load_index(str(work / "shards"))
-    assert summary["rows"] == sum(one.samples for one in index.shards) and summary["abstain"] == 0.5
-    assert summary["index_sha256"] == index.sha256
-    tables = [pq.read_table(path) for path in folder.glob("*.parquet")]
-    assert len(tables) == len(index.shards)
 
 
 def test_a_service_for_the_champion_is_written(first):

@@ -121,10 +121,10 @@ def run(tmp_path):
 def test_a_place_that_cannot_be_written_to_is_said_before_the_training_and_nothing_stays(tmp_path, run):
     (tmp_path / "file").write_text("")
     work = str(tmp_path / "work")
-    for name in ("registry_uri", "predict_uri", "tensorboard_uri"):
+    for name in ("registry_uri", "tensorboard_uri"):
         with pytest.raises(ValueError, match=rf"^{name} {tmp_path}/file/.*: cannot be read and written: "):
             check_inputs(run | {name: f"{tmp_path}/file/there"}, work)
-    check_inputs(run | {"registry_uri": f"{tmp_path}/registry", "predict_uri": f"{tmp_path}/predictions"}, work)
+    check_inputs(run | {"registry_uri": f"{tmp_path}/registry", "tensorboard_uri": f"{tmp_path}/curves"}, work)
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".must")]
 
 
@@ -135,6 +135,7 @@ def test_a_model_in_a_folder_is_looked_at_without_torch(tmp_path, run):
 
 
 def test_the_first_stage_notes_what_must_follow_a_promotion(tmp_path, run):
-    values = run | {"predict_uri": f"{tmp_path}/predictions", "serve": "write"}
-    check_in_cluster(facts := Facts(), str(tmp_path / "work"), parameters=values, server={}, runtime="")
-    assert facts.then == ["predict", "serve"] and facts.result
+    for serve, then in (("write", "serve"), ("none", "")):
+        values = run | {"serve": serve}
+        check_in_cluster(facts := Facts(), str(tmp_path / "work"), parameters=values, server={}, runtime="")
+        assert facts.then == then and facts.result

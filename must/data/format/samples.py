@@ -1,4 +1,4 @@
-"""A shard's table of offsets of its samples in the tar, reading samples from a local file, and `must index verify`."""
+"""A shard's table of offsets of its samples in the tar, and `must index verify`."""
 
 import hashlib
 import io
@@ -7,11 +7,9 @@ import logging
 import os
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -63,29 +61,6 @@ def parse_offsets(data: bytes, path: str, shard: Shard) -> np.ndarray:
     return offsets
 
 
-class Sample(NamedTuple):
-    """A sample's key in the shard, the name of its image in the source, and the image file's bytes."""
-
-    key: str
-    source: str
-    image: bytes
-
-
-@contextmanager
-def local_shard(uri: str, shard: Shard) -> Iterator[Path]:
-    """A local path of the tar within the block; one in a bucket is copied, and its sha256 compared."""
-    name, hint = storage.join(uri, shard.name), f"; run `must index verify {uri}` for details"
-    with ExitStack() as stack:
-        try:
-            path = stack.enter_context(storage.local_copy(name))
-            require_size(path, uri, shard)
-        except FileNotFoundError:
-            raise UserError(f"{name} is missing{hint}") from None
-        if storage.is_remote(name) and storage.compute_sha256(path) != shard.sha256:
-            raise UserError(f"{name} is damaged: its sha256 is not the index's{hint}")
-        yield path
-
-
 def require_size(path: Path, uri: str, shard: Shard) -> None:
     """Raises ValueError: the tar is not as long as its index says; the offsets in its table are compared with that."""
     size = path.stat().st_size
@@ -96,23 +71,19 @@ def require_size(path: Path, uri: str, shard: Shard) -> None:
         )
 
 
-def read_samples(path: Path, rows: np.ndarray) -> Iterator[Sample]:
-    """The samples at `rows` of the shard's table of offsets, int64 [n, 4], in that order."""
+def check_samples(path: Path, offsets: np.ndarray) -> None:
+    """Raises UserError: a row of the table of offsets, int64 [n, 4], is not that of a sample in the tar."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for image, size, text, length in rows.tolist():
+        for image, _, text, length in offsets.tolist():
             try:
-                name = tarfile.TarInfo.frombuf(
-                    read(descriptor, tarfile.BLOCKSIZE, image - tarfile.BLOCKSIZE), tarfile.ENCODING, "surrogateescape"
-                ).name
-                source = json.loads(read(descriptor, length, text))["source"]
-                data = read(descriptor, size, image)
+                header = read(descriptor, tarfile.BLOCKSIZE, image - tarfile.BLOCKSIZE)
+                tarfile.TarInfo.frombuf(header, tarfile.ENCODING, "surrogateescape")
+                json.loads(read(descriptor, length, text))["source"]
             except (tarfile.TarError, ValueError, KeyError, TypeError, OSError, RecursionError):
                 raise UserError(
                     f"{path.name}: no sample at byte {image}, where its table of offsets has one; {MAKE_AGAIN}"
                 ) from None
-            folder, slash, file = name.rpartition("/")
-            yield Sample(folder + slash + file.partition(".")[0], str(source), data)
     finally:
         os.close(descriptor)
 
@@ -156,7 +127,6 @@ def check_shard(uri: str, shard: Shard) -> None:
         require(size == shard.bytes, f"{size} bytes instead of {shard.bytes}")
         with storage.local_copy(location) as path:
             require(storage.compute_sha256(path) == shard.sha256, "its bytes have changed (sha256)")
-            for _ in read_samples(path, load_offsets(uri, shard)):
-                pass
+            check_samples(path, load_offsets(uri, shard))
     except FileNotFoundError:
         raise UserError("missing") from None

@@ -1,6 +1,5 @@
 """Predicts in torch with the same network that `must export` writes to ONNX: of a bundle, or a zero-shot model."""
 
-import hashlib
 import json
 import tempfile
 from contextlib import suppress
@@ -31,11 +30,11 @@ from must.method.model.description import get_preprocess
 class BundleClassifier:
     """Pixels -> class probabilities, by a bundle on the device --device, in float32."""
 
-    def __init__(self, bundle: Bundle, config: PredictConfig, sha256: str) -> None:
+    def __init__(self, bundle: Bundle, config: PredictConfig) -> None:
         self.device = pick_device(config.device)
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.where, self.classes, self.sha256 = config.model, bundle.description.classes, sha256
+        self.where, self.classes = config.model, bundle.description.classes
         self.preprocess = get_preprocess(bundle.description)
         self.selection = bundle.description.provenance.selection
         self.network = InferenceModel(bundle, uint8=False).eval().to(self.device)
@@ -62,17 +61,15 @@ class BundleClassifier:
 def open_bundle(config: PredictConfig) -> BundleClassifier:
     """The bundle at --model, copied from its bucket."""
     with tempfile.TemporaryDirectory(prefix="must-predict-") as copy:
-        remote, digest = storage.is_remote(config.model), hashlib.sha256()
+        remote = storage.is_remote(config.model)
         folder = copy if remote else config.model
         for name in (DESCRIPTION_FILE, WEIGHTS_FILE):
             uri = storage.join(config.model, name)
             require(storage.exists(uri), f"{uri}: is missing")
             if remote:
                 storage.download(uri, Path(copy) / name)
-            if config.shards:
-                digest.update(storage.compute_sha256(storage.local(storage.join(folder, name))).encode())
         try:
-            return BundleClassifier(load_bundle(folder), config, digest.hexdigest() if config.shards else "")
+            return BundleClassifier(load_bundle(folder), config)
         except ValueError as error:  # the message names the user's --model, not the copy
             raise UserError(str(error).replace(folder, config.model)) from error
 
@@ -84,13 +81,4 @@ def open_zero_shot(config: PredictConfig, classes: list[Any] | None = None) -> B
         bundle = named_bundle(config.model, classes or config.classes, config.device)
     else:
         bundle = zero_shot_bundle(load_text_classifier(config.model, "--model"))
-    return BundleClassifier(bundle, config, weights_sha256(bundle) if config.shards else "")
-
-
-def weights_sha256(bundle: Bundle) -> str:
-    """Identifies predictions: a checksum of the weights and of the class names."""
-    digest = hashlib.sha256(repr(bundle.description.classes).encode())
-    for name, value in sorted(bundle.model.state_dict().items()):
-        if name.startswith(("visual.", "classifier")):  # others are used in training only, with random values
-            digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return BundleClassifier(bundle, config)

@@ -11,21 +11,21 @@ from must.base.parameters import require
 from must.base.progress import load_torch
 from must.config import PredictConfig
 from must.config.work import find_part, is_work
-from must.deploy.predict.images import predict_images, require_images
-from must.deploy.predict.session import Opener, open_onnx
+from must.deploy.predict.images import predict_images, require_images, require_own_place
+from must.deploy.predict.session import Classifier, open_onnx
 from must.deploy.predict.writer import Prediction
 
 
 def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = None) -> dict[str, int]:
-    """`must.deploy.predict.images.predict_images`, with torch where --model is not an ONNX file."""
-    if not config.shards:
-        require_images(config.images)
-    config, opener = find_model(config)
-    return predict_images(config, take, opener)
+    """`predict_images` with the model at --model."""
+    require_images(config.images)
+    require_own_place(config.output)
+    return predict_images(config, open_model(config), take)
 
 
-def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
-    """The parameters, with --model replaced by the model's own URI, and its opener. Imports torch only if needed."""
+def open_model(config: PredictConfig, classes: list[Any] | None = None) -> Classifier:
+    """The model at --model, or in the folder there. Imports torch only if it is no ONNX file. `classes`: entries of a
+    class file, used in place of --classes."""
     model = config.model
     files = [name for name in (DESCRIPTION_FILE, ONNX_FILE) if storage.exists(storage.join(model, name))]
     if config.classes:
@@ -33,20 +33,21 @@ def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
             not files and not is_work(model),
             f"--classes: the model in {model} has classes of its own; leave --classes out",
         )
-        return config, torch_opener(zero_shot=True)
+        return open_with_torch(config, zero_shot=True, classes=classes)
     if DESCRIPTION_FILE in files:
-        return config, torch_opener()
+        return open_with_torch(config)
     if ONNX_FILE in files or model.lower().endswith(".onnx"):
-        return config, open_onnx
+        return open_onnx(config)
     if model.lower().endswith(".safetensors"):
-        return config, torch_opener(zero_shot=True)
+        return open_with_torch(config, zero_shot=True)
     for kind in ("bundle", "onnx", "classifier"):
         if uri := find_part(model, kind):
             require(
                 kind != "classifier" or not storage.exists(storage.join(model, RECORD_FILE)),
                 f"--model {model}: its model is not there; the same `must adapt` again makes it",
             )
-            return replace(config, model=uri), open_onnx if kind == "onnx" else torch_opener(kind == "classifier")
+            config = replace(config, model=uri)
+            return open_onnx(config) if kind == "onnx" else open_with_torch(config, zero_shot=kind == "classifier")
     require(
         not any(storage.exists(storage.join(model, name)) for name in (MODEL_FOLDER_FILE, "config.json")),
         f"--model {model}: is a CLIP model that was not adapted; say which classes there are: --classes cat,dog,horse",
@@ -65,9 +66,9 @@ def find_model(config: PredictConfig) -> tuple[PredictConfig, Opener]:
     )
 
 
-def torch_opener(zero_shot: bool = False) -> Any:
-    """The opener of a bundle, or of a zero-shot model."""
+def open_with_torch(config: PredictConfig, zero_shot: bool = False, classes: list[Any] | None = None) -> Classifier:
+    """A bundle, or a zero-shot model."""
     load_torch("predict")
     from must.deploy.infer.bundle import open_bundle, open_zero_shot
 
-    return open_zero_shot if zero_shot else open_bundle
+    return open_zero_shot(config, classes) if zero_shot else open_bundle(config)

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from must.base import storage
+from must.base.errors import TransientError
 from must.base.files import METRICS_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import require
 from must.base.progress import bar
@@ -21,8 +22,7 @@ from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.sources.base import ListingReport, no_images, not_read
 from must.data.sources.files import Folder
-from must.deploy.predict.session import Classifier, Opener, classify_readable, open_onnx, threshold
-from must.deploy.predict.shards import predict_shards
+from must.deploy.predict.session import Classifier, threshold
 from must.deploy.predict.writer import Options, Prediction, open_writer, rank_classes
 
 logger = logging.getLogger(__name__)
@@ -33,16 +33,12 @@ PEEKED = 4096  # bytes of standard input that are examined: is it a picture, or 
 
 
 def predict_images(
-    config: PredictConfig, take: Callable[[Prediction], None] | None = None, open_model: Opener = open_onnx
+    config: PredictConfig, classifier: Classifier, take: Callable[[Prediction], None] | None = None
 ) -> dict[str, int]:
     """Classifies images, prints a table or writes a file; returns the numbers of images read and not readable. An image
-    that cannot be read is reported on stderr and skipped. `--shards`: see predict_shards.
-    `take`: is called with each prediction; then no table is printed. `open_model`: by default opens an ONNX file."""
-    if config.shards:
-        return predict_shards(config, open_model)
-    require_own_place(config.output)
-    classifier = open_model(config)
-    options = Options(config.top_k, threshold(config.abstain, classifier, config.model), config.batch_size)
+    that cannot be read is reported on stderr and skipped.
+    `take`: is called with each prediction; then no table is printed."""
+    options = Options(config.top_k, threshold(config.abstain, classifier, classifier.where), config.batch_size)
     view, counts = EvalView(classifier.preprocess), {"images": 0, "unreadable": 0}
     problems = ListingReport(lambda name, why: warn(name, why, counts))
     names = ((name, name) for name in find_images(config.images, problems))
@@ -91,15 +87,22 @@ def classify(
     with ThreadPoolExecutor() as pool:
         while batch := list(islice(remaining, options.batch_size)):
             pixels, reasons = zip(*pool.map(lambda pair: read(pair[1]), batch), strict=True)
-            rows = classify_readable(classifier, pixels)
-            for (name, _), row, reason in zip(batch, rows, reasons, strict=True):
-                yield rank_classes(name, *row, classifier.classes, options) if row else Unreadable(name, reason)
+            readable = [picture for picture in pixels if picture is not None]
+            rows = zip(*classifier(np.stack(readable)), strict=True) if readable else iter(())
+            for (name, _), picture, reason in zip(batch, pixels, reasons, strict=True):
+                if picture is None:
+                    yield Unreadable(name, reason)
+                else:
+                    yield rank_classes(name, *next(rows), classifier.classes, options)
 
 
 def read_pixels(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
-    """(uint8 [S, S, 3], "") or (None, the reason). Decoder and view are those of `must evaluate`."""
+    """(uint8 [S, S, 3], "") or (None, the reason). Decoder and view are those of `must evaluate`.
+    Raises TransientError: a bucket does not answer, or another program has ended the process that decodes."""
     try:
         return decode_view(sys.stdin.buffer.read() if name == "-" else storage.read_bytes(name), view), ""
+    except TransientError:
+        raise
     except (OSError, ValueError) as error:
         return None, getattr(error, "strerror", None) or str(error)
 
@@ -123,7 +126,7 @@ def find_images(arguments: list[str], problems: ListingReport) -> Iterator[str]:
                 problems.reject(name, "matches no file")
             yield from matches
         elif name.endswith(ARCHIVES):
-            problems.reject(name, "is an archive; unpack it, or make shards of it with `must shard` and give --shards")
+            problems.reject(name, "is an archive; unpack it, or label shards of it: `must shard`, then `must refine`")
         else:
             yield name
 

@@ -8,7 +8,6 @@ import importlib.util
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -70,7 +69,7 @@ class OnnxClassifier:
         )
         self.metadata: dict[str, str] = metadata
         self.classes, self.preprocess = parse_metadata(metadata, where)
-        self.where, self.sha256 = where, ""
+        self.where = where
         inputs, outputs, size = self.session.get_inputs(), self.session.get_outputs(), self.preprocess.size
         names = [node.name for node in outputs[1:]]
         require(
@@ -165,12 +164,11 @@ def threshold(abstain: float, classifier: "Classifier", where: str) -> float:
 
 
 class Classifier(Protocol):
-    """`sha256` identifies the predictions of a run over shards; '' in other runs."""
+    """What OnnxClassifier and BundleClassifier have in common."""
 
     where: str
     classes: list[str]
     preprocess: Preprocess
-    sha256: str
 
     @property
     def metadata(self) -> dict[str, str]: ...
@@ -179,22 +177,8 @@ class Classifier(Protocol):
         """Classifies uint8 [B, S, S, 3]."""
 
 
-Opener = Callable[[PredictConfig], Classifier]
-
-
-def classify_readable(
-    classifier: Classifier, batch: Sequence[np.ndarray | None]
-) -> Iterator[tuple[np.ndarray, float] | None]:
-    """(probabilities [K], similarity) of each image, uint8 [S, S, 3]; None where there is none."""
-    readable = [pixels for pixels in batch if pixels is not None]
-    rows = zip(*classifier(np.stack(readable)), strict=True) if readable else iter(())
-    return (None if pixels is None else next(rows) for pixels in batch)
-
-
 def open_onnx(config: PredictConfig) -> OnnxClassifier:
     require(config.device == "auto", "--device is for a model that torch runs; onnxruntime takes what it was built for")
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:
-        classifier = OnnxClassifier(path, uri, config.threads, sleeping_threads=bool(config.shards))
-        classifier.sha256 = storage.compute_sha256(path) if config.shards else ""
-    return classifier
+        return OnnxClassifier(path, uri, config.threads)

@@ -45,8 +45,8 @@ class Prediction(NamedTuple):
 class Options(NamedTuple):
     """Parameters of `classify`. `abstain`: the model abstains where the top probability is below this."""
 
-    top_k: int = 1
-    abstain: float = 0.0
+    top_k: int
+    abstain: float
     batch_size: int = 32
 
 

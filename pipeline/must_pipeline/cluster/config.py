@@ -72,12 +72,6 @@ class Sharding:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    uri: str = ""  # no such stage
-    settings: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Server:
     replicas: int = 1
     cpu: str = "1"
@@ -105,7 +99,6 @@ class Cluster:
     retries: Retries = field(default_factory=Retries)
     timeouts: dict[str, int] = field(default_factory=dict)
     shard: Sharding = field(default_factory=Sharding)
-    predict: Prediction = field(default_factory=Prediction)
     server: Server = field(default_factory=Server)
     training: Training = field(default_factory=Training)
     tensorboard: str = ""

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from must.base.errors import UserError
-from must.base.parameters import convert_fields, read_mapping, require, require_settings, with_name
+from must.base.parameters import convert_fields, read_mapping, require
 from must.base.text import did_you_mean
-from must.config import PredictConfig
 from must_components.serving.service import is_reachable
 from must_pipeline.cluster.config import Cluster, Pool
 from must_pipeline.stages import IMAGES, STAGES
 
-SET_BY_PIPELINE = ("model", "images", "output", "shards", "index_sha256")
 NAME = r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 LABEL_PART = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 LABEL = rf"((?=.{{1,253}}/)[a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?{LABEL_PART}"
@@ -72,8 +70,6 @@ def load_cluster(path: Path) -> Cluster:
                 require(re.fullmatch(form, text, re.ASCII) is not None, f"{place}: {rule}")
     for ok, message in list_rules(cluster):
         require(ok, message)
-    settings = require_settings(PredictConfig, cluster.predict.settings, "predict.settings", SET_BY_PIPELINE)
-    with_name("predict.settings", PredictConfig, shards="-", output="-", **settings)  # paths that are not known yet
     return cluster
 
 
@@ -111,12 +107,14 @@ def list_rules(cluster: Cluster) -> Iterator[tuple[bool, str]]:
         "credentials.kind workload-identity needs service_account: the one that is bound to a cloud identity",
     )
     yield bool(volume.claim) == bool(volume.mount), "volume: claim and mount go together"
-    for key, uri in (("tensorboard", cluster.tensorboard), ("predict.uri", cluster.predict.uri)):
-        rule = "must be a bucket's URI or lie below volume.mount; a pod's own disk does not stay"
-        with suppress(UserError):  # an unknown scheme
-            if not uri or is_reachable(uri, volume.mount):
-                continue
-        yield False, f"{key} '{uri}': {rule}"
+    kept = not cluster.tensorboard
+    with suppress(UserError):  # an unknown scheme
+        kept = kept or is_reachable(cluster.tensorboard, volume.mount)
+    yield (
+        kept,
+        f"tensorboard '{cluster.tensorboard}': must be a bucket's URI or lie below volume.mount; a pod's own disk does "
+        "not stay",
+    )
     for key in ("node_selector", "tolerations"):
         rule = "set the number of GPUs a node, or leave the pool out"
         yield gpu.count > 0 or not getattr(gpu, key), f"gpu.{key} contradicts gpu.count 0: {rule}"
@@ -164,7 +162,6 @@ def list_rules(cluster: Cluster) -> Iterator[tuple[bool, str]]:
         not cluster.trains_in_trainjob or "train" in gpu.stages or not gpu.count,
         "gpu.stages without train contradicts training.nodes or training.as: a TrainJob's nodes are for training",
     )
-    yield bool(cluster.predict.uri) or not cluster.predict.settings, "predict.settings needs predict.uri"
 
 
 def parse_quantity(text: str) -> float:

@@ -14,7 +14,7 @@ import pytest
 
 from must.base import storage
 from must.data.format.index import load_index, parse_index
-from must.data.format.samples import load_offsets, read_samples
+from must.data.format.samples import load_offsets, verify
 from must.data.loading.cache import ShardCache
 from must.data.loading.reader import open_reader
 from must.data.shards.history import History
@@ -197,10 +197,9 @@ def test_what_is_no_table_of_offsets_is_refused(made: Path, tmp_path: Path, data
 
 
 def test_a_read_that_returns_less_than_is_there_is_repeated(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shard, pread = load_index(str(made)).shards[0], os.pread
-    whole = [sample.image for sample in read_samples(made / shard.name, load_offsets(str(made), shard))]
+    pread = os.pread
     monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, (size + 1) // 2, at))
-    assert [sample.image for sample in read_samples(made / shard.name, load_offsets(str(made), shard))] == whole
+    assert verify(str(made)).sha256 == load_index(str(made)).sha256
 
 
 @pytest.mark.parametrize("size", [2**52, 1000])

@@ -20,7 +20,7 @@ from must.config import PredictConfig, TrainConfig
 from must.data.sources import archives
 from must.data.sources.archives import Archives, unzipped
 from must.data.sources.base import ListingReport, UnreadableError
-from must.deploy.predict.images import predict_images
+from must.deploy.infer.predict import predict
 from must.method.model.classifier import load_class_set, load_text_classifier
 from must.method.model.description import load_description
 from tests import zoo
@@ -89,8 +89,8 @@ def test_a_link_to_a_device_is_no_source(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.timeout(60)
 def test_a_link_to_a_device_is_no_class_file_model_or_settings(tmp_path: Path) -> None:
-    def predict(model: str) -> None:
-        predict_images(PredictConfig(model=model, images=["a.png"]))
+    def classify(model: str) -> None:
+        predict(PredictConfig(model=model, images=["-"]))
 
     for name in ("c.yaml", "c.txt", "m.onnx", "c.safetensors", "model.json"):
         (tmp_path / name).symlink_to("/dev/zero")
@@ -101,8 +101,8 @@ def test_a_link_to_a_device_is_no_class_file_model_or_settings(tmp_path: Path) -
         (load_text_classifier, "c.safetensors"),
         (lambda path: load_description(str(tmp_path)), "model.json"),
         (lambda path: read_yaml(TrainConfig, path), "c.yaml"),
-        (predict, "m.onnx"),
-        (predict, "pipe.onnx"),
+        (classify, "m.onnx"),
+        (classify, "pipe.onnx"),
     ]
     for read, name in readers:
         with pytest.raises((ValueError, OSError)) as error:

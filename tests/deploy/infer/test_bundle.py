@@ -15,39 +15,39 @@ from must.evaluation.result import Model, write_metrics
 from must.method.answers.estimate import Abstention
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import Selection
-from tests.common import ended
+from tests.common import ended, read_csv
 from tests.data.shards.test_shard_gcs import upload
-from tests.deploy.predict.test_predict_shards import preset_rows
 from tests.evaluation.measured import MEASURED
 
 
-def label(model, shards, output, **options):
-    values = {"model": str(model), "shards": shards, "output": str(output), "workers": 1, "top_k": 2}
-    return predict(PredictConfig(**values | options))
+def label(model, images, output):
+    """Numbers of images; each image's row of the CSV file."""
+    counts = predict(PredictConfig(model=str(model), images=[str(images)], output=str(output), top_k=2))
+    with storage.local_copy(output) as path:
+        return counts, {row.pop("image").removeprefix(f"{images}/"): row for row in read_csv(path)}
 
 
-def test_a_folder_of_shards(digits, exported, tmp_path):
-    """With two processes that decode beside torch."""
-    label(exported[1], digits.shards, tmp_path / "onnx")
-    label(digits.adapted, digits.shards, tmp_path / "torch", workers=2)
-    for ours, theirs in zip(preset_rows(tmp_path / "torch"), preset_rows(tmp_path / "onnx"), strict=True):
-        assert (ours["key"], ours["source"]) == (theirs["key"], theirs["source"])
-        assert abs(ours["probability"] - theirs["probability"]) < 1e-5
-        assert ours["class"] == theirs["class"] or theirs["margin"] < 1e-4
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "torch").glob("*.parquet")}
-    assert label(digits.adapted, digits.shards, tmp_path / "torch") == {"images": 270, "unreadable": 0}
-    assert {path: path.stat().st_mtime_ns for path in before} == before, "all files were there"
-    with pytest.raises(ValueError, match=r"run\.json is of another run: its model_sha256"):
-        label(digits.zero_shot, digits.shards, tmp_path / "torch")
+def test_rows_are_those_of_its_onnx_file(digits, exported, tmp_path):
+    counts, rows = label(digits.adapted, digits.images, tmp_path / "torch.csv")
+    assert counts == {"images": len(rows), "unreadable": 0} and len(rows) > 120
+    others = label(exported[1], digits.images, tmp_path / "onnx.csv")[1]
+    assert rows.keys() == others.keys()
+    for name, ours in rows.items():
+        first, second = (float(others[name][column]) for column in ("probability", "probability_2"))
+        assert abs(float(ours["probability"]) - first) < 1e-5
+        assert ours["class"] == others[name]["class"] or first - second < 1e-4
 
 
-def test_a_bundle_and_shards_in_a_bucket(digits, bucket_server, tmp_path):
+def test_bundle_images_and_table_in_a_bucket_that_fails_now_and_then(digits, bucket_server, tmp_path):
     """A damaged file is named as the user named it."""
-    for name in ("adapted", "shards"):
-        upload(Path(getattr(digits, name)), f"{bucket_server.uri}/{name}")
-    label(f"{bucket_server.uri}/adapted", f"{bucket_server.uri}/shards", tmp_path / "theirs", split="test")
-    label(digits.adapted, digits.shards, tmp_path / "here", split="test")
-    assert preset_rows(tmp_path / "theirs") == preset_rows(tmp_path / "here")
+    upload(Path(digits.adapted), f"{bucket_server.uri}/adapted")
+    upload(digits.images / "test", f"{bucket_server.uri}/test")
+    bucket_server.faults.plan = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
+    places = (f"{bucket_server.uri}/{name}" for name in ("adapted", "test", "found.csv"))
+    found = label(*places)
+    bucket_server.faults.plan = []
+    assert bucket_server.faults.done["503"] and bucket_server.faults.done["cut"]
+    assert found == label(digits.adapted, digits.images / "test", tmp_path / "here.csv")
     storage.write_bytes(f"{bucket_server.uri}/adapted/model.safetensors", b"\xff" * 100)
     with pytest.raises(ValueError, match=f"^{bucket_server.uri}/adapted/model.safetensors: is damaged"):
         predict(PredictConfig(model=f"{bucket_server.uri}/adapted", images=["-"]))

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from must.config import PredictConfig
-from must.deploy.predict.images import predict_images
+from must.deploy.infer.predict import predict
 from must.deploy.predict.session import OnnxClassifier
 from must.deploy.predict.writer import Prediction, open_writer
 from tests.common import one_line
@@ -80,7 +80,7 @@ def test_the_terminal_shows_no_raw_name(exported, digits, tmp_path, capsys):
     zero = next((digits.images / "test/zero").glob("*.png"))
     shutil.copy(zero, tmp_path / f"{ESCAPE}.png")
     (tmp_path / "cut\x1b[31m.png").write_bytes(zero.read_bytes()[:60])
-    predict_images(PredictConfig(model=str(exported[1]), images=[str(tmp_path)]))
+    predict(PredictConfig(model=str(exported[1]), images=[str(tmp_path)]))
     with open_writer("") as write:
         write(HOSTILE)
     shown, warnings = capsys.readouterr()

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
-import pyarrow.parquet as pq
 import pytest
 
 import must
 from must.api.cli import main
+from must.base.storage import UnreachableError
 from must.config import EvaluateConfig, PredictConfig
-from must.deploy.predict.images import predict_images
+from must.deploy.infer.predict import predict
 from must.deploy.predict.session import ABSTENTION, OnnxClassifier, threshold
 from must.evaluation.evaluate import evaluate
 from tests.common import one_line, read_csv
@@ -35,7 +35,7 @@ def expected(digits, tmp_path_factory):
 
 def test_every_image_gets_the_class_that_evaluate_gave_it(digits, exported, tmp_path, expected):
     images, output = digits.images / "test", tmp_path / "found.csv"
-    counts = predict_images(PredictConfig(model=str(exported[1]), images=[str(images)], output=str(output)))
+    counts = predict(PredictConfig(model=str(exported[1]), images=[str(images)], output=str(output)))
     found = {str(row["image"]).removeprefix(f"{images}/"): row for row in read_csv(output)}
     assert counts == {"images": 120, "unreadable": 0} and found.keys() == expected.keys()
     for name, row in found.items():
@@ -66,7 +66,7 @@ def test_a_bad_image_is_one_line_and_stops_nothing(digits, exported, tmp_path, c
     os.mkfifo(tmp_path / "pipe.png")
     model, output = str(exported[1] / "model.onnx"), tmp_path / "out.jsonl"
     images = [str(tmp_path / name) for name in ("in", "missing.png", "pipe.png")]
-    counts = predict_images(PredictConfig(model=model, images=images, output=str(output), top_k=3))
+    counts = predict(PredictConfig(model=model, images=images, output=str(output), top_k=3))
     assert counts == {"images": 3, "unreadable": 5}
     *warnings, last = capsys.readouterr().err.splitlines()
     assert len(warnings) == 5 and any("cut.png" in line for line in warnings)
@@ -99,14 +99,17 @@ def test_a_model_whose_answers_are_nothing_is_one_line(exported, tmp_path, const
         OnnxClassifier(tmp_path / "model.onnx")(np.zeros((1, 32, 32, 3), np.uint8))
 
 
-def test_nothing_readable_is_the_users_error_and_leaves_no_file(exported, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no image")
+def test_nothing_readable_is_the_users_error_and_leaves_no_file(exported, tmp_path, capsys):
+    for name in ("bad.png", "photos.tar"):
+        (tmp_path / name).write_bytes(b"no image")
     output = tmp_path / "out.csv"
-    for name in ("bad.png", "nowhere/*.png", "none.png"):
-        config = PredictConfig(model=str(exported[1]), images=[str(tmp_path / name)], output=str(output))
+    for name in ("photos.tar", "nowhere/*.png", "none.png"):
+        images = [str(tmp_path / "bad.png"), str(tmp_path / name)]
+        config = PredictConfig(model=str(exported[1]), images=images, output=str(output))
         with pytest.raises(ValueError, match="none of the images could be read"):
-            predict_images(config)
+            predict(config)
     assert not output.exists() and not list(tmp_path.glob(".tmp*"))
+    assert "photos.tar: is an archive; unpack it, or label shards of it: `must shard`" in capsys.readouterr().err
 
 
 def test_a_folder_is_seen_as_must_shard_sees_it(digits, exported, tmp_path, capsys):
@@ -125,7 +128,7 @@ def test_a_folder_is_seen_as_must_shard_sees_it(digits, exported, tmp_path, caps
     assert found.skipped == {"hidden": 1, ".txt": 1}
     assert must.shard(source=folder, output=tmp_path / "shards", max_rejected=1).splits == {"train": len(found)}
     capsys.readouterr()
-    predict_images(PredictConfig(model=str(exported[1]), images=[str(folder)]))
+    predict(PredictConfig(model=str(exported[1]), images=[str(folder)]))
     said = capsys.readouterr().err.splitlines()
     assert said == [f"{folder}/gone.png: symbolic link to nowhere", "other files, not read: 1 .txt, 1 hidden"]
 
@@ -146,6 +149,38 @@ def test_globs_and_names_or_a_picture_on_standard_input(digits, exported, monkey
     with pytest.raises(SystemExit, match="2"):
         given(b"")
     assert "-: standard input holds neither names nor a picture" in capsys.readouterr().err
+
+
+def test_a_bucket_that_does_not_answer_is_no_fault_of_its_images(digits, exported, tmp_path, monkeypatch):
+    """Else a table without most of the images would look complete."""
+
+    def read(uri):
+        raise UnreachableError(f"{uri}: the server could not be reached")
+
+    monkeypatch.setattr("must.deploy.predict.images.storage.read_bytes", read)
+    images, output = [str(digits.images / "test/zero")], tmp_path / "out.csv"
+    with pytest.raises(UnreachableError):
+        predict(PredictConfig(model=str(exported[1]), images=images, output=str(output)))
+    assert not output.exists()
+    with pytest.raises(UnreachableError):
+        must.load(exported[1])(images)
+
+
+def test_wrong_parameters_are_one_line(exported, tmp_path):
+    ours = {"model": str(exported[1]), "images": ["-"], "output": str(tmp_path / "out.csv")}
+    (tmp_path / "foreign.onnx").write_bytes(b"no model")
+    for changes, message in (
+        ({"abstain": 1.5}, "--abstain must be from 0 to 1"),
+        ({"abstain": -0.5}, "or -1, for the threshold in the model"),
+        ({"images": []}, "no image given"),
+        ({"top_k": 0}, "at least 1"),
+        ({"output": str(tmp_path / "out.parquet")}, "the name must end in .csv or .jsonl"),
+        ({"images": [f"{tmp_path}/no.tar"]}, "no.tar: no such file"),
+        ({"model": str(tmp_path / "foreign.onnx")}, "onnxruntime cannot read it"),
+    ):
+        with one_line(message):
+            predict(PredictConfig(**ours | changes))
+    assert not (tmp_path / "out.csv").exists()
 
 
 @pytest.fixture(scope="module")
@@ -174,16 +209,6 @@ def test_abstaining_is_said_everywhere(calibrated, digits, tmp_path, capsys):
     rows = read_csv(tmp_path / "p.csv")
     assert [row["abstained"] == "1" for row in rows] == unsure
     assert all((row["class"] == row["class_2"] == "") == (row["abstained"] == "1") for row in rows)
-    capsys.readouterr()
-    flags = [f"--shards={digits.shards}", "--split=test", f"--output={tmp_path}", "--top-k=2", "--workers=1"]
-    main(["predict", "--model", calibrated, *flags, "--abstain=-1"])
-    run = json.loads((tmp_path / "predictions.json").read_text())
-    assert (run["abstain"], run["abstained"]) == (0.8, sum(unsure)) and 0 < run["coverage"] < 1
-    assert f"{100 * run['coverage']:.1f}% of those that could be read have a class" in capsys.readouterr().out
-    rows = [row for path in tmp_path.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
-    assert sum(row["abstained"] for row in rows) == sum(unsure) and sum(run["classes"].values()) == unsure.count(False)
-    for row in rows:
-        assert (row["class"] is row["class_2"] is None) == row["abstained"] == (row["probability"] < 0.8)
     must.predict(model=calibrated, images=images, top_k=2, abstain=-1, output=str(tmp_path / "p.jsonl"))
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [line["class"] for line in lines] == names
