@@ -4,7 +4,7 @@ import glob
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -81,12 +81,18 @@ def classify(
     read: Callable[[Any], tuple[np.ndarray | None, str]],
     options: Options,
 ) -> Iterator[Prediction | Unreadable]:
-    """Predictions in the order of the images, a batch at a time. `images`: pairs of a name and an argument for `read`,
-    which returns (uint8 [S, S, 3], "") or (None, the reason) and is called in threads."""
+    """Predictions in the order of the images, a batch at a time; the next one is read meanwhile. `images`: pairs of a
+    name and an argument for `read`, which returns (uint8 [S, S, 3], "") or (None, reason) and is called in threads."""
     remaining = iter(images)
     with ThreadPoolExecutor() as pool:
-        while batch := list(islice(remaining, options.batch_size)):
-            pixels, reasons = zip(*pool.map(lambda pair: read(pair[1]), batch), strict=True)
+
+        def start_batch() -> list[tuple[str, Future[tuple[np.ndarray | None, str]]]]:
+            return [(name, pool.submit(read, value)) for name, value in islice(remaining, options.batch_size)]
+
+        following = start_batch()
+        while batch := following:
+            following = start_batch()
+            pixels, reasons = zip(*(future.result() for _, future in batch), strict=True)
             readable = [picture for picture in pixels if picture is not None]
             rows = zip(*classifier(np.stack(readable)), strict=True) if readable else iter(())
             for (name, _), picture, reason in zip(batch, pixels, reasons, strict=True):
