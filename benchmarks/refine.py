@@ -42,7 +42,8 @@ def main() -> None:
     values = vectors.to(device).float()
     nearest(values)
     lap = time.perf_counter()
-    refined = refine_pool(pool, torch.eye(256)[:, : options.classes], Answers(answers, answers), device, 10_000, 0.05)
+    known = Answers(answers, answers, np.zeros(len(pool.numbers), np.int64))
+    refined = refine_pool(pool, torch.eye(256)[:, : options.classes], known, device, 10_000, 0.05)
     if options.device != "cpu":
         torch.cuda.synchronize()
         memory = torch.cuda.max_memory_allocated() / 1e9

@@ -8,6 +8,9 @@ import pytest
 
 import must
 from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts
+from must.data.format.index import load_index
+from must.data.shards.history import read_hashes
+from must.method.answers.population import record_population
 from tests.once import made_once
 
 PHOTOS, MORE = 40, 10
@@ -49,6 +52,8 @@ def answer(work, photos, labels, sampled="coverage"):
     ]
     (work / "review").mkdir(exist_ok=True)
     (work / "review/answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    shards = str(work / "shards")
+    record_population(str(work / "review"), read_hashes(shards, load_index(shards), "train"))
 
 
 def labels(work):

@@ -16,10 +16,12 @@ from must.config import RefineConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.loading.reader import ShardReader
 from must.data.shards.build import shard
+from must.data.shards.history import read_hashes
 from must.evaluation.evaluate import evaluate
 from must.evaluation.result import parse_metrics
 from must.evaluation.table import text_table
 from must.method.answers.answers_file import append
+from must.method.answers.population import record_population
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import get_preprocess
@@ -151,6 +153,7 @@ def refined(digits, tmp_path_factory):
     pictures = [reader.description(number) for number in range(0, 140, 2)]
     lines = [{"sha256": one["sha256"], "label": one["label"], "sampled": "random"} for one in pictures]
     append(folder / "answers.jsonl", *lines)
+    record_population(str(folder), read_hashes(digits.shards, reader.index, "train"))
     places = {"shards": digits.shards, "classifier": digits.classifier, "answers": str(folder)}
     places |= {"model": str(folder / "model"), "output": str(folder / "labels")}
     summary = refine(RefineConfig(**places, workers=0, device="cpu"))

@@ -22,7 +22,9 @@ from must.base.parameters import require
 from must.base.processes import cores
 from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
+from must.data.shards.history import read_hashes
 from must.method.answers.answers_file import read_answers
+from must.method.answers.population import find_batches, read_population, record_population, shorten
 from must.method.answers.review import (
     FIRST_IMAGES,
     IMAGES_FILE,
@@ -151,6 +153,8 @@ def compute_reviews(
     with init_distributed(config.device, timeout=600) as process:
         require(process.size == 1, "must review runs in one process")
         source = EvalSource.open(config, get_preprocess(bundle.description))
+        hashes = read_hashes(config.shards, source.index, config.split)
+        record_population(config.output, hashes)
         source = subsample(source, max(100, min(config.images, MOST_PROBABILITIES // len(classes))))
         model, memory = bundle.model, bundle.memory
         whitening = (memory.tokens, memory.embedding) if memory else fit_whitening(model, source, process.device)
@@ -158,6 +162,8 @@ def compute_reviews(
         first = set[int]()
         if not saved and len(every) > 2 * FIRST_IMAGES:
             first = set(np.random.default_rng(config.seed).choice(every, FIRST_IMAGES, replace=False).tolist())
+            has_answer = np.isin(hashes, shorten(read_answers(config.output)))
+            first |= {*every} & {*np.flatnonzero(has_answer).tolist()}
         parts = [part for part in (sorted(first), [number for number in every if number not in first]) if part]
         for part in parts:
             source.numbers = part
@@ -165,7 +171,8 @@ def compute_reviews(
             others = (zero_shot.model,)
             pools.append(read_pool(model, source, process.device, others, partial(next, progress), whitening))
             saved, images = make_review(config, source, classes, weights, join_pools(pools), saved)
-            if part is parts[-1]:
+            saved = replace(saved, complete=part is parts[-1])
+            if saved.complete:
                 answered = {*read_answers(config.output)} | {p.sha256 for p in saved.pictures[: SCHEDULE.random_first]}
                 saved = replace(saved, coverage=coverage_order(saved, images, answered))
             yield saved, images
@@ -201,9 +208,11 @@ def make_review(
             tuple(features.numbers[similar[index, :SIMILAR_SHOWN]].tolist()),
         )  # fmt: skip
         pictures.setdefault(sha256, picture)
+    batches = find_batches(read_population(config.output), shorten(pictures)).tolist()
+    drawn = [replace(picture, batch=batch) for picture, batch in zip(pictures.values(), batches, strict=True)]
     review = Review(
         model_sha256=weights, shards=config.shards, index_sha256=source.index.sha256, split=config.split,
-        classes=list(classes), images=len(features.numbers), pictures=list(pictures.values()), coverage=[],
+        classes=list(classes), images=len(features.numbers), complete=False, pictures=drawn, coverage=[],
     )  # fmt: skip
     return review, images
 

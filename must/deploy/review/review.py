@@ -156,7 +156,15 @@ def open_browser(url: str) -> None:
 
 
 def summarize(config: ReviewConfig, session: Session) -> str:
-    """What the answers measure, and the next commands. Also writes relabelled.csv."""
+    """What the answers measure, and the next commands. Also writes relabelled.csv, once all images were looked at."""
+    lines = [session.review.text(session.measuring)]
+    if session.review.complete:
+        lines.append(write_relabelled(config, session))
+    return "\n".join([*lines, *(next_lines(config) if session.answers else [])])
+
+
+def write_relabelled(config: ReviewConfig, session: Session) -> str:
+    """Returns a line about the file."""
     rows = [["image", "model", "label", "who", "when", "sha256"]]
     for picture, answer in session.review.relabelled(session.answers):
         model = session.review.classes[picture.classes[MODEL]]
@@ -164,8 +172,7 @@ def summarize(config: ReviewConfig, session: Session) -> str:
         rows.append([*map(cell, texts), picture.sha256])
     file = storage.join(config.output, RELABELLED)
     storage.write_bytes(file, format_csv(rows))
-    other = f"{counted(len(rows) - 1, 'picture')} to which people give another class than the model: {file}"
-    return "\n".join([session.review.text(session.answers), other, *(next_lines(config) if session.answers else [])])
+    return f"{counted(len(rows) - 1, 'picture')} to which people give another class than the model: {file}"
 
 
 def next_lines(config: ReviewConfig) -> list[str]:

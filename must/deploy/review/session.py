@@ -55,6 +55,8 @@ class Session:
             self.by_sha256 = {picture.sha256: picture for picture in self.pictures.values()}
             history = answers_file.read_history(str(self.path.parent), review.classes)
             self.history = {sha256: answers for sha256, answers in history.items() if sha256 in self.by_sha256}
+            answers = review.answers(str(self.path.parent))  # also those whose class is gone: they are asked again
+            self.outdated = {sha256: answer for sha256, answer in answers.items() if sha256 not in self.history}
             self.update_effect()
 
     def act(self, action: str, page: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -69,6 +71,11 @@ class Session:
         """sha256 -> the answer that counts."""
         return {sha256: answers[-1] for sha256, answers in self.history.items() if answers}
 
+    @property
+    def measuring(self) -> dict[str, Answer]:
+        """As `answers`, with the outdated ones."""
+        return self.outdated | self.answers
+
     def update_effect(self) -> None:
         if self.effect is not None:
             pictures, labels = self.review.truth(self.answers)
@@ -79,7 +86,7 @@ class Session:
         """The progress that the page shows. `gain`: in points with its interval; None without random answers."""
         effect = self.effect.text() if self.effect is not None else ""
         answers = self.answers
-        measured = self.review.measured(answers)
+        measured = self.review.measured(self.measuring)
         batches = self.find_batches(page, request)
         times = [(sha256, when) for when, sha256s in batches.items() for sha256 in sha256s]
         recent = [sha256 for sha256, when in times if answers[sha256].when == when]
@@ -88,7 +95,7 @@ class Session:
             "of": len(self.review.pictures),
             "verdict": measured.verdict if measured else "",
             "gain": [100 * end for end in measured.gain] if measured else None,
-            "text": f"{self.review.text(answers)} {effect}".strip(),
+            "text": f"{self.review.text(self.measuring)} {effect}".strip(),
             "undo": bool(batches),
             "recent": [
                 {"number": self.by_sha256[sha256].number, "answer": format_answer(answers[sha256])}
@@ -264,14 +271,14 @@ class Session:
     def end(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The summary of the answers: rows of (kind of labels, accuracy, its interval), changed labels, commands;
         of the refined labels before any answer, which can be taken unseen, and a row for each class."""
-        state, measured = self.state(page, request), self.review.measured(self.answers)
+        state, measured = self.state(page, request), self.review.measured(self.measuring)
         rows = []
         if measured and measured.refined:
             rows = [
                 ["zero-shot", *measured.zero_shot], ["the model", *measured.model],
                 ["refined labels, without answers", *measured.refined],
             ]  # fmt: skip
-        accepted, of_classes = self.review.accepted(self.answers)
+        accepted, of_classes = self.review.accepted(self.measuring)
         return {
             "state": state, "rows": rows, "measured": measured.answers if measured else 0,
             "accepted": accepted.text() if accepted else "", "classes": of_classes, "lights": LIGHTS,

@@ -133,4 +133,4 @@ def describe_answers(measured: AccuracyEstimate) -> str:
     before, after = measured.zero_shot.value, (measured.with_answers or measured.model).value
     images = measured.answers
     right = f"{count_of(after, images, before)} images are right, with zero-shot {count(before, images, after)}"
-    return f"By {counted(images, 'answer')}, {right}."
+    return f"By {counted(images, 'answer')}, {right}{measured.limit}."

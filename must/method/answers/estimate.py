@@ -10,7 +10,8 @@ images are a large part of all (hypergeometric). An image of none of the classes
 
 At most `risk` of the accepted labels is wrong with a probability of 95%, provided that
 
-- answered images differ from the others only by chance: they were drawn at random, and few others have an answer;
+- answered images differ from the others only by chance: they were drawn from them at random (population.py), and few
+  others have an answer;
 - labels with all answers are right at least as often, at the same rank, as those that are tested: an
   answered image's label and rank are those without its own answer, by cross-validation;
 - the number of answers does not depend on this result: who stops as soon as labels are accepted is wrong more often.
@@ -49,7 +50,8 @@ class Share(NamedTuple):
 class AccuracyEstimate:
     """Accuracies on the answered images. `model`: before any answer; `refined`: of its refined labels; `with_answers`:
     with the answers in it, by cross-validation. `gain`: over the zero-shot model, paired, of the model with answers if
-    there is one, else of the model."""
+    there is one, else of the model. `added`: images that were added after these were drawn, which nothing is said
+    about."""
 
     answers: int
     zero_shot: Share
@@ -57,6 +59,7 @@ class AccuracyEstimate:
     gain: Share
     refined: Share | None = None
     with_answers: Share | None = None
+    added: int = 0
 
     @classmethod
     def from_correct(
@@ -65,11 +68,12 @@ class AccuracyEstimate:
         model: np.ndarray,
         refined: np.ndarray | None = None,
         with_answers: np.ndarray | None = None,
+        added: int = 0,
     ) -> Self:
         """From bool [A]: whether each model is right about each answered image."""
-        others = (None if right is None else share(right) for right in (refined, with_answers))
+        first, second = (None if right is None else share(right) for right in (refined, with_answers))
         gain = difference(zero_shot, model if with_answers is None else with_answers)
-        return cls(len(model), share(zero_shot), share(model), gain, *others)
+        return cls(len(model), share(zero_shot), share(model), gain, first, second, added)
 
     @property
     def verdict(self) -> str:
@@ -89,7 +93,12 @@ class AccuracyEstimate:
         shares = [f"{name} {part.value:.1%} ({part.low:.0%} to {part.high:.0%})" for name, part in parts if part]
         gain = f"gain of {parts[3][0] if self.with_answers else parts[1][0]} {100 * self.gain.value:+.1f} points"
         between = f"({100 * self.gain.low:+.1f} to {100 * self.gain.high:+.1f})"
-        return f"{counted(self.answers, 'answer')}: {', '.join(shares)}; {gain} {between}"
+        return f"{counted(self.answers, 'answer')}: {', '.join(shares)}; {gain} {between}{self.limit}"
+
+    @property
+    def limit(self) -> str:
+        """Which images the numbers say nothing about; '' if they are about all."""
+        return f"; not measured: {counted(self.added, 'image')} added after these were drawn" if self.added else ""
 
 
 def share(right: np.ndarray) -> Share:
@@ -146,12 +155,16 @@ class Accepted:
     answers: int
     accepted: int | None = None
     threshold: float | None = None  # smallest confidence of an accepted label
+    added: int = 0  # images that were added after these were drawn; none of their labels is accepted
 
     def text(self) -> str:
         """One line."""
+        later = f" {counted(self.added, 'image')} added later: none." if self.added else ""
         wrong = f"at most {100 * self.risk:g} in 100 are wrong"
         if self.accepted is not None:
-            return f"{self.accepted:,} of {self.images:,} labels can be taken unseen: {wrong}, with 95% confidence."
+            return (
+                f"{self.accepted:,} of {self.images:,} labels can be taken unseen: {wrong}, with 95% confidence.{later}"
+            )
         if self.answers < (fewest := fewest_answers(self.risk)):
             return f"No labels can be taken unseen yet: at least {fewest} random answers must show that {wrong}."
         return f"No labels can be taken unseen: {self.answers:,} random answers do not show that {wrong}."
@@ -186,13 +199,14 @@ def find_ranks(confidence: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.sort(others), confidence, side="right") / max(1, len(others))
 
 
-def accept(risk: float, ranks: np.ndarray, correct: np.ndarray, confidence: np.ndarray) -> Accepted:
+def accept(risk: float, ranks: np.ndarray, correct: np.ndarray, confidence: np.ndarray, added: int = 0) -> Accepted:
     """The largest set that passes.
 
     Args:
         ranks: float [A], as of `find_ranks`, by labels without the image's own answer.
         correct: bool [A], whether these labels are right.
         confidence: float [N], of the final labels.
+        added: images that the answers say nothing about, beside these.
     """
     answers, label_ranks = len(ranks), find_ranks(confidence, confidence)
     steps = []
@@ -206,9 +220,9 @@ def accept(risk: float, ranks: np.ndarray, correct: np.ndarray, confidence: np.n
 
     last = find_last(steps, first_count(answers, risk), keeps)
     if not last or not len(confidence):
-        return Accepted(risk, len(confidence), answers)
+        return Accepted(risk, len(confidence), answers, added=added)
     threshold = float(confidence[label_ranks >= last.threshold].min())
-    return Accepted(risk, len(confidence), answers, last.labels, threshold)
+    return Accepted(risk, len(confidence), answers, last.labels, threshold, added)
 
 
 def error_tail(errors: int, answers: int, unseen: int, risk: float) -> float:

@@ -23,10 +23,11 @@ from must.base.text import counted
 from must.config.defaults import RISK
 from must.method.answers.answers_file import COVERAGE, RANDOM, Answer, read_answers
 from must.method.answers.estimate import Accepted, AccuracyEstimate, accept, describe_classes, find_ranks
+from must.method.answers.population import choose_measured
 
 REVIEW_FILE = "review.json"
 IMAGES_FILE = "review.safetensors"  # beside it, once features of all images were computed
-FORMAT = 3
+FORMAT = 4
 FIRST_IMAGES = 128  # images, drawn at random, for the first questions
 NO_CLASS = -1  # a picture that shows none of the classes
 ZERO_SHOT, MODEL, REFINED = range(3)  # positions in a picture's `classes`
@@ -57,7 +58,7 @@ Vectors = NDArray[np.float32]
 class Picture:
     """`number`: in the split; `classes`: class numbers of the zero-shot model, the model and the refined labels;
     `confidence`: the model's; `likely`: the classes by falling probability, ten at most; `similar`: numbers of the
-    most similar pictures."""
+    most similar pictures; `batch`: as of `find_batches`."""
 
     number: int
     image: str
@@ -66,6 +67,7 @@ class Picture:
     confidence: float
     likely: tuple[int, ...] = ()
     similar: tuple[int, ...] = ()
+    batch: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,7 @@ class Review:
     split: str
     classes: list[str]
     images: int  # among which the pictures were chosen
+    complete: bool  # false: these are the first images, and the others are still looked at
     pictures: list[Picture]  # in the order in which they are drawn at random
     coverage: list[int]  # numbers of pictures, in the order by coverage; empty until all images were looked at
     format: int = FORMAT
@@ -111,37 +114,55 @@ class Review:
         return review
 
     def answers(self, folder: str) -> dict[str, Answer]:
-        """sha256 -> the answer that counts, of this review's pictures."""
+        """sha256 -> the answer that counts, of this review's pictures. Those with a class that is no longer there are
+        left out, unless their pictures were drawn at random."""
         known = {picture.sha256 for picture in self.pictures}
-        return {sha256: answer for sha256, answer in read_answers(folder, self.classes).items() if sha256 in known}
+        return {
+            sha256: answer
+            for sha256, answer in read_answers(folder).items()
+            if sha256 in known and (answer.sampled == RANDOM or answer.label in {None, *self.classes})
+        }
 
-    def truth(self, answers: dict[str, Answer], drawn: bool = False) -> tuple[list[Picture], np.ndarray]:
-        """(the pictures with a sure answer, int64 [A] of their class numbers, NO_CLASS for none of the classes).
-        `drawn`: only answers about pictures that were drawn at random, as accuracies need. Skipped pictures are
-        ignored: people skip few, and "cannot tell" is not counted."""
+    def truth(self, answers: dict[str, Answer]) -> tuple[list[Picture], np.ndarray]:
+        """(the pictures with a sure answer, int64 [A] of their class numbers, NO_CLASS for none of the classes)."""
         pairs = [(picture, answers.get(picture.sha256)) for picture in self.pictures]
-        sure = [(picture, a) for picture, a in pairs if a and not a.unsure and (a.sampled == RANDOM or not drawn)]
-        labels = [NO_CLASS if answer.label is None else self.class_numbers[answer.label] for _, answer in sure]
+        sure = [(picture, answer) for picture, answer in pairs if answer and not answer.unsure]
+        labels = [self.class_numbers.get(answer.label or "", NO_CLASS) for _, answer in sure]
         return [picture for picture, _ in sure], np.array(labels, np.int64)
+
+    def drawn(self, answers: dict[str, Answer]) -> tuple[list[Picture], np.ndarray, list[Picture]]:
+        """(the pictures that were drawn at random and measure accuracies, their class numbers as of `truth`, all
+        pictures that they were drawn from). Skipped pictures are ignored: people skip few, and "cannot tell" is not
+        counted."""
+        pictures, labels = self.truth({s: answer for s, answer in answers.items() if answer.sampled == RANDOM})
+        rows = {picture.number: row for row, picture in enumerate(self.pictures)}
+        batches = np.array([picture.batch for picture in self.pictures], np.int64)
+        within, chosen = choose_measured(batches, np.array([rows[p.number] for p in pictures], np.int64))
+        kept = {self.pictures[row].number for row in chosen}
+        measuring = np.array([picture.number in kept for picture in pictures], bool)
+        population = [picture for picture, inside in zip(self.pictures, within, strict=True) if inside]
+        return [p for p, kept in zip(pictures, measuring, strict=True) if kept], labels[measuring], population
 
     def measured(self, answers: dict[str, Answer]) -> AccuracyEstimate | None:
         """Accuracies by the answers about pictures drawn at random; None if there are no such answers."""
-        pictures, labels = self.truth(answers, drawn=True)
+        pictures, labels, population = self.drawn(answers)
         if not pictures:
             return None
         right = np.array([picture.classes for picture in pictures]) == labels[:, None]
-        return AccuracyEstimate.from_correct(right[:, ZERO_SHOT], right[:, MODEL], right[:, REFINED])
+        added = len(self.pictures) - len(population)
+        return AccuracyEstimate.from_correct(right[:, ZERO_SHOT], right[:, MODEL], right[:, REFINED], added=added)
 
     def accepted(self, answers: dict[str, Answer]) -> tuple[Accepted | None, list[dict[str, Any]]]:
         """(which refined labels, before any answer, can be taken unseen, by answers about pictures drawn at random;
         None without any; the rows of `describe_classes`)."""
-        pictures, truth = self.truth(answers, drawn=True)
-        others = [picture for picture in self.pictures if picture.sha256 not in answers]
+        pictures, truth, population = self.drawn(answers)
+        others = [picture for picture in population if picture.sha256 not in answers]
         if not len(truth) or not others:
             return None, []
         judged, labels = (np.array([one.classes[REFINED] for one in part]) for part in (pictures, others))
         sure, confidence = (np.array([one.confidence for one in part]) for part in (pictures, others))
-        result = accept(RISK, find_ranks(sure, confidence), judged == truth, confidence)
+        added = len(self.pictures) - len(population)
+        result = accept(RISK, find_ranks(sure, confidence), judged == truth, confidence, added)
         accepted = None if result.threshold is None else confidence >= result.threshold
         return result, describe_classes(self.classes, labels, accepted, judged, truth)
 
@@ -151,7 +172,8 @@ class Review:
             return "No answers yet."
         measured, unsure = self.measured(answers), sum(answer.unsure for answer in answers.values())
         others = sum(answer.sampled != RANDOM and not answer.unsure for answer in answers.values())
-        parts = [f"{measured.text()}."] if measured else []
+        so_far = "" if self.complete else f"So far, by the first {counted(self.images, 'image')}: "
+        parts = [f"{so_far}{measured.text()}."] if measured else []
         if others:
             parts.append(f"{counted(others, 'answer')} for teaching only: not drawn at random.")
         if unsure:

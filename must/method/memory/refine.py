@@ -36,6 +36,7 @@ from must.method.answers.estimate import (
     describe_classes,
     find_ranks,
 )
+from must.method.answers.population import POPULATION_FILE, UNKNOWN, choose_measured, find_batches, read_population
 from must.method.answers.review import NO_CLASS
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
@@ -56,22 +57,25 @@ FOLDS = 5  # of the cross-validation on the answers drawn at random
 
 @dataclass(frozen=True)
 class Answers:
-    """{number in the split: class number, -1 for none of the classes}; `random`: those drawn at random."""
+    """{number in the split: class number, -1 for none of the classes}; `random`: those drawn at random, also with a
+    class that is no longer there, which is -1 too; `batches`: of all images of the split, as of `find_batches`."""
 
     known: dict[int, int]
     random: dict[int, int]
+    batches: np.ndarray
 
     def among(self, numbers: Iterable[int]) -> Answers:
         """Those about images with these numbers."""
         images = {int(number) for number in numbers}
-        parts = ({n: label for n, label in part.items() if n in images} for part in (self.known, self.random))
-        return Answers(*parts)
+        known, random = ({n: k for n, k in part.items() if n in images} for part in (self.known, self.random))
+        return Answers(known, random, self.batches)
 
 
 @dataclass(frozen=True)
 class Measured:
     """What A answers drawn at random say."""
 
+    images: np.ndarray  # bool [N], the images that they say it about
     accuracy: AccuracyEstimate
     accepted: Accepted
     abstention: Abstention | None  # None: no threshold
@@ -97,7 +101,8 @@ class Refined:
         """Bool [N]: labels that can be taken unseen, and those that people gave; None: nothing can be promised."""
         if self.measured is None or self.measured.accepted.threshold is None:
             return None
-        accepted = self.labels.confidence.numpy() >= self.measured.accepted.threshold
+        sure = self.labels.confidence.numpy() >= self.measured.accepted.threshold
+        accepted = sure & self.measured.images
         accepted[self.answered.numpy()] = True
         return accepted
 
@@ -246,25 +251,40 @@ def change_alpha(
 
 def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
     """The answers about images of the shards, which are known by their content. An answer with a class that is no
-    longer there is left out, and so is one about an image that is not in the shards."""
+    longer there teaches nothing; about a picture drawn at random it counts as none of the classes, as its image stays
+    part of the sample."""
     if not config.answers:
-        return Answers({}, {})
+        return Answers({}, {}, np.empty(0, np.int64))
     contents = read_hashes(config.shards, load_index(config.shards), config.split)
     numbers = {int(value): number for number, value in enumerate(contents)}
-    known, random, others = dict[int, int](), dict[int, int](), 0
+    known, random, gone, renamed = dict[int, int](), dict[int, int](), 0, 0
     for sha256, answer in read_answers(config.answers).items():
         number = numbers.get(int(sha256[:16], 16))
         if answer.unsure:
             continue
-        if number is None or (answer.label is not None and answer.label not in classes):
-            others += 1
+        if number is None:
+            gone += 1
             continue
-        known[number] = NO_CLASS if answer.label is None else classes.index(answer.label)
+        if answer.label is None or answer.label in classes:
+            known[number] = NO_CLASS if answer.label is None else classes.index(answer.label)
+        else:
+            renamed += 1
         if answer.sampled == RANDOM:
-            random[number] = known[number]
-    if others:
-        logger.info(f"{counted(others, 'answer')} left out: of images or classes that are no longer there")
-    return Answers(known, random)
+            random[number] = known.get(number, NO_CLASS)
+    if gone:
+        logger.info(f"{counted(gone, 'answer')} left out: of images that are no longer there")
+    if renamed:
+        logger.warning(
+            f"{counted(renamed, 'answer')} with a class that is no longer there: they teach nothing, and those drawn "
+            "at random count as wrong; if a class has another name now, write it into answers.jsonl"
+        )
+    batches = find_batches(read_population(config.answers), contents)
+    if random and (batches == UNKNOWN).all():
+        logger.warning(
+            f"{counted(len(random), 'answer')} drawn at random measure nothing: {POPULATION_FILE}, which `must review` "
+            "writes beside them, is not there"
+        )
+    return Answers(known, random, batches)
 
 
 def refine_pool(
@@ -297,16 +317,21 @@ def measure_answers(
     refined: Predicted,
     remember: Callable[[dict[int, int]], tuple[Memory, Propagated]],
     risk: float,
-) -> Measured:
+) -> Measured | None:
     """Accuracies on images that were drawn at random and answered: of zero-shot, of the model with its memory before
     any answer, and with answers, by cross-validation: an image's own answer is left out, as for a new image. So is it
-    from the labels that decide which of the `refined` ones are accepted. `remember`: known answers -> the memory."""
+    from the labels that decide which of the `refined` ones are accepted. `remember`: known answers -> the memory.
+    None: nothing is measured."""
     rows, truth = answer_rows(answers.random, pool.numbers)
+    images, chosen = choose_measured(answers.batches[pool.numbers.numpy()], rows.numpy())
+    if not len(chosen):
+        return None
+    truth, rows = truth[torch.isin(rows, torch.from_numpy(chosen))], torch.from_numpy(np.sort(chosen))
     model = predict_left_out(remember({})[0], pool, rows)
     labels, ranks = torch.empty_like(truth), np.empty(len(rows))
     with_answers = Predicted(torch.empty_like(truth), torch.empty(len(rows)))
-    others = torch.ones(len(pool.numbers), dtype=torch.bool)
-    others[answer_rows(answers.known, pool.numbers)[0]] = False
+    others = torch.from_numpy(images.copy())
+    others[answer_rows(answers.known | answers.random, pool.numbers)[0]] = False
     fold = torch.arange(len(rows)) % min(FOLDS, len(rows))
     for number in range(int(fold.max()) + 1):
         mine = rows[fold == number]
@@ -318,10 +343,13 @@ def measure_answers(
         labels[fold == number] = label[mine]
         ranks[(fold == number).numpy()] = find_ranks(confidence[mine].numpy(), confidence[others].numpy())
     right = [(one == truth).numpy() for one in (zero_shot.labels[rows], model.labels, with_answers.labels, labels)]
-    accuracy = AccuracyEstimate.from_correct(right[0], right[1], with_answers=right[2])
-    accepted = accept(risk, ranks, right[3], refined.confidence[others].numpy())
+    added = int((~images).sum())
+    accuracy = AccuracyEstimate.from_correct(right[0], right[1], with_answers=right[2], added=added)
+    accepted = accept(risk, ranks, right[3], refined.confidence[others].numpy(), added)
     unsure = abstention(risk, with_answers.confidence.numpy(), right[2], "answers")
-    return Measured(accuracy, accepted, None if unsure.threshold is None else unsure, labels.numpy(), truth.numpy())
+    return Measured(
+        images, accuracy, accepted, None if unsure.threshold is None else unsure, labels.numpy(), truth.numpy()
+    )
 
 
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined, trained: bool) -> bytes:

@@ -16,19 +16,23 @@ import torch
 from must.base import storage
 from must.config import EvaluateConfig, ExportConfig, RefineConfig
 from must.data.augment.normalize import normalize
+from must.data.format.index import load_index
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.loading.reader import ShardReader
+from must.data.shards.history import read_hashes
 from must.deploy.export.export import export, measured_abstention
 from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import append, hash_answers
+from must.method.answers.population import POPULATION_FILE, record_population
 from must.method.memory import refine as refine_module
 from must.method.memory.alpha import best_candidate, interpolate
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import MemoryFacts, get_preprocess, load_description
 from tests.data.shards.test_shard import tree
+from tests.evaluation.digits import digits as digits_once
 from tests.method.memory.remembering import unlabeled_digits
 from tests.method.train import lives
 from tests.method.train.lives import same
@@ -122,11 +126,18 @@ def test_a_trained_model_gets_its_memory_in_place(digits, tmp_path):
     assert after.selection.alpha == 1 and after.selection.check.images == 150 and not after.selection.check.warnings
 
 
-def answered(folder, pictures, say=lambda label: label, sampled="random"):
-    folder.mkdir()
-    lines = [{"image": name, "sha256": sha256, "label": say(own), "sampled": sampled} for name, sha256, own in pictures]
-    append(folder / "answers.jsonl", *lines, {"image": "gone", "sha256": "0" * 64, "label": "one", "sampled": sampled})
+def answered(folder, pictures, say=lambda label: label, sampled="random", shards=""):
+    folder.mkdir(exist_ok=True)
+    shards = shards or digits_once().shards
+    record_population(str(folder), read_hashes(shards, load_index(shards), "train"))
+    lines = answer_lines((name, sha256, say(own)) for name, sha256, own in pictures)
+    gone = {"image": "gone", "sha256": "0" * 64, "label": "one"}
+    append(folder / "answers.jsonl", *(line | {"sampled": sampled} for line in (*lines, gone)))
     return str(folder)
+
+
+def answer_lines(pictures):
+    return [{"image": n, "sha256": sha256, "label": label, "sampled": "random"} for n, sha256, label in pictures]
 
 
 def test_answered_images_keep_their_answer_and_similar_ones_learn_from_it(digits, truth, tmp_path, capsys):
@@ -162,10 +173,38 @@ def test_true_answers_improve_the_other_labels_and_what_they_measure_is_recorded
     assert 0.5 < measured.with_answers.value < 1, "by cross-validation: an image's own answer is left out"
 
 
+def test_answers_measure_only_the_images_that_they_were_drawn_from(digits, truth, tmp_path, capsys):
+    """Of 150 images, 60 are recorded: the others were added later."""
+    answers, contents = tmp_path / "review", [int(sha256[:16], 16) for _, sha256, _ in truth]
+    answers.mkdir()
+    record_population(str(answers), np.array(contents[:60], np.uint64))
+    append(answers / "answers.jsonl", *answer_lines(truth[:30]))
+    summary, rows = run(digits, tmp_path, answers=str(answers), risk=0.5)
+    shown, added = capsys.readouterr().out, {name for name, *_ in truth[60:]}
+    assert "not measured: 90 images added after these were drawn" in shown and "90 images added later: none." in shown
+    assert summary["accepted"]["images"] == 30 and selection(tmp_path).measured.added == 90
+    assert {row["accepted"] for row in rows if row["image"] in added} == {"false"}
+    (answers / POPULATION_FILE).unlink()
+    assert run(digits, tmp_path, answers=str(answers))[0]["accepted"] is None
+    shown = capsys.readouterr()
+    assert "30 answers drawn at random measure nothing: population.npy" in shown.out + shown.err
+
+
+def test_images_of_a_class_that_is_gone_stay_in_the_sample_and_count_as_wrong(digits, truth, tmp_path, capsys):
+    answers = answered(tmp_path / "review", truth[:40], lambda label: "gone" if label == "one" else label)
+    gone = sum(label == "one" for *_, label in truth[:40])
+    summary, _ = run(digits, tmp_path, answers=answers)
+    measured, shown = selection(tmp_path).measured, capsys.readouterr()
+    assert (summary["answers"], measured.answers) == (40 - gone, 40) and gone
+    assert measured.with_answers.value <= 1 - gone / 40
+    assert f"{gone} answers with a class that is no longer there: they teach nothing" in shown.out + shown.err
+
+
 def test_labels_that_can_be_taken_unseen_are_marked(digits, many, tmp_path, capsys):
     reader = ShardReader(many[0], "train")
     rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500)[:240].tolist()]
-    answers = answered(tmp_path / "review", [(row["source"], row["sha256"], many[1][row["source"]]) for row in rows])
+    pictures = [(row["source"], row["sha256"], many[1][row["source"]]) for row in rows]
+    answers = answered(tmp_path / "review", pictures, shards=many[0])
     summary, rows = run(digits, tmp_path, shards=many[0], answers=answers)
     asked = {line["image"] for line in map(json.loads, (tmp_path / "review/answers.jsonl").read_text().splitlines())}
     others = [row for row in rows if row["image"] not in asked]
