@@ -59,7 +59,6 @@ FIRST = [
         "pipeline/test_cluster.py",
         "pipeline/test_run.py",
         "docs/test_walk.py",
-        "pipeline/test_answers.py",
         "release/test_wheel.py",
         "components/test_outliving.py",
         "method/model/test_full_size.py",

@@ -35,8 +35,9 @@ def adapt(place, classes=list(CLASSES), **changes):  # noqa: B006
 
 
 def checksums(folder):
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    """Of all files; a folder has none."""
+    paths = {str(path.relative_to(folder)): path for path in folder.rglob("*")}
+    return {name: path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()}
 
 
 def weights(work):

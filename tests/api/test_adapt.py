@@ -20,7 +20,7 @@ from must.data.augment.normalize import normalize
 from must.method.model.bundle import load_bundle
 from must.method.model.description import get_preprocess
 from tests.api.conftest import PROMPTS
-from tests.common import ended, one_line, read_csv
+from tests.common import read_csv
 from tests.evaluation.digits import decode_pixels
 
 SETTINGS = {"train": "yes", "preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu"}
@@ -92,25 +92,6 @@ def test_open_clips_model_ranks_as_the_bundle_does(adapted, digits):
 @pytest.mark.slow
 def test_it_exports(adapted, tmp_path):
     assert Path(adapted.export(tmp_path / "onnx", images=20).model).exists()
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"classes": ["one"]}, "needs at least two classes"),
-        ({"classes": 3}, "expected a list of names, a dictionary, or a file"),
-        ({"classes": ["a", object()]}, "class 2 is .*, which is no name"),
-        ({"classes": {"a": 5, "b": "a b"}}, "the prompts of class 'a' must be a list of strings"),
-        ({"classes": {"a": ["an a", 5], "b": "a b"}}, "the prompts of class 'a' must be a list of strings"),
-        ({"images": []}, "images: there are none"),
-        ({"images": 3}, "int is none of those known"),
-        ({"images": [Image.new("L", (8, 8)), "x", 3]}, "images: number 1: .*No such file"),
-    ],
-)
-def test_the_users_mistakes_are_one_line_and_leave_nothing(digits, tmp_path, changes, message):
-    with one_line(message):
-        must.adapt(**inputs(digits, tmp_path / "work", **changes))
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_numpys_texts_are_names_and_prompts(tmp_path):
@@ -219,11 +200,6 @@ def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsy
     shown = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in shown] == ["model:", "labels:", "report:", "names:", "names:", "names:", "and"]
     assert shown[-2:] == ["names: finding 2 (a?.png, b.png)", "and 2 more in the report"]
-    for arguments, message in (
-        ([str(digits.images), "--images", "other"], "--images: is given twice"),
-        (["--images", str(digits.images), "--epochs", "3", "--settings", "epochs=3"], "--epochs: is given twice"),
-    ):
-        assert message in ended(capsys, 2, cli.main, ["adapt", *arguments, *line])
 
 
 def test_a_misspelt_input_may_be_corrected_in_the_same_folder(digits, tmp_path):

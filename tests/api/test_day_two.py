@@ -154,6 +154,14 @@ def wrong_labels(place, names):
 
 
 MISTAKES = {
+    "one class": (lambda _: {"classes": ["one"]}, "needs at least two classes"),
+    "a number": (lambda _: {"classes": 3}, "expected a list of names, a dictionary, or a file"),
+    "no name": (lambda _: {"classes": ["a", object()]}, "class 2 is .*, which is no name"),
+    "no list": (lambda _: {"classes": {"a": 5, "b": "a b"}}, "the prompts of class 'a' must be a list of strings"),
+    "no text": (lambda _: {"classes": {"a": ["an a", 5], "b": "a"}}, "the prompts of class 'a' must be a list of str"),
+    "no images": (lambda _: {"images": []}, "images: there are none"),
+    "no kind": (lambda _: {"images": 3}, "int is none of those known"),
+    "a name": (lambda _: {"images": [Image.new("L", (8, 8)), "x", 3]}, "images: number 1: .*No such file"),
     "few": (lambda place: {"images": write_photos(place / "few", range(3))}, "too few images .3.; at least 11"),
     "empty": (lambda place: {"images": write_photos(place / "none", ())}, "images .*none: "),
     "arrays": (lambda place: {"images": [np.zeros((8, 8, 3), np.uint8)] * 12 + [3]}, "images: number 12: int is no"),

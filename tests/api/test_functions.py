@@ -1,4 +1,4 @@
-"""The stages as functions at `must`: what importing costs, signatures, results, errors, threads and signals."""
+"""The stages as functions at `must`: what importing costs, signatures, results, errors, threads, signals, demo."""
 
 import inspect
 import pickle
@@ -157,3 +157,26 @@ def test_it_runs_in_a_thread_and_leaves_signals_alone(digits, trained, tmp_path)
     assert results[0].steps == 3 and all(at_a_time == before for at_a_time in seen)
     same = [Path(place, "model.safetensors").read_bytes() for place in (tmp_path, trained.output)]
     assert same[0] == same[1], "the weights of the main thread"
+
+
+def test_a_users_folder_is_left_alone(tmp_path):
+    for name in ("classes.yaml", "photo.jpg"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("mine")
+        with pytest.raises(ValueError, match=r"holds files of yours.*give a new folder"):
+            must.demo(output=folder)
+        assert [path.name for path in folder.iterdir()] == [name] and (folder / name).read_text() == "mine"
+    with pytest.raises(ValueError, match="is a file"):
+        must.demo(output=tmp_path / "photo" / "photo.jpg")
+
+
+def test_a_second_run_completes_its_own_folder_and_keeps_what_was_changed(tmp_path, capsys):
+    made = must.demo(output=tmp_path / "demo")
+    (tmp_path / "demo" / "classes.yaml").write_text("classes: [mine, yours]\n")
+    missing = tmp_path / "demo" / "images" / "unlabeled" / "00000.png"
+    missing.unlink()
+    capsys.readouterr()
+    assert must.demo(output=tmp_path / "demo") == made and missing.exists()
+    assert (tmp_path / "demo" / "classes.yaml").read_text() == "classes: [mine, yours]\n"
+    assert "classes.yaml: is kept, because it was changed" in capsys.readouterr().out

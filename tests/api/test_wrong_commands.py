@@ -1,27 +1,37 @@
-"""Wrong commands in a folder where everything is finished: each is one line, and not a byte is changed."""
+"""Wrong commands: one line each, before anything heavy is imported, and not a byte of a finished folder changes."""
 
+import multiprocessing
+import os
 import shlex
 import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 import must
 from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder
+from must.api.preflight import check_output
 from tests.api.conftest import answer, checksums, label_of, weights
-from tests.once import made_once
 
 ADAPT = "adapt photos --classes classes.txt --model model --output work"
 TRAIN = "train --shards work/shards --classifier work/classifier.safetensors --output work/model"
+REFINE = "refine --model new --shards work/shards --output labels --classifier work/classifier.safetensors"
+PLAN = "plan --shards work/shards --classifier work/classifier.safetensors"
+EXPORT = "export work --output new --to open_clip"
 PROMOTE = "promote work --registry reg --name digits"
 LINES = f"""
 adapt fotos --classes classes.txt --model model --output work                | images fotos: there is no such folder or file
 adapt fotos --classes classes.txt --model model --output work --again        | images fotos: there is no such folder or file
 adapt photos more --classes classes.txt --model model --output work          | more: unexpected; write a value after its flag
 adapt photos --classes clases.txt --model model --output work                | --classes clases.txt: no such file
-adapt photos --classes cat --model model --output work                       | --classes 'cat': no such file, and one name
+adapt photos --classes cat --model model --output work                       | must adapt: --classes 'cat': no such file, and one name; give a file with a name a line, the names themselves
+adapt photos --classes cat, --model model --output work                      | must adapt: --classes 'cat,': a name is empty; write the names without spaces between them, or quote them all
 adapt photos --classes one,one --model model --output work                   | class 'one' appears more than once
-adapt photos --classes 'one;two' --model model --output work                 | separate names by commas: 'one,two'
+adapt photos --classes 'red; green' --model model --output work              | must adapt: --classes 'red; green': no such file; separate names by commas: 'red, green'
 adapt photos --classes folders --model model --output work                   | classes folders: photos needs two folders at least
 adapt photos --classes classes.txt --model modle --output work               | --model modle: no open_clip model and no folder
 adapt photos --classes classes.txt --model ViT-B-61 --output work            | did you mean ViT-B-16
@@ -36,6 +46,8 @@ adapt photos --classes classes.txt --model model                             | m
 {ADAPT} --test-images tset                                                   | test_images tset: there is no such folder or file
 {ADAPT} --test-images classes.txt                                            | test_images classes.txt: expected a folder of images
 {ADAPT} --epoch 3                                                            | --epoch: unknown; did you mean --epochs?
+{ADAPT} --images other                                                       | --images: is given twice
+{ADAPT} --epochs 3 --settings epochs=3                                       | --epochs: is given twice
 {ADAPT} --epochs three                                                       | --epochs: expected a whole number
 {ADAPT} --settings epoch=3                                                   | settings: unknown name 'epoch'; did you mean 'epochs'?
 {ADAPT} --settings shards=x                                                  | shards: is set by must.adapt itself
@@ -49,16 +61,28 @@ refine work/labels                                                           | n
 refine work --model work                                                     | --model: is given twice
 refine work --answers nowhere                                                | --answers nowhere: no answers.jsonl there
 refine work --classifier classes.txt                                         | is damaged or no file of `must classifier`
+refine work --classes new.txt                                                | no such file; give
+refine work --classifier none                                                | --classifier none: no such file
+refine work --split trian                                                    | hold no split 'trian'
+refine work --images 0                                                       | --images must be at least 1
+refine work --alpha 2                                                        | --alpha
+{REFINE} --alpha 0.5                                                         | --alpha: new is not trained
+refine work --answers bad                                                    | answers.jsonl, line 1: 'x' is not a sha256
 review work --add nowhere.csv                                                | --add nowhere.csv: no such file
 review work --add classes.txt                                                | --add classes.txt: the first line must name
-review work --add wrong.csv                                                  | the first line must name the columns image and class
-review work --add typo.csv                                                   | did you mean 'three'?
 review work --add                                                            | expected one argument
 evaluate work --split tset                                                   | hold no split 'tset'
 evaluate work --baseline model                                               | --baseline model: is a folder
 evaluate work --refined photos                                               | --refined photos/refined.json: no such file
 evaluate work --shards work                                                  | work holds no index.json
 export work --to tflite                                                      | --to must be one of onnx, open_clip
+export --model nowhere --output new --classifier work/classifier.safetensors --to open_clip | no model.json there
+{EXPORT} --classifier ''                                                     | --classifier is missing
+{EXPORT} --classifier nowhere.safetensors                                    | no such file; make it with `must classifier`
+{EXPORT} --min-agreement 0.5                                                 | --min-agreement goes with --to onnx
+{EXPORT} --license 'My Licence!'                                             | expected a short name of the hub's
+export steps                                                                 | no model of `must train` or `must refine` is in it; make it, or name it with --model
+export work --output new --metrics other.json                                | --metrics other.json: was made of another model
 predict photos                                                               | the command is: must predict photos --model WORK
 predict work/ photos                                                         | missing: --model; the command is: must predict photos --model work
 predict --model wrok photos                                                  | --model wrok: no such file or folder
@@ -72,9 +96,14 @@ predict --model work photos --output work/labels/predictions.csv             | w
 predict --model work                                                         | missing: images
 predict --model work --shards work photos                                    | --shards: unknown
 serve wrok                                                                   | --model wrok/model.onnx: no such file
+serve steps                                                                  | --model steps: no ONNX file of `must export` is in it; make it, or name it with --model
+serve --registry reg --name Photos                                           | use small letters
 serve --model work --registry reg --name digits                              | cannot both be given
 serve refined                                                                | was exported from another model than
 serve work --port 99999                                                      | --port must be at least 0
+serve work --memory 79                                                       | --max-body must not be above a fifth
+serve work --max-pixels 157                                                  | --max-pixels must not be above an eighth
+serve work --max-images 513                                                  | --max-images
 serve work --host nowhere.invalid                                            | --host nowhere.invalid
 gate work --output photos                                                    | photos: cannot be written: is a directory
 gate --metrics classes.txt                                                   | --metrics classes.txt: is damaged or of another kind
@@ -94,49 +123,65 @@ train work                                                                   | w
 {TRAIN} --no_resume                                                          | --no_resume: unknown; did you mean --no-resume?
 {TRAIN} --shufle-window 3                                                    | did you mean --shuffle-window?
 {TRAIN} --index-sha256 0000                                                  | expected 0000
-{TRAIN} --batch-size 5000                                                    | the split holds 40 images only
+{TRAIN}2 --batch-size 5000                                                   | the split holds 40 images only
+{TRAIN}2 --batch-size 8 --accumulate 3                                       | --accumulate 3: must divide the 8 images
 {TRAIN} --randaugment-ops Foo                                                | operations such as Rotate,ShearX
-{TRAIN} --device cuda:9                                                      | no such device here
+{TRAIN}2 --device cuda:9                                                     | no such device here
+{TRAIN}2 --split nothing                                                     | no split 'nothing'
+{TRAIN}2 --mask-patch-size 12                                                | must be a multiple of the model's patch
+{TRAIN}2 --randaugment strong                                                | --randaugment strong
+{TRAIN}2 --randaugment rand-q3                                               | --randaugment rand-q3
+{TRAIN}2 --randaugment-ops Rotat                                             | Rotat
+{TRAIN}2 --mask-ratio 0.99                                                   | would mask all
+{TRAIN}2 --seed -1                                                           | --seed must be at least 0
+{TRAIN}2 --workers much                                                      | --workers: expected a whole number, got 'much', which is not auto either
+{TRAIN}2 --min-lr -1                                                         | --min-lr must be at least 0
+{TRAIN}2 --logit-factor 1e31                                                 | --logit-factor must be above 0 and at most 10000, or 'model'
+{TRAIN}2 --model ViT-B-16 --pretrained none.pt                               | no such file
 shard photos --output work                                                   | --output work: is a folder of `must adapt`
 shard photos --output work/shards --append --resize 30                       | were made with --resize 0; give the same
 shard fotos --output new                                                     | --source fotos: there is no such folder
 shard photos --output new --test-source photos                               | test images need labels to measure with
 shard photos --output new --split train=0.5,test=0.6                         | --split must add up to 1
 classifier --classes imagenet --model ViT-B-16 --output c.safetensors        | ViT-B-16: names no weights; write ViT-B-16/WEIGHTS
+classifier --classes imagenet --model RN50 --pretrained openai --output c.safetensors | must classifier: --model RN50: the image tower
 classifier --classes classes.txt --model model --output work                 | --output must end in .safetensors
-plan --json photos --shards work/shards --classifier work/classifier.safetensors | --json photos: is a folder; give a file
+{PLAN} --json photos                                                         | --json photos: is a folder; give a file
+{PLAN} --json classes.txt/f/x                                                | --json classes.txt/f/x
+{PLAN} --seconds 0                                                           | --seconds must be above 0
+plan --shards nowhere --classifier work/classifier.safetensors               | nowhere holds no index.json
 evaluate --modle=x --shards s                                                 | --modle: unknown; did you mean --model?
 index show work                                                              | work holds no index.json
 demo --output work                                                           | holds files of yours
 """.strip().splitlines()  # fmt: skip  # noqa: E501
-WRONG = [
-    pytest.param(*map(str.strip, line.split(" | ")), marks=() if line.startswith("adapt ") else pytest.mark.slow)
-    for line in LINES
-]
+WRONG = [pytest.param(*map(str.strip, line.split(" | "))) for line in LINES]
 
 
 @pytest.fixture(scope="module")
-def finished(monday):
+def finished(monday, tmp_path_factory):
     """A folder with photos, a finished WORK that was answered, exported and promoted, and the inputs; in refined/ a
     copy with another model than was exported."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(monday, folder, dirs_exist_ok=True)
+    work = folder / "work"
+    shutil.copytree(asset_folder(), folder / "model")
+    (folder / "classes.txt").write_text("\n".join(CLASSES))
+    for name, text in {
+        "bad/answers.jsonl": '{"sha256": "x", "label": "one"}\n',
+        "steps/shards/index.json": "{}",
+    }.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text(text)
+    answer(work, folder / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in range(5)})
+    must.export(model=work, images=11)  # type: ignore[call-arg]
+    must.gate(model=work, gate="none")  # type: ignore[call-arg]
+    must.promote(model=work, registry=folder / "reg", name="digits")
 
-    def make(folder):
-        shutil.copytree(monday, folder, dirs_exist_ok=True)
-        work = folder / "work"
-        shutil.copytree(asset_folder(), folder / "model")
-        (folder / "classes.txt").write_text("\n".join(CLASSES))
-        (folder / "typo.csv").write_text("image,class\nIMG_0000.png,trhee\n")
-        (folder / "wrong.csv").write_text("picture,label\na.png,one\n")
-        answer(work, folder / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in range(5)})
-        must.export(model=work, images=11)  # type: ignore[call-arg]
-        must.gate(model=work, gate="none")  # type: ignore[call-arg]
-        must.promote(model=work, registry=folder / "reg", name="digits")
-
-        shutil.copytree(work, folder / "refined")
-        file = folder / "refined/model/model.json"
-        file.write_text(file.read_text().replace(weights(work), "0" * 64))
-
-    folder = made_once("finished", make)
+    shutil.copytree(work, folder / "refined")
+    file = folder / "refined/model/model.json"
+    file.write_text(file.read_text().replace(weights(work), "0" * 64))
+    metrics = (work / "report/metrics.json").read_text()
+    (folder / "other.json").write_text(metrics.replace(weights(work), "0" * 64))
     return folder, checksums(folder)
 
 
@@ -150,3 +195,70 @@ def test_a_wrong_command_is_one_line_and_changes_nothing(finished, monkeypatch, 
     (told,) = said.err.splitlines()
     assert end.value.code == 2 and told.startswith(f"must {line.split()[0]}: ") and message in told
     assert not said.out and checksums(folder) == before
+
+
+HEAVY = ("torch", "torchvision", "open_clip", "timm", "sklearn", "onnxruntime")
+CODE = f"""
+import os, sys
+from must.api.cli import main
+for number, line in enumerate(sys.argv[1:]):
+    if not os.fork():  # as a program of its own, but for the interpreter's start
+        os.dup2(os.open(f"../told/{{number}}", os.O_WRONLY | os.O_CREAT), 2)
+        try:
+            main(line.split())
+        except SystemExit as end:
+            print(end.code, [name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr, flush=True)
+        os._exit(0)
+    os.wait()
+"""
+HERE = "train --shards {digits.shards} --classifier {digits.classifier} --output m"
+EARLY = [
+    ("--help", 0, ""),
+    ("train --help", 0, ""),
+    (f"{HERE} --preset imagenet", 2, "--preset imagenet: published for ViT-B/16 and ViT-L/14 only"),
+    ("train --shards nowhere --classifier c --output m", 2, "nowhere holds no index.json"),
+    ("evaluate --model nowhere --shards nowhere --output report", 2, "--model nowhere: no model.json there"),
+    ("predict --model nowhere.onnx .", 2, "--model nowhere.onnx: no such file"),
+    ("classifier --classes no.yaml --model ViT-B-16 --output c.safetensors", 2, "--classes no.yaml: no such file"),
+    (f"{HERE} --preset auto --class-prior given", 2, "must train: --class-prior given: "),
+    (f"{HERE} --checkpoints /dev/null/c", 2, "must train: --checkpoints /dev/null/c: cannot be written"),
+    ("train --shards {digits.shards} --classifier none --output m", 2, "--classifier none: no such file"),
+    ("train --shards {digits.shards} --classifier {digits.classifier} --output /dev/null/m", 2, "cannot be written: "),
+    ("evaluate --model {digits.adapted} --shards {digits.shards} --baseline none --output r", 2, "--baseline none: no"),
+]
+
+
+@pytest.fixture(scope="module")
+def told(digits, tmp_path_factory):
+    """{command line: its stderr}, of processes in an empty folder, which they leave so."""
+    folder = tmp_path_factory.mktemp("told")
+    (here := folder / "here").mkdir()
+    (folder / "told").mkdir()
+    lines = [line.format(digits=digits) for line, *_ in EARLY]
+    subprocess.run([sys.executable, "-c", CODE, *lines], check=True, cwd=here, stdout=subprocess.DEVNULL)
+    assert not list(here.iterdir())
+    return {line: (folder / "told" / str(number)).read_text() for number, (line, *_) in enumerate(EARLY)}
+
+
+@pytest.mark.parametrize("line, code, message", EARLY)
+def test_help_and_wrong_input_are_told_in_a_line_before_anything_heavy_is_imported(told, line, code, message):
+    *lines, end = told[line].splitlines()
+    assert end == f"{code} []", told[line]
+    if message:
+        assert len(lines) == 1 and message in lines[0] and lines[0].startswith(f"must {line.split()[0]}: ")
+
+
+def test_an_output_without_permission_is_told_before_the_work():
+    with tempfile.TemporaryDirectory() as locked:  # not below tmp_path, which other users may not enter
+        Path(locked).chmod(0o555)
+        process = multiprocessing.get_context("fork").Process(target=look_as_a_common_user, args=(f"{locked}/c",))
+        process.start()
+        process.join()
+    assert process.exitcode == 0
+
+
+def look_as_a_common_user(output):
+    if os.geteuid() == 0:  # nothing is forbidden to root
+        os.setuid(65534)
+    with pytest.raises(ValueError, match=f"--output {output}: cannot be written: no permission for "):
+        check_output(output, "--output")

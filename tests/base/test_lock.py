@@ -18,7 +18,7 @@ from must.data.shards.build import shard
 from must.data.shards.workdir import SHARDS_LOCK as SHARDS
 from must.method.train.checkpoint import CHECKPOINTS_LOCK as CHECKPOINTS
 from tests import zoo
-from tests.data.shards.test_shard_restart import wait_until
+from tests.common import until
 
 HOLD = """
 import sys
@@ -87,7 +87,7 @@ def test_a_living_owner_is_respected_and_notices_another_one(held, monkeypatch):
     check()
     storage.write_bytes(uri, b"{}")  # somebody takes it over
     with pytest.raises(ValueError, match="is now held by another"):
-        wait_until(lambda: check() is not None)  # with the next beat
+        until(lambda: check() is not None)  # with the next beat
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("raw"), KeyError("odd")])
@@ -102,9 +102,9 @@ def test_a_heart_that_misses_a_beat_goes_on(held, monkeypatch, error):
         return write(*values)
 
     monkeypatch.setattr(store, "write_bytes", fails_twice)
-    wait_until(lambda: not faults)
+    until(lambda: not faults)
     before = storage.generation(uri)
-    wait_until(lambda: storage.generation(uri) != before)
+    until(lambda: storage.generation(uri) != before)
     check()
 
 

@@ -1,8 +1,6 @@
 import pytest
 import torch
 
-from must.api import cli
-
 
 @pytest.fixture(autouse=True)
 def one_thread():
@@ -21,17 +19,3 @@ def below(record_property):
         assert value < limit, what
 
     return check
-
-
-@pytest.fixture
-def refusal(capfd):
-    """refusal(stage, flags): the one line with which `must STAGE` ends for wrong input."""
-
-    def format_error(stage, flags):
-        with pytest.raises(SystemExit) as end:
-            cli.main([stage, *(part for name, value in flags.items() for part in (f"--{name}", value))])
-        (line,) = capfd.readouterr().err.splitlines()
-        assert end.value.code == 2 and line.startswith(f"must {stage}: ")
-        return line
-
-    return format_error

@@ -1,11 +1,13 @@
-"""The compiled pipeline: current, reproducible, explained, and never answered from a cache."""
+"""The compiled pipeline: current, reproducible, explained, never answered from a cache; and kfp's local runners."""
 
+import inspect
 import re
 import sys
 
+import kfp
 import pytest
 import yaml
-from kfp import compiler, components
+from kfp import compiler, components, dsl
 
 from must import __version__
 from must_components import components as our_components
@@ -13,8 +15,10 @@ from must_components.components import shard
 from must_pipeline.cli import COMMANDS
 from must_pipeline.cli import main as must_pipeline
 from must_pipeline.cluster.rules import load_cluster
+from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER, COMPILED, documents
-from must_pipeline.local_runner import StageOutput
+from must_pipeline.local_runner import StageOutput, as_first_process, local_paths
+from must_pipeline.run_local import run_local
 from must_pipeline.stages import STAGES
 from tests.common import ended
 from tests.pipeline.compiled import Compiled, compile_apart, compiled_for
@@ -123,3 +127,85 @@ def test_a_wrong_flag_of_any_command_is_one_line(command, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["must-pipeline", command, "--cluter", "x"])
     line = ended(capsys, 2, must_pipeline)
     assert line.startswith(f"must-pipeline {command}: --cluter: unknown")
+
+
+def test_without_an_engine_it_is_one_line(tmp_path, must_pipeline, monkeypatch, capsys):
+    (tmp_path / "p.yaml").write_text("source: images\nclasses: imagenet\n")
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
+    words = ["--runner", "docker", "--parameters", tmp_path / "p.yaml", "--output", tmp_path / "run"]
+    assert must_pipeline("run", *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"no container engine answers at unix://{tmp_path}/no.sock (DOCKER_HOST)" in line
+
+
+def test_python_takes_the_place_of_the_shell_in_every_stage():
+    """If kfp compiles another command one day, this fails; the signal would be lost in silence."""
+    (spec, *_) = documents(COMPILED.read_text())
+    commands = [e["container"]["command"] for e in spec["deploymentSpec"]["executors"].values() if "container" in e]
+    assert commands
+    for command in commands:
+        changed = as_first_process(command)
+        assert sum(" exec python3 " in part for part in changed) == 1
+        assert [part.replace(" exec python3 ", " python3 ") for part in changed] == command
+
+
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        ("images", ["images"]),
+        ("images/x-{000..003}.tar", ["images"]),
+        ({"pretrained": "images/w.pt", "epochs": 2}, ["images/w.pt"]),
+        ("gs://bucket/images", []),
+        ("ViT-B-16-quickgelu", []),
+        ("", []),
+        (2, []),
+    ],
+)
+def test_the_local_paths_of_a_parameter(tmp_path, monkeypatch, value, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "w.pt").touch()
+    assert list(local_paths(value)) == [tmp_path / path for path in expected]
+
+
+ESCAPE = (  # an output that is a program where it is put into a condition as it is
+    "x' == 'y' or [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == '_wrap_close'][0]"
+    ".__init__.__globals__['system']('touch {}') == 0 or 'x"
+)
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def say(text: str) -> str:
+    return text
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def mark(path: str):
+    from pathlib import Path
+
+    Path(path).write_text("reached")
+
+
+@dsl.pipeline
+def conditions(text: str, path: str):
+    with dsl.If(say(text=text).output == "go"):
+        mark(path=path)
+
+
+def test_the_local_runner_takes_an_output_in_a_condition_as_data(tmp_path):
+    """GHSA-rhjm-6347-5x33."""
+    compiler.Compiler().compile(conditions, str(tmp_path / "p.yaml"))
+    for text, reached in ((ESCAPE.format(tmp_path / "escaped"), False), ("go", True)):
+        run_local(tmp_path / "p.yaml", {"text": text, "path": str(tmp_path / "mark")}, tmp_path / "run", True, None)
+        assert (tmp_path / "mark").exists() is reached and not (tmp_path / "escaped").exists()
+
+
+def test_a_retry_policy_is_set_or_refused_in_one_line(tmp_path):
+    (tmp_path / "cluster.yaml").write_text("retries: {policy: Always}")
+    cluster = load_cluster(tmp_path / "cluster.yaml")
+    if "policy" not in inspect.signature(dsl.PipelineTask.set_retry).parameters:
+        with pytest.raises(ValueError, match=f"retries.policy Always: the installed kfp {kfp.__version__} cannot set"):
+            compile_pipeline(cluster, tmp_path / "p.yaml")
+        return
+    compile_pipeline(cluster, tmp_path / "p.yaml")
+    assert "Always" in yaml.safe_dump(Compiled(tmp_path / "p.yaml").tasks["train"]["retryPolicy"])

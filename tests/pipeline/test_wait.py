@@ -56,15 +56,6 @@ def test_the_end_of_a_run_and_the_stage_that_failed(server, waiting, capsys, nam
     assert "The page about it is the artifact of the stage summary." in out
 
 
-def test_of_a_stage_in_parts_the_stage_is_named_and_not_what_kubeflow_wraps_around_it(server, waiting, capsys):
-    """The names are those that Kubeflow's backend compiles a loop to (v2/compiler/argocompiler/dag.go)."""
-    around = ["must-abcde", "root", "exit-handler-1", "for-loop-3", "iteration-iterations"]
-    around += ["iteration-iterations(0:0)", "iteration-item", "executor"]
-    server.states, server.tasks = ["RUNNING", "FAILED"], [(name, "FAILED") for name in [*around, "shard-part"]]
-    assert waiting() == 1
-    assert "failed: shard-part\n" in capsys.readouterr().out
-
-
 def test_the_summary_is_printed_where_the_notes_can_be_read(server, waiting, capsys):
     """After Kubeflow's own Retry too, which repeats stages, but not the stage summary."""
     play(server, "wrong input")
@@ -225,19 +216,27 @@ def test_a_stage_whose_nodes_are_taken_is_told_and_waited_for(server, waiting, c
     assert capsys.readouterr().out.count(f"train failed 4 times: {low}") == 1
 
 
-def test_the_third_time_is_told_without_a_right_to_see_the_workflow(server, waiting, cluster, capsys):
-    server.states, cluster[:] = ["RUNNING"] * 4 + ["FAILED"], [None]
-    server.tasks = [(f"inputs({number})", "FAILED") for number in range(3)] + [("executor(0)", "FAILED")] * 5
-    assert waiting() == 1
-    assert "inputs failed 3 times: the workflow's events say why" in capsys.readouterr().out
+AROUND = ["must-abcde", "root", "exit-handler-1", "for-loop-3", "iteration-iterations", "iteration-iterations(0:0)"]
+AROUND += ["iteration-item", "executor"]
+"""What Kubeflow wraps around a stage in parts: the names that its backend compiles a loop to (argocompiler/dag.go)."""
 
 
-def test_a_run_without_a_page_ends_with_kubernetes_own_reason(server, waiting, cluster, capsys):
-    """The stage summary was refused as well."""
-    server.states, server.tasks = ["RUNNING", "FAILED"], [("inputs", "FAILED")]
-    cluster += [workflow(("exit-handler-1(0).inputs(0).executor(0)", "Error", REFUSED))]
+@pytest.mark.parametrize(
+    "tasks, looks, said",
+    [
+        ([*AROUND, "shard-part"], [None], "failed: shard-part\n"),
+        # the third time is told without a right to see the workflow
+        ([*(f"inputs({number})" for number in range(3)), *["executor(0)"] * 5], [None],
+         "inputs failed 3 times: the workflow's events say why"),
+        # the stage summary was refused as well: there is no page, but Kubernetes' own reason
+        (["inputs"], [workflow(("exit-handler-1(0).inputs(0).executor(0)", "Error", REFUSED))],
+         f"failed: inputs\ninputs: {REFUSED}\n"),
+    ],
+)  # fmt: skip
+def test_of_a_stage_that_failed_the_end_names_it_and_why(server, waiting, cluster, capsys, tasks, looks, said):
+    server.states, server.tasks, cluster[:] = ["RUNNING"] * 4 + ["FAILED"], [(name, "FAILED") for name in tasks], looks
     assert waiting() == 1
-    assert f"failed: inputs\ninputs: {REFUSED}\n" in capsys.readouterr().out
+    assert said in capsys.readouterr().out
 
 
 def test_what_argo_recorded_names_the_stage_and_the_reason():

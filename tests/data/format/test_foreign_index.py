@@ -175,24 +175,24 @@ def offsets(*row: int) -> bytes:
     return npy(np.array([row] * 5, np.int64))
 
 
-@pytest.mark.parametrize("row", [(-512, 10, 0, 1), (512, 2**62, 0, 1), (2**62, 10, 0, 1), (0, 1, 2**62, 2**62)])
-def test_offsets_that_point_out_of_the_shard_are_refused(made: Path, tmp_path: Path, row: tuple[int, ...]) -> None:
-    uri = with_offsets(made, tmp_path / "out", offsets(*row))
-    with pytest.raises(ValueError, match="points past the end of train-000000"):
-        load_offsets(uri, load_index(uri).shards[0])
-
-
 MANY = offsets(0, 1, 0, 1).replace(b"(5, 4)", b"(9999999999, 4)").replace(b"         \n", b"\n")
 OTHER_NUMBERS = npy(np.array([[0, 1, 0, 1]] * 5, np.int32))
+BRACKETS = b"\x93NUMPY\1\0v\0" + b"(" * 118
+OUTSIDE = [(-512, 10, 0, 1), (512, 2**62, 0, 1), (2**62, 10, 0, 1), (0, 1, 2**62, 2**62)]
+NO_TABLES = [MANY, OTHER_NUMBERS, offsets(0, 1, 0), offsets(0, 1, 0, 1)[:-1], b"", BRACKETS]
 
 
 @pytest.mark.parametrize(
-    "data", [MANY, OTHER_NUMBERS, offsets(0, 1, 0), offsets(0, 1, 0, 1)[:-1], b"", b"\x93NUMPY\1\0v\0" + b"(" * 118]
+    "data, message",
+    [(offsets(*row), "points past the end of train-000000") for row in OUTSIDE]
+    + [(data, r"no \.npy file of int64 \[5, 4\]") for data in NO_TABLES],
 )
-def test_what_is_no_table_of_offsets_is_refused(made: Path, tmp_path: Path, data: bytes) -> None:
+def test_offsets_out_of_the_shard_and_what_is_no_table_of_them_are_refused(
+    made: Path, tmp_path: Path, data: bytes, message: str
+) -> None:
     """Without memory for what a header promises."""
     uri = with_offsets(made, tmp_path / "out", data)
-    with pytest.raises(ValueError, match=r"no \.npy file of int64 \[5, 4\]"):
+    with pytest.raises(ValueError, match=message):
         load_offsets(uri, load_index(uri).shards[0])
 
 

@@ -1,6 +1,7 @@
 """The cache of remote shards: bounded, shared by processes, never a half or wrong shard, whatever is killed when."""
 
 import fcntl
+import json
 import multiprocessing
 import os
 import shutil
@@ -12,8 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from must.base import storage
+from must.config import EvaluateConfig, TrainConfig
 from must.data.augment.views import TrainViews
 from must.data.format.index import Index, Shard, load_index
 from must.data.format.samples import load_offsets
@@ -22,10 +26,13 @@ from must.data.loading.loader import TrainDataset, train_batches
 from must.data.loading.order import GlobalBatches
 from must.data.loading.prefetch import ShardPrefetcher
 from must.data.loading.reader import ShardReader, open_reader
+from must.evaluation.evaluate import evaluate
+from must.method.train.trainer import train
+from tests.common import until
 from tests.data.augment.test_views import SETTINGS
 from tests.data.shards.test_shard import sharded
 from tests.data.shards.test_shard_gcs import upload
-from tests.data.shards.test_shard_restart import wait_until
+from tests.evaluation.digits import digits
 from tests.stores import Server
 
 FAULTS = ["", "503", "", "cut", "", "", "429", "slow", "lost"]
@@ -240,14 +247,14 @@ def test_what_comes_next_is_there_before_it_is_needed(shards: Path, tmp_path: Pa
     cache, all_shards = cache_for(tmp_path, shards, 5.5), index_of(shards).shards
     ahead = ShardPrefetcher(cache, str(shards), dict(enumerate(all_shards)).get, ahead=2)
     ahead.use(0, 3)
-    wait_until(lambda: len(ahead.pinned) == 5)
+    until(lambda: len(ahead.pinned) == 5)
     assert not ahead.busy and ahead.choose() is None  # no further
     assert held(cache, shards) == [0, 1, 2, 3, 4]
     assert cache.open(str(shards), all_shards[9]) is None
     ahead.use(3, 5)
-    wait_until(lambda: {3, 4, 5, 6} <= set(held(cache, shards)))
+    until(lambda: {3, 4, 5, 6} <= set(held(cache, shards)))
     ahead.close()
-    wait_until(lambda: not ahead.pinned and not ahead.busy)
+    until(lambda: not ahead.pinned and not ahead.busy)
     for number in range(7, 12):
         look(cache, shards, all_shards[number])
 
@@ -276,5 +283,25 @@ def test_going_on_reads_only_what_is_still_to_come(bucket_server: Server, tmp_pa
     bucket_server.faults.requests = 0
     (batch,) = train_batches(TrainDataset(reader, TrainViews(SETTINGS), seed=3), order, 0)
     assert batch.samples.tolist() == [sample for _, sample in next(iter(order))]
-    wait_until(lambda: len(list((tmp_path / "cache").glob("*.tar"))) == 2)  # the second one may still be fetched
+    until(lambda: len(list((tmp_path / "cache").glob("*.tar"))) == 2)  # the second one may still be fetched
     assert bucket_server.faults.requests < 10  # size, bytes and offsets of two shards
+
+
+@pytest.mark.slow
+def test_training_and_evaluation_straight_from_a_bucket(bucket_server: Server, tmp_path: Path) -> None:
+    data = digits()
+    upload(Path(data.shards), bucket_server.uri)
+    bucket_server.faults.plan = FAULTS
+    weights, metrics = [], []
+    for name, shards in (("local", data.shards), ("remote", bucket_server.uri)):
+        cache = str(tmp_path / "cache")
+        settings = {"epochs": 1, "batch_size": 25, "workers": 2, "cache": cache, "mask_patch_size": 8, "lr": 0.004}
+        train(TrainConfig(shards=shards, classifier=data.classifier, output=str(tmp_path / name), **settings))
+        weights.append(load_file(tmp_path / name / "model.safetensors"))
+        report = str(tmp_path / f"{name}-report")
+        evaluate(EvaluateConfig(model=str(tmp_path / name), shards=shards, output=report, cache=cache))
+        metrics.append(json.loads((Path(report) / "metrics.json").read_text()))
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert metrics[0]["adapted"] == metrics[1]["adapted"]
+    assert len(list((tmp_path / "cache").glob("*.tar"))) == len(list(Path(data.shards).glob("*.tar")))
+    assert all(bucket_server.faults.done[fault] for fault in ("503", "429", "cut", "lost"))

@@ -35,14 +35,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def joined(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What three parts of `images` become."""
-    output = tmp_path_factory.mktemp("joined") / "out"
-    run_parts(images, output, 3, **OPTIONS)
-    return tree(output)
-
-
 def run_parts(source: Path | str, output: Path | str, parts: int, **options: Any) -> Any:
     for number in range(1, parts + 1):
         assert run(source, output, part=f"{number}/{parts}", **options) is None
@@ -71,7 +63,7 @@ def test_joined_parts_hold_what_one_program_packs(images: Path, tmp_path: Path) 
     assert not (tmp_path / "out" / ".shard-parts").exists()
 
 
-def test_parts_at_the_same_time_and_one_killed(images: Path, joined: dict[str, bytes], tmp_path: Path) -> None:
+def test_parts_at_the_same_time_and_one_killed(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     part = partial(command, images, output, workers=1, **OPTIONS)
     commands = [part(part="1/3"), part(before=KILLED_DECODING, part="2/3"), part(part="3/3")]
@@ -83,7 +75,8 @@ def test_parts_at_the_same_time_and_one_killed(images: Path, joined: dict[str, b
     run(images, output, part="2/3", **OPTIONS)
     assert {path: path.stat().st_mtime_ns for path in done} == done
     run(images, output, **OPTIONS)
-    assert tree(output) == joined
+    run_parts(images, tmp_path / "joined", 3, **OPTIONS)
+    assert tree(output) == tree(tmp_path / "joined")
 
 
 def test_parts_append(tmp_path: Path) -> None:

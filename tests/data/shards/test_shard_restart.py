@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from must.data.image import bounds
 from must.data.image import decode as images_module
 from must.data.shards.workdir import Workdir, temporary_folder
 from tests import zoo
+from tests.common import until
 from tests.data.shards.test_shard import rejected, run, tree
 
 PROGRAM = """
@@ -79,13 +79,6 @@ def interrupted(source: Path, output: Path, **options: Any) -> None:
             run(source, output, **options)
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
-
-
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("restart") / "in"
@@ -127,7 +120,7 @@ def test_other_settings_do_not_continue_a_killed_run(images: Path, tmp_path: Pat
 def test_the_second_of_two_runs_refuses(images: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     output = tmp_path / "out"
     with start(images, output) as first:
-        wait_until(lambda: len(list(output.glob(".shard/*.npz"))) >= 1)
+        until(lambda: len(list(output.glob(".shard/*.npz"))) >= 1)
         first.send_signal(signal.SIGSTOP)
         with start(images, output) as second:
             assert second.wait(120) == HELD
@@ -142,7 +135,7 @@ def test_the_second_of_two_runs_refuses(images: Path, whole: dict[str, bytes], t
 def test_sigterm_ends_in_good_order_with_code_75(images: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with start(images, output) as process:
-        wait_until(lambda: len(list(output.glob(".shard/*.npz"))) >= 1)
+        until(lambda: len(list(output.glob(".shard/*.npz"))) >= 1)
         process.terminate()
         assert process.wait(120) == 75
         assert "run the same command again" in process.stderr.read()

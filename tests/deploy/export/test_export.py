@@ -20,12 +20,10 @@ from must.data.image.preprocess import normalize_pixels
 from must.deploy.export import graph
 from must.deploy.export.export import LEAST_COSINE, compare, export, reference, require_check, smallest_cosine
 from must.deploy.predict.session import OnnxClassifier
-from must.evaluation.result import write_metrics
 from must.method.model.bundle import load_bundle
 from must.method.model.description import RunSummary, get_preprocess
 from tests.deploy.export.conftest import files_up_to
 from tests.evaluation.digits import decode_pixels
-from tests.evaluation.measured import MEASURED
 
 
 @pytest.fixture(scope="module")
@@ -98,13 +96,6 @@ def test_the_same_training_gives_the_same_file(digits, exported):
         files.append(model.SerializeToString())
     assert files[0] == files[1] and b"runs/" not in files[0]
     assert storage.compute_sha256(Path(digits.adapted, "model.safetensors")).encode() in files[0]
-
-
-def test_metrics_of_another_model_are_refused(digits, tmp_path):
-    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
-    with pytest.raises(ValueError, match=r"--metrics .*: was made of another model .*; run `must evaluate` again"):
-        export(ExportConfig(model=digits.adapted, output=str(tmp_path / "o"), metrics=str(tmp_path / "metrics.json")))
-    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.slow

@@ -35,21 +35,14 @@ def alive(server, pictures):
 
 JPEG = encoded(picture(), "JPEG")
 PICTURES = {
-    "nothing": (b"", 415, "not a picture of a known format"),
-    "another format": (encoded(picture(), "BMP"), 415, "not a picture of a known format"),
-    "half a jpeg": (JPEG[:200], 422, "the picture cannot be read: "),
-    "only a jpeg's first bytes": (b"\xff\xd8\xff", 422, "0x0 has no pixels"),
-    "many parts": (JPEG[:2] + b"\xff\xfe\0\2" * 4000 + JPEG[2:], 422, "more than 3000 parts"),
-    "more pixels than allowed": (bomb(7000, 7000), 422, "7000x7000 is more than 40000000 pixels"),
-    "a thread": (bomb(1, 30_000), 422, "1x30000 is thinner than 1 to 200"),
+    "nothing": (b"", "not a picture of a known format", 415),
+    "another format": (encoded(picture(), "BMP"), "not a picture of a known format", 415),
+    "half a jpeg": (JPEG[:200], "the picture cannot be read: ", 422),
+    "only a jpeg's first bytes": (b"\xff\xd8\xff", "0x0 has no pixels", 422),
+    "many parts": (JPEG[:2] + b"\xff\xfe\0\2" * 4000 + JPEG[2:], "more than 3000 parts", 422),
+    "more pixels than allowed": (bomb(7000, 7000), "7000x7000 is more than 40000000 pixels", 422),
+    "a thread": (bomb(1, 30_000), "1x30000 is thinner than 1 to 200", 422),
 }
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_pictures(server, name):
-    data, expected, message = PICTURES[name]
-    status, answer = server.ask("POST", "/classify", data)
-    assert status == expected and message in answer["error"]
 
 
 def image(**values):
@@ -93,10 +86,11 @@ BODIES = {  # the body, a part of the reason, the status if it is not 400
 }
 
 
-@pytest.mark.parametrize("name", BODIES)
-def test_bodies(server, name):
-    body, reason, expected = (*BODIES[name], 400)[:3]
-    status, answer = server.ask("POST", INFER, body)
+@pytest.mark.parametrize("name", [*PICTURES, *BODIES])
+def test_pictures_and_bodies(server, name):
+    path, rows = ("/classify", PICTURES) if name in PICTURES else (INFER, BODIES)
+    body, reason, expected = (*rows[name], 400)[:3]
+    status, answer = server.ask("POST", path, body)
     assert status == expected and reason in answer["error"]
 
 

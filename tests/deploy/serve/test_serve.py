@@ -95,16 +95,10 @@ def test_what_it_says_of_itself(server):
     assert "must_images_total" in text and "must_images_waiting 0.0" in text
 
 
-def test_a_wrong_model_name_or_port_is_one_line(server, exported, tmp_path):
-    mistakes = {
-        "model.onnx: no such file": ("--model", str(tmp_path), "--port", "0"),
-        "already in use": ("--model", str(exported[1]), "--port", str(server.port)),
-        "use small letters": ("--registry", str(tmp_path), "--name", "Photos", "--port", "0"),
-    }
-    for message, flags in mistakes.items():
-        found = command("serve", *flags)
-        (line,) = found.stderr.splitlines()
-        assert found.returncode == 2 and message in line
+def test_a_port_in_use_is_one_line(server, exported):
+    found = command("serve", "--model", str(exported[1]), "--port", str(server.port))
+    (line,) = found.stderr.splitlines()
+    assert found.returncode == 2 and "already in use" in line
 
 
 def test_a_notebook_has_an_event_loop_and_is_told_so_in_one_line(exported):

@@ -7,7 +7,6 @@ import torch
 import yaml
 
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
-from must.base.errors import UserError
 from must.config import ClassifierConfig, RefineConfig
 from must.method.memory.names import find_groups, find_pairs
 from must.method.memory.refine import refine
@@ -68,8 +67,6 @@ def test_two_lists_are_compared_and_nothing_is_written(find, tmp_path, caplog):
     assert "  nine -> nine two: " in caplog.text and "does not fit, " in caplog.text
     files = sorted(path.name for path in tmp_path.glob("work/*"))
     assert files == ["classes.yaml", "classifier.safetensors", "models"]
-    with pytest.raises(UserError, match="no such file; give"):
-        find(["two", "one"], classes="new.txt")
 
 
 def test_few_or_equal_images_are_no_group():

@@ -6,13 +6,13 @@ import io
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from must.api.cli import main
 from must.base import storage
 from must.config import EvaluateConfig, ExportConfig, RefineConfig
 from must.data.augment.normalize import normalize
@@ -31,6 +31,7 @@ from must.method.memory.alpha import best_candidate, interpolate
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import MemoryFacts, get_preprocess, load_description
+from tests.common import ended
 from tests.data.shards.test_shard import tree
 from tests.evaluation.digits import digits as digits_once
 from tests.method.memory.remembering import unlabeled_digits
@@ -283,42 +284,28 @@ def test_a_model_that_collapsed_is_warned_of(digits, tmp_path, capsys):
     assert "warning: the model predicts few" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"split": "trian"}, "hold no split 'trian'"),
-        ({"classifier": "none"}, "--classifier none: no such file"),
-        ({"images": "0"}, "--images must be at least 1"),
-        ({"alpha": "0.5"}, "--alpha: out is not trained"),
-        ({"alpha": "2"}, "--alpha"),
-        ({"answers": "bad"}, "answers.jsonl, line 1: 'x' is not a sha256"),
-        ({"answers": "none"}, "--answers none: no answers.jsonl there"),
-    ],
-    ids=str,
-)
-def test_wrong_input_is_one_line_and_leaves_nothing(digits, tmp_path, monkeypatch, refusal, wrong, message):
-    monkeypatch.chdir(tmp_path)
-    Path("bad").mkdir()
-    Path("bad/answers.jsonl").write_text('{"sha256": "x", "label": "one"}\n')
-    assert message in refusal("refine", {**flags(digits, Path()), "model": "out", **wrong})
-    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+def refused(digits, folder, capfd):
+    """The line with which the command ends."""
+    line = ended(capfd, 2, main, ["refine", *(f"--{name}={value}" for name, value in flags(digits, folder).items())])
+    assert line.startswith("must refine: ")
+    return line
 
 
 @pytest.mark.parametrize("place", ["checkpoints/step", "adapted/model.json"])
-def test_an_unfinished_training_is_refused(digits, tmp_path, refusal, place):
+def test_an_unfinished_training_is_refused(digits, tmp_path, capfd, place):
     (tmp_path / "model" / place).parent.mkdir(parents=True)
     (tmp_path / "model" / place).touch()
-    assert "holds a training that is not finished" in refusal("refine", flags(digits, tmp_path))
+    assert "holds a training that is not finished" in refused(digits, tmp_path, capfd)
     assert not (tmp_path / "labels").exists()
 
 
-def test_a_bundle_of_other_classes_is_refused_and_stays(digits, tmp_path, refusal):
+def test_a_bundle_of_other_classes_is_refused_and_stays(digits, tmp_path, capfd):
     bundle = load_bundle(digits.adapted)
     description = bundle.description
     description.classes[0] = "cow"
     save_bundle(str(tmp_path / "model"), bundle.model, description)
     before = tree(tmp_path)
-    assert "has other classes" in refusal("refine", flags(digits, tmp_path))
+    assert "has other classes" in refused(digits, tmp_path, capfd)
     assert tree(tmp_path) == before
 
 

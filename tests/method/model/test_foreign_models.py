@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from functools import reduce
 
 import pytest
 
@@ -25,58 +26,39 @@ def asked(monkeypatch):
     return hosts
 
 
-def rewritten(original, file, tmp_path, change):
-    """A copy of a folder, in one of whose JSON files `change` has changed the values."""
+def rewritten(original, file, tmp_path, place, values):
+    """A copy of a folder, in one of whose JSON files these values are changed, in the mapping at a place."""
     folder = tmp_path / "copy"
     shutil.copytree(original, folder)
-    values = json.loads((folder / file).read_text())
-    change(values)
-    (folder / file).write_text(json.dumps(values))
+    content = json.loads((folder / file).read_text())
+    reduce(dict.__getitem__, place, content).update(values)
+    (folder / file).write_text(json.dumps(content))
     return str(folder)
 
 
-def changed(digits, tmp_path, change):
-    """A bundle with another architecture."""
-    return rewritten(digits.zero_shot, "model.json", tmp_path, lambda values: change(values["architecture"]))
+NAMES = ["hf-hub:attacker/x", "hf_hub:attacker/x", "HF-HUB:attacker/x", "local-dir:/etc", "attacker/x", "", ["x"], 5]
+TIMMS = {"timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": True}
+OWN_CODE = {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
+FOREIGN = [  # of a bundle or a model folder: the place in its file, what is changed there, what is said
+    *((["architecture", "vision_cfg"], {"timm_model_name": name},
+       r"model.json: its image tower is called .* none of timm's own models") for name in NAMES),
+    # it is built, without its weights: then the bundle's do not fit
+    (["architecture"], {"vision_cfg": TIMMS}, r"model.safetensors: is damaged or of another model"),
+    (["model_cfg", "text_cfg"], OWN_CODE, "asks to run its own code"),
+    (["preprocess_cfg"], {"std": [0, 0, 0]}, "--model {}: the model's preprocessing has a mean or deviation out of"),
+]  # fmt: skip
 
 
-def given_model(tmp_path, change):
-    """A model folder with another configuration."""
-    return rewritten(asset_folder(), "open_clip_config.json", tmp_path, change)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["hf-hub:attacker/x", "hf_hub:attacker/x", "HF-HUB:attacker/x", "local-dir:/etc", "attacker/x", "", ["x"], 5],
-)
-def test_a_bundle_that_names_a_model_elsewhere_is_refused(digits, tmp_path, asked, name):
-    folder = changed(digits, tmp_path, lambda architecture: architecture["vision_cfg"].update(timm_model_name=name))
-    with pytest.raises(ValueError, match=r"model.json: its image tower is called .* none of timm's own models"):
-        load_bundle(folder)
+@pytest.mark.parametrize("place, values, message", FOREIGN)
+def test_a_model_that_asks_for_what_it_may_not_is_refused_and_no_host_is_looked_up(
+    digits, tmp_path, asked, place, values, message
+):
+    is_bundle = place[0] == "architecture"
+    original, file = (digits.zero_shot, "model.json") if is_bundle else (asset_folder(), "open_clip_config.json")
+    folder = rewritten(original, file, tmp_path, place, values)
+    with pytest.raises(ValueError, match=message.format(folder)):
+        (load_bundle if is_bundle else load_backbone)(folder)
     assert asked == []
-
-
-def test_a_tower_of_timm_is_built_without_its_weights(digits, tmp_path, asked):
-    def change(architecture):
-        architecture["vision_cfg"] = {"timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": True}
-
-    with pytest.raises(ValueError, match=r"model.safetensors: is damaged or of another model"):
-        load_bundle(changed(digits, tmp_path, change))  # it was built: then the weights did not fit
-    assert asked == []
-
-
-def test_a_model_folder_may_not_bring_code(tmp_path, asked):
-    own_code = {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
-    folder = given_model(tmp_path, lambda config: config["model_cfg"]["text_cfg"].update(own_code))
-    with pytest.raises(ValueError, match="asks to run its own code"):
-        load_backbone(folder)
-    assert asked == []
-
-
-def test_a_model_folder_with_an_odd_preprocessing_is_named(tmp_path):
-    folder = given_model(tmp_path, lambda config: config["preprocess_cfg"].update(std=[0, 0, 0]))
-    with pytest.raises(ValueError, match=f"--model {folder}: the model's preprocessing has a mean or deviation out of"):
-        load_backbone(folder)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +81,7 @@ def test_a_model_folder_with_an_odd_preprocessing_is_named(tmp_path):
     ],
 )
 def test_a_description_with_other_values_is_one_line(digits, tmp_path, name, value, message):
-    folder = rewritten(digits.zero_shot, "model.json", tmp_path, lambda values: values.update({name: value}))
+    folder = rewritten(digits.zero_shot, "model.json", tmp_path, [], {name: value})
     with pytest.raises(ValueError, match=f"{folder}.*{message}"):
         load_bundle(folder)
 

@@ -21,7 +21,7 @@ from must.base.parameters import load
 from must.base.processes import is_running
 from must.config import TrainConfig
 from must.method.train.checkpoint import Checkpoints, load_state
-from tests.data.shards.test_shard_restart import wait_until
+from tests.common import until
 from tests.forked import Must
 from tests.once import made_once
 
@@ -94,7 +94,7 @@ def ranks(process: subprocess.Popen) -> dict[int, int]:
 def until_gone(pids: Iterable[int]) -> None:
     """torchrun's processes are in sessions of their own, and end with it nevertheless."""
     pids = [*pids]
-    wait_until(lambda: not any(map(is_running, pids)))
+    until(lambda: not any(map(is_running, pids)))
 
 
 def last_step(output: Path) -> int:

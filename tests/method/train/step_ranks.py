@@ -28,9 +28,9 @@ def made_batch(step: int, images: range) -> TrainBatch:
     return TrainBatch(*chosen, torch.tensor(images.start == 0).long())  # type: ignore[call-arg]
 
 
-def recorded_model(classes: int = 0, dtype: torch.dtype = torch.float32) -> MaskedViT:
+def recorded_model(classes: int = 0) -> MaskedViT:
     """The recorded tiny model; with `classes`, it has another head, for the branch of many classes."""
-    model = golden_model(dtype)
+    model = golden_model()
     if classes:
         weights = F.normalize(torch.randn(32, classes, generator=torch.Generator().manual_seed(0)), dim=0)
         model.classifier = torch.nn.Parameter(weights)
@@ -75,10 +75,10 @@ def run_steps_on_a_rank(state=None, steps=(STEPS,), **settings):
         return run_steps(processes, state=state, steps=range(*steps), **settings)
 
 
-def four_steps(world, part=slice(None), reduction="global", classes=0, dtype=torch.float32):
+def four_steps(world, part=slice(None), reduction="global", dtype=torch.float32):
     """Trains on the samples `part` of each recorded batch: (first gradients, values of each step, student, teacher)."""
     config, gradients, values = recorded_config(reduction), {}, []
-    method = MustStep(recorded_model(classes, dtype), Preprocess(size=32), config, world, 4, 2)
+    method = MustStep(golden_model(dtype), Preprocess(size=32), config, world, 4, 2)
     with patch.object(method_step, "normalize", lambda images, _: images):  # recorded images are normalised
         for step in range(4):
             weak, strong, masked = (value[part] for value in golden_batch(step, dtype))
@@ -88,12 +88,8 @@ def four_steps(world, part=slice(None), reduction="global", classes=0, dtype=tor
     return gradients, values, method.student, method.teacher
 
 
-def states_after_four_steps(world, *arguments):
-    gradients, values, student, teacher = four_steps(world, *arguments)
-    return gradients, values, student.state_dict(), teacher.state_dict()
-
-
-def four_steps_on_a_rank(parts, reduction, classes):
+def published_steps_on_a_rank(parts):
     """`parts[rank]` are the samples of this process."""
     with init_distributed("cpu", 60) as processes:
-        return states_after_four_steps(processes, parts[processes.rank], reduction, classes)
+        gradients, values, student, _ = four_steps(processes, parts[processes.rank], "rank")
+        return gradients, values, student.state_dict()

@@ -6,7 +6,7 @@ import torch
 
 from tests.golden import golden, our_name, tensors
 from tests.method.train.processes import on_ranks
-from tests.method.train.step_ranks import ALONE, four_steps_on_a_rank, states_after_four_steps
+from tests.method.train.step_ranks import ALONE, published_steps_on_a_rank, run_steps, run_steps_on_a_rank
 from tests.method.train.test_golden import TERMS
 
 
@@ -18,7 +18,7 @@ def relative(ours, theirs):
 
 def test_published_semantics_on_two_processes(below):
     recorded = golden("ddp")
-    gradients, values, student, _ = on_ranks(2, four_steps_on_a_rank, recorded["perm"].tolist(), "rank", 0)
+    gradients, values, student = on_ranks(2, published_steps_on_a_rank, recorded["perm"].tolist())
     below(1e-5, "relative deviation of the gradient", relative(gradients, tensors(recorded, strip="grad/")))
     for theirs, ours in TERMS.items():
         means = recorded[f"loss/{theirs}"].mean(axis=0)  # a rank's values there, the mean over ranks here
@@ -28,26 +28,30 @@ def test_published_semantics_on_two_processes(below):
             assert student[our_name(name)].double().norm().item() == pytest.approx(norm, rel=1e-4), name
 
 
+PRIOR = tuple((torch.arange(1.0, 11) / 55).tolist())  # shares of the classes that are known
+
+
+def assert_same(ours, theirs, below):
+    for name, tolerance in [("gradients", 1e-5), ("student", 1e-4), ("teacher", 1e-4)]:
+        below(tolerance, f"relative deviation, {name}", relative(ours[name], theirs[name]))
+    for mine, expected in zip(ours["values"], theirs["values"], strict=True):
+        assert mine == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
 @pytest.mark.parametrize(
-    "world, classes, uneven",
+    "world, accumulate, settings",
     [
-        (4, 0, False),
-        (2, 0, True),  # all confident images on one rank, none on the other
-        (2, 600, False),  # the running class balance
+        (4, 1, {}),
+        (2, 1, {"confidence_threshold": 0.998}),  # all confident images on one rank, none on the other
+        (2, 1, {"classes": 600}),  # the running class balance
+        (2, 2, {}),  # micro-batches
+        (2, 2, {"prior": PRIOR}),
+        (2, 2, {"loss_reduction": "rank"}),
     ],
+    ids=str,
 )
-def test_n_processes_are_one_process_on_the_global_batch(world, classes, uneven, below):
-    parts = [list(range(rank * 8 // world, (rank + 1) * 8 // world)) for rank in range(world)]
-    if uneven:
-        is_confident = torch.from_numpy(golden("step0")["conf_mask"])
-        order = torch.argsort(is_confident.int(), descending=True, stable=True).tolist()
-        confident = int(is_confident.sum())
-        assert 0 < confident < 8
-        parts = [order[:confident], order[confident:]]
-    gradients, values, student, teacher = on_ranks(world, four_steps_on_a_rank, parts, "global", classes)
-    expected = states_after_four_steps(ALONE, slice(None), "global", classes)  # without any process group
-    below(1e-5, "relative deviation of the gradient", relative(gradients, expected[0]))
-    below(1e-4, "relative deviation of the student", relative(student, expected[2]))
-    below(1e-4, "relative deviation of the teacher", relative(teacher, expected[3]))
-    for ours, theirs in zip(values, expected[1], strict=True):
-        assert ours == pytest.approx(theirs, abs=2e-3)
+def test_n_processes_are_one_process_on_the_global_batch(world, accumulate, settings, below):
+    ours = on_ranks(world, run_steps_on_a_rank, accumulate=accumulate, **settings)
+    several = "loss_reduction" in settings  # else without any process group
+    theirs = on_ranks(world, run_steps_on_a_rank, **settings) if several else run_steps(ALONE, **settings)
+    assert_same(ours, theirs, below)

@@ -20,34 +20,26 @@ TERMS = {
 }  # fmt: skip
 
 
-def first_step(dtype=torch.float32):
-    student = golden_model(dtype)
-    weak, strong, masked = golden_batch(0, dtype)
-    with torch.no_grad():
-        teacher_logits = make_teacher(student)(weak)
-    labels = pseudo_labels(teacher_logits.softmax(-1), 0.7)
-    output = student(strong, masked)
-    return student, teacher_logits, labels, output, must_losses(output, labels, strong, masked, CONFIG), masked
-
-
 @functools.cache
 def recorded_steps(dtype):
     return four_steps(ALONE, dtype=dtype)
 
 
-def test_first_step_teacher(below):
-    _, teacher_logits, labels, _, _, _ = first_step()
-    step0 = golden("step0")
-    below(1e-4, "largest deviation", np.abs(teacher_logits.numpy() - step0["teacher_logits"]).max())
+def test_first_step(below):
+    """The teacher's labels, the student's outputs and losses, and the gradients."""
+    student, step0 = golden_model(), golden("step0")
+    weak, strong, masked = golden_batch(0)
+    with torch.no_grad():
+        teacher_logits = make_teacher(student)(weak)
+    labels = pseudo_labels(teacher_logits.softmax(-1), 0.7)
+    below(1e-4, "largest deviation, teacher", np.abs(teacher_logits.numpy() - step0["teacher_logits"]).max())
     np.testing.assert_allclose(teacher_logits.softmax(-1).numpy(), step0["teacher_probs"], atol=1e-5)
     np.testing.assert_array_equal(labels.label.numpy(), step0["pseudo_label"])
     np.testing.assert_array_equal(labels.confident.numpy(), step0["conf_mask"])
 
-
-def test_first_step_student(below):
-    student, _, _, output, losses, masked = first_step()
-    step0 = golden("step0")
-    below(1e-4, "largest deviation", np.abs(output.logits.detach().numpy() - step0["student_logits"]).max())
+    output = student(strong, masked)
+    losses = must_losses(output, labels, strong, masked, CONFIG)
+    below(1e-4, "largest deviation, student", np.abs(output.logits.detach().numpy() - step0["student_logits"]).max())
     np.testing.assert_allclose(output.alignment.detach().numpy(), step0["align_per_patch"], atol=1e-5)
     whole = torch.from_numpy(step0["x_recon"])
     patches = F.unfold(whole, 8, stride=8).transpose(1, 2)  # [B, L, 3 P P], (channel, row, column)
@@ -60,16 +52,12 @@ def test_first_step_student(below):
         plain = student(golden_batch(0)[1])
     np.testing.assert_allclose(plain.numpy(), step0["student_logits_unmasked_strong"], atol=1e-4)
 
-
-def test_first_step_gradients(below):
-    student, _, _, _, losses, _ = first_step()
     losses.total.backward()
-    expected = tensors(golden("step0"), strip="grad/")
+    theirs = tensors(step0, strip="grad/")
     gradients = {name: parameter.grad for name, parameter in student.named_parameters()}
-    assert gradients.keys() == expected.keys() | {n for n in gradients if ".resblocks." in n}
-    largest = [(gradients[name] - value).abs().max() / value.square().mean().sqrt() for name, value in expected.items()]
+    assert gradients.keys() == theirs.keys() | {n for n in gradients if ".resblocks." in n}
+    largest = [(gradients[name] - value).abs().max() / value.square().mean().sqrt() for name, value in theirs.items()]
     below(1e-4, "largest deviation, of the gradient's rms", max(largest).item())
-    step0 = golden("step0")
     for name, norm in zip(step0["grad_norm_names"], step0["grad_norm"], strict=True):
         assert gradients[our_name(str(name))].double().norm().item() == pytest.approx(norm, rel=1e-4, abs=1e-6), name
 

@@ -74,17 +74,3 @@ def test_the_size_warns_of_a_real_model_on_a_cpu_and_says_what_the_cache_will_ho
     assert SIZE.lines()[1] == "checkpoints: 2.4 GB each, 7.2 for 3 of them"
     remote = replace(SIZE, shards_bytes=40 * 10**9, cache_bytes=30 * 10**9)
     assert remote.lines()[1].endswith("; cache: up to 30 of 40 GB of remote shards")
-
-
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"shards": "nowhere"}, "nowhere holds no index.json"),
-        ({"json": "no/f/x"}, ""),
-        ({"seconds": "0"}, "--seconds must be above 0"),
-    ],
-)
-def test_wrong_input_is_one_line(digits, tmp_path, monkeypatch, refusal, wrong, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "no").write_text("a file")
-    assert message in refusal("plan", {"shards": digits.shards, "classifier": digits.classifier, **wrong})

@@ -18,16 +18,7 @@ from must.method.train.trainer import train
 from tests.method.train.lives import difference, training
 from tests.method.train.processes import on_ranks
 from tests.method.train.step_ranks import ALONE, IMAGES, made_batch, recorded_model, run_steps, run_steps_on_a_rank
-from tests.method.train.test_distributed import relative
-
-PRIOR = tuple((torch.arange(1.0, 11) / 55).tolist())  # shares of the classes that are known
-
-
-def assert_same(ours, theirs, below):
-    for name, tolerance in [("gradients", 1e-5), ("student", 1e-4), ("teacher", 1e-4)]:
-        below(tolerance, f"relative deviation, {name}", relative(ours[name], theirs[name]))
-    for mine, expected in zip(ours["values"], theirs["values"], strict=True):
-        assert mine == pytest.approx(expected, rel=1e-4, abs=1e-5)
+from tests.method.train.test_distributed import PRIOR, assert_same, relative
 
 
 @pytest.mark.parametrize(
@@ -43,14 +34,6 @@ def assert_same(ours, theirs, below):
 )
 def test_micro_batches_give_the_gradients_of_the_whole_batch(settings, below):
     assert_same(run_steps(ALONE, accumulate=8, **settings), run_steps(ALONE, **settings), below)
-
-
-@pytest.mark.parametrize("settings", [{}, {"prior": PRIOR}, {"loss_reduction": "rank"}], ids=str)
-def test_micro_batches_on_two_processes(settings, below):
-    ours = on_ranks(2, run_steps_on_a_rank, accumulate=2, **settings)
-    two = "loss_reduction" in settings
-    theirs = on_ranks(2, run_steps_on_a_rank, **settings) if two else run_steps(ALONE, **settings)
-    assert_same(ours, theirs, below)
 
 
 DDP, SPARING, COMPILED = {"processes": 2}, {"activation_checkpointing": True}, {"compile": True, "backend": "aot_eager"}
