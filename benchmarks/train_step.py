@@ -1,7 +1,7 @@
 """Speed and memory of one training step against a plain implementation of it (benchmarks/plain_step.py).
 
     python benchmarks/train_step.py                                  ViT-B/16 at 224 px, on what the machine has
-    python benchmarks/train_step.py --model ViT-L-14-quickgelu --batch-size 256 --device cuda --compile
+    python benchmarks/train_step.py --model ViT-L-14-quickgelu --batch-size 256 --device cuda
 
 Every variant runs in its own process, on random weights and random images in memory (no loading). The work is counted
 as one dense forward pass for the teacher and three for the student (forward and backward), for all variants; the peak
@@ -33,7 +33,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="times that all variants take turns [%(default)s]")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--compile", action="store_true", help="also measure ours with torch.compile")
     parser.add_argument("--profile", action="store_true", help="print where the time of each variant's step goes")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -53,8 +52,6 @@ def variants(options: argparse.Namespace) -> list[dict[str, Any]]:
         {"name": "must, fp32", "precision": "fp32"},
         {"name": "must, bf16", "precision": "bf16"},
     ]
-    if options.compile:
-        rows.append({"name": "must, bf16, compiled", "precision": "bf16", "compile": True})
     plain = {"name": "plain, fp32", "plain": True, "precision": "fp32"}
     return [plain, {"name": "plain, bf16 autocast", "plain": True, "precision": "bf16"}, *rows]
 
@@ -160,7 +157,7 @@ def must_step(options: Any, variant: dict[str, Any], device: Any, visual: Any, c
     from must.method.distributed.cpu import division, prepare_machine, share_cores
     from must.method.distributed.process_group import World
     from must.method.model.masked_vit import MaskedViT
-    from must.method.train.step import MustStep, compile_blocks
+    from must.method.train.step import MustStep
 
     prepare_machine(device)
     settings = {name: value for name, value in variant.items() if name not in ("name", "plain")}
@@ -171,8 +168,6 @@ def must_step(options: Any, variant: dict[str, Any], device: Any, visual: Any, c
     if device.type == "cpu":
         share_cores(division(step.work).threads)
     weak, strong, masked = data
-    if config.compile:
-        compile_blocks(step, masked.shape[1], len(weak))
     batch = TrainBatch(weak, strong, masked, torch.arange(len(weak)), torch.tensor(0))
     return lambda number: step(number, [batch]), step.precision
 

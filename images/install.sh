@@ -1,8 +1,7 @@
 #!/bin/sh
 # install.sh IMPORTS LOCK... [-- PIP_OPTION...]: installs lock files into /opt/must, small.
 #
-# Packages' own tests and what only building against them needs (headers, stubs, static libraries, Fortran tools) goes. Triton's
-# headers stay: torch.compile builds with them.
+# Packages' own tests and what only building against them needs (headers, stubs, static libraries, Fortran tools) goes.
 # Only what IMPORTS loads is compiled to bytecode, not what nobody calls: at run time the file system is read-only and
 # nothing can be compiled for later. IMPORTS 'all' compiles everything.
 set -eu
@@ -23,7 +22,7 @@ find /opt/must/lib -type d \( -name tests -o -path '*/numpy/f2py' -o -path '*/nu
     -exec rm -r {} +
 find /opt/must/lib -type f -path '*/kfp/*' -name '*_test.py' -delete
 for kind in h hpp cuh a pxd pyi proto; do
-    find /opt/must/lib -type f -name "*.$kind" ! -path '*/triton/backends/nvidia/include/*' -delete
+    find /opt/must/lib -type f -name "*.$kind" -delete
 done
 # botocore describes each of Amazon's services: the bucket, and what logs in to it, stay. dateutil has time zones of its own
 # in an archive, beside those of the system, for a module that nothing here imports.

@@ -35,7 +35,7 @@ from must.base.parameters import require
 from must.base.text import counted
 from must.config.work import NEXT_PREFIX, is_work
 from must.data.format.index import load_index
-from must.data.shards.history import History
+from must.data.shards.history import joined, read_contents
 from must.method.answers.answers_file import hash_answers
 from must.method.model.description import complete_save
 from must.method.model.folder import MODELS_FOLDER
@@ -140,7 +140,7 @@ class WorkState:
         """Says how many images are new or gone; if none is, the old shards and what was made of them stay."""
         if SHARDS not in self.outdated or not (self.work / SHARDS / INDEX_FILE).exists():
             return
-        (old, old_shards), (new, new_shards) = (read_contents(folder / SHARDS) for folder in (self.work, self.folder))
+        (old, old_shards), (new, new_shards) = (read_shards(folder / SHARDS) for folder in (self.work, self.folder))
         added, gone = len(np.setdiff1d(new, old)), len(np.setdiff1d(old, new))
         same = not added and not gone and old_shards == new_shards
         if added or gone:
@@ -236,9 +236,9 @@ def find_missing(shards: Path) -> Path | None:
     return next((shards / name for name in names if not (shards / name).exists()), None)
 
 
-def read_contents(shards: Path) -> tuple[np.ndarray, list[str]]:
+def read_shards(shards: Path) -> tuple[np.ndarray, list[str]]:
     """uint64 [N], sorted and unique: hashes of the images' contents; and the checksums of the shards, which hold the
     images and their names."""
     index = load_index(str(shards))
     checksums = [shard.sha256 for name in index.splits for shard in index.list_shards(name)]
-    return np.unique(History(str(shards), index).contents), checksums
+    return np.unique(joined(part for _, part in read_contents(str(shards), index))), checksums

@@ -42,7 +42,7 @@ def exiting(command: str) -> Iterator[None]:
     attach()
     atexit.register(gc.freeze)  # the interpreter's last collection takes almost a second once torch is imported
     try:
-        with ending_on_sigterm(command):
+        with handling(signal.SIGTERM, partial(end_program, command)):
             yield
     except (MustError, OSError, MemoryError) as error:
         if not is_first_rank():
@@ -81,18 +81,9 @@ def format_error(error: BaseException) -> str:
     return printable(" ".join(text.split()), LONGEST_LINE)
 
 
-@contextmanager
-def ending_on_sigterm(command: str) -> Iterator[None]:
-    """SIGTERM ends the block with exit code 75: no incomplete file is left, and the same command can be run again.
-
-    In a container a stage has the process number 1, which the kernel does not end by a signal without a handler. Stages
-    that save their state install their own handler while they run.
-    """
-    with handling(signal.SIGTERM, partial(end_program, command)):
-        yield
-
-
 def end_program(command: str, number: int, frame: object) -> NoReturn:
+    """The handler of SIGTERM: no incomplete file is left, and the same command can be run again. (The kernel does not
+    end process 1 of a container without one.) Stages that save their state install their own while they run."""
     # When one rank has failed, torchrun stops the others: they print nothing, so that the error is the last line.
     if is_first_rank():
         print(f"must {command}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)

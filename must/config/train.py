@@ -173,9 +173,6 @@ class TrainConfig(StageConfig):
     activation_checkpointing: bool = param(
         "gradient checkpointing: less memory, a quarter more work, the same gradients", False
     )
-    compile: bool = param(
-        "compile the blocks with torch.compile: a minute or two at the start, faster steps on a GPU", False
-    )
     checkpoints: str = param(
         "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints", kind="output"
     )

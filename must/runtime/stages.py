@@ -10,22 +10,22 @@ import json
 import logging
 import os
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from must.api.stages import call
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE
 from must.base.lock import RUN_ID
-from must.base.parameters import make_record, require
+from must.base.parameters import require
 from must.base.text import encoded
 from must.data.format.index import load_index
 from must.deploy.promote.promote import version_name
 from must.deploy.promote.registry import Latest, Registry, is_version_of
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
 from must.evaluation.result import Metrics, read_metrics
-from must.method.model.classifier import read_header
+from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.recipe import run_key
@@ -70,57 +70,36 @@ def shard(
     return {"sha256": result.sha256, "shards": uri, "revision": result.revision, "images": images}
 
 
-CLASSIFIER_JSON = "classifier.json"
-
-
-@dataclass(frozen=True)
-class ClassifierRecord:
-    """`classes`: their number."""
-
-    sha256: str
-    classes: int
-    model_folder: str
-
-
 def classifier(
     facts: Facts, work_uri: str, *, classes: str, model: str, pretrained: str, fingerprint: str, weights: str
 ) -> dict[str, Any]:  # fmt: skip
     """Writes the classifier file to `weights`: a copy of the file that an earlier run made of the same inputs, if that
-    is intact, else a new one; its model is written to WORK_URI/models. Returns the ClassifierRecord.
+    is intact, else a new one; its model is written to WORK_URI/models. Returns the file's sha256, the number of classes
+    and the model's folder.
 
     The orchestrator's cache is not enough: it does not notice that a rule of the bucket has deleted an artifact.
     `fingerprint`: a hash of the contents of class file and model; '' to compute it.
     """
     work = WorkUri(work_uri)
-    folder = work.classifier(fingerprint or inputs_fingerprint(classes, model, pretrained))
-    if (record := cached_classifier(folder, weights)) is not None:
-        facts.result = f"{record.classes} classes, made by an earlier run"
-        return asdict(record)
-    file = storage.join(folder, CLASSIFIER_FILE)  # `weights` is a path of the orchestrator, without an extension
-    result = call(
-        "classifier", classes=classes, model=model, pretrained=pretrained, output=file, model_store=work.models
-    )
-    data = storage.read_bytes(file)
+    # `weights` is a path of the orchestrator, without an extension
+    file = storage.join(work.classifier(fingerprint or inputs_fingerprint(classes, model, pretrained)), CLASSIFIER_FILE)
+    intact = is_intact(file)
+    if not intact:
+        call("classifier", classes=classes, model=model, pretrained=pretrained, output=file, model_store=work.models)
+    header, data = read_header(file), storage.read_bytes(file)
     storage.write_bytes(weights, data)
-    record = ClassifierRecord(hashlib.sha256(data).hexdigest(), len(result.classes), result.model_folder)
-    # written last: a folder without it is incomplete
-    storage.write_bytes(storage.join(folder, CLASSIFIER_JSON), json.dumps(asdict(record)).encode())
-    facts.result = f"{record.classes} classes"
-    return asdict(record)
+    facts.result = f"{len(header.classes)} classes{', made by an earlier run' if intact else ''}"
+    sha256 = hashlib.sha256(data).hexdigest()
+    return {"sha256": sha256, "classes": len(header.classes), "model_folder": header.model_folder}
 
 
-def cached_classifier(folder: str, weights: str) -> ClassifierRecord | None:
-    """Copies the cached file to `weights`; None if it or its model is missing, or does not match the record."""
+def is_intact(file: str) -> bool:
+    """Whether a classifier file is there and whole, and so is its model."""
     try:
-        record = make_record(ClassifierRecord, json.loads(storage.read_bytes(storage.join(folder, CLASSIFIER_JSON))))
-        data = storage.read_bytes(storage.join(folder, CLASSIFIER_FILE))
-    except (FileNotFoundError, ValueError):
-        return None
-    model = [storage.join(record.model_folder, name) for name in (MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS)]
-    if hashlib.sha256(data).hexdigest() != record.sha256 or not all(map(storage.exists, model)):
-        return None
-    storage.write_bytes(weights, data)
-    return record
+        folder = load_text_classifier(file).model_folder
+    except UserError:
+        return False
+    return all(storage.exists(storage.join(folder, name)) for name in (MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS))
 
 
 def champion(

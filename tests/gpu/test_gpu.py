@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(GPUS == 0, reason="needs a CUDA GPU (torch.cuda.
 several = pytest.mark.skipif(GPUS < 2, reason=f"needs two CUDA GPUs, this machine has {GPUS}")
 
 # Largest relative differences that pass. Not yet tried on a GPU (docs/not-verified.md).
-DEVICES, BF16, COMPILED, PROCESSES = 0.01, 0.03, 0.01, 0.01  # of losses
+DEVICES, BF16, PROCESSES = 0.01, 0.03, 0.01  # of losses
 WEIGHTS = 1e-3 if ON_GPU else 0.0  # of a resumed run's weights: a GPU's kernels may add in another order
 FUSED = ("flash", "fmha", "cudnn") if ON_GPU else ("attention",)  # parts of the names of fused attention kernels
 
@@ -72,11 +72,6 @@ def test_the_steps_are_those_of_a_cpu(digits):
 
 def test_bf16_follows_float32(digits):
     np.testing.assert_allclose(losses(digits, precision="bf16"), losses(digits, precision="fp32"), rtol=BF16)
-
-
-def test_compiled_blocks_give_the_same_losses(digits):
-    ours, eager = (losses(digits, steps=3, compile=on, precision="fp32") for on in (True, False))
-    np.testing.assert_allclose(ours, eager, rtol=COMPILED)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)

@@ -109,7 +109,8 @@ def test_one_node_may_be_a_trainjob_and_a_key_file_a_secret(tmp_path):
     compile_apart(load_cluster(tmp_path / "cluster.yaml"), tmp_path / "one.yaml")
     found = Compiled(tmp_path / "one.yaml")
     nodes = found.constant("train", "nodes")
-    assert (nodes["nodes"], nodes["gpus"], nodes["deadline"], nodes["secret"]) == (1, 1, 3600, "gcs")
+    assert (nodes["nodes"], nodes["gpus"], nodes["deadline"]) == (1, 1, 3600)
+    assert nodes["pod"]["volumes"] == [{"name": "key", "secret": {"secretName": "gcs"}}]
     assert found.container("train")["image"].startswith("must-shard:")
     assert "accelerator" not in found.container("train").get("resources", {})
     assert found.platform["exec-train"]["activeDeadlineSeconds"] == str(4 * 3900 + 60 + 120 + 240)

@@ -156,7 +156,7 @@ def cluster(tmp_path, monkeypatch):
         assert "/apis/argoproj.io/v1alpha1/namespaces/vision/workflows" in request.path
         assert "pipeline%2Frunid" in request.path
         found = looks.pop(0) if len(looks) > 1 else looks[0]
-        items = [found] if isinstance(found, dict) else [{}] * (found or 0)
+        items = [found] if isinstance(found, dict) else [{"status": {}}] * (found or 0)
         return Answer(403 if found is None else 200, {"items": items})
 
     looks = []

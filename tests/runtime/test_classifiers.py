@@ -2,17 +2,18 @@
 
 import hashlib
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
+import torch
 
 from must.base import storage
 from must.base.files import CLASSIFIER_FILE, MODEL_FOLDER_FILE
 from must.config import ClassifierConfig
+from must.method.model.classifier import TextClassifier, save_classifier
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.runtime import stages
 from must.runtime.notes import Facts
-from must.runtime.stages import CLASSIFIER_JSON, figures
+from must.runtime.stages import figures
 from must.runtime.training import plain
 from tests.evaluation.measured import MEASURED
 
@@ -23,12 +24,14 @@ def made(monkeypatch, tmp_path):
     contents = []
 
     def call(stage, output, model_store, **values):
-        config = ClassifierConfig(output=output, model_store=model_store, **values)
-        contents.append(f"weights {len(contents)} of {config.classes}".encode())
-        storage.write_bytes(output, contents[-1])
+        ClassifierConfig(output=output, model_store=model_store, **values)
+        model = {"model": "ViT-B-16", "pretrained": "openai", "model_folder": f"{model_store}/ViT-B-16"}
+        weights = torch.full((4, 2), 0.5 + len(contents))
+        classes = TextClassifier(classes=("cat", "dog"), templates=("{}",), logit_scale=100.0, **model, weights=weights)
+        save_classifier(classes, output)
+        contents.append(storage.read_bytes(output))
         for file in (MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS):
             storage.write_bytes(f"{model_store}/ViT-B-16/{file}", b"x")
-        return SimpleNamespace(classes=("cat", "dog"), model_folder=f"{model_store}/ViT-B-16")
 
     monkeypatch.setattr(stages, "call", call)
     return contents
@@ -51,13 +54,13 @@ def test_what_an_earlier_run_made_is_used_again(made, tmp_path, bucket_server, p
     assert not ask(work, tmp_path / "c", key="other classes")[1] and len(made) == 2
 
 
-KEPT = [f"classifiers/k/{CLASSIFIER_FILE}", f"classifiers/k/{CLASSIFIER_JSON}"]
+KEPT = f"classifiers/k/{CLASSIFIER_FILE}"
 MODEL = [f"models/ViT-B-16/{name}" for name in (MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS)]
 
 
 @pytest.mark.parametrize(
     "file, damage",
-    [*((file, damage) for file in KEPT for damage in ("gone", "cut short", "empty")), *((m, "gone") for m in MODEL)],
+    [*((KEPT, damage) for damage in ("gone", "cut short", "empty")), *((file, "gone") for file in MODEL)],
 )
 def test_what_is_gone_or_damaged_is_made_again(made, tmp_path, file, damage):
     ask(tmp_path, tmp_path / "a")

@@ -15,7 +15,6 @@ from must.runtime.check import check_service_name
 from must.runtime.notes import Facts
 from must.runtime.places import WorkUri
 from must_components.cluster import Cluster
-from must_components.pods import list_environment, list_volumes, place_pod
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +57,13 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
     """
     check_service_name(name)
     size = server["size"]
-    volumes, mounts = list_volumes({"scratch": ("/tmp", {"emptyDir": {}})}, server, read_only=True)
+    volumes = [{"name": "scratch", "emptyDir": {}}, *server["pod"].get("volumes", ())]
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": server["image"],
         "args": ["must", "serve", "--registry", registry, "--name", name, "--host", "0.0.0.0", "--port", str(PORT)],
         "ports": [{"containerPort": PORT, "protocol": "TCP"}],
-        "env": list_environment(server),
+        "env": server["env"],
         "startupProbe": probe("live", failureThreshold=60, periodSeconds=5),
         "readinessProbe": probe("ready", periodSeconds=5),
         "livenessProbe": probe("live", periodSeconds=15, timeoutSeconds=5),
@@ -79,7 +78,7 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumeMounts": mounts,
+        "volumeMounts": [{"name": "scratch", "mountPath": "/tmp"}, *server["mounts"]],
     }
     predictor = {
         "minReplicas": size["replicas"],
@@ -87,8 +86,8 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": GRACE_PERIOD,
         "containers": [container],
+        **server["pod"],
         "volumes": volumes,
-        **place_pod(server),
     }
     return {
         "apiVersion": f"{GROUP}/{VERSION}",

@@ -3,7 +3,6 @@
 from typing import Any
 
 from must_components.cluster import RUN, TRAINER
-from must_components.pods import list_environment, list_volumes, place_pod
 
 NODE = "node"  # the replicated job and the container of Kubeflow Trainer's torch runtimes
 MODEL = "must/model"  # label: the model's name in the registry
@@ -24,7 +23,7 @@ def make_manifest(name: str, nodes: dict[str, Any], job: str, run_id: str, model
         "command": ["python", "-m", "must.method.distributed.torchrun"],
         # Trainer gives torchrun the nodes and the meeting point by PET_ variables; a flag wins over them.
         "args": [f"--nproc-per-node={processes}", "-m", "must.runtime.training", job],
-        "env": list_environment(nodes, PYTHONUNBUFFERED="1"),
+        "env": nodes["env"],
     }
     resources = {nodes["accelerator"]: str(gpus)} if gpus else {}
     resources |= {key: nodes[key] for key in ("cpu", "memory") if nodes[key]}
@@ -49,11 +48,8 @@ def make_manifest(name: str, nodes: dict[str, Any], job: str, run_id: str, model
 
 def pod_patch(nodes: dict[str, Any]) -> dict[str, Any]:
     """Selector, tolerations, volumes and service account, at the depth where a TrainJob has them."""
-    shm = {"shm": ("/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": nodes["shm"]}})} if nodes["shm"] else {}
-    volumes, mounts = list_volumes(shm, nodes)
-    pod = place_pod(nodes) | (
-        {"volumes": volumes, "containers": [{"name": NODE, "volumeMounts": mounts}]} if mounts else {}
-    )
+    mounts = nodes["mounts"]
+    pod = nodes["pod"] | ({"containers": [{"name": NODE, "volumeMounts": mounts}]} if mounts else {})
     # Istio reads the label, its older versions the annotation.
     metadata = {"labels": {**POD_LABELS, **nodes["labels"], **NO_SIDECAR}, "annotations": NO_SIDECAR}
     template = {"metadata": metadata, "spec": pod}

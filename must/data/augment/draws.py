@@ -50,11 +50,6 @@ class ViewSettings:
     randaugment: str
     randaugment_ops: tuple[str, ...]
 
-    @property
-    def masked_patches(self) -> int:
-        """How many patches of an image are masked."""
-        return PatchMask(self.preprocess.size, self.patch_size, self.mask_patch_size, self.mask_ratio).masked_patches
-
 
 @dataclass(frozen=True)
 class AugmentParams:

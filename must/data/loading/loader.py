@@ -7,7 +7,7 @@ import logging
 import os
 import traceback
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -143,7 +143,7 @@ def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
 
 class EvalSource:
     """A reader's split in order, as EvalBatch; after an iteration `skipped` is the number of undecodable samples.
-    `rank`, `world`: this process's share: every world-th sample."""
+    `rank`, `world`: this process's share: every world-th sample. `pause`: called before every batch; it may raise."""
 
     def __init__(
         self, reader: ShardReader, preprocess: Preprocess, batch_size: int, workers: int, rank: int = 0, world: int = 1
@@ -153,6 +153,7 @@ class EvalSource:
         self.batch_size, self.workers = batch_size, workers
         self.numbers: Sequence[int] = range(rank, len(self.reader), world)
         self.skipped = 0
+        self.pause: Callable[[], object] = lambda: None
 
     @classmethod
     def open(cls, config: Any, preprocess: Preprocess, rank: int = 0, world: int = 1, split: str = "") -> EvalSource:
@@ -183,6 +184,7 @@ class EvalSource:
             decoded = [sample for sample in samples if sample is not None]
             self.skipped += len(samples) - len(decoded)
             if decoded:
+                self.pause()
                 pixels, numbers, labels, sources = zip(*decoded, strict=True)
                 yield EvalBatch(torch.from_numpy(np.stack(pixels)), torch.tensor(numbers), list(labels), list(sources))
 

@@ -21,6 +21,7 @@ from must.config import ShardConfig
 from must.data.format.index import REJECTED, Index, Shard
 from must.data.shards.chunk import ChunkResult, ShardJob, assemble
 from must.data.shards.history import (
+    OLD,
     Duplicates,
     History,
     find_duplicates,
@@ -53,7 +54,8 @@ def commit_shards(task: Task, work: Workdir, pool: Workers) -> Index:
     records = Records(task, work)
     splits = in_order({*records.splits, *previous.splits}, config)
     new = ((record.number, split, record.arrays[f"hashes.{split}"]) for record in records for split in record.tars)
-    duplicates = find_duplicates(chain(task.history.hashes(), new), splits, config.drop_duplicates)
+    old = ((OLD, split, hashes) for split, hashes in task.history.contents)
+    duplicates = find_duplicates(chain(old, new), splits, config.drop_duplicates)
     unchanged = records.samples == len(duplicates.drops)
     rejected = write_rejected(records, duplicates, unchanged)
     if unchanged:

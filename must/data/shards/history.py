@@ -28,12 +28,7 @@ class History:
     """The tables of an index."""
 
     def __init__(self, uri: str, index: Index) -> None:
-        self.index = index
-        tables = {table["name"]: read_table(uri, table) for table in index.tables}
-        self.names = np.sort(joined(values for name, values in tables.items() if name.startswith("names-")))
-        self.contents = joined(values for name, values in tables.items() if name.startswith("contents-"))
-        if len(self.contents) != sum(shard.samples for shard in index.shards):
-            raise UserError(f"{uri}: the tables contents-*.npy have another number of images than the index")
+        self.names, self.contents = np.sort(read_tables(uri, index, "names")), read_contents(uri, index)
 
     def unseen(self, uri: str, items: Iterable[Item]) -> Iterator[Item]:
         """The items that no earlier revision has accepted from the source `uri`."""
@@ -47,20 +42,23 @@ class History:
             known = self.names[rows] == hashes
             yield from (item for item, old in zip(batch, known, strict=True) if not old)
 
-    def hashes(self) -> Iterator[tuple[int, str, np.ndarray]]:
-        """(OLD, split, uint64 [samples]) of each shard of the index."""
-        start = 0
-        for shard in self.index.shards:
-            yield OLD, shard.split, self.contents[start : start + shard.samples]
-            start += shard.samples
+
+def read_contents(uri: str, index: Index) -> list[tuple[str, np.ndarray]]:
+    """(split, uint64 [samples]: the first 8 bytes of the sha256 of each image) of each shard of the index."""
+    contents, ends = read_tables(uri, index, "contents"), np.cumsum([0, *(shard.samples for shard in index.shards)])
+    if len(contents) != ends[-1]:
+        raise UserError(f"{uri}: the tables contents-*.npy have another number of images than the index")
+    parts = np.split(contents, ends)[1:-1]
+    return [(shard.split, part) for shard, part in zip(index.shards, parts, strict=True)]
 
 
 def read_hashes(uri: str, index: Index, split: str) -> np.ndarray:
     """Uint64 [n]: the first 8 bytes of the sha256 of each image of the split."""
-    tables = [table for table in index.tables if table["name"].startswith("contents-")]
-    contents, ends = joined(read_table(uri, table) for table in tables), np.cumsum([s.samples for s in index.shards])
-    parts = np.split(contents, ends[:-1])
-    return joined(part for shard, part in zip(index.shards, parts, strict=True) if shard.split == split)
+    return joined(part for name, part in read_contents(uri, index) if name == split)
+
+
+def read_tables(uri: str, index: Index, kind: str) -> np.ndarray:
+    return joined(read_table(uri, table) for table in index.tables if table["name"].startswith(f"{kind}-"))
 
 
 def joined(arrays: Iterable[np.ndarray]) -> np.ndarray:

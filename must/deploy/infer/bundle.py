@@ -1,18 +1,14 @@
 """Predicts in torch with the same network that `must export` writes to ONNX: of a bundle, or a zero-shot model."""
 
 import json
-import tempfile
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.config import PredictConfig
 from must.config.work import PARTS, find_part, is_measured
@@ -59,19 +55,7 @@ class BundleClassifier:
 
 
 def open_bundle(config: PredictConfig) -> BundleClassifier:
-    """The bundle at --model, copied from its bucket."""
-    with tempfile.TemporaryDirectory(prefix="must-predict-") as copy:
-        remote = storage.is_remote(config.model)
-        folder = copy if remote else config.model
-        for name in (DESCRIPTION_FILE, WEIGHTS_FILE):
-            uri = storage.join(config.model, name)
-            require(storage.exists(uri), f"{uri}: is missing")
-            if remote:
-                storage.download(uri, Path(copy) / name)
-        try:
-            return BundleClassifier(load_bundle(folder), config)
-        except ValueError as error:  # the message names the user's --model, not the copy
-            raise UserError(str(error).replace(folder, config.model)) from error
+    return BundleClassifier(load_bundle(config.model), config)
 
 
 def open_zero_shot(config: PredictConfig, classes: list[Any] | None = None) -> BundleClassifier:

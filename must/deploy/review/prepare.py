@@ -167,9 +167,8 @@ def compute_reviews(
         parts = [part for part in (sorted(first), [number for number in every if number not in first]) if part]
         for part in parts:
             source.numbers = part
-            progress = map(pause, count(0, source.batch_size), repeat(len(part)))
-            others = (zero_shot.model,)
-            pools.append(read_pool(model, source, process.device, others, partial(next, progress), whitening))
+            source.pause = partial(next, map(pause, count(0, source.batch_size), repeat(len(part))))
+            pools.append(read_pool(model, source, process.device, (zero_shot.model,), whitening))
             saved, images = make_review(config, source, classes, weights, join_pools(pools), saved)
             saved = replace(saved, complete=part is parts[-1])
             if saved.complete:

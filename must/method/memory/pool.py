@@ -3,7 +3,7 @@ the predictions alone say about a model. N images, K classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -41,17 +41,14 @@ class Pool:
 
 
 def run_model(
-    model: MaskedViT, source: EvalSource, device: torch.device, activity: str, pause: Callable[[], None] | None = None
+    model: MaskedViT, source: EvalSource, device: torch.device, activity: str
 ) -> Iterator[tuple[EvalBatch, Tensor, Tensor, Tensor, Tensor]]:
     """(batch, images [B, 3, H, W] normalised, logits [B, K], unit features float32 [B, D], tokens as of
-    `flatten_tokens`) of all images. Does not change the state of torch's random generator. `pause`: called before every
-    batch; it may raise to stop."""
+    `flatten_tokens`) of all images. Does not change the state of torch's random generator."""
     model, decodable = model.to(device).eval(), False
     progress = bar(total=len(source.numbers), unit="img", desc=activity, leave=False, quiet=not is_first_rank())
     with progress, torch.random.fork_rng(devices=[]):  # loaders draw a seed from it
         for batch in source:
-            if pause is not None:
-                pause()
             images = normalize(batch.pixels.to(device), source.preprocess)
             logits, feature, tokens = model.classify(images)
             decodable = True
@@ -66,18 +63,17 @@ def read_pool(
     source: EvalSource,
     device: torch.device,
     others: tuple[MaskedViT, ...] = (),
-    pause: Callable[[], None] | None = None,
     whitening: tuple[Whitening, Whitening] | None = None,
 ) -> Pool:
     """Runs the model, and `others` for their probabilities only, on every image once. `whitening`: as of
     `fit_whitening`, where several processes read parts of one pool."""
     others = tuple(other.to(device).eval() for other in others)
     if whitening is None and len(source.numbers) > KEPT_FLAT:
-        whitening = fit_whitening(model, source, device, pause)
+        whitening = fit_whitening(model, source, device)
     if whitening is not None:
         whitening = whitening[0].to(device), whitening[1].to(device)
     rows, sources = list[tuple[Tensor, ...]](), list[str]()
-    for batch, images, logits, feature, flat in run_model(model, source, device, "predictions", pause):
+    for batch, images, logits, feature, flat in run_model(model, source, device, "predictions"):
         if whitening is not None:
             feature, flat = join_vectors(whitening[0](flat), whitening[1](feature)).half(), flat[:, :0]
         stacked = torch.stack([logits.float(), *(other(images).float() for other in others)], 1)  # [B, 1 + M, K]
@@ -96,15 +92,13 @@ def read_pool(
 
 
 @torch.inference_mode()
-def fit_whitening(
-    model: MaskedViT, source: EvalSource, device: torch.device, pause: Callable[[], None] | None = None
-) -> tuple[Whitening, Whitening]:
+def fit_whitening(model: MaskedViT, source: EvalSource, device: torch.device) -> tuple[Whitening, Whitening]:
     """The whitenings of tokens and embedding, from at most FITTED of the source's images, at even intervals."""
     numbers, images = source.numbers, len(source.numbers)
     count = min(images, FITTED)
     try:
         source.numbers = [numbers[n * images // count] for n in range(count)]
-        outputs = run_model(model, source, device, "features", pause)
+        outputs = run_model(model, source, device, "features")
         features, flats = zip(*((feature.cpu(), flat.half().cpu()) for *_, feature, flat in outputs), strict=True)
     finally:
         source.numbers = numbers

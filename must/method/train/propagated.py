@@ -11,7 +11,7 @@ replaces it for the images of its batch. The largest TOP values of each Z are st
 T values.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -45,18 +45,16 @@ class PropagatedLabels:
     images: int  # number of decodable images
 
     @classmethod
-    def compute(
-        cls, zero_shot: MaskedViT, source: EvalSource, world: World, pause: Callable[[], None] | None = None
-    ) -> tuple[Self, Tensor]:
+    def compute(cls, zero_shot: MaskedViT, source: EvalSource, world: World) -> tuple[Self, Tensor]:
         """(the zero-shot model's propagated labels, the largest Z of each decodable image).
 
         Every process calls this with a source of the full split, predicts its share and gets the labels of all images.
-        `pause`: called before every batch; it may raise to stop."""
+        """
         images = len(source.reader)
-        fitted = [part.cpu() for part in fit_whitening(zero_shot, source, world.device, pause)]
+        fitted = [part.cpu() for part in fit_whitening(zero_shot, source, world.device)]
         tokens, embedding = (part.to(world.device) for part in world.gather(fitted)[0])  # the same in every process
         source.numbers = source.numbers[world.rank :: world.size]
-        pool = read_pool(zero_shot, source, world.device, pause=pause, whitening=(tokens, embedding))
+        pool = read_pool(zero_shot, source, world.device, whitening=(tokens, embedding))
         top = pool.probabilities.float().topk(min(TOP, pool.probabilities.shape[-1]))
         parts = world.gather((pool.numbers, pool.vectors, top.values, top.indices))
         numbers, vectors, values, classes = (torch.cat([part[i] for part in parts]) for i in range(4))

@@ -2,9 +2,7 @@
 and the teacher's moving average. Learning rates, decays and their schedules are as published."""
 
 import copy
-import logging
 import math
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -12,8 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from must.base.errors import UserError
-from must.base.text import one_line, printable
 from must.config import TrainConfig
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
@@ -33,10 +29,7 @@ from must.method.train.losses import (
 )
 from must.method.train.propagated import PropagatedLabels
 
-logger = logging.getLogger(__name__)
-
 BETAS, EPS = (0.9, 0.999), 1e-8
-BACKEND = "inductor"
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -259,40 +252,3 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None
 def ema_decay(step: int, start: float, end: float, warmup_steps: int) -> float:
     """Linear ramp from start to end over warmup_steps, then constant."""
     return start + (end - start) * min(1.0, step / warmup_steps if warmup_steps else 1.0)
-
-
-def compile_blocks(must_step: MustStep, masked: int, images: int) -> None:
-    """Compiles the blocks in place, for micro-batches of `images` images with `masked` masked patches each. Names and
-    values of parameters do not change.
-
-    Shapes are not dynamic: there are three graphs (of the teacher, the student, and the student's predictions for the
-    log), for any number of blocks."""
-    began = time.monotonic()
-    for block in (*must_step.teacher.tower.blocks, *must_step.student.tower.blocks):
-        block.compile(backend=BACKEND, dynamic=False)
-    try:
-        run_once(must_step, masked, images)
-    except Exception as error:  # of the compiler, the driver or a kernel, or an unsupported Python
-        reason = printable(one_line(error))[:200]
-        raise UserError(f"--compile: torch.compile fails here; train without it: {reason}") from None
-    must_step.optimizer.zero_grad(set_to_none=True)
-    if must_step.world.is_main:
-        logger.info(f"blocks compiled in {time.monotonic() - began:.0f} s")
-
-
-def run_once(must_step: MustStep, masked: int, images: int) -> None:
-    """Both networks on black images, the student also backward, without communication between processes."""
-    batch = blank(images, must_step.preprocess.size, masked).to(must_step.world.device)
-    must_step.pseudo_labels(batch)
-    with must_step.autocast():
-        output = must_step.student(normalize(batch.strong, must_step.preprocess), batch.masked)
-    torch.stack([part.float().sum() for part in output]).sum().backward()
-    if must_step.world.device.type == "cuda":
-        torch.cuda.synchronize(must_step.world.device)
-
-
-def blank(images: int, size: int, masked: int) -> TrainBatch:
-    """A batch of black images whose first patches are masked."""
-    pixels = torch.zeros(images, size, size, 3, dtype=torch.uint8)
-    patches = torch.arange(masked).expand(images, masked).contiguous()
-    return TrainBatch(pixels, pixels.clone(), patches, torch.zeros(images, dtype=torch.int64), torch.tensor(0))

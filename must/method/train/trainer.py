@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ from must.method.train.checkpoint import exclusive_checkpoints
 from must.method.train.log import GB, Size, TrainLog, in_words, summarize_run
 from must.method.train.propagated import PropagatedLabels, count_bytes
 from must.method.train.recipe import provenance, resolve
-from must.method.train.step import MustStep, compile_blocks, make_teacher
+from must.method.train.step import MustStep, make_teacher
 from must.method.train.train_state import RunTimer, TrainState
 
 logger = logging.getLogger(__name__)
@@ -101,9 +101,11 @@ class Trainer:
         if config.mask_token == "mean":
             start_mask_token(self.zero_shot, EvalSource(self.reader, preprocess, CHECK_BATCH, 0), world.device)
         views = make_part(config, ViewSettings, preprocess=preprocess, patch_size=student.patch_size)
-        self.masked = views.masked_patches  # of an image
         self.dataset = TrainDataset(self.reader, make_views(views, config.views), config.seed)
-        self.batches = self.batches_from(0)
+        self.batches = GlobalBatches(
+            self.reader.sizes, config.batch_size, config.epochs, config.seed, world.rank, world.size,
+            config.shuffle_window, micro_batches=config.accumulate,
+        )  # fmt: skip
         self.must_step = MustStep(
             student, preprocess, config, world,
             self.batches.steps, self.batches.steps_per_epoch, self.prior,
@@ -111,12 +113,6 @@ class Trainer:
         self.state = TrainState.start(config, self.reader.index, classifier, self.reference.tower.visual)
         self.micro_batch = self.batches.local_size // config.accumulate  # images that this process takes at once
         self.loaders = 0  # processes; set by `choose`
-
-    def batches_from(self, first_step: int) -> GlobalBatches:
-        config, world = self.config, self.world
-        run = config.batch_size, config.epochs, config.seed
-        sizes, window = self.reader.sizes, config.shuffle_window
-        return GlobalBatches(sizes, *run, world.rank, world.size, window, first_step, config.accumulate)
 
     def resume(self) -> None:
         if self.config.resume and self.state.resume(self.must_step) and self.world.is_main:
@@ -141,8 +137,6 @@ class Trainer:
         if on_cpu:
             share_cores(min(progress.threads, own_cores()) or division(step.work).threads)
             progress.threads = torch.get_num_threads()
-        if config.compile:
-            compile_blocks(step, self.masked, self.micro_batch)
 
     def start_labels(self, stop: StopSignal) -> None:
         """Computes propagated labels and the confidence threshold from zero-shot predictions, as the settings need."""
@@ -150,9 +144,9 @@ class Trainer:
         if step.propagated is not None:  # from the checkpoint
             return
         source = EvalSource(self.reader, step.preprocess, CHECK_BATCH, self.loaders)
-        pause = partial(stop.check, "predicting all images")
+        source.pause = partial(stop.check, "predicting all images")
         if config.pseudo_labels == "propagated":
-            step.propagated, confidence = PropagatedLabels.compute(self.reference, source, self.world, pause)
+            step.propagated, confidence = PropagatedLabels.compute(self.reference, source, self.world)
         elif config.confident_share:
             confidence = zero_shot_confidence(self.reference, source, self.world.device)
         if config.confident_share:
@@ -202,7 +196,8 @@ class Trainer:
 
     def groups(self, first_step: int) -> Iterator[list[TrainBatch]]:
         """The micro-batches of each step."""
-        batches = train_batches(self.dataset, self.batches_from(first_step), self.loaders, self.world.device)
+        self.batches.first_step = first_step
+        batches = train_batches(self.dataset, self.batches, self.loaders, self.world.device)
         return grouped(batches, self.config.accumulate)
 
     def size(self) -> Size:
@@ -252,7 +247,7 @@ class Trainer:
                     f"{config.output}: has the model of this training, which stays as it is; when it was trained:"
                 )
             else:
-                self.save_model(networks["teacher"], description, partial(stop.check, "checking the model"))
+                self.save_model(networks["teacher"], description, stop)
             logger.info(f"{in_words(summary)} -> {config.output}")
         return summary
 
@@ -268,7 +263,7 @@ class Trainer:
         saved = trained.model.state_dict()
         return saved.keys() == weights.keys() and all(torch.equal(saved[k], w.cpu()) for k, w in weights.items())
 
-    def save_model(self, weights: Weights, description: Description, pause: Callable[[], None]) -> None:
+    def save_model(self, weights: Weights, description: Description, stop: StopSignal) -> None:
         """Writes the model interpolated at `--alpha`, with a memory of the images, and beside it the fully trained one.
 
         It depends only on the weights and the training images: a run that is killed here and resumes writes the same.
@@ -285,7 +280,8 @@ class Trainer:
             storage.delete_folder(adapted_uri)
         network = interpolate(zero_shot, trained, alpha)
         source = EvalSource(self.reader, get_preprocess(description), CHECK_BATCH, self.loaders)
-        pool = read_pool(network, subsample(source, LARGEST_MEMORY), device, (zero_shot,), pause)
+        source.pause = partial(stop.check, "checking the model")
+        pool = read_pool(network, subsample(source, LARGEST_MEMORY), device, (zero_shot,))
         memory, refined = build_memory(pool, torch.zeros(2, 0, dtype=torch.int64), device)
         before, after = Predicted.from_probabilities(pool.others[0]), Predicted.from_probabilities(refined.labels.cpu())
         check = compare_predictions(before, after, description.classes)

@@ -122,8 +122,8 @@ def toleration_fields(toleration: Toleration) -> dict[str, Any]:
 
 def encode_nodes(cluster: Cluster) -> dict[str, Any]:
     """The launcher's parameter `nodes`."""
-    resources = cluster.resources.get("train", Resources())
-    return encode_pods(cluster, cluster.gpu if cluster.gpu.count else cluster.cpu) | {
+    resources, pool = cluster.resources.get("train", Resources()), cluster.gpu if cluster.gpu.count else cluster.cpu
+    return encode_pods(cluster, pool, shm=cluster.shm, PYTHONUNBUFFERED="1") | {
         "image": cluster.image(GPU_IMAGE),
         "nodes": cluster.training.nodes,
         "processes": cluster.training.processes,
@@ -133,7 +133,6 @@ def encode_nodes(cluster: Cluster) -> dict[str, Any]:
         # A node's request is its limit.
         "cpu": resources.cpu_limit or resources.cpu,
         "memory": resources.memory_limit or resources.memory,
-        "shm": cluster.shm,
         "deadline": cluster.timeouts.get("train", cluster.retries.window),
     }
 
@@ -142,22 +141,40 @@ def encode_server(cluster: Cluster) -> dict[str, Any]:
     """The parameter `server` of the stage serve."""
     # Without Kueue's label: KServe copies the labels to the server's pods, which would wait for a quota of batch jobs.
     labels = {name: value for name, value in cluster.labels.items() if name != QUEUE}
-    size = {"size": vars(cluster.server)}
-    return encode_pods(cluster, cluster.cpu) | {"image": cluster.image("must-serve"), "labels": labels} | size
+    own = {"image": cluster.image("must-serve"), "labels": labels, "size": vars(cluster.server)}
+    return encode_pods(cluster, cluster.cpu, read_only=True) | own | {"mount": cluster.volume.mount}
 
 
-def encode_pods(cluster: Cluster, pool: Pool) -> dict[str, Any]:
-    return {
-        "node_selector": pool.node_selector,
+def encode_pods(
+    cluster: Cluster, pool: Pool, shm: str = "", read_only: bool = False, **environment: str
+) -> dict[str, Any]:
+    """What Kubernetes is told of such pods: `pod`, fields of their spec, as far as there are any; `env`, `mounts`, of
+    their container; `labels`. `shm`: the size of /dev/shm; `environment`: defaults, which cluster.yaml overrides."""
+    volumes, mounts = list[dict[str, Any]](), list[dict[str, Any]]()
+    environment |= cluster.env
+    more: dict[str, Any] = {"readOnly": True} if read_only else {}
+
+    def mount(name: str, path: str, source: dict[str, Any], **options: Any) -> None:
+        volumes.append({"name": name, **source})
+        mounts.append({"name": name, "mountPath": path, **options})
+
+    if shm:
+        mount("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": shm}})
+    if key := cluster.credentials.secret:
+        mount("key", KEY_FOLDER, {"secret": {"secretName": key}}, **more)
+        environment[cluster.credentials.variable] = f"{KEY_FOLDER}/{cluster.credentials.key}"
+    if claim := cluster.volume.claim:
+        mount("data", cluster.volume.mount, {"persistentVolumeClaim": {"claimName": claim, **more}}, **more)
+    pod = {
+        "serviceAccountName": cluster.service_account,
+        "imagePullSecrets": [{"name": secret} for secret in cluster.pull_secrets],
+        "nodeSelector": pool.node_selector,
         "tolerations": [{"operator": "Equal", **toleration_fields(toleration)} for toleration in pool.tolerations],
+        "volumes": volumes,
+    }
+    return {
+        "pod": {name: value for name, value in pod.items() if value},
+        "env": [{"name": name, "value": value} for name, value in environment.items()],
+        "mounts": mounts,
         "labels": cluster.labels,
-        "service_account": cluster.service_account,
-        "pull_secrets": cluster.pull_secrets,
-        "secret": cluster.credentials.secret,
-        "secret_mount": KEY_FOLDER,
-        "secret_key": cluster.credentials.key,
-        "secret_variable": cluster.credentials.variable,
-        "env": cluster.env,
-        "claim": cluster.volume.claim,
-        "mount": cluster.volume.mount,
     }

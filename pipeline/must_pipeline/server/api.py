@@ -85,8 +85,7 @@ class Kfp:
 
     def upload(self, file: Path, name: str) -> tuple[str, str, bool]:
         """The ids of the pipeline and of its newest version, which has this file's content, and whether it is new. A
-        version's name has the content's checksum: the same file is not uploaded twice in a row. If the new version has
-        the time of the previous one, it is uploaded again, a second later."""
+        version's name has the content's checksum: the same file is not uploaded twice in a row."""
         content = f"{__version__}-{hashlib.sha256(file.read_bytes()).hexdigest()[:12]}"
         with api_errors(self.host):
             pipeline = self.pipeline(name)
@@ -94,15 +93,13 @@ class Kfp:
             if known and known[0].display_name.startswith(content):
                 return pipeline, known[0].pipeline_version_id, False
             number = sum(version.display_name.startswith(content) for version in known)
-            while True:
-                version = f"{content}-{number + 1}" if number else content  # an older version had this content, too
-                uploaded = self.uploads.upload_pipeline_version(
-                    str(file), name=version, pipelineid=pipeline, description=DESCRIPTION
-                )
-                if not known or uploaded.created_at > known[0].created_at:
-                    return pipeline, uploaded.pipeline_version_id, True
-                number += 1
+            version = f"{content}-{number + 1}" if number else content  # an older version had this content, too
+            if known:
                 time.sleep(SECOND)
+            uploaded = self.uploads.upload_pipeline_version(
+                str(file), name=version, pipelineid=pipeline, description=DESCRIPTION
+            )
+            return pipeline, uploaded.pipeline_version_id, True
 
     def pipeline(self, name: str) -> str:
         """The id of the pipeline `name`, which is created if there is none."""

@@ -33,8 +33,8 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str) -> Ending:
 
     The notes of the stages at `work_uri` are summarized if this machine can read them. `again` starts the run again.
     """
-    workflow, printed, missed = Workflows(kfp.namespace or "kubeflow", run_id), "", 0
-    reported = set[str]()
+    kubernetes, printed, missed, reported = connect(), "", 0, set[str]()
+    latest: dict[str, Any] = {}  # the workflow as it was read last
     while True:
         run = get_run_with_retry(kfp, run_id)
         state = run.state or "PENDING"
@@ -42,14 +42,15 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str) -> Ending:
         if status != printed:
             printed = status
             say(status)
+        workflow = find_workflow(kubernetes, kfp.namespace or "kubeflow", run_id)
+        latest = workflow or latest
         if state in OVER:
-            workflow.is_gone()  # reads its last state
             summary = summarize(work_uri, run_id, state, again)
-            report(run, state, summary, failures(workflow.latest))
+            report(run, state, summary, failures(latest))
             lost = summary.failure in ("stopped", "silent") and not was_terminated(run)
             return Ending(int(state not in GOOD), state not in GOOD and lost)
-        missed, trouble = missed + 1 if workflow.is_gone() else 0, ""
-        if (stage := report_failures(run, workflow.latest, reported)) is not None:
+        missed, trouble = missed + 1 if latest and workflow == {} else 0, ""
+        if (stage := report_failures(run, latest, reported)) is not None:
             trouble = (
                 f"this run cannot succeed: Kubernetes rejects the pods of {stage}; retries may last hours. "
                 "Correct it, terminate the run in Kubeflow's page, and start it again"
@@ -126,31 +127,19 @@ def list_stages(run: Any, state: str) -> list[str]:
     return [name for name in names if not FRAMES.fullmatch(name) and not name.endswith(")")]
 
 
-class Workflows:
-    """A run's workflow, read with kubectl's configuration or the pod's service account, if either has the permission:
-    Kubeflow Pipelines reports neither its deletion nor why its pods fail."""
+def find_workflow(kubernetes: Any, namespace: str, run_id: str) -> dict[str, Any] | None:
+    """The run's workflow, by Kubernetes' API of `connect`: Kubeflow Pipelines reports neither its deletion nor why its
+    pods fail. {}: there is none, perhaps as this is another cluster; None: there is no answer, or no permission."""
+    if kubernetes is None:
+        return None
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
 
-    def __init__(self, namespace: str, run_id: str) -> None:
-        self.namespace, self.run_id = namespace, run_id
-        self.existed = False
-        self.latest: dict[str, Any] = {}  # the workflow as it was read last
-        self.api = connect()
-
-    def is_gone(self) -> bool:
-        """Whether it was deleted. False if that is unknown, or if it never existed: the configuration may be of another
-        cluster."""
-        if self.api is None:
-            return False
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
-        try:
-            items = self.api.list_namespaced_custom_object(
-                "argoproj.io", "v1alpha1", self.namespace, "workflows", label_selector=f"pipeline/runid={self.run_id}",
-                _request_timeout=WATCH_TIMEOUT,
-            )["items"]  # fmt: skip
-        except (ApiException, HTTPError, OSError):
-            return False
-        self.latest = next(iter(items), self.latest)
-        self.existed = self.existed or bool(items)
-        return self.existed and not items
+    try:
+        items = kubernetes.list_namespaced_custom_object(
+            "argoproj.io", "v1alpha1", namespace, "workflows", label_selector=f"pipeline/runid={run_id}",
+            _request_timeout=WATCH_TIMEOUT,
+        )["items"]  # fmt: skip
+    except (ApiException, HTTPError, OSError):
+        return None
+    return next(iter(items), {})

@@ -43,13 +43,14 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     from safetensors.torch import load_file, save_file
 
     from must.config import ExportConfig, TrainConfig
+    from must.data.loading.loader import TrainBatch
     from must.deploy.export.export import export
     from must.method.distributed.process_group import World
     from must.method.model.backbone import load_backbone
     from must.method.model.bundle import load_bundle, save_bundle
     from must.method.model.description import load_description
     from must.method.model.masked_vit import MaskedViT
-    from must.method.train.step import MustStep, blank
+    from must.method.train.step import MustStep
 
     torch.manual_seed(0)
     weights = Path(folder, "weights.safetensors")
@@ -67,9 +68,9 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     values = {"batch_size": 2, "precision": "fp32", "confidence_threshold": 0.0}
     config, world = TrainConfig(shards="-", classifier="-", output="-", **values), World(0, 1, torch.device("cpu"))
     method = MustStep(model, backbone.preprocess, config, world, 10, 10)
-    batch = blank(2, backbone.preprocess.size, 5)
-    weak, strong = (torch.randint(0, 256, batch.weak.shape, dtype=torch.uint8) for _ in range(2))
-    batch = batch._replace(weak=weak, strong=strong)
+    size = backbone.preprocess.size
+    weak, strong = (torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8) for _ in range(2))
+    batch = TrainBatch(weak, strong, torch.arange(5).expand(2, 5), torch.zeros(2, dtype=torch.int64), torch.tensor(0))
     method(0, [batch])
     checkpoint = Path(folder, "step.pt")
     torch.save(method.state_dict(), checkpoint)

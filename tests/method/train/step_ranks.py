@@ -11,7 +11,7 @@ from must.data.loading.loader import TrainBatch
 from must.method.distributed.process_group import World, init_distributed
 from must.method.model.masked_vit import MaskedViT
 from must.method.train import step as method_step
-from must.method.train.step import MustStep, compile_blocks
+from must.method.train.step import MustStep
 from tests.golden import golden_batch, golden_model
 
 IMAGES, STEPS = 8, 3
@@ -50,13 +50,10 @@ def run_steps(processes: World, state: dict | None = None, steps: range = range(
     `state` is what the steps before left behind.
     """
     student = recorded_model(settings.pop("classes", 0))
-    prior, backend = settings.pop("prior", ()), settings.pop("backend", "inductor")
+    prior = settings.pop("prior", ())
     defaults = {"batch_size": IMAGES, "lr": 0.032, "ema_decay_init": 0.9, "ema_decay": 0.99, "ema_warmup_steps": 3}
     config = TrainConfig(shards="-", classifier="-", output="-", **{**defaults, **settings})
     method = MustStep(student, Preprocess(size=32), config, processes, STEPS, 2, prior)
-    method_step.BACKEND = backend
-    if config.compile:
-        compile_blocks(method, 5, IMAGES // processes.size // config.accumulate)
     if state:
         method.load_state_dict(state)
     gradients, values = {}, []

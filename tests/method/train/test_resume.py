@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from must.base import storage
-from must.base.exits import ending_on_sigterm
+from must.base.exits import end_program, handling
 from must.base.processes import METHOD
 from must.data.loading.reader import ShardReader
 from must.method.distributed.process_group import StopSignal, init_distributed
@@ -41,7 +41,7 @@ def test_a_retry_on_another_machine_goes_on_from_the_bucket(digits, bucket_serve
 
 @pytest.fixture
 def stop():
-    with ending_on_sigterm("test"):
+    with handling(signal.SIGTERM, partial(end_program, "test")):
         signals = StopSignal()
         yield signals
         signals.restore()
@@ -121,7 +121,7 @@ def test_a_run_saves_by_the_clock_and_makes_the_same_model(digits, tmp_path, clo
 
 def agreements(signalled, due):
     """What this rank learns after two steps; in the first, `signalled` gets SIGTERM and `due` wants a checkpoint."""
-    with ending_on_sigterm("test"), init_distributed("cpu", 60) as processes:
+    with handling(signal.SIGTERM, partial(end_program, "test")), init_distributed("cpu", 60) as processes:
         stop = StopSignal()
         if processes.rank == signalled:
             signal.raise_signal(signal.SIGTERM)

@@ -1,6 +1,5 @@
 """The step cut over processes and micro-batches: the same gradients, values and weights as in one piece."""
 
-import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -36,11 +35,11 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(settings, below):
     assert_same(run_steps(ALONE, accumulate=8, **settings), run_steps(ALONE, **settings), below)
 
 
-DDP, SPARING, COMPILED = {"processes": 2}, {"activation_checkpointing": True}, {"compile": True, "backend": "aot_eager"}
+DDP, SPARING = {"processes": 2}, {"activation_checkpointing": True}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("forms", [[{}, DDP, {}], *([form, form | COMPILED, form] for form in (SPARING, DDP))], ids=str)
+@pytest.mark.parametrize("forms", [[{}, DDP, {}], [{}, SPARING, DDP]], ids=str)
 def test_a_run_goes_on_in_another_form(forms):
     """A step in each: the same names, the same weights to rounding."""
     states: list[dict] = []
@@ -56,21 +55,6 @@ def test_a_run_goes_on_in_another_form(forms):
         assert relative(states[-1][name], expected[name]) < 1e-4
     values = [pytest.approx(value, rel=1e-4, abs=1e-5) for value in expected["values"]]
     assert [state["values"][0] for state in states] == values
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
-def test_compiled_blocks_give_the_same_gradients(below):
-    assert_same(run_steps(ALONE, compile=True), run_steps(ALONE), below)
-
-
-@pytest.mark.slow
-def test_without_a_compiler_compile_is_refused_in_one_line():
-    torch._dynamo.reset()
-    missing = {"cpp.cxx": ("/nowhere/g++",), "force_disable_caches": True}
-    refusal = r"^--compile: torch.compile fails here; train without it: .*$"
-    with torch._inductor.config.patch(missing), pytest.raises(ValueError, match=refusal):
-        run_steps(ALONE, compile=True)
 
 
 def test_a_step_without_finite_gradients_leaves_the_class_balance():
