@@ -23,7 +23,8 @@ def preflight(config: Any) -> None:
     for field in list_parameters(type(config)):
         kind, value = field.metadata["kind"], getattr(config, field.name)
         if value and ("output" in kind or kind == "apart"):
-            check_output(value, flag(field.name), kind)
+            if getattr(config, "writes", True):
+                check_output(value, flag(field.name), kind)
         elif value and kind:
             check_input(config, kind, value, flag(field.name))
 

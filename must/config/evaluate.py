@@ -110,8 +110,8 @@ class RefineConfig(StageConfig):
         between=(0, 1),
     )
     risk: float = param(
-        "largest share of wrong labels among those that can be taken unseen (`accepted` in predictions.csv); needs 59 "
-        "or more answers drawn at random",
+        "largest share of wrong labels among those that can be accepted without review (`accepted` in "
+        "predictions.csv); needs 59 or more answers drawn at random",
         defaults.RISK,
         above=0,
         below=1,
@@ -131,6 +131,11 @@ class RefineConfig(StageConfig):
     cache: str = defaults.cache(group="reading shards")
     cache_gb: float = defaults.cache_gb()
     device: str = defaults.device(group="how it runs", often=True)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the folders of the outputs must be writable."""
+        return not self.classes
 
 
 @dataclass(kw_only=True)

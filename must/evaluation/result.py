@@ -180,7 +180,7 @@ class RefinedLabels:
     answers: int
     weights_sha256: str  # of the adapted model; "" without one
     changed: dict[str, tuple[str, str]]
-    accepted: str = ""  # what can be taken unseen; "" without answers drawn at random
+    accepted: str = ""  # what can be accepted without review; "" without answers drawn at random
     classes: list[dict[str, Any]] = field(default_factory=list)  # rows of `describe_classes`
     misfits: list[dict[str, Any]] = field(default_factory=list)  # as of names.Finding.to_dict
 

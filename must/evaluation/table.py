@@ -18,7 +18,11 @@ def text_table(metrics: Metrics) -> str:
     if after := metrics.adapted:
         rows.append((f"{metrics.labelled} labelled images", *([name] if before else []), "adapted", "difference"))
         if metrics.tower:
-            rows.append(metric_row("top-1 without memory", before.top1 if before else None, metrics.tower.top1, None))
+            title = "top-1 without memory"
+            if before and not name.endswith("zero-shot"):  # another model, whose accuracy without memory is not known
+                rows.append((title, NOTHING, percent(metrics.tower.top1)))
+            else:
+                rows.append(metric_row(title, before.top1 if before else None, metrics.tower.top1, None))
         for key, title in (("top1", "top-1"), ("top5", "top-5"), ("mean_per_class", "mean per class")):
             if key == "top5" and len(metrics.classes) <= 5:
                 continue

@@ -233,14 +233,14 @@ def section(folder, title):
 def test_the_report_begins_with_what_can_be_taken_unseen(digits, refined, tmp_path):
     summary = json.loads((refined / "refined.json").read_text())
     evaluate(with_memory(refined, digits, tmp_path))
-    part = section(tmp_path, "What can be taken unseen")
+    part = section(tmp_path, "What can be accepted without review")
     assert summary["accepted"]["text"] in part and part.count('<tr><td class="name">') == len(summary["classes"]) > 5
     for row in summary["classes"]:
         assert row["class"] in part and (not row["light"] or f"\N{NO-BREAK SPACE}{row['light']}</td>" in part)
     copy = shutil.copytree(refined, tmp_path / "labels")
     (copy / "refined.json").write_text(json.dumps(summary | {"accepted": None, "classes": []}))
     evaluate(with_memory(refined, digits, tmp_path, refined=str(copy)))
-    assert "nobody has answered" in section(tmp_path, "What can be taken unseen")
+    assert "nobody has answered" in section(tmp_path, "What can be accepted without review")
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -253,7 +253,7 @@ def test_of_images_that_are_no_longer_in_the_shards_only_the_numbers_are_shown(d
     assert "<table>" in (changes := section(tmp_path, "Labels of your images")) and "<img" not in changes
     assert "a.png</" in (names := section(tmp_path, "Names that do not fit")) and ("<img" in names) is there
     pictures = there * sum(len(row["samples"]) for row in summary["classes"])
-    assert section(tmp_path, "What can be taken unseen").count("<img") == pictures
+    assert section(tmp_path, "What can be accepted without review").count("<img") == pictures
 
 
 def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path):

@@ -177,7 +177,7 @@ const finish = async (title) => {
     point.style.left = percent(mean);
     return make("tr", {}, make("th", { scope: "row", textContent: name }), ...cells, make("td", { className: "bar" }, make("div", {}, line, point)));
   }));
-  $("unseen").hidden = !reply.accepted;
+  $("without-review").hidden = !reply.accepted;
   if (reply.accepted) {
     $("accepted").textContent = `Of the refined labels before your answers correct them, ${reply.accepted.replace(/^No/, "no")} The command below counts again, with your answers.`;
     $("lights").textContent = reply.classes.some(({ light }) => light) ? reply.lights : "";

@@ -270,7 +270,7 @@ class Session:
 
     def end(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The summary of the answers: rows of (kind of labels, accuracy, its interval), changed labels, commands;
-        of the refined labels before any answer, which can be taken unseen, and a row for each class."""
+        of the refined labels before any answer, which can be accepted without review, and a row for each class."""
         state, measured = self.state(page, request), self.review.measured(self.measuring)
         rows = []
         if measured and measured.refined:

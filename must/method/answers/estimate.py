@@ -1,4 +1,5 @@
-"""What people's answers say, with 95% confidence: accuracies, which labels can be taken unseen, when no class is named.
+"""What people's answers say, with 95% confidence: accuracies, which labels can be accepted without review, and when no
+class is named.
 
 `accept` finds the largest set of the surest labels of which at most a share `risk` is wrong; `abstention`, in the same
 way, the probability below which no class should be named.
@@ -33,7 +34,7 @@ CONFIDENCE = 0.95  # that the promise holds
 STEPS, THRESHOLDS_TRIED = 20, 100  # sets, and thresholds, that are tested
 GOOD_SHARE, POOR_SHARE = 0.8, 0.2  # shares of a class's labels that are accepted
 LIGHTS = (
-    f"Good: at least {100 * GOOD_SHARE:g} in 100 labels of the class can be taken unseen. "
+    f"Good: at least {100 * GOOD_SHARE:g} in 100 labels of the class can be accepted without review. "
     f"Poor: fewer than {100 * POOR_SHARE:g} in 100. Unsure: between."
 )
 
@@ -148,7 +149,8 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Accepted:
-    """`accepted` of the labels of the `images` without an answer can be taken unseen; None: nothing can be promised."""
+    """`accepted` of the labels of the `images` without an answer can be accepted without review; None: nothing can be
+    promised."""
 
     risk: float
     images: int
@@ -160,14 +162,12 @@ class Accepted:
     def text(self) -> str:
         """One line."""
         later = f" {counted(self.added, 'image')} added later: none." if self.added else ""
-        wrong = f"at most {100 * self.risk:g} in 100 are wrong"
+        wrong, what = f"at most {100 * self.risk:g} in 100 are wrong", "labels can be accepted without review"
         if self.accepted is not None:
-            return (
-                f"{self.accepted:,} of {self.images:,} labels can be taken unseen: {wrong}, with 95% confidence.{later}"
-            )
+            return f"{self.accepted:,} of {self.images:,} {what}: {wrong}, with 95% confidence.{later}"
         if self.answers < (fewest := fewest_answers(self.risk)):
-            return f"No labels can be taken unseen yet: at least {fewest} random answers must show that {wrong}."
-        return f"No labels can be taken unseen: {self.answers:,} random answers do not show that {wrong}."
+            return f"No {what} yet: at least {fewest} random answers must show that {wrong}."
+        return f"No {what}: {self.answers:,} random answers do not show that {wrong}."
 
 
 def fewest_answers(risk: float) -> int:

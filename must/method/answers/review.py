@@ -153,8 +153,8 @@ class Review:
         return AccuracyEstimate.from_correct(right[:, ZERO_SHOT], right[:, MODEL], right[:, REFINED], added=added)
 
     def accepted(self, answers: dict[str, Answer]) -> tuple[Accepted | None, list[dict[str, Any]]]:
-        """(which refined labels, before any answer, can be taken unseen, by answers about pictures drawn at random;
-        None without any; the rows of `describe_classes`)."""
+        """(which refined labels, before any answer, can be accepted without review, by answers about pictures drawn at
+        random; None without any; the rows of `describe_classes`)."""
         pictures, truth, population = self.drawn(answers)
         others = [picture for picture in population if picture.sha256 not in answers]
         if not len(truth) or not others:

@@ -98,7 +98,8 @@ class Refined:
 
     @property
     def accepted(self) -> np.ndarray | None:
-        """Bool [N]: labels that can be taken unseen, and those that people gave; None: nothing can be promised."""
+        """Bool [N]: labels that can be accepted without review, and those that people gave; None: nothing can be
+        promised."""
         if self.measured is None or self.measured.accepted.threshold is None:
             return None
         sure = self.labels.confidence.numpy() >= self.measured.accepted.threshold

@@ -13,7 +13,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import make_record, require
-from must.base.text import brief
+from must.base.text import brief, printable
 from must.data.image.preprocess import Preprocess
 from must.method.answers.estimate import Abstention, AccuracyEstimate
 
@@ -187,7 +187,7 @@ def require_same_model(label: str, weights_sha256: str, description: Description
     that makes it of this bundle."""
     require(
         weights_sha256 == description.weights_sha256,
-        f"{label}: was made of another model (weights {brief(weights_sha256)[:14]}, of this bundle "
+        f"{label}: was made of another model (weights {printable(weights_sha256[:12])}, of this bundle "
         f"{description.weights_sha256[:12]}); {remedy}",
     )
 

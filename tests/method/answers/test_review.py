@@ -1,4 +1,4 @@
-"""What answers measure, in a random order, with intervals that hold; and which labels can be taken unseen."""
+"""What answers measure, in a random order, with intervals that hold; and which labels are accepted without review."""
 
 import json
 from dataclasses import asdict
@@ -203,9 +203,14 @@ def test_with_too_few_or_wrong_answers_nothing_is_promised():
     found = accept(0.05, few, all_right, confidence)
     assert found.accepted is None and "yet: at least 59 random answers" in found.text() and fewest_answers(0.05) == 59
     wrong = accept(0.05, np.linspace(0, 1, 300), np.zeros(300, bool), confidence)
-    assert wrong.accepted is None and wrong.text().startswith("No labels can be taken unseen: 300 random answers")
+    assert wrong.accepted is None and wrong.text().startswith(
+        "No labels can be accepted without review: 300 random answers"
+    )
     found = accept(0.05, np.linspace(0, 1, 300), np.ones(300, bool), confidence)
-    assert found.text() == "1,000 of 1,000 labels can be taken unseen: at most 5 in 100 are wrong, with 95% confidence."
+    assert (
+        found.text()
+        == "1,000 of 1,000 labels can be accepted without review: at most 5 in 100 are wrong, with 95% confidence."
+    )
     assert accept(0.05, np.empty(0), np.empty(0, bool), confidence).accepted is None
     assert accept(0.05, np.ones(99), np.ones(99, bool), np.empty(0)).accepted is None, "all images are answered"
 

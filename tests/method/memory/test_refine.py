@@ -201,7 +201,7 @@ def test_images_of_a_class_that_is_gone_stay_in_the_sample_and_count_as_wrong(di
     assert f"{gone} answers with a class that is no longer there: they teach nothing" in shown.out + shown.err
 
 
-def test_labels_that_can_be_taken_unseen_are_marked(digits, many, tmp_path, capsys):
+def test_labels_that_can_be_accepted_are_marked(digits, many, tmp_path, capsys):
     reader = ShardReader(many[0], "train")
     rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500)[:240].tolist()]
     pictures = [(row["source"], row["sha256"], many[1][row["source"]]) for row in rows]
@@ -215,7 +215,7 @@ def test_labels_that_can_be_taken_unseen_are_marked(digits, many, tmp_path, caps
     assert accuracy(taken, many[1], "class") >= 0.95 and min(float(row["probability"]) for row in taken) > 0.5
     assert {row["accepted"] for row in others} == {"true", "false"}
     told = found["text"] + capsys.readouterr().out
-    assert f"{len(taken)} of 260 labels can be taken unseen: at most 5 in 100" in told
+    assert f"{len(taken)} of 260 labels can be accepted without review: at most 5 in 100" in told
     classes = summary["classes"]
     assert sum(row["images"] for row in classes) == 260 and sum(row["accepted"] for row in classes) == len(taken)
     assert sum(row["answers"] for row in classes) == 240
