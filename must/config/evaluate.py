@@ -61,8 +61,9 @@ class GateConfig(StageConfig):
     output: str = param("JSON file for the decision and its reasons", "", metavar="FILE", work="to decision.json")
     gate: Literal["auto", "labelled", "label-free", "none"] = param(
         "auto: labelled if there are --min-images labelled images, else the answers of `must review` if 50 or more "
-        "were drawn at random, else label-free; labelled: the paired interval of the gain over the baseline on a "
-        "labelled split; label-free: a model that collapsed is stopped; none: every model passes",
+        "were drawn at random and measure at least half of the images, else label-free; labelled: the paired "
+        "interval of the gain over the baseline on a labelled split; label-free: a model that collapsed is stopped; "
+        "none: every model passes",
         "auto",
     )
     metric: Literal["top1", "top5", "mean_per_class"] = param("labelled: what must have gained", "top1")

@@ -72,18 +72,17 @@ def gate(config: GateConfig) -> Decision:
 
 
 def automatic_gate(metrics: Metrics, config: GateConfig) -> Decision:
-    """The labels decide if there are enough, else people's answers if they are about half of the images or more, else
+    """The labels decide if there are enough, else people's answers if they measure at least half of the images, else
     the label-free gate."""
     compares = metrics.baseline_name.endswith("zero-shot")
     if metrics.adapted and metrics.baseline and metrics.labelled >= config.min_images:
         return labelled_gate(metrics, config)
     selection = metrics.model.selection
     if compares and selection and selection.measured and selection.measured.answers >= FEWEST_LABELS:
-        measured, images = selection.measured, selection.check.images if selection.check else 0
-        if 2 * measured.added <= images:
-            return answers_gate(measured)
-        added = f"{measured.added:,} of the {images:,} images were added after the answers were drawn"
-        return label_free_gate(metrics, config, f"{added}: answer more with must review")
+        if selection.decisive:
+            return answers_gate(selection.decisive)
+        added = counted(selection.measured.unmeasured, "image")
+        return label_free_gate(metrics, config, f"{added} were added later than the answers: give more (must review)")
     if not 0 < metrics.labelled < config.min_images:
         return label_free_gate(metrics, config)
     few = f"{counted(metrics.labelled, 'labelled image')}, {config.min_images:,} are needed to say whether it is better"

@@ -10,7 +10,7 @@ import must
 from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts
 from must.data.format.index import load_index
 from must.data.shards.history import read_hashes
-from must.method.answers.population import record_population
+from must.method.answers.population import record_population, shorten
 from tests.once import made_once
 
 PHOTOS, MORE = 40, 10
@@ -54,7 +54,7 @@ def answer(work, photos, labels, sampled="coverage"):
     (work / "review").mkdir(exist_ok=True)
     (work / "review/answers.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     shards = str(work / "shards")
-    record_population(str(work / "review"), read_hashes(shards, load_index(shards), "train"))
+    record_population(str(work / "review"), read_hashes(shards, load_index(shards), "train"), shorten([]))
 
 
 def labels(work):

@@ -21,7 +21,7 @@ from must.evaluation.evaluate import evaluate
 from must.evaluation.result import parse_metrics
 from must.evaluation.table import text_table
 from must.method.answers.answers_file import append
-from must.method.answers.population import record_population
+from must.method.answers.population import record_population, shorten
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import get_preprocess
@@ -153,7 +153,7 @@ def refined(digits, tmp_path_factory):
     pictures = [reader.description(number) for number in range(0, 140, 2)]
     lines = [{"sha256": one["sha256"], "label": one["label"], "sampled": "random"} for one in pictures]
     append(folder / "answers.jsonl", *lines)
-    record_population(str(folder), read_hashes(digits.shards, reader.index, "train"))
+    record_population(str(folder), read_hashes(digits.shards, reader.index, "train"), shorten([]))
     places = {"shards": digits.shards, "classifier": digits.classifier, "answers": str(folder)}
     places |= {"model": str(folder / "model"), "output": str(folder / "labels")}
     summary = refine(RefineConfig(**places, workers=0, device="cpu"))
@@ -230,7 +230,7 @@ def section(folder, title):
     return page[page.index(f"{title}</h2>") :].partition("</section>")[0]
 
 
-def test_the_report_begins_with_what_can_be_taken_unseen(digits, refined, tmp_path):
+def test_the_report_begins_with_what_can_be_accepted_without_review(digits, refined, tmp_path):
     summary = json.loads((refined / "refined.json").read_text())
     evaluate(with_memory(refined, digits, tmp_path))
     part = section(tmp_path, "What can be accepted without review")

@@ -89,10 +89,10 @@ def test_label_free_gate(values, passes, outcome, reason):
     assert any(reason in text for text in stops) if reason else not stops
 
 
-def answers(gain, count=60, added=0):
+def answers(gain, count=60, unmeasured=0):
     """A selection that `count` answers measured; the gain's interval is 0.1 on both sides."""
     measured = {name: [0.7, 0.6, 0.8] for name in ("zero_shot", "model", "refined")}
-    measured |= {"answers": count, "gain": [gain, gain - 0.1, gain + 0.1], "added": added}
+    measured |= {"answers": count, "gain": [gain, gain - 0.1, gain + 0.1], "unmeasured": unmeasured}
     return {"alpha": 0.5, "check": CHECK, "measured": measured}
 
 
@@ -103,8 +103,8 @@ def answers(gain, count=60, added=0):
         ({"labelled": True, "after": noisy, "selection": answers(0.3)}, "labelled", False),
         ({"labelled": False, "selection": answers(0.3)}, "answers", True),
         ({"labelled": False, "selection": answers(0.05)}, "answers", False),
-        ({"labelled": False, "selection": answers(0.3, added=250)}, "answers", True),
-        ({"labelled": False, "selection": answers(0.3, added=251)}, "label-free", True),  # about less than half
+        ({"labelled": False, "selection": answers(0.3, unmeasured=250)}, "answers", True),
+        ({"labelled": False, "selection": answers(0.3, unmeasured=251)}, "label-free", True),  # about less than half
         ({"labelled": False, "selection": answers(-0.3, count=49)}, "label-free", True),
         ({"labelled": False, "selection": answers(0.3), "name": "baseline"}, "label-free", True),
         ({"labelled": False, "check": BAD}, "label-free", False),

@@ -3,6 +3,7 @@
 import glob
 import logging
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -44,7 +45,9 @@ def predict_images(
     names = ((name, name) for name in find_images(config.images, problems))
     progress = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # no bar between table rows
     with open_writer(config.output) as writer, progress:
-        for prediction in classify(classifier, names, lambda name: read_pixels(name, view), options):
+        for prediction in classify(
+            classifier, names, lambda name: read_pixels(name, view), options, read_ahead="-" not in config.images
+        ):
             progress.update()
             if isinstance(prediction, Unreadable):
                 warn(prediction.image, prediction.reason, counts)
@@ -80,26 +83,36 @@ def classify(
     images: Iterable[tuple[str, Any]],
     read: Callable[[Any], tuple[np.ndarray | None, str]],
     options: Options,
+    read_ahead: bool = True,
 ) -> Iterator[Prediction | Unreadable]:
-    """Predictions in the order of the images, a batch at a time; the next one is read meanwhile. `images`: pairs of a
-    name and an argument for `read`, which returns (uint8 [S, S, 3], "") or (None, reason) and is called in threads."""
-    remaining = iter(images)
+    """Predictions in the order of the images, a batch at a time. `images`: pairs of a name and an argument for `read`,
+    which returns (uint8 [S, S, 3], "") or (None, reason) and is called in threads. `read_ahead`: the next batch is read
+    while a batch is classified."""
+    remaining, started = iter(images), deque[list[tuple[str, Future[tuple[np.ndarray | None, str]]]]]()
     with ThreadPoolExecutor() as pool:
 
-        def start_batch() -> list[tuple[str, Future[tuple[np.ndarray | None, str]]]]:
-            return [(name, pool.submit(read, value)) for name, value in islice(remaining, options.batch_size)]
+        def start_batch() -> None:
+            if batch := [(name, pool.submit(read, value)) for name, value in islice(remaining, options.batch_size)]:
+                started.append(batch)
 
-        following = start_batch()
-        while batch := following:
-            following = start_batch()
-            pixels, reasons = zip(*(future.result() for _, future in batch), strict=True)
-            readable = [picture for picture in pixels if picture is not None]
-            rows = zip(*classifier(np.stack(readable)), strict=True) if readable else iter(())
-            for (name, _), picture, reason in zip(batch, pixels, reasons, strict=True):
-                if picture is None:
-                    yield Unreadable(name, reason)
-                else:
-                    yield rank_classes(name, *next(rows), classifier.classes, options)
+        try:
+            start_batch()
+            while started:
+                if read_ahead:
+                    start_batch()
+                batch = started.popleft()
+                pixels, reasons = zip(*(future.result() for _, future in batch), strict=True)
+                readable = [picture for picture in pixels if picture is not None]
+                rows = zip(*classifier(np.stack(readable)), strict=True) if readable else iter(())
+                for (name, _), picture, reason in zip(batch, pixels, reasons, strict=True):
+                    if picture is None:
+                        yield Unreadable(name, reason)
+                    else:
+                        yield rank_classes(name, *next(rows), classifier.classes, options)
+                if not read_ahead:
+                    start_batch()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after an error nothing else is read
 
 
 def read_pixels(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:

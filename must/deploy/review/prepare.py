@@ -23,8 +23,8 @@ from must.base.processes import cores
 from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import read_hashes
-from must.method.answers.answers_file import read_answers
-from must.method.answers.population import find_batches, read_population, record_population, shorten
+from must.method.answers.answers_file import RANDOM, read_answers
+from must.method.answers.population import find_cohorts, read_population, record_population, shorten
 from must.method.answers.review import (
     FIRST_IMAGES,
     IMAGES_FILE,
@@ -154,7 +154,9 @@ def compute_reviews(
         require(process.size == 1, "must review runs in one process")
         source = EvalSource.open(config, get_preprocess(bundle.description))
         hashes = read_hashes(config.shards, source.index, config.split)
-        record_population(config.output, hashes)
+        answers = read_answers(config.output).items()
+        drawn = shorten(sha256 for sha256, answer in answers if answer.sampled == RANDOM)
+        record_population(config.output, hashes, drawn)
         source = subsample(source, max(100, min(config.images, MOST_PROBABILITIES // len(classes))))
         model, memory = bundle.model, bundle.memory
         whitening = (memory.tokens, memory.embedding) if memory else fit_whitening(model, source, process.device)
@@ -162,8 +164,8 @@ def compute_reviews(
         first = set[int]()
         if not saved and len(every) > 2 * FIRST_IMAGES:
             first = set(np.random.default_rng(config.seed).choice(every, FIRST_IMAGES, replace=False).tolist())
-            has_answer = np.isin(hashes, shorten(read_answers(config.output)))
-            first |= {*every} & {*np.flatnonzero(has_answer).tolist()}
+            # Only those whose answers measure: they are not asked again. Others would come too often in the sample.
+            first |= {*every} & {*np.flatnonzero(np.isin(hashes, drawn)).tolist()}
         parts = [part for part in (sorted(first), [number for number in every if number not in first]) if part]
         for part in parts:
             source.numbers = part
@@ -207,8 +209,8 @@ def make_review(
             tuple(features.numbers[similar[index, :SIMILAR_SHOWN]].tolist()),
         )  # fmt: skip
         pictures.setdefault(sha256, picture)
-    batches = find_batches(read_population(config.output), shorten(pictures)).tolist()
-    drawn = [replace(picture, batch=batch) for picture, batch in zip(pictures.values(), batches, strict=True)]
+    cohorts = find_cohorts(read_population(config.output), shorten(pictures)).tolist()
+    drawn = [replace(picture, cohort=cohort) for picture, cohort in zip(pictures.values(), cohorts, strict=True)]
     review = Review(
         model_sha256=weights, shards=config.shards, index_sha256=source.index.sha256, split=config.split,
         classes=list(classes), images=len(features.numbers), complete=False, pictures=drawn, coverage=[],

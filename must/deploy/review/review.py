@@ -27,6 +27,7 @@ from must.deploy.review.corrections import add_corrections, read_corrections
 from must.deploy.review.page import App
 from must.deploy.review.session import Session
 from must.deploy.serve.serve import check_no_loop, format_url, listen, serve_until_signal
+from must.method.answers.population import POPULATION_FILE
 from must.method.answers.review import IMAGES_FILE, MODEL, REVIEW_FILE, Review, fingerprint
 from must.method.model.description import load_description
 
@@ -110,7 +111,7 @@ def compute_questions(config: ReviewConfig, app: App, saved: Review | None, endi
 
 def review_at(config: ReviewConfig) -> Review | None:
     """The one in the folder, if it is about this model and these shards; otherwise another one has to be made."""
-    if not storage.exists(storage.join(config.output, REVIEW_FILE)):
+    if not all(storage.exists(storage.join(config.output, name)) for name in (REVIEW_FILE, POPULATION_FILE)):
         return None
     review = Review.load(config.output, "--output")
     weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))

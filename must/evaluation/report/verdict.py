@@ -92,7 +92,7 @@ def without_labels(metrics: Metrics) -> Verdict:
         return Verdict("open", "No labels, no baseline", text, plain)
     name, check = metrics.baseline_name, compared.check
     selection = metrics.model.selection
-    measured = selection.measured if selection and name.endswith("zero-shot") else None
+    measured = selection.decisive if selection and name.endswith("zero-shot") else None
     text = measured.text() if measured else f"{describe_lack(metrics)}, so accuracy is unknown"
     text += f". {compared.agreement:.1%} of the images keep their class."
     if compared.agreement == 1:

@@ -24,6 +24,7 @@ from must.base.errors import UserError
 from must.base.files import ANSWERS_FILE
 from must.base.names import SHA256, of_form
 from must.base.parameters import require
+from must.method.answers.population import population_file
 
 RANDOM, COVERAGE, GRID, SIMILAR, AGAIN, ADDED = "random", "coverage", "grid", "similar", "again", "added"
 LARGEST_LINE = 1 << 16  # bytes
@@ -56,9 +57,12 @@ def answers_file(uri: str) -> str:
 
 
 def hash_answers(uri: str) -> str:
-    """The sha256 of the file of answers; "" if there is none."""
+    """The sha256 of the file of answers, and of `population_file` if it is there; "" if there are no answers."""
     file = answers_file(uri) if uri else ""
-    return hashlib.sha256(storage.read_bytes(file)).hexdigest() if file and storage.exists(file) else ""
+    if not file or not storage.exists(file):
+        return ""
+    files = [file, *([population] if storage.exists(population := population_file(file)) else [])]
+    return hashlib.sha256(b"".join(map(storage.read_bytes, files))).hexdigest()
 
 
 def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer]:

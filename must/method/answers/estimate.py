@@ -51,8 +51,8 @@ class Share(NamedTuple):
 class AccuracyEstimate:
     """Accuracies on the answered images. `model`: before any answer; `refined`: of its refined labels; `with_answers`:
     with the answers in it, by cross-validation. `gain`: over the zero-shot model, paired, of the model with answers if
-    there is one, else of the model. `added`: images that were added after these were drawn, which nothing is said
-    about."""
+    there is one, else of the model. `unmeasured`: images that these answers
+    were not drawn from, such as those that were added later."""
 
     answers: int
     zero_shot: Share
@@ -60,7 +60,7 @@ class AccuracyEstimate:
     gain: Share
     refined: Share | None = None
     with_answers: Share | None = None
-    added: int = 0
+    unmeasured: int = 0
 
     @classmethod
     def from_correct(
@@ -69,12 +69,12 @@ class AccuracyEstimate:
         model: np.ndarray,
         refined: np.ndarray | None = None,
         with_answers: np.ndarray | None = None,
-        added: int = 0,
+        unmeasured: int = 0,
     ) -> Self:
         """From bool [A]: whether each model is right about each answered image."""
         first, second = (None if right is None else share(right) for right in (refined, with_answers))
         gain = difference(zero_shot, model if with_answers is None else with_answers)
-        return cls(len(model), share(zero_shot), share(model), gain, first, second, added)
+        return cls(len(model), share(zero_shot), share(model), gain, first, second, unmeasured)
 
     @property
     def verdict(self) -> str:
@@ -99,7 +99,8 @@ class AccuracyEstimate:
     @property
     def limit(self) -> str:
         """Which images the numbers say nothing about; '' if they are about all."""
-        return f"; not measured: {counted(self.added, 'image')} added after these were drawn" if self.added else ""
+        others = counted(self.unmeasured, "image")
+        return f"; not measured: {others} that were added later" if self.unmeasured else ""
 
 
 def share(right: np.ndarray) -> Share:
@@ -157,11 +158,11 @@ class Accepted:
     answers: int
     accepted: int | None = None
     threshold: float | None = None  # smallest confidence of an accepted label
-    added: int = 0  # images that were added after these were drawn; none of their labels is accepted
+    unmeasured: int = 0  # images that the answers were not drawn from; none of their labels is accepted
 
     def text(self) -> str:
         """One line."""
-        later = f" {counted(self.added, 'image')} added later: none." if self.added else ""
+        later = f" Of {counted(self.unmeasured, 'image')} that were added later: none." if self.unmeasured else ""
         wrong, what = f"at most {100 * self.risk:g} in 100 are wrong", "labels can be accepted without review"
         if self.accepted is not None:
             return f"{self.accepted:,} of {self.images:,} {what}: {wrong}, with 95% confidence.{later}"
@@ -199,14 +200,16 @@ def find_ranks(confidence: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.sort(others), confidence, side="right") / max(1, len(others))
 
 
-def accept(risk: float, ranks: np.ndarray, correct: np.ndarray, confidence: np.ndarray, added: int = 0) -> Accepted:
+def accept(
+    risk: float, ranks: np.ndarray, correct: np.ndarray, confidence: np.ndarray, unmeasured: int = 0
+) -> Accepted:
     """The largest set that passes.
 
     Args:
         ranks: float [A], as of `find_ranks`, by labels without the image's own answer.
         correct: bool [A], whether these labels are right.
         confidence: float [N], of the final labels.
-        added: images that the answers say nothing about, beside these.
+        unmeasured: images that the answers were not drawn from, beside these.
     """
     answers, label_ranks = len(ranks), find_ranks(confidence, confidence)
     steps = []
@@ -220,9 +223,9 @@ def accept(risk: float, ranks: np.ndarray, correct: np.ndarray, confidence: np.n
 
     last = find_last(steps, first_count(answers, risk), keeps)
     if not last or not len(confidence):
-        return Accepted(risk, len(confidence), answers, added=added)
+        return Accepted(risk, len(confidence), answers, unmeasured=unmeasured)
     threshold = float(confidence[label_ranks >= last.threshold].min())
-    return Accepted(risk, len(confidence), answers, last.labels, threshold, added)
+    return Accepted(risk, len(confidence), answers, last.labels, threshold, unmeasured)
 
 
 def error_tail(errors: int, answers: int, unseen: int, risk: float) -> float:

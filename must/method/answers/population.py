@@ -2,8 +2,8 @@
 
 Such answers say something about the images that they were drawn from, not about images that were added later. So
 `must review` records all images of the shards in population.npy, beside the answers: those that are there when it first
-looks at them are batch 0, and those that are new a later time are the next batch. The answered images of a batch were
-drawn from it at random, also where they were drawn at different times.
+looks at them are cohort 0, and those that are new a later time are the next cohort. The answered images of a cohort
+were drawn from it at random, also where they were drawn at different times.
 """
 
 import io
@@ -14,21 +14,27 @@ import numpy as np
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.method.answers.estimate import fewest_answers
 
 POPULATION_FILE = "population.npy"
-ENTRY = np.dtype([("content", "<u8"), ("batch", "<i4")])  # the first 8 bytes of the image's sha256
-UNKNOWN = -1  # the batch of an image that was never there when `must review` was started
-ENOUGH = fewest_answers(0.05)  # answers that can show that at most 5% of the labels are wrong
+ENTRY = np.dtype([("content", "<u8"), ("cohort", "<i4")])  # the first 8 bytes of the image's sha256
+UNKNOWN = -1  # the cohort of an image that was never there when `must review` was started
+
+
+def population_file(answers: str) -> str:
+    """The file beside the answers: `answers` is their folder, or their file."""
+    folder = answers.rpartition("/")[0] or "." if answers.endswith(".jsonl") else answers
+    return storage.join(folder, POPULATION_FILE)
 
 
 def read_population(answers: str) -> np.ndarray:
-    """ENTRY [N], sorted by content; empty if there is no file. `answers`: a folder, or the file of answers in it."""
-    folder = answers.rpartition("/")[0] or "." if answers.endswith(".jsonl") else answers
-    uri = storage.join(folder, POPULATION_FILE)
+    """ENTRY [N], sorted by content; empty if there is no file. `answers`: as of `population_file`."""
+    uri = population_file(answers)
     try:
-        entries = np.load(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
+        entries = np.lib.format.read_array(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
         require(entries.dtype == ENTRY and entries.ndim == 1, "other numbers")
+        require(
+            bool((entries["cohort"] >= UNKNOWN).all() and (np.diff(entries["content"].astype("f8")) >= 0).all()), ""
+        )
         return entries
     except (FileNotFoundError, NotADirectoryError):
         return np.empty(0, ENTRY)
@@ -36,14 +42,22 @@ def read_population(answers: str) -> np.ndarray:
         raise UserError(f"{uri}: is damaged; delete it: then answers given so far measure nothing") from None
 
 
-def record_population(folder: str, contents: np.ndarray) -> None:
-    """Adds images that are not recorded yet, as a batch. `contents`: uint64 [N], the first 8 bytes of their sha256."""
+def record_population(folder: str, contents: np.ndarray, drawn: np.ndarray) -> None:
+    """Adds images that are not recorded yet, as a cohort.
+
+    Args:
+        contents: uint64 [N], the first 8 bytes of their sha256.
+        drawn: uint64 [A], of images that were drawn at random and answered. Without a file it is not known from which
+            images: they become UNKNOWN, so that their answers measure nothing.
+    """
     old = read_population(folder)
     added = np.setdiff1d(contents, old["content"])
     if not len(added):
         return
     new = np.empty(len(added), ENTRY)
-    new["content"], new["batch"] = added, 1 + old["batch"].max(initial=UNKNOWN)
+    new["content"], new["cohort"] = added, 1 + old["cohort"].max(initial=UNKNOWN)
+    if not len(old):
+        new["cohort"][np.isin(added, drawn)] = UNKNOWN
     joined = np.concatenate([old, new])
     buffer = io.BytesIO()
     np.save(buffer, joined[np.argsort(joined["content"])], allow_pickle=False)
@@ -55,37 +69,39 @@ def shorten(sha256s: Iterable[str]) -> np.ndarray:
     return np.array([int(sha256[:16], 16) for sha256 in sha256s], np.uint64)
 
 
-def find_batches(population: np.ndarray, contents: np.ndarray) -> np.ndarray:
-    """Int64 [N], the batch of each image, or UNKNOWN. `contents`: uint64 [N]."""
+def find_cohorts(population: np.ndarray, contents: np.ndarray) -> np.ndarray:
+    """Int64 [N], the cohort of each image, or UNKNOWN. `contents`: uint64 [N]."""
     if not len(population):
         return np.full(len(contents), UNKNOWN)
     rows = np.searchsorted(population["content"], contents).clip(max=len(population) - 1)
-    return np.where(population["content"][rows] == contents, population["batch"][rows], UNKNOWN).astype(np.int64)
+    return np.where(population["content"][rows] == contents, population["cohort"][rows], UNKNOWN).astype(np.int64)
 
 
-def choose_measured(batches: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def choose_measured(cohorts: np.ndarray, drawn: np.ndarray, enough: int) -> tuple[np.ndarray, np.ndarray]:
     """(bool [N], the images that can be measured; int64 [B], the rows of the answered images that measure them).
 
-    All batches in which as large a share has answers, so that the answers are a random sample of the batches together.
-    A batch with more answers gives only the first ones. It is the largest set of batches with ENOUGH such answers, or
-    else the one with the most. The content of the answers has no influence.
+    Cohorts of which an equal share is used, so that the answers are a random sample of the cohorts together: of a
+    cohort with more answers some are left out at random. It is the largest set of cohorts that leaves `enough` answers
+    and at least half of those that a smaller set would use, or else the one with the most. The content of the answers
+    has no influence.
 
     Args:
-        batches: int64 [N], as of `find_batches`.
-        drawn: int64 [A], the rows of images that were drawn at random and answered, in an order that does not depend on
-            the answers.
+        cohorts: int64 [N], as of `find_cohorts`.
+        drawn: int64 [A], the rows of images that were drawn at random and answered.
     """
-    drawn = drawn[batches[drawn] != UNKNOWN]
-    sizes, answers = (np.bincount(part, minlength=1) for part in (batches[batches != UNKNOWN], batches[drawn]))
+    drawn = np.random.default_rng(0).permutation(drawn[cohorts[drawn] != UNKNOWN])
+    sizes, answers = (np.bincount(part, minlength=1) for part in (cohorts[cohorts != UNKNOWN], cohorts[drawn]))
     answers = np.pad(answers, (0, len(sizes) - len(answers)))
     shares = answers / np.maximum(sizes, 1)
     order = np.argsort(-shares, kind="stable")
-    best, most = {int(order[0])}, np.zeros(len(sizes), np.int64)
+    best, taken, most = {int(order[0])}, np.zeros(len(sizes), np.int64), 0
     for last in range(len(order)):
         included = order[: last + 1]
         usable = np.zeros(len(sizes), np.int64)
         usable[included] = np.floor(shares[order[last]] * sizes[included] + 1e-9)
-        if usable.sum() >= min(ENOUGH, most.sum()) and usable.sum():
-            best, most = {*included.tolist()}, usable
-    rows = [drawn[batches[drawn] == batch][: most[batch]] for batch in sorted(best)]
-    return np.isin(batches, [*best]), np.concatenate([*rows, np.empty(0, np.int64)]).astype(np.int64)
+        total = int(usable.sum())
+        if total and (total >= most or total >= max(enough, most / 2)):
+            best, taken = {*included.tolist()}, usable
+        most = max(most, total)
+    rows = [drawn[cohorts[drawn] == cohort][: taken[cohort]] for cohort in sorted(best)]
+    return np.isin(cohorts, [*best]), np.concatenate([*rows, np.empty(0, np.int64)]).astype(np.int64)

@@ -22,7 +22,14 @@ from must.base.parameters import make_record, require
 from must.base.text import counted
 from must.config.defaults import RISK
 from must.method.answers.answers_file import COVERAGE, RANDOM, Answer, read_answers
-from must.method.answers.estimate import Accepted, AccuracyEstimate, accept, describe_classes, find_ranks
+from must.method.answers.estimate import (
+    Accepted,
+    AccuracyEstimate,
+    accept,
+    describe_classes,
+    fewest_answers,
+    find_ranks,
+)
 from must.method.answers.population import choose_measured
 
 REVIEW_FILE = "review.json"
@@ -58,7 +65,7 @@ Vectors = NDArray[np.float32]
 class Picture:
     """`number`: in the split; `classes`: class numbers of the zero-shot model, the model and the refined labels;
     `confidence`: the model's; `likely`: the classes by falling probability, ten at most; `similar`: numbers of the
-    most similar pictures; `batch`: as of `find_batches`."""
+    most similar pictures; `cohort`: as of `find_cohorts`."""
 
     number: int
     image: str
@@ -67,7 +74,7 @@ class Picture:
     confidence: float
     likely: tuple[int, ...] = ()
     similar: tuple[int, ...] = ()
-    batch: int = 0
+    cohort: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +143,10 @@ class Review:
         counted."""
         pictures, labels = self.truth({s: answer for s, answer in answers.items() if answer.sampled == RANDOM})
         rows = {picture.number: row for row, picture in enumerate(self.pictures)}
-        batches = np.array([picture.batch for picture in self.pictures], np.int64)
-        within, chosen = choose_measured(batches, np.array([rows[p.number] for p in pictures], np.int64))
+        cohorts = np.array([picture.cohort for picture in self.pictures], np.int64)
+        within, chosen = choose_measured(
+            cohorts, np.array([rows[p.number] for p in pictures], np.int64), fewest_answers(RISK)
+        )
         kept = {self.pictures[row].number for row in chosen}
         measuring = np.array([picture.number in kept for picture in pictures], bool)
         population = [picture for picture, inside in zip(self.pictures, within, strict=True) if inside]
@@ -149,8 +158,10 @@ class Review:
         if not pictures:
             return None
         right = np.array([picture.classes for picture in pictures]) == labels[:, None]
-        added = len(self.pictures) - len(population)
-        return AccuracyEstimate.from_correct(right[:, ZERO_SHOT], right[:, MODEL], right[:, REFINED], added=added)
+        unmeasured = len(self.pictures) - len(population)
+        return AccuracyEstimate.from_correct(
+            right[:, ZERO_SHOT], right[:, MODEL], right[:, REFINED], unmeasured=unmeasured
+        )
 
     def accepted(self, answers: dict[str, Answer]) -> tuple[Accepted | None, list[dict[str, Any]]]:
         """(which refined labels, before any answer, can be accepted without review, by answers about pictures drawn at
@@ -161,8 +172,8 @@ class Review:
             return None, []
         judged, labels = (np.array([one.classes[REFINED] for one in part]) for part in (pictures, others))
         sure, confidence = (np.array([one.confidence for one in part]) for part in (pictures, others))
-        added = len(self.pictures) - len(population)
-        result = accept(RISK, find_ranks(sure, confidence), judged == truth, confidence, added)
+        unmeasured = len(self.pictures) - len(population)
+        result = accept(RISK, find_ranks(sure, confidence), judged == truth, confidence, unmeasured)
         accepted = None if result.threshold is None else confidence >= result.threshold
         return result, describe_classes(self.classes, labels, accepted, judged, truth)
 

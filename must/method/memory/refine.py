@@ -34,9 +34,10 @@ from must.method.answers.estimate import (
     abstention,
     accept,
     describe_classes,
+    fewest_answers,
     find_ranks,
 )
-from must.method.answers.population import POPULATION_FILE, UNKNOWN, choose_measured, find_batches, read_population
+from must.method.answers.population import POPULATION_FILE, UNKNOWN, choose_measured, find_cohorts, read_population
 from must.method.answers.review import NO_CLASS
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
@@ -58,17 +59,17 @@ FOLDS = 5  # of the cross-validation on the answers drawn at random
 @dataclass(frozen=True)
 class Answers:
     """{number in the split: class number, -1 for none of the classes}; `random`: those drawn at random, also with a
-    class that is no longer there, which is -1 too; `batches`: of all images of the split, as of `find_batches`."""
+    class that is no longer there, which is -1 too; `cohorts`: of all images of the split, as of `find_cohorts`."""
 
     known: dict[int, int]
     random: dict[int, int]
-    batches: np.ndarray
+    cohorts: np.ndarray
 
     def among(self, numbers: Iterable[int]) -> Answers:
         """Those about images with these numbers."""
         images = {int(number) for number in numbers}
         known, random = ({n: k for n, k in part.items() if n in images} for part in (self.known, self.random))
-        return Answers(known, random, self.batches)
+        return Answers(known, random, self.cohorts)
 
 
 @dataclass(frozen=True)
@@ -279,13 +280,13 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
             f"{counted(renamed, 'answer')} with a class that is no longer there: they teach nothing, and those drawn "
             "at random count as wrong; if a class has another name now, write it into answers.jsonl"
         )
-    batches = find_batches(read_population(config.answers), contents)
-    if random and (batches == UNKNOWN).all():
+    cohorts = find_cohorts(read_population(config.answers), contents)
+    if random and (cohorts == UNKNOWN).all():
         logger.warning(
             f"{counted(len(random), 'answer')} drawn at random measure nothing: {POPULATION_FILE}, which `must review` "
             "writes beside them, is not there"
         )
-    return Answers(known, random, batches)
+    return Answers(known, random, cohorts)
 
 
 def refine_pool(
@@ -324,7 +325,7 @@ def measure_answers(
     from the labels that decide which of the `refined` ones are accepted. `remember`: known answers -> the memory.
     None: nothing is measured."""
     rows, truth = answer_rows(answers.random, pool.numbers)
-    images, chosen = choose_measured(answers.batches[pool.numbers.numpy()], rows.numpy())
+    images, chosen = choose_measured(answers.cohorts[pool.numbers.numpy()], rows.numpy(), fewest_answers(risk))
     if not len(chosen):
         return None
     truth, rows = truth[torch.isin(rows, torch.from_numpy(chosen))], torch.from_numpy(np.sort(chosen))
@@ -344,9 +345,9 @@ def measure_answers(
         labels[fold == number] = label[mine]
         ranks[(fold == number).numpy()] = find_ranks(confidence[mine].numpy(), confidence[others].numpy())
     right = [(one == truth).numpy() for one in (zero_shot.labels[rows], model.labels, with_answers.labels, labels)]
-    added = int((~images).sum())
-    accuracy = AccuracyEstimate.from_correct(right[0], right[1], with_answers=right[2], added=added)
-    accepted = accept(risk, ranks, right[3], refined.confidence[others].numpy(), added)
+    unmeasured = int((~images).sum())
+    accuracy = AccuracyEstimate.from_correct(right[0], right[1], with_answers=right[2], unmeasured=unmeasured)
+    accepted = accept(risk, ranks, right[3], refined.confidence[others].numpy(), unmeasured)
     unsure = abstention(risk, with_answers.confidence.numpy(), right[2], "answers")
     return Measured(
         images, accuracy, accepted, None if unsure.threshold is None else unsure, labels.numpy(), truth.numpy()

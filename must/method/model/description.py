@@ -68,6 +68,12 @@ class Selection:
     measured: AccuracyEstimate | None = None
     abstention: Abstention | None = None  # by the same answers
 
+    @property
+    def decisive(self) -> AccuracyEstimate | None:
+        """`measured`, if it is about at least half of the images: else no decision rests on it."""
+        images = self.check.images if self.check else 0
+        return self.measured if self.measured and 2 * self.measured.unmeasured <= images else None
+
     @classmethod
     def of_dict(cls, values: Any) -> Self | None:
         """None: not what `to_dict` makes."""

@@ -154,6 +154,18 @@ def test_two_pages_show_different_pictures_and_one_that_is_left_holds_nothing_up
     assert session.review.measured(session.answers).answers == 1
 
 
+def test_answers_that_do_not_measure_come_no_earlier_in_the_next_sample(review, folder, monkeypatch):
+    """The first pictures of a review hold those with measuring answers; others would be asked again too often."""
+    monkeypatch.setattr("must.deploy.review.prepare.FIRST_IMAGES", 20)
+    lines = [{"sha256": picture.sha256, "label": review.classes[0]} for picture in review.pictures]
+    append(folder / "answers.jsonl", *(line | {"sampled": "grid"} for line in lines[:60]))
+    append(folder / "answers.jsonl", *(line | {"sampled": RANDOM} for line in lines[60:70]))
+    first, _ = next(iter(compute_reviews(config_at(folder))))
+    asked = {picture.sha256 for picture in first.pictures}
+    assert {line["sha256"] for line in lines[60:70]} <= asked and 20 <= len(asked) <= 30 and not first.complete
+    assert sum(line["sha256"] in asked for line in lines[:60]) < 20
+
+
 def test_only_pictures_drawn_at_random_measure_whatever_else_is_answered(review, folder):
     labels = labels_of(review)
     session = Session(review, str(folder), "ann")

@@ -7,7 +7,7 @@ from must.method.answers.population import (
     POPULATION_FILE,
     UNKNOWN,
     choose_measured,
-    find_batches,
+    find_cohorts,
     read_population,
     record_population,
 )
@@ -17,23 +17,28 @@ def contents(*numbers):
     return np.array(numbers, np.uint64)
 
 
-def test_images_are_recorded_in_batches_by_their_content(tmp_path):
+def test_images_are_recorded_in_cohorts_by_their_content(tmp_path):
     folder = str(tmp_path)
-    assert find_batches(read_population(folder), contents(1, 2)).tolist() == [UNKNOWN, UNKNOWN]
+    assert find_cohorts(read_population(folder), contents(1, 2)).tolist() == [UNKNOWN, UNKNOWN]
     for numbers in ((7, 2**63 + 1), (7,), (7, 5, 5, 9)):
-        record_population(folder, contents(*numbers))
+        record_population(folder, contents(*numbers), contents())
     found = read_population(f"{folder}/answers.jsonl")
-    assert find_batches(found, contents(9, 7, 2**63 + 1, 5, 6)).tolist() == [1, 0, 0, 1, UNKNOWN]
-    (tmp_path / POPULATION_FILE).write_bytes(b"no array")
-    with pytest.raises(ValueError, match=r"population\.npy: is damaged; delete it"):
-        read_population(folder)
+    assert find_cohorts(found, contents(9, 7, 2**63 + 1, 5, 6)).tolist() == [1, 0, 0, 1, UNKNOWN]
+    for damage in (b"no array", b"PK\x03\x04"):
+        (tmp_path / POPULATION_FILE).write_bytes(damage)
+        with pytest.raises(ValueError, match=r"population\.npy: is damaged; delete it"):
+            read_population(folder)
+    (tmp_path / POPULATION_FILE).unlink()
+    record_population(folder, contents(1, 2, 3), drawn=contents(2))
+    found = find_cohorts(read_population(folder), contents(1, 2, 3)).tolist()
+    assert found == [0, UNKNOWN, 0], "it is not known what an earlier answer was drawn from"
 
 
 def draw(sizes, answers):
-    """(batches, rows) of batches with `sizes` images, of which the last `answers` were drawn."""
-    batches = np.repeat(np.arange(len(sizes)), sizes)
+    """(cohorts, rows) of cohorts with `sizes` images, of which the last `answers` were drawn."""
+    cohorts = np.repeat(np.arange(len(sizes)), sizes)
     ends = np.cumsum(sizes)
-    return batches, np.concatenate([np.arange(end - count, end) for end, count in zip(ends, answers, strict=True)])
+    return cohorts, np.concatenate([np.arange(end - count, end) for end, count in zip(ends, answers, strict=True)])
 
 
 @pytest.mark.parametrize(
@@ -44,6 +49,7 @@ def draw(sizes, answers):
         ([500, 597], [150, 0], [150, 0]),
         ([500, 597], [150, 30], [150, 0]),  # 25 + 30 would be too few
         ([500, 597], [150, 60], [50, 60]),  # as large a share of both
+        ([1000, 17], [150, 1], [150, 0]),  # 59 would be left of 150
         ([500, 597], [20, 30], [20, 23]),
         ([500, 500], [20, 20], [20, 20]),
         ([100, 100, 100], [60, 30, 30], [30, 30, 30]),
@@ -51,11 +57,11 @@ def draw(sizes, answers):
     ],
     ids=str,
 )
-def test_batches_with_as_large_a_share_of_answers_are_measured_together(sizes, answers, used):
-    batches, rows = draw(sizes, answers)
-    images, chosen = choose_measured(batches, rows)
-    assert np.bincount(batches[chosen], minlength=len(sizes)).tolist() == used and {*chosen} <= {*rows}
-    for batch, count in enumerate(used):
-        assert images[batches == batch].all() == (count > 0 or not sum(answers)) or not sizes[batch]
-    images, chosen = choose_measured(np.full(9, UNKNOWN), np.arange(4))
+def test_cohorts_with_as_large_a_share_of_answers_are_measured_together(sizes, answers, used):
+    cohorts, rows = draw(sizes, answers)
+    images, chosen = choose_measured(cohorts, rows, 59)
+    assert np.bincount(cohorts[chosen], minlength=len(sizes)).tolist() == used and {*chosen} <= {*rows}
+    for cohort, count in enumerate(used):
+        assert images[cohorts == cohort].all() == (count > 0 or not sum(answers)) or not sizes[cohort]
+    images, chosen = choose_measured(np.full(9, UNKNOWN), np.arange(4), 59)
     assert not images.any() and not len(chosen)

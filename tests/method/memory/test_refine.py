@@ -25,7 +25,7 @@ from must.deploy.export.export import export, measured_abstention
 from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import append, hash_answers
-from must.method.answers.population import POPULATION_FILE, record_population
+from must.method.answers.population import POPULATION_FILE, record_population, shorten
 from must.method.memory import refine as refine_module
 from must.method.memory.alpha import best_candidate, interpolate
 from must.method.memory.refine import refine
@@ -130,7 +130,7 @@ def test_a_trained_model_gets_its_memory_in_place(digits, tmp_path):
 def answered(folder, pictures, say=lambda label: label, sampled="random", shards=""):
     folder.mkdir(exist_ok=True)
     shards = shards or digits_once().shards
-    record_population(str(folder), read_hashes(shards, load_index(shards), "train"))
+    record_population(str(folder), read_hashes(shards, load_index(shards), "train"), shorten([]))
     lines = answer_lines((name, sha256, say(own)) for name, sha256, own in pictures)
     gone = {"image": "gone", "sha256": "0" * 64, "label": "one"}
     append(folder / "answers.jsonl", *(line | {"sampled": sampled} for line in (*lines, gone)))
@@ -178,12 +178,15 @@ def test_answers_measure_only_the_images_that_they_were_drawn_from(digits, truth
     """Of 150 images, 60 are recorded: the others were added later."""
     answers, contents = tmp_path / "review", [int(sha256[:16], 16) for _, sha256, _ in truth]
     answers.mkdir()
-    record_population(str(answers), np.array(contents[:60], np.uint64))
+    record_population(str(answers), np.array(contents[:60], np.uint64), shorten([]))
     append(answers / "answers.jsonl", *answer_lines(truth[:30]))
     summary, rows = run(digits, tmp_path, answers=str(answers), risk=0.5)
     shown, added = capsys.readouterr().out, {name for name, *_ in truth[60:]}
-    assert "not measured: 90 images added after these were drawn" in shown and "90 images added later: none." in shown
-    assert summary["accepted"]["images"] == 30 and selection(tmp_path).measured.added == 90
+    assert (
+        "not measured: 90 images that were added later" in shown
+        and "Of 90 images that were added later: none." in shown
+    )
+    assert summary["accepted"]["images"] == 30 and selection(tmp_path).measured.unmeasured == 90
     assert {row["accepted"] for row in rows if row["image"] in added} == {"false"}
     (answers / POPULATION_FILE).unlink()
     assert run(digits, tmp_path, answers=str(answers))[0]["accepted"] is None
