@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from must.method.answers.estimate import accept, fewest_answers, find_ranks
 from must.method.answers.population import (
     POPULATION_FILE,
     UNKNOWN,
@@ -65,3 +66,23 @@ def test_cohorts_with_as_large_a_share_of_answers_are_measured_together(sizes, a
         assert images[cohorts == cohort].all() == (count > 0 or not sum(answers)) or not sizes[cohort]
     images, chosen = choose_measured(np.full(9, UNKNOWN), np.arange(4), 59)
     assert not images.any() and not len(chosen)
+
+
+def test_the_promise_holds_where_later_images_are_harder():
+    """500 images, 150 answers; then 5,000 harder ones, and 300 answers about images drawn from all."""
+    generator, cohorts, runs = np.random.default_rng(0), np.repeat([0, 1], [500, 5000]), 300
+    broken = dict.fromkeys(["equal shares", "all answers"], 0)
+    for _ in range(runs):
+        confidence = generator.random(len(cohorts))
+        wrong = generator.random(len(cohorts)) < np.where(cohorts, 0.5, 0.125) * (1 - confidence) ** 1.5
+        first = generator.choice(500, 150, replace=False)
+        second = generator.choice(np.setdiff1d(np.arange(len(cohorts)), first), 300, replace=False)
+        answered = np.concatenate([first, second])
+        images, chosen = choose_measured(cohorts, answered, fewest_answers(0.05))
+        for name, rows in {"equal shares": chosen, "all answers": answered}.items():
+            others = np.setdiff1d(np.flatnonzero(images), answered)
+            ranks = find_ranks(confidence[rows], confidence[others])
+            accepted = accept(0.05, ranks, ~wrong[rows], confidence[others]).threshold
+            if accepted is not None:
+                broken[name] += wrong[others][confidence[others] >= accepted].mean() > 0.05
+    assert broken["equal shares"] <= 0.05 * runs < broken["all answers"]
