@@ -52,7 +52,9 @@ def compute(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
     on_gpu = [isinstance(tensor, GpuTensor) for tensor in tensors]
     if any(on_gpu) and not all(on_gpu) and name != "aten::copy_":
-        others = tensors[:1] if name in INDEXED else tensors  # numbers on the CPU may be mixed with a GPU's tensors
+        # Numbers on the CPU may be mixed with a GPU's tensors; of INDEXED, the indices as well.
+        others = [value for value in (args[0], *args[2:3]) if name in INDEXED and isinstance(value, torch.Tensor)]
+        others = others or tensors
         written = isinstance(args[0], torch.Tensor) and not on_gpu[0] and name.endswith("_")
         if written or any(tensor.dim() and not isinstance(tensor, GpuTensor) for tensor in others):
             shapes = [(type(tensor).__name__, *tensor.shape) for tensor in tensors]

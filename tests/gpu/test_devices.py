@@ -16,7 +16,7 @@ from tests.gpu.pretend import install
 install()
 gpu, cpu = torch.ones(2, 2).to("cuda"), torch.ones(2, 2)
 mixes = lambda: gpu + cpu, lambda: cpu[gpu.argmax(1)], lambda: cpu.add_(gpu[0, 0]), lambda: torch.cat([cpu, gpu])
-for mix in (*mixes, gpu.numpy):
+for mix in (*mixes, lambda: gpu.__setitem__(gpu > 0, cpu.flatten()), gpu.numpy):
     try:
         mix()
     except (RuntimeError, TypeError) as error:
@@ -35,8 +35,8 @@ def run(*arguments):
 
 def test_the_pretended_gpu_refuses_what_cuda_refuses():
     *refused, last = run("-c", CHECKS).splitlines()
-    assert [line.split(":")[0] for line in refused[:4]] == ["Expected all tensors to be on the same device"] * 4
-    assert refused[4].startswith("can't convert cuda:0") and len(refused) == 5
+    assert [line.split(":")[0] for line in refused[:5]] == ["Expected all tensors to be on the same device"] * 5
+    assert refused[5].startswith("can't convert cuda:0") and len(refused) == 6
     assert last == "cuda:0 cpu cuda:0 [1.0, 1.0] 4.0 cpu"
 
 
