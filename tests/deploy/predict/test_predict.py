@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +20,9 @@ from must.api.cli import main
 from must.base.storage import UnreachableError
 from must.config import EvaluateConfig, PredictConfig
 from must.deploy.infer.predict import predict
-from must.deploy.predict.session import ABSTENTION, OnnxClassifier, threshold
+from must.deploy.predict.images import classify
+from must.deploy.predict.session import ABSTENTION, Classified, OnnxClassifier, threshold
+from must.deploy.predict.writer import Options
 from must.evaluation.evaluate import evaluate
 from tests.common import one_line, read_csv
 from tests.data.image.test_cost import thin
@@ -164,6 +168,42 @@ def test_a_bucket_that_does_not_answer_is_no_fault_of_its_images(digits, exporte
     assert not output.exists()
     with pytest.raises(UnreachableError):
         must.load(exported[1])(images)
+
+
+class Sevens:
+    """A classifier of two classes that gives every image the second."""
+
+    where, classes, metadata = "", ["six", "seven"], dict[str, str]()
+
+    def __call__(self, pixels):
+        return Classified(np.tile(np.float32([0, 1]), (len(pixels), 1)), np.ones(len(pixels), np.float32))
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_the_next_batch_is_read_meanwhile_but_not_that_of_a_stream(ahead):
+    taken = []
+    names = ((taken.append(n), (n, n))[1] for n in "abcdef")
+    read = lambda _: (np.zeros((2, 2, 3), np.uint8), "")  # noqa: E731
+    predicted = classify(Sevens(), names, read, Options(1, 0.0, 2), read_ahead=ahead)
+    assert next(predicted).name == "seven" and taken == [*"abcd"][: 4 if ahead else 2]
+    assert [one.image for one in predicted] == [*"bcdef"] and taken == [*"abcdef"]
+
+
+def test_after_an_error_no_other_image_is_read():
+    begun, failed = [], threading.Event()
+
+    def read(number):
+        begun.append(number)
+        if number == 0:
+            failed.set()
+            raise UnreachableError("gone")
+        failed.wait(60)
+        time.sleep(0.2)  # by then the reads that had not begun are cancelled
+        return None, "late"
+
+    with pytest.raises(UnreachableError):
+        list(classify(Sevens(), ((str(n), n) for n in range(400)), read, Options(1, 0.0, 200)))
+    assert len(begun) <= 2 * min(32, (os.cpu_count() or 1) + 4)
 
 
 def test_wrong_parameters_are_one_line(exported, tmp_path):
