@@ -141,16 +141,13 @@ class Review:
         """(the pictures that were drawn at random and measure accuracies, their class numbers as of `truth`, all
         pictures that they were drawn from). Skipped pictures are ignored: people skip few, and "cannot tell" is not
         counted."""
-        pictures, labels = self.truth({s: answer for s, answer in answers.items() if answer.sampled == RANDOM})
-        rows = {picture.number: row for row, picture in enumerate(self.pictures)}
+        sure = {s: answer for s, answer in answers.items() if answer.sampled == RANDOM and not answer.unsure}
+        rows = np.array([row for row, picture in enumerate(self.pictures) if picture.sha256 in sure], np.int64)
         cohorts = np.array([picture.cohort for picture in self.pictures], np.int64)
-        within, chosen = choose_measured(
-            cohorts, np.array([rows[p.number] for p in pictures], np.int64), fewest_answers(RISK)
-        )
-        kept = {self.pictures[row].number for row in chosen}
-        measuring = np.array([picture.number in kept for picture in pictures], bool)
-        population = [picture for picture, inside in zip(self.pictures, within, strict=True) if inside]
-        return [p for p, kept in zip(pictures, measuring, strict=True) if kept], labels[measuring], population
+        within, chosen = choose_measured(cohorts, rows, fewest_answers(RISK))
+        measuring = {self.pictures[row].sha256 for row in chosen}
+        pictures, labels = self.truth({sha256: sure[sha256] for sha256 in measuring})
+        return pictures, labels, [picture for picture, inside in zip(self.pictures, within, strict=True) if inside]
 
     def measured(self, answers: dict[str, Answer]) -> AccuracyEstimate | None:
         """Accuracies by the answers about pictures drawn at random; None if there are no such answers."""
