@@ -34,8 +34,7 @@ def main() -> None:
     probabilities = torch.rand(options.images, options.classes, generator=generator).softmax(1).half()
     parts = (Whitening(torch.zeros(1, 128).half(), torch.zeros(128)) for _ in range(2))
     numbers = torch.arange(options.images)
-    fit = probabilities.float().amax(1)
-    pool = Pool(numbers, [""] * options.images, vectors, probabilities, probabilities[None][:0], fit, *parts)
+    pool = Pool(numbers, [""] * options.images, vectors, probabilities, probabilities[None][:0], *parts)
     answers = {row: int(truth[row]) for row in torch.randperm(options.images, generator=generator)[:200].tolist()}
     device = torch.device(options.device)
     began = time.perf_counter()

@@ -141,7 +141,7 @@ def measure(folder: str, shards: str, classifier_file: str, data: Task) -> dict[
             add(f"{count} {order}".strip(), memory(P, values)[0].argmax(1))
             if not count:
                 real = hidden >= 0
-                right = (refined.labels.argmax(1) == hidden)[real].float().mean()
+                right = (refined.argmax(1) == hidden)[real].float().mean()
                 rows["labels"][f"{alpha:g}"] = 100 * float(right)
     averages = {
         kind: {name: round(float(np.mean(v)), 2) for name, v in rows[kind].items()} for kind in ("present", "all")
@@ -161,12 +161,17 @@ def draw_answers(pool: Pool, classes: int) -> Iterator[tuple[int, str, Tensor]]:
         for order in drawn:
             yield count, "random", torch.from_numpy(order[:count])
         yield count, "coverage", torch.from_numpy(covering)
-        first = drawn[0][: SCHEDULE.random_first]
-        later = order_by_coverage(vectors, doubt, first, count)
-        missing = count - len(first)
-        random = drawn[0][len(first) : len(first) + (missing + 2) // 3] if missing > 0 else first[:0]
-        mixed = np.unique(np.concatenate([first[:count], random, later[: max(0, missing - len(random))]]))
-        yield count, "review", torch.from_numpy(mixed)
+        yield count, "review", order_review(pool.vectors.float(), pool.probabilities.float(), count)
+
+
+def order_review(vectors: Tensor, probabilities: Tensor, count: int) -> Tensor:
+    """The rows of the first `count` images, rising, that `must review` asks about."""
+    doubt = 1 - probabilities.amax(1).numpy() if probabilities.shape[1] > LISTED_CLASSES else None
+    drawn = np.random.default_rng(0).permutation(len(vectors))
+    first, missing = drawn[: SCHEDULE.random_first], count - SCHEDULE.random_first
+    later = order_by_coverage(vectors.numpy(), doubt, first, count)
+    random = drawn[len(first) : len(first) + (missing + 2) // 3] if missing > 0 else first[:0]
+    return torch.from_numpy(np.unique(np.concatenate([first[:count], random, later[: max(0, missing - len(random))]])))
 
 
 def truth(shards: str, split: str, labels: np.ndarray) -> np.ndarray:

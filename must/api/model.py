@@ -59,8 +59,8 @@ class Model:
         Args:
             images: paths, folders, patterns or URIs of buckets; PIL images; arrays uint8 [H, W, 3]; or one of them. A
                 file that cannot be read does not stop the others: see `unreadable`.
-            abstain: a probability below which a prediction is `abstained` and has no name; 0: always a name, -1:
-                the threshold in the model.
+            abstain: a probability below which a prediction is `abstained` and has no name; -1: the threshold in the
+                model. It also abstains where the model knows from answers that none of the classes is more probable.
         """
         require(top_k >= 1 and batch_size >= 1, "top_k and batch_size must be at least 1")
         require(0 <= abstain <= 1 or abstain == -1, "abstain must be from 0 to 1, or -1 for the model's own threshold")

@@ -65,7 +65,7 @@ def timeout() -> Any:
 
 
 def abstain(**more: Any) -> Any:
-    text = "name no class where the top probability is below this; 0: always one; -1: the model's own threshold"
+    text = "name no class where the top probability is below this; -1: the model's own threshold"
     return param(text, 0.0, metavar="T", **more)
 
 

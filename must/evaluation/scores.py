@@ -114,8 +114,8 @@ def score_split(
 
 
 def classify(models: Sequence[MaskedViT | MemoryClassifier], images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (logits [B, K], similarity [B], nan without a memory) of each model. A network that is there with and
-    without a memory runs once."""
+    """Yields (log probabilities [B, K], similarity [B], nan without a memory) of each model. A network that is there
+    with and without a memory runs once."""
     networks = {model.model for model in models if isinstance(model, MemoryClassifier)}
     outputs = {network: network.classify(images) for network in networks}
     for model in models:
@@ -124,15 +124,15 @@ def classify(models: Sequence[MaskedViT | MemoryClassifier], images: Tensor) -> 
             yield probability.log(), similarity
         else:
             logits = outputs[model][0] if model in outputs else model(images)
-            yield logits, torch.full((len(images),), torch.nan)
+            yield logits.float().log_softmax(dim=-1), torch.full((len(images),), torch.nan)
 
 
-def score_batch(logits: Tensor, similarity: Tensor, labels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """A batch's values of the fields of Scores. Logits [B, K], similarity [B], class numbers [B] or NO_LABEL."""
-    log_probability = logits.float().log_softmax(dim=-1)
+def score_batch(log_probability: Tensor, similarity: Tensor, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """A batch's values of the fields of Scores. Log probabilities [B, K], similarity [B], class numbers [B] or
+    NO_LABEL."""
     probability = log_probability.exp()
-    values, top = probability.topk(min(TOP_K, logits.shape[1]), dim=-1)
-    index = torch.from_numpy(labels).to(logits.device)
+    values, top = probability.topk(min(TOP_K, probability.shape[1]), dim=-1)
+    index = torch.from_numpy(labels).to(probability.device)
     of_label = log_probability.gather(1, index.clamp(min=0)[:, None])[:, 0]
     of_label = torch.where(index == NO_LABEL, torch.nan, of_label)
     entropy = -(probability * log_probability).sum(-1)

@@ -152,7 +152,8 @@ def reference(bundle: Bundle, pixels: np.ndarray, embeddings: bool = True) -> tu
     """PyTorch's probabilities [N, K] and, with `embeddings`, image features of length 1 [N, D], float32, of uint8
     pixels [N, S, S, 3]."""
     images = normalize(torch.from_numpy(pixels), get_preprocess(bundle.description))
-    probability = run_in_batches(bundle.classifier, images).softmax(dim=-1).numpy()
+    output = run_in_batches(bundle.classifier, images)
+    probability = (output.exp() if bundle.memory else output.softmax(dim=-1)).numpy()
     return probability, F.normalize(run_in_batches(bundle.model.visual, images), dim=-1).numpy() if embeddings else None
 
 

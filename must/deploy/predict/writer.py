@@ -23,7 +23,7 @@ class Prediction(NamedTuple):
     image: str
     classes: list[str]
     probabilities: list[float]
-    abstained: bool = False  # the first probability is below the threshold
+    abstained: bool = False  # the first probability is below the threshold, or none of the classes is more probable
     similarity: float | None = None  # to the images that the model remembers, 0 to 1; None: it has no memory
 
     @property
@@ -43,7 +43,8 @@ class Prediction(NamedTuple):
 
 
 class Options(NamedTuple):
-    """Parameters of `classify`. `abstain`: the model abstains where the top probability is below this."""
+    """Parameters of `classify`. `abstain`: the model abstains where the top probability is below this, and always where
+    none of the classes is more probable."""
 
     top_k: int
     abstain: float
@@ -53,10 +54,11 @@ class Options(NamedTuple):
 def rank_classes(
     name: str, probability: np.ndarray, similarity: float, classes: list[str], options: Options
 ) -> Prediction:
-    """The prediction of an image's probabilities [K]."""
+    """The prediction of an image's probabilities [K]; what they lack of 1 is that of none of the classes."""
     best = np.argsort(-probability, kind="stable")[: options.top_k]
     top = [classes[i] for i in best], [float(probability[i]) for i in best]
-    abstained = bool(probability[best[0]] < options.abstain)
+    first, none = probability[best[0]], 1 - probability.sum()
+    abstained = bool(first < options.abstain or none > first)
     return Prediction(name, *top, abstained, None if np.isnan(similarity) else float(similarity))
 
 

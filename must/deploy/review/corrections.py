@@ -15,7 +15,7 @@ from must.base.parameters import require
 from must.base.text import NONE_OF_THESE, brief, close_to, counted, uncell
 from must.config.evaluate import ReviewConfig
 from must.data.loading.reader import ShardReader
-from must.method.answers.answers_file import ADDED, RANDOM, Answer, append, read_answers
+from must.method.answers.answers_file import ADDED, RANDOM, Answer, append_answers, read_answers
 from must.method.answers.review import fingerprint
 
 CORRECTION_COLUMNS = "image", "class"
@@ -23,9 +23,11 @@ PREDICTED_ENDINGS = "probability", "zero_shot"  # of columns in tables of `must 
 NAMED = 3  # images or classes in a message
 
 
-def add_corrections(config: ReviewConfig, labels: dict[str, str | None], reader: ShardReader) -> str:
+def add_corrections(
+    config: ReviewConfig, labels: dict[str, str | None], classes: list[str], reader: ShardReader
+) -> str:
     """Adds answers to OUTPUT/answers.jsonl; returns a line about them. An answer about a picture that was drawn at
-    random measures also when it is corrected. `labels`: from `read_corrections`."""
+    random measures also when it is corrected. `labels`: from `read_corrections`, of the model's `classes`."""
     pictures = PicturesByName(reader)
     numbers = {name: pictures.find(name) for name in labels}
     missing = [name for name, number in numbers.items() if number is None]
@@ -41,10 +43,10 @@ def add_corrections(config: ReviewConfig, labels: dict[str, str | None], reader:
         sha256 = fingerprint(reader.image(number))
         label, before = labels[name], current.get(sha256)
         sampled = RANDOM if before and before.sampled == RANDOM else ADDED
-        if before and before.label == label and not before.unsure:
+        if before and before.label == label and not before.unsure and before.fits(classes):
             continue
         new[sha256] = Answer(sha256, label, False, reader.description(number)["source"], config.who, now, sampled)
-    append(Path(storage.local(config.output)) / ANSWERS_FILE, *(answer.line for answer in new.values()))
+    append_answers(Path(storage.local(config.output)) / ANSWERS_FILE, classes, new.values())
     return f"{config.add}: {counted(len(new), 'new answer')} of {len(labels):,}"
 
 

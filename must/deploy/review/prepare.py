@@ -40,7 +40,7 @@ from must.method.answers.review import (
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.build import build_memory, predict_left_out
 from must.method.memory.pool import Pool, Predicted, fit_whitening, join_pools, read_pool, subsample
-from must.method.memory.propagate import answer_rows, fit_correction, refine_probabilities
+from must.method.memory.propagate import answer_rows, refine_probabilities
 from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess, require_classes
@@ -95,10 +95,10 @@ class Images:
         return self.refined({}).argmax(1)
 
     def refined(self, answers: dict[int, int]) -> Tensor:
-        """Float32 [N, K]: the refined labels' probabilities with these answers, {number: class number}."""
-        rows, values, P = answer_rows(answers, self.numbers), self.values.float(), self.probabilities.float()
-        correction = fit_correction(P, values, *rows)
-        return refine_probabilities(*self.neighbours, P, correction, values, rows).labels
+        """Float32 [N, C]: the refined labels' probabilities with these answers, {number: class number}; a last column
+        for none of the classes if an answer says so."""
+        rows = answer_rows(answers, self.numbers)
+        return refine_probabilities(*self.neighbours, self.probabilities, self.values.float(), rows).labels
 
 
 class AnswerEffect:
@@ -184,10 +184,10 @@ def make_review(
 ) -> tuple[Review, Images]:
     """Classes of the zero-shot model, of the model with a memory of the images before any answer, and refined."""
     images = Images(features.numbers, features.vectors, features.probabilities)
-    memory, propagated = build_memory(
+    memory, refined = build_memory(
         features, answer_rows({}, features.numbers), torch.device("cpu"), near=images.neighbours
     )
-    refined, similar = propagated.labels, images.neighbours[0]
+    similar = images.neighbours[0]
     zero_shot, adapted = Predicted.from_probabilities(features.others[0]), Predicted.from_probabilities(refined)
     with_memory = predict_left_out(memory, features, torch.arange(len(features.numbers))).labels
     predicted = torch.stack([zero_shot.labels, with_memory, refined.argmax(1)], 1)

@@ -42,7 +42,8 @@ KEEP_ALIVE = 30  # seconds in which a browser must send a request's head, and re
 def review(config: ReviewConfig) -> None:
     """Serves until SIGINT or SIGTERM. Answers are in OUTPUT/answers.jsonl; a restart loses none."""
     if config.add:  # before the pictures are looked at, which takes longer
-        labels = read_corrections(config.add, load_description(config.model).classes)
+        classes = load_description(config.model).classes
+        labels = read_corrections(config.add, classes)
     else:
         check_no_loop("must review")
     folder = storage.local(config.output)
@@ -54,7 +55,7 @@ def review(config: ReviewConfig) -> None:
         )
         if config.add:
             review = saved or prepare_review(config)
-            added = add_corrections(config, labels, reader)
+            added = add_corrections(config, labels, classes, reader)
             lines = [added, review.text(review.answers(config.output)), *next_lines(config)]
             logger.info(printable_page("\n".join(lines)))
             return

@@ -55,7 +55,7 @@ class Session:
             self.by_sha256 = {picture.sha256: picture for picture in self.pictures.values()}
             history = answers_file.read_history(str(self.path.parent), review.classes)
             self.history = {sha256: answers for sha256, answers in history.items() if sha256 in self.by_sha256}
-            answers = review.answers(str(self.path.parent))  # also those whose class is gone: they are asked again
+            answers = review.answers(str(self.path.parent))  # also those that do not fit the classes: asked again
             self.outdated = {sha256: answer for sha256, answer in answers.items() if sha256 not in self.history}
             self.update_effect()
 
@@ -204,7 +204,7 @@ class Session:
             Answer(sha256, text, kind == "unsure", self.by_sha256[sha256].image, who, when, how)
             for sha256, how in sampled.items()
         ]
-        answers_file.append(self.path, *(answer.line for answer in new))
+        answers_file.append_answers(self.path, self.review.classes, new)
         for answer in new:
             self.history[answer.sha256] = [*self.history.pop(answer.sha256, []), answer]
             self.shown.pop(answer.sha256, None)

@@ -229,4 +229,5 @@ def classification(predictions: Predictions) -> dict[str, Any]:
     first = predictions.ranked[0]
     answer = make_json(first)
     rows = answer.pop("predictions")
-    return answer | ({"threshold": round(predictions.threshold, 6)} if first.abstained else {}) | {"predictions": rows}
+    below = first.abstained and first.probability < predictions.threshold
+    return answer | ({"threshold": round(predictions.threshold, 6)} if below else {}) | {"predictions": rows}

@@ -7,6 +7,11 @@ person could not tell. The last line about a picture counts. `"undone": WHEN` ta
 `when`: the answer before it counts again. A picture is identified by the sha256 of its file, so answers stay valid for
 another model, and may come from another program.
 
+    {"classes": ["cat", "dog"]}
+
+Such a line says which classes the answers "none of the classes" after it are about: where a class was added later,
+they are asked again.
+
 `sampled` is how the picture was chosen: random (drawn at random), coverage (unlike the pictures answered before), grid
 (pictures of a class side by side), similar (to an answered one), again (opened again by the person), added (a
 correction made elsewhere). Only answers about pictures drawn at random measure accuracies; all of them correct labels.
@@ -15,6 +20,7 @@ correction made elsewhere). Only answers about pictures drawn at random measure 
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +33,7 @@ from must.base.parameters import require
 from must.method.answers.population import population_file
 
 RANDOM, COVERAGE, GRID, SIMILAR, AGAIN, ADDED = "random", "coverage", "grid", "similar", "again", "added"
-LARGEST_LINE = 1 << 16  # bytes
+LARGEST_LINE = 1 << 20  # bytes
 NO_ANSWER = "is not the JSON object of an answer, with sha256 and label; delete the line, or restore an earlier copy"
 
 
@@ -42,6 +48,13 @@ class Answer:
     who: str = ""
     when: str = ""
     sampled: str = ""
+    listed: frozenset[str] | None = None  # the classes that "none of the classes" is about; None: not known
+
+    def fits(self, classes: Iterable[str]) -> bool:
+        """Whether it says something of a list of classes: its class is there, or none of them is its class."""
+        if self.label is not None:
+            return self.label in classes
+        return self.unsure or self.listed is None or self.listed.issuperset(classes)
 
     @property
     def line(self) -> dict[str, Any]:
@@ -72,13 +85,13 @@ def read_answers(uri: str, classes: list[str] | None = None) -> dict[str, Answer
 
 def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[Answer]]:
     """sha256 -> its answers that were not taken back, the one that counts last; in the order of their last lines. An
-    incomplete last line, of a killed program, is skipped. With `classes`, images whose answer is none of them are left
-    out: classes are removed and renamed, and the answers stay in the file."""
+    incomplete last line, of a killed program, is skipped. With `classes`, images whose answer does not fit them are
+    left out: classes are added, removed and renamed, and the answers stay in the file."""
     try:
         data = storage.read_bytes(answers_file(uri))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    history: dict[str, list[Answer]] = {}
+    history, listed = dict[str, list[Answer]](), None
     *lines, last = data.split(b"\n")
     for number, line in enumerate([*lines, last] if is_object(last) else lines, 1):
         if not line.strip():
@@ -86,6 +99,9 @@ def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[A
         try:
             require(len(line) <= LARGEST_LINE, "is too long")
             entry = json.loads(line)
+            if "classes" in entry:
+                listed = frozenset(map(str, entry["classes"]))
+                continue
             sha256 = of_form(SHA256, entry["sha256"], "sha256")
             answers = history.pop(sha256, [])  # so that the order is that of the last answers
             if "undone" in entry:
@@ -93,14 +109,14 @@ def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[A
                 require(bool(when) and isinstance(when, str), "undone must be a time")
                 answers = without(answers, when)
             else:
-                answers = [*answers, parse_answer(entry, sha256)]
+                answers = [*answers, parse_answer(entry, sha256, listed)]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             problem = str(error) if isinstance(error, UserError) else NO_ANSWER
             raise UserError(f"{answers_file(uri)}, line {number}: {problem}") from None
         if answers:
             history[sha256] = answers
-    known = None if classes is None else {None, *classes}
-    return {sha256: answers for sha256, answers in history.items() if known is None or answers[-1].label in known}
+    known = set(classes or ())
+    return {sha256: answers for sha256, answers in history.items() if classes is None or answers[-1].fits(known)}
 
 
 def without(answers: list[Answer], when: str) -> list[Answer]:
@@ -109,17 +125,29 @@ def without(answers: list[Answer], when: str) -> list[Answer]:
     return [answer for number, answer in enumerate(answers) if number != last]
 
 
-def parse_answer(entry: dict[str, Any], sha256: str) -> Answer:
+def parse_answer(entry: dict[str, Any], sha256: str, listed: frozenset[str] | None) -> Answer:
     unsure = entry.get("unsure") is True
     label = None if unsure else entry["label"]
     require(label is None or isinstance(label, str), "label must be a class name or null")
     texts = {name: str(entry.get(name, "")) for name in ("image", "who", "when", "sampled")}
-    return Answer(sha256, label, unsure, **texts)
+    return Answer(sha256, label, unsure, **texts, listed=listed)
 
 
 def is_object(line: bytes) -> bool:
     """Whether a line is a complete JSON object, even without a newline."""
     return storage.object_or_none(line, dict) is not None
+
+
+def append_answers(path: Path, classes: list[str], answers: Iterable[Answer]) -> None:
+    """As `append`; says which `classes` they are about, if that is needed and not said yet."""
+    new = list(answers)
+    lines = [answer.line for answer in new]
+    if any(answer.label is None and not answer.unsure for answer in new):
+        before = path.read_bytes().split(b"\n") if path.exists() else []
+        said = [content for line in before if (content := storage.object_or_none(line, dict)) and "classes" in content]
+        if not said or said[-1]["classes"] != classes:
+            lines = [{"classes": classes}, *lines]
+    append(path, *lines)
 
 
 def append(path: Path, *entries: dict[str, Any]) -> None:

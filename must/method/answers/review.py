@@ -121,13 +121,13 @@ class Review:
         return review
 
     def answers(self, folder: str) -> dict[str, Answer]:
-        """sha256 -> the answer that counts, of this review's pictures. Those with a class that is no longer there are
-        left out, unless their pictures were drawn at random."""
+        """sha256 -> the answer that counts, of this review's pictures. Those that do not fit the classes are left out,
+        unless their pictures were drawn at random."""
         known = {picture.sha256 for picture in self.pictures}
         return {
             sha256: answer
             for sha256, answer in read_answers(folder).items()
-            if sha256 in known and (answer.sampled == RANDOM or answer.label in {None, *self.classes})
+            if sha256 in known and (answer.sampled == RANDOM or answer.fits(self.class_numbers))
         }
 
     def truth(self, answers: dict[str, Answer]) -> tuple[list[Picture], np.ndarray]:

@@ -1,6 +1,7 @@
 """Makes a memory (must/method/model/memory.py) of the unlabeled images: their vectors and refined labels.
 
-Shapes: N images of which M are kept, K classes, V numbers a vector, S labels kept of an image.
+Shapes: N images of which M are kept, K classes, C columns (K, or one more if answers say "none of the classes"), V
+numbers a vector, S labels kept of an image.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from must.method.memory.pool import Pool, Predicted
-from must.method.memory.propagate import RARE, VOTES, Propagated, fit_correction, log_lift, refine_probabilities
+from must.method.memory.propagate import RARE, VOTES, log_lift, refine_probabilities
 from must.method.model.description import MemoryFacts
 from must.method.model.memory import Memory
 from must.method.model.vectors import nearest, neighbour_weights
@@ -30,31 +31,29 @@ def build_memory(
     device: torch.device,
     limit: int = LARGEST_MEMORY,
     near: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Memory, Propagated]:
-    """(the memory on the CPU, the refined labels of all N images on the device). `answers`: of `answer_rows`; `limit`:
-    images that are kept; the others only take part in the propagation; `near`: of `find_neighbours`, where several
-    memories of one pool are made."""
+) -> tuple[Memory, Tensor]:
+    """(the memory on the CPU, the refined labels of all images on the CPU, float32 [N, K]: what a row lacks of 1 is the
+    probability of none of the classes). `answers`: of `answer_rows`; `limit`: images that are kept; the others only
+    take part in the propagation; `near`: of `find_neighbours`, where several memories of one pool are made."""
     values, P = F.normalize(pool.vectors.to(device).float(), dim=1), pool.probabilities.to(device).float()
-    answered, labels = answers.to(device)
-    correction = fit_correction(P, values, answered, labels)
     neighbours, cosines = near or nearest(values)
-    refined = refine_probabilities(neighbours, cosines, P, correction, values, answers)
-    rows, Z = keep_rows(len(values), limit, answered), refined.labels
+    Z, shared, correction, none = refine_probabilities(neighbours, cosines, P, values, answers)
+    C, rows = Z.shape[1], keep_rows(len(values), limit, answers[0].to(device))
     if len(rows) < len(values):
         _, cosines = nearest(values[rows])
     counts, mean = Z.sum(0), Z.mean(0) + RARE
-    label, classes = Z[rows].topk(min(LABELS_KEPT, P.shape[1]), dim=1)
-    lift = log_lift(label, refined.shared, mean[classes]) - math.log(max(1 - refined.shared, RARE))
+    label, classes = Z[rows].topk(min(LABELS_KEPT, C), dim=1)
+    lift = log_lift(label, shared, mean[classes]) - math.log(max(1 - shared, RARE))
     buffers = {
         "vectors": values[rows].half(),
         "classes": classes.int(),
         "lifts": (VOTES * lift.clamp(min=0) * (counts / (counts + FEW_IMAGES))[classes]).half(),
         "fade": measure_fade(cosines),
-        "correction": (P.new_zeros(0, P.shape[1]) if correction is None else correction).half(),
+        "correction": correction.half(),
         "answered": torch.zeros(0, dtype=torch.int64),  # set by `must refine`
     }
-    facts = MemoryFacts(images=len(rows), answers=len(answered), shared=round(refined.shared, 4))
-    return Memory(pool.tokens, pool.embedding, buffers, facts).cpu().eval(), refined
+    facts = MemoryFacts(images=len(rows), answers=answers.shape[1], shared=round(shared, 4), none=none)
+    return Memory(pool.tokens, pool.embedding, buffers, facts).cpu().eval(), Z[:, : P.shape[1]].cpu()
 
 
 def find_neighbours(pool: Pool, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,14 @@
-"""Names that do not fit the images, found without labels: what of a class list to look at again.
+"""Names that do not fit the images: what of a class list to look at again.
 
-Two kinds of findings, both from one pass of the zero-shot model over the unlabeled images:
+Two kinds of findings:
 
-- group: similar images that are less similar to every name than images usually are. A class may be missing.
-- pair: two names that the model gives to the same images, or whose texts are almost the same to its text encoder. They
-  mean almost the same, or the model cannot tell them apart.
+- none: images that are like those for which people answered "none of the classes". A class may be missing.
+- pair: two names that the zero-shot model gives to the same images, or whose texts are almost the same to its text
+  encoder. They mean almost the same, or the model cannot tell them apart. Found without labels or answers.
 
 How often they are right was measured on spoilt lists (docs/memory.md).
 
-Shapes: N images, K classes, D numbers of the joint space, C neighbours of an image, V numbers a vector, G groups.
+Shapes: N images, K classes, D numbers of the joint space, V numbers a vector.
 """
 
 import logging
@@ -18,14 +18,14 @@ from itertools import chain
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from must.base.text import counted, printable
 from must.config import RefineConfig
 from must.data.loading.loader import EvalSource
+from must.method.answers.review import NO_CLASS
 from must.method.distributed.process_group import pick_device
-from must.method.memory.pool import run_model, subsample
+from must.method.memory.pool import Predicted, run_model, subsample
 from must.method.memory.propagate import BLOCK_NUMBERS, RARE, propagate
 from must.method.model.backbone import load_backbone
 from must.method.model.bundle import untrained
@@ -36,12 +36,10 @@ from must.method.model.vectors import Whitening, join_vectors, nearest, neighbou
 
 logger = logging.getLogger(__name__)
 
-MISFIT = 1.25  # standard deviations of the images' best cosine, times the group's coherence
 OVERLAP = 0.8  # cosine of two names' probabilities over the images
 SAME_TEXT = 0.1  # 1 - cosine of two names' text embeddings, as a share of the names' median
-GROUPS_A_NAME = 2
-SMALLEST_GROUP, MEAN_GROUP = 8, 15  # images: that a finding is about, and of the groups at least on average
-GROUPED, GROUP_ROUNDS = 10_000, 15  # images that the groups are made from; rounds of k-means
+SMALLEST = 8  # images that are enough to look for pairs
+FEWEST_NONE = 2  # answers "none of the classes" that are a finding
 EXAMPLES, MOST = 3, 10  # images of a finding; findings of a kind
 TRIED = 2_000  # images at most that two lists are compared on
 SHOWN = 10  # names, and changes of labels, in the text
@@ -49,20 +47,21 @@ SHOWN = 10  # names, and changes of labels, in the text
 
 @dataclass(frozen=True)
 class Finding:
-    """`kind`: group or pair; `images`: how many it is about; `rows`: of EXAMPLES of them, the clearest first;
-    `strength`: the measure divided by its limit, 1 or more."""
+    """`kind`: none or pair; `images`: how many it is about; `rows`: of EXAMPLES of them, the clearest first; `answers`:
+    how many besides have the answer "none of the classes"."""
 
     kind: str
     classes: tuple[int, ...]
     images: int
     rows: tuple[int, ...]
-    strength: float
+    answers: int = 0
 
     def to_dict(self, classes: list[str], sources: list[str]) -> dict[str, Any]:
         """For refined.json: classes and examples by name, and the finding in a line."""
         names, examples = [classes[k] for k in self.classes], [sources[row] for row in self.rows]
-        if self.kind == "group":
-            text = f"{self.images:,} similar images fit none of the names well: is a class missing?"
+        if self.kind == "none":
+            more = f"{self.images:,} other images are like them" if self.images else "no other image is like them"
+            text = f"{self.answers:,} images have the answer “none of the classes”, {more}: is a class missing?"
         else:
             text = (
                 f"“{names[0]}” and “{names[1]}” are almost the same to the model: give them other words, or join them"
@@ -70,69 +69,26 @@ class Finding:
         return {"kind": self.kind, "classes": names, "images": self.images, "examples": examples, "text": text}
 
 
-def find_misfits(
-    probabilities: Tensor, columns: Tensor, fit: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor]
-) -> list[Finding]:
-    """The strongest finding of each kind first, then the second ones, and so on.
+def find_missing(labels: Predicted, answered: Tensor, none: int) -> list[Finding]:
+    """The images that are most probably none of the classes, if people said so of at least FEWEST_NONE. The surest of
+    those without an answer come first.
 
     Args:
-        probabilities: [N, K], of the zero-shot model.
-        columns: [D, K], unit text embeddings of the names.
-        fit: float32 [N], the largest logit of each image.
-        vectors: [N, V], unit vectors.
-        near: as of `nearest(vectors)`.
+        labels: refined, of N images.
+        answered: int64 [A], the rows of images with an answer, of which `none` are "none of the classes".
     """
-    P, fit = probabilities.to(vectors.device), fit.to(vectors.device)
-    kinds = find_groups(fit, vectors, near, P.shape[1]), find_pairs(P, columns.to(P.device))
-    ranked = [(rank, finding) for kind in kinds for rank, finding in enumerate(kind[:MOST])]
-    return [finding for _, finding in sorted(ranked, key=lambda pair: pair[0])]
-
-
-def find_groups(fit: Tensor, vectors: Tensor, near: tuple[Tensor, Tensor], names: int) -> list[Finding]:
-    """Groups whose mean fit is far below the median of the groups, and whose neighbours are in the group as well."""
-    weights = neighbour_weights(near[1])
-    centres = make_groups(vectors, names)
-    parts = [(part.float() @ centres.T).max(1) for part in vectors.split(GROUPED)]
-    group, closeness = (torch.cat(values) for values in zip(*((p.indices, p.values) for p in parts), strict=True))
-    sizes = group.bincount(minlength=len(centres)).float()
-
-    def average(values: Tensor) -> Tensor:
-        return torch.zeros_like(sizes).index_add_(0, group, values) / sizes.clamp(min=1)
-
-    coherence = average((weights * (group[near[0]] == group[:, None])).sum(1))
-    enough, means = sizes >= SMALLEST_GROUP, average(fit)
-    if int(enough.sum()) < 3:  # no median to compare with
+    sure = labels.confidence.where(labels.labels == NO_CLASS, -1.0)
+    sure[answered] -= 1
+    if none < FEWEST_NONE:
         return []
-    strength = (means[enough].median() - means) / fit.std().clamp(min=1e-12) * coherence / MISFIT
-    findings = []
-    for g in torch.where(enough, strength, 0).argsort(descending=True, stable=True).tolist():
-        if strength[g] < 1 or not enough[g]:
-            break
-        clearest = torch.where(group == g, closeness, -torch.inf).topk(EXAMPLES).indices
-        findings.append(Finding("group", (), int(sizes[g]), tuple(clearest.tolist()), float(strength[g])))
-    return findings
-
-
-def make_groups(vectors: Tensor, names: int) -> Tensor:
-    """Float32 [G, V], the unit centres of k-means on at most GROUPED images at even intervals."""
-    rows = torch.linspace(0, len(vectors) - 1, min(len(vectors), GROUPED), device=vectors.device).long()
-    sample, generator = vectors[rows].float(), torch.Generator().manual_seed(0)
-    first = 0
-    centres, distance = [sample[first]], 1 - sample @ sample[first]
-    for _ in range(max(1, min(GROUPS_A_NAME * names, len(sample) // MEAN_GROUP)) - 1):  # k-means++
-        first = int(torch.multinomial(distance.clamp(min=1e-6).square().cpu(), 1, generator=generator))
-        centres.append(sample[first])
-        distance = torch.minimum(distance, 1 - sample @ sample[first])
-    values = torch.stack(centres)
-    for _ in range(GROUP_ROUNDS):
-        values = F.normalize(torch.zeros_like(values).index_add_(0, (sample @ values.T).argmax(1), sample), dim=1)
-    return values
+    rows = sure.topk(min(EXAMPLES, none)).indices
+    return [Finding("none", (), int((sure > 0).sum()), tuple(rows.tolist()), none)]
 
 
 def find_pairs(probabilities: Tensor, columns: Tensor) -> list[Finding]:
     """Pairs of names by the cosine of their columns of probabilities [N, K], or by that of their texts [D, K]."""
     N, K = probabilities.shape
-    if N < SMALLEST_GROUP:
+    if N < SMALLEST:
         return []
     product = torch.zeros(K, K, device=probabilities.device)
     for part in probabilities.split(max(1, BLOCK_NUMBERS // K)):
@@ -148,7 +104,7 @@ def find_pairs(probabilities: Tensor, columns: Tensor) -> list[Finding]:
         if value >= 1:
             either = probabilities[:, [a, b]].float()
             rows = either.amin(1).topk(min(EXAMPLES, N)).indices
-            findings.append(Finding("pair", (a, b), round(float(either.sum())), tuple(rows.tolist()), value))
+            findings.append(Finding("pair", (a, b), round(float(either.sum())), tuple(rows.tolist())))
     return findings
 
 
@@ -215,7 +171,7 @@ def judge_list(
     mean, both = P.mean(0), P * near_mean
     agreement = (both.sum(0) / P.sum(0).clamp(min=RARE) - mean) / (1 - mean).clamp(min=RARE)
     labels = propagate(*near, P).labels.argmax(1)
-    misfits = [f.to_dict(names, sources) for f in find_misfits(P, columns, logits.amax(1), vectors, near)]
+    misfits = [finding.to_dict(names, sources) for finding in find_pairs(P, columns)]
     counts = labels.bincount(minlength=len(names)).tolist()
     table = {name: [count, round(a, 3)] for name, count, a in zip(names, counts, agreement.tolist(), strict=True)}
     return [names[k] for k in labels.tolist()], table, misfits

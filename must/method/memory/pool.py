@@ -22,6 +22,7 @@ from must.method.model.vectors import FITTED, Whitening, flatten_tokens, join_ve
 
 KEPT_FLAT = 4 * FITTED  # images whose tokens are kept until the whitening is fitted; above, a first pass fits it
 FEWEST = 50  # images; with fewer there are no warnings
+ROUNDING = 0.01  # of the sum of an image's probabilities in half precision
 COLLAPSED = 1 / 3  # ratio of the effective numbers of classes after and before; a lower one is a warning
 DEAD = 0.005  # share of the images of a zero-shot class of which the model predicts none
 
@@ -35,7 +36,6 @@ class Pool:
     vectors: Tensor  # float16 [N, V], unit vectors
     probabilities: Tensor  # float16 [N, K], of the model
     others: Tensor  # float16 [M, N, K], of the other models
-    fit: Tensor  # float32 [N], the largest logit, of the first of the other models if there are any
     tokens: Whitening
     embedding: Whitening
 
@@ -77,10 +77,9 @@ def read_pool(
         if whitening is not None:
             feature, flat = join_vectors(whitening[0](flat), whitening[1](feature)).half(), flat[:, :0]
         stacked = torch.stack([logits.float(), *(other(images).float() for other in others)], 1)  # [B, 1 + M, K]
-        fit, probabilities = stacked[:, min(1, len(others))].amax(-1), stacked.softmax(-1).half()
-        rows.append((batch.samples, feature.cpu(), flat.half().cpu(), fit.cpu(), probabilities.cpu()))
+        rows.append((batch.samples, feature.cpu(), flat.half().cpu(), stacked.softmax(-1).half().cpu()))
         sources += batch.sources
-    numbers, vectors, flats, fit, P = (torch.cat(parts) for parts in zip(*rows, strict=True))
+    numbers, vectors, flats, P = (torch.cat(parts) for parts in zip(*rows, strict=True))
     if whitening is None:
         whitening = Whitening.fit(flats), Whitening.fit(vectors)
         vectors = join_vectors(whitening[0](flats), whitening[1](vectors)).half()
@@ -88,7 +87,7 @@ def read_pool(
     bad = [sources[row] for row in (~P.isfinite().all(2).all(0)).nonzero().flatten().tolist()]
     count, example = counted(len(bad), "image"), printable("".join(bad[:1]))
     require(not bad, f"the model's probabilities of {count} are not finite numbers, such as of {example}")
-    return Pool(numbers, sources, vectors, P[0], P[1:], fit, whitening[0].cpu(), whitening[1].cpu())
+    return Pool(numbers, sources, vectors, P[0], P[1:], whitening[0].cpu(), whitening[1].cpu())
 
 
 @torch.inference_mode()
@@ -115,7 +114,7 @@ def join_pools(parts: Sequence[Pool]) -> Pool:
 
     return Pool(
         join("numbers"), [sources[index] for index in order.tolist()], join("vectors"), join("probabilities"),
-        join("others", 1), join("fit"), parts[0].tokens, parts[0].embedding,
+        join("others", 1), parts[0].tokens, parts[0].embedding,
     )  # fmt: skip
 
 
@@ -128,14 +127,16 @@ def subsample(source: EvalSource, limit: int) -> EvalSource:
 
 
 class Predicted(NamedTuple):
-    labels: Tensor  # int64 [N], the most probable class
+    labels: Tensor  # int64 [N], the most probable class; -1: none of the classes is more probable
     confidence: Tensor  # float [N], its probability
 
     @classmethod
     def from_probabilities(cls, probabilities: Tensor) -> Self:
-        """From [N, K]."""
+        """From [N, K]; what a row lacks of 1 is the probability of none of the classes."""
         confidence, labels = probabilities.float().max(-1)
-        return cls(labels, confidence)
+        none = 1 - probabilities.float().sum(-1)
+        shown = (none > confidence) & (none > ROUNDING)
+        return cls(labels.where(~shown, -1), confidence.where(~shown, none))
 
 
 def compare_predictions(before: Predicted, after: Predicted, classes: list[str]) -> CheckResult:
@@ -144,7 +145,7 @@ def compare_predictions(before: Predicted, after: Predicted, classes: list[str])
 
     No number without labels was found that tells a model that gained from one that lost (docs/memory.md), so the check
     warns of collapse only."""
-    counts = [torch.bincount(predicted.labels, minlength=len(classes)) for predicted in (before, after)]
+    counts = [torch.bincount(p.labels[p.labels >= 0], minlength=len(classes)) for p in (before, after)]
     images = len(before.labels)
     dead = (counts[0] > max(1, DEAD * images)) & (counts[1] == 0)
     effective = [count_effective(count) for count in counts]

@@ -14,6 +14,9 @@ neighbours unrelated to the classes change nothing.
 Answers are used first: the errors of P on the answered images predict its errors on similar images, by kernel ridge
 regression of (answer - P) on the features and on P. Correcting and then smoothing is Huang et al. 2021
 (arXiv 2010.13993).
+
+Where some answers are "none of the classes", this is a class of its own, the last column. Its value in P is their share
+of the answers, a tenth at most, and its correction has a ridge of its own.
 """
 
 from typing import NamedTuple
@@ -27,29 +30,37 @@ from must.method.model.vectors import neighbour_weights
 ROUNDS = 10
 VOTES = 2.0  # number of an image's neighbours that count as independent
 RARE = 1e-3  # added to a class's mean, so that the lift of an absent class is finite; and the smallest lift
+MOST_NONE = 0.1  # value of none of the classes before the correction, at most
 RIDGES = (1.0, 3.0, 10.0, 30.0, 100.0)
 BLOCK_NUMBERS = 1 << 25  # numbers of a block of images
 
 
 class Propagated(NamedTuple):
-    labels: Tensor  # Z, float32 [N, K], rows of sum 1
+    labels: Tensor  # Z, float32 [N, C], rows of sum 1; C: the K classes, and none of them if answers say so
     shared: float  # r
 
 
+class Corrected(NamedTuple):
+    """`labels`: Z, float32 [N, C]; `shared`: r; `correction`: of `fit_correction`; `none`: the value of none of the
+    classes in P, 0 where C is K."""
+
+    labels: Tensor
+    shared: float
+    correction: Tensor
+    none: float
+
+
 def refine_probabilities(
-    neighbours: Tensor,
-    cosines: Tensor,
-    probabilities: Tensor,
-    correction: Tensor | None,
-    values: Tensor,
-    answers: Tensor,
-) -> Propagated:
+    neighbours: Tensor, cosines: Tensor, probabilities: Tensor, values: Tensor, answers: Tensor
+) -> Corrected:
     """The probabilities [N, K], corrected by answers, then propagated. `neighbours`, `cosines`: of `nearest(values)`;
-    `correction`: of `fit_correction`; `answers`: of `answer_rows`."""
-    P = probabilities.float()
-    if correction is not None:
-        P = apply_correction(P, values, correction)
-    return propagate(neighbours, cosines, P, *answers.to(P.device))
+    `answers`: of `answer_rows`."""
+    P, (answered, labels) = probabilities.float(), answers.to(probabilities.device)
+    none = min(MOST_NONE, float((labels < 0).sum()) / max(1, len(labels)))
+    correction = fit_correction(P, values, answered, labels, none)
+    labels = labels.where(labels >= 0, P.shape[1])
+    P = apply_correction(P, values, correction, none)
+    return Corrected(*propagate(neighbours, cosines, P, answered, labels), correction, none)
 
 
 def answer_rows(answers: dict[int, int], numbers: Tensor) -> Tensor:
@@ -70,7 +81,7 @@ def propagate(
     Args:
         neighbours: int64 [N, C], and their `cosines` [N, C], as of `nearest`.
         probabilities: [N, K], corrected if there are answers.
-        answered: int64 [A], and `labels`, int64 [A], the class numbers; -1 where an image shows none of the classes.
+        answered: int64 [A], and `labels`, int64 [A], the class numbers.
     """
     P = as_probabilities(probabilities.float())
     if answered is not None and labels is not None:
@@ -103,29 +114,37 @@ def measure_sharing(neighbours: Tensor, weights: Tensor, labels: Tensor) -> floa
     return max(0.0, same - chance) / max(1 - chance, RARE)
 
 
-def fit_correction(probabilities: Tensor, values: Tensor, answered: Tensor, labels: Tensor) -> Tensor | None:
-    """Float32 [K + V, K]: what [P, values] is multiplied with to predict the errors of P.
-
-    The ridge is the one of RIDGES with the smallest leave-one-out error on the answers. None: no correction has a
+def fit_correction(
+    probabilities: Tensor, values: Tensor, answered: Tensor, labels: Tensor, none: float = 0.0
+) -> Tensor:
+    """Float32 [K + V, C]: what [P, values] is multiplied with to predict the errors of P; [0, C] where that has no
     smaller error than P itself, as with few answers and many classes.
+
+    The ridge is the one of RIDGES with the smallest leave-one-out error on the answers, for the K classes together and
+    for none of them.
 
     Args:
         probabilities: [N, K].
         values: float32 [N, V], unit vectors.
         answered: int64 [A], and `labels`, int64 [A]; -1 where an image shows none of the classes.
+        none: what it has in P; C is K + 1 if it is not 0.
     """
     P = probabilities.float()[answered]
     known, errors = torch.cat([P, values[answered].float()], 1), one_hot(labels, P.shape[1]) - P
-    smallest, change = float(errors.square().sum()), None
+    parts = [errors, *([(labels < 0).float()[:, None] - none] if none else [])]
+    smallest = [float(part.square().sum()) for part in parts]
+    changes = [known.new_zeros(known.shape[1], part.shape[1]) for part in parts]
     for ridge in RIDGES if len(answered) else ():
         inverse = torch.linalg.inv(known @ known.T + ridge * torch.eye(len(known), device=known.device))
-        weights = inverse @ errors
-        left_out = float((weights / inverse.diagonal()[:, None]).square().sum())
-        if left_out < smallest:
-            smallest, change = left_out, known.T @ weights
-    return change
+        for number, part in enumerate(parts):
+            weights = inverse @ part
+            left_out = float((weights / inverse.diagonal()[:, None]).square().sum())
+            if left_out < smallest[number]:
+                smallest[number], changes[number] = left_out, known.T @ weights
+    correction = torch.cat(changes, 1)
+    return correction if bool(correction.any()) else correction[:0]
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Float32 [A, K]; a row of zeros for -1."""
+    """Float32 [A, K]; a row of zeros for a number that is none of them."""
     return (labels[:, None] == torch.arange(classes, device=labels.device)).float()

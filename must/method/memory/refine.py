@@ -21,12 +21,12 @@ from must.base import storage
 from must.base.files import ADAPTED, CHECKPOINTS, DESCRIPTION_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import require
 from must.base.storage import exists, join
-from must.base.text import cell, counted, encoded, format_csv
+from must.base.text import NONE_OF_THESE, cell, counted, encoded, format_csv, printable
 from must.config import RefineConfig
 from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import read_hashes
-from must.method.answers.answers_file import RANDOM, hash_answers, read_answers
+from must.method.answers.answers_file import RANDOM, Answer, hash_answers, read_answers
 from must.method.answers.estimate import (
     Abstention,
     Accepted,
@@ -42,9 +42,9 @@ from must.method.answers.review import NO_CLASS
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
 from must.method.memory.build import build_memory, find_neighbours, predict_left_out
-from must.method.memory.names import Finding, compare_lists, find_misfits
+from must.method.memory.names import Finding, compare_lists, find_missing, find_pairs
 from must.method.memory.pool import Pool, Predicted, compare_predictions, read_pool, subsample
-from must.method.memory.propagate import Propagated, answer_rows
+from must.method.memory.propagate import answer_rows
 from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import Selection, get_preprocess, load_description, require_classes
@@ -118,8 +118,9 @@ class Refined:
         accepted = None if self.accepted is None else self.accepted[others]
         labels, surest = self.labels.labels.numpy(), np.argsort(-self.labels.confidence.numpy(), kind="stable")
         rows = describe_classes(classes, labels[others], accepted, self.measured.labels, self.measured.truth)
+        numbers_of = {name: number for number, name in enumerate(classes)} | {NONE_OF_THESE: NO_CLASS}
         for row in rows:
-            mine = surest[others[surest] & (labels[surest] == classes.index(row["class"]))]
+            mine = surest[others[surest] & (labels[surest] == numbers_of[row["class"]])]
             row["samples"] = numbers[mine[np.unique([0, len(mine) // 2, len(mine) - 1])]].tolist()
         return rows
 
@@ -162,6 +163,10 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     )
     description = replace(bundle.description, provenance=origin)
     description = save_bundle(config.model, bundle.model, description, refined.memory)
+    misfits = [
+        finding.to_dict(description.classes, pool.sources) | {"samples": pool.numbers[list(finding.rows)].tolist()}
+        for finding in refined.misfits
+    ]
     summary = {
         "must_version": __version__,
         "weights_sha256": description.weights_sha256,  # of --model
@@ -172,10 +177,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
         "accepted": measured and asdict(measured.accepted) | {"text": measured.accepted.text()},
         "classes": refined.describe_classes(description.classes, pool.numbers),
-        "misfits": [
-            finding.to_dict(description.classes, pool.sources) | {"samples": pool.numbers[list(finding.rows)].tolist()}
-            for finding in refined.misfits
-        ],
+        "misfits": misfits,
         "index_sha256": source.index.sha256,  # of the shards that `samples` are in
         "config": config.to_dict(),
     }
@@ -188,6 +190,8 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         f"{measured.accuracy.text() + chr(10) + measured.accepted.text() + chr(10) if measured else ''}"
         f"a memory of {refined.memory.facts.images:,} images -> {config.model}"
     )
+    for text, examples in [(f["text"], f["examples"]) for f in misfits if f["kind"] == "none"]:
+        logger.info(printable(f"names: {text} ({', '.join(examples)})"))
     for warning in check.warnings:
         logger.warning(f"warning: {warning}")
     return summary
@@ -236,7 +240,7 @@ def change_alpha(
         for network in networks:
             pool = read_pool(network, source, device)
             _, labels = build_memory(pool, answer_rows({}, pool.numbers), device)
-            correct.append(labels.labels.argmax(1)[answer_rows(answers.random, pool.numbers)[0]].cpu().numpy())
+            correct.append(labels.argmax(1)[answer_rows(answers.random, pool.numbers)[0]].numpy())
         truth = np.array([answers.random[n] for n in pool.numbers.tolist() if n in answers.random])
         choice = best_candidate(np.stack(correct) == truth, alphas.index(now.alpha))
         alpha, by = alphas[choice], f"{len(truth):,} answers"
@@ -252,14 +256,14 @@ def change_alpha(
 
 
 def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
-    """The answers about images of the shards, which are known by their content. An answer with a class that is no
-    longer there teaches nothing; about a picture drawn at random it counts as none of the classes, as its image stays
-    part of the sample."""
+    """The answers about images of the shards, which are known by their content. An answer that does not fit the classes
+    teaches nothing: its class is gone, or it is "none of the classes" and one was added. About a picture drawn at
+    random it counts as none of the classes, as its image stays part of the sample."""
     if not config.answers:
         return Answers({}, {}, np.empty(0, np.int64))
     contents = read_hashes(config.shards, load_index(config.shards), config.split)
     numbers = {int(value): number for number, value in enumerate(contents)}
-    known, random, gone, renamed = dict[int, int](), dict[int, int](), 0, 0
+    known, random, gone, unfit = dict[int, int](), dict[int, int](), 0, list[Answer]()
     for sha256, answer in read_answers(config.answers).items():
         number = numbers.get(int(sha256[:16], 16))
         if answer.unsure:
@@ -267,18 +271,23 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
         if number is None:
             gone += 1
             continue
-        if answer.label is None or answer.label in classes:
+        if answer.fits(classes):
             known[number] = NO_CLASS if answer.label is None else classes.index(answer.label)
         else:
-            renamed += 1
+            unfit.append(answer)
         if answer.sampled == RANDOM:
             random[number] = known.get(number, NO_CLASS)
     if gone:
         logger.info(f"{counted(gone, 'answer')} left out: of images that are no longer there")
-    if renamed:
+    if renamed := sum(answer.label is not None for answer in unfit):
         logger.warning(
             f"{counted(renamed, 'answer')} with a class that is no longer there: they teach nothing, and those drawn "
             "at random count as wrong; if a class has another name now, write it into answers.jsonl"
+        )
+    if earlier := len(unfit) - renamed:
+        logger.warning(
+            f"{counted(earlier, 'answer')} of none of the classes, from before a class was added: they teach nothing, "
+            "and those drawn at random count as wrong, until `must review` has asked about them again"
         )
     cohorts = find_cohorts(read_population(config.answers), contents)
     if random and (cohorts == UNKNOWN).all():
@@ -295,20 +304,21 @@ def refine_pool(
     """`columns`: unit [D, K], the zero-shot weights of the classes; `limit`: images of the memory at most."""
     near = find_neighbours(pool, device)
 
-    def remember(known: dict[int, int]) -> tuple[Memory, Propagated]:
+    def remember(known: dict[int, int]) -> tuple[Memory, Tensor]:
         return build_memory(pool, answer_rows(known, pool.numbers), device, limit, near)
 
     memory, refined = remember(answers.known)
     zero_shot = pool.others[0] if len(pool.others) else pool.probabilities
-    before, labels = Predicted.from_probabilities(zero_shot), Predicted.from_probabilities(refined.labels.cpu())
+    before, labels = Predicted.from_probabilities(zero_shot), Predicted.from_probabilities(refined)
+    rows, known = answer_rows(answers.known, pool.numbers)
     return Refined(
         before,
         Predicted.from_probabilities(pool.probabilities),
         labels,
         memory,
         measure_answers(pool, answers, before, labels, remember, risk) if answers.random else None,
-        answer_rows(answers.known, pool.numbers)[0],
-        find_misfits(zero_shot, columns, pool.fit, pool.vectors.to(device), near),
+        rows,
+        [*find_missing(labels, rows, int((known < 0).sum())), *find_pairs(zero_shot, columns)],
     )
 
 
@@ -317,7 +327,7 @@ def measure_answers(
     answers: Answers,
     zero_shot: Predicted,
     refined: Predicted,
-    remember: Callable[[dict[int, int]], tuple[Memory, Propagated]],
+    remember: Callable[[dict[int, int]], tuple[Memory, Tensor]],
     risk: float,
 ) -> Measured | None:
     """Accuracies on images that were drawn at random and answered: of zero-shot, of the model with its memory before
@@ -338,32 +348,33 @@ def measure_answers(
     for number in range(int(fold.max()) + 1):
         mine = rows[fold == number]
         left_out = {int(pool.numbers[row]) for row in mine}
-        memory, propagated = remember({n: label for n, label in answers.known.items() if n not in left_out})
+        memory, left = remember({n: label for n, label in answers.known.items() if n not in left_out})
         for values, predicted in zip(with_answers, predict_left_out(memory, pool, mine), strict=True):
             values[fold == number] = predicted
-        confidence, label = propagated.labels.cpu().max(1)
+        label, confidence = Predicted.from_probabilities(left)
         labels[fold == number] = label[mine]
         ranks[(fold == number).numpy()] = find_ranks(confidence[mine].numpy(), confidence[others].numpy())
     right = [(one == truth).numpy() for one in (zero_shot.labels[rows], model.labels, with_answers.labels, labels)]
     unmeasured = int((~images).sum())
     accuracy = AccuracyEstimate.from_correct(right[0], right[1], with_answers=right[2], unmeasured=unmeasured)
     accepted = accept(risk, ranks, right[3], refined.confidence[others].numpy(), unmeasured)
-    unsure = abstention(risk, with_answers.confidence.numpy(), right[2], "answers")
-    return Measured(
-        images, accuracy, accepted, None if unsure.threshold is None else unsure, labels.numpy(), truth.numpy()
-    )
+    named = (with_answers.labels != NO_CLASS).numpy()
+    unsure = abstention(risk, with_answers.confidence.numpy()[named], right[2][named], "answers")
+    shown = None if unsure.coverage is None else replace(unsure, coverage=unsure.coverage * float(named.mean()))
+    return Measured(images, accuracy, accepted, shown, labels.numpy(), truth.numpy())
 
 
 def predictions_csv(sources: list[str], classes: list[str], refined: Refined, trained: bool) -> bytes:
     """Columns: image, refined class and its probability, then class and probability of the zero-shot model and, where
     it was trained, of the model without its memory; `accepted`, true or false, where something can be promised.
 
-    The class is empty where a person answered that the image shows none of the classes."""
-    names, columns = [cell(name) for name in classes], {"image": [cell(source) for source in sources]}
+    The class is empty where a person answered that the image shows none of the classes, and where that is most
+    probable."""
+    names, columns = [*map(cell, classes), ""], {"image": [cell(source) for source in sources]}
 
     def add(name: str, column: str, predicted: Predicted) -> None:
         pairs = list(zip(predicted.labels.tolist(), predicted.confidence.tolist(), strict=True))
-        columns[name] = [names[label] if probability else "" for label, probability in pairs]
+        columns[name] = [names[label] for label, _ in pairs]
         columns[column] = [f"{probability:.6f}" for _, probability in pairs]
 
     add("class", "probability", refined.labels)

@@ -11,10 +11,14 @@ holds few images gets smaller votes: times n / (n + 5), n = the sum of its refin
 itself: a vector of almost the same direction is left out. Of Z_j the five largest probabilities are kept; a constant
 factor of all classes cancels, so that the votes are sparse.
 
+Where people answered "none of the classes" for some of the images, this is a class of its own, the last column of
+everything here, and p has the columns of the K classes: what a row lacks of 1 is the probability of none of them.
+
 The idea of a memory of features beside CLIP is that of Tip-Adapter (Zhang et al. 2022, arXiv 2111.03930), whose images
 have labels.
 
-Shapes: B images, N images in the memory, K classes, V numbers a vector, S labels kept of an image.
+Shapes: B images, N images in the memory, K classes, C columns (K, or one more for none of the classes), V numbers a
+vector, S labels kept of an image.
 """
 
 from __future__ import annotations
@@ -34,13 +38,14 @@ SMALLEST_PROBABILITY = 1e-4  # smallest probability that is multiplied
 
 
 class Memory(nn.Module):
-    """Probabilities [B, K] of a model and vectors [B, V] -> probabilities with the neighbours' votes."""
+    """Probabilities [B, K] of a model and vectors [B, V] -> probabilities with the neighbours' votes, whose rows have a
+    sum of at most 1."""
 
     vectors: Tensor  # float16 [N, V], unit vectors
     classes: Tensor  # int32 [N, S], class numbers of the largest refined labels
     lifts: Tensor  # float16 [N, S], VOTES log((1 - r + r Z / M) / (1 - r)) times n / (n + 5), 0 or more
     fade: Tensor  # float32 [2], the cosines where votes begin to count, and count fully
-    correction: Tensor  # float16 [K + V, K] of `fit_correction`; [0, K] without answers
+    correction: Tensor  # float16 [K + V, C] of `fit_correction`; [0, C] without answers
     answered: Tensor  # int64 [A], the first 8 bytes of the sha256 of the answered images, which measure nothing
 
     def __init__(self, tokens: Whitening, embedding: Whitening, buffers: dict[str, Tensor], facts: MemoryFacts) -> None:
@@ -62,15 +67,15 @@ class Memory(nn.Module):
         weights = neighbour_weights(cosines)
         distance = (weights * cosines).sum(1)
         similarity = ((distance - self.fade[0]) / (self.fade[1] - self.fade[0])).clamp(0, 1)
-        if self.correction.shape[0]:
-            probability = apply_correction(probability, vectors, self.correction, similarity)
+        classes = probability.shape[1]
+        probability = apply_correction(probability, vectors, self.correction, self.facts.none, similarity)
         votes = (weights * similarity[:, None])[..., None] * self.lifts.float()[rows]
         total = torch.zeros_like(probability).scatter_add(1, self.classes.long()[rows].flatten(1), votes.flatten(1))
-        return (as_probabilities(probability).log() + total).softmax(-1), similarity
+        return (probability.log() + total).softmax(-1)[:, :classes], similarity
 
 
 class MemoryClassifier(nn.Module):
-    """A model with its memory: images [B, 3, H, W], normalised -> log probabilities [B, K], as logits."""
+    """A model with its memory: images [B, 3, H, W], normalised -> log probabilities [B, K]."""
 
     def __init__(self, model: MaskedViT, memory: Memory) -> None:
         super().__init__()
@@ -89,10 +94,16 @@ class MemoryClassifier(nn.Module):
         return self.memory(logits.float().softmax(-1), vectors)
 
 
-def apply_correction(probabilities: Tensor, values: Tensor, correction: Tensor, share: Tensor | None = None) -> Tensor:
-    """Float32 [N, K]: the probabilities [N, K], corrected; with `share` [N], by this share of the correction."""
-    change = torch.cat([probabilities, values.float()], 1) @ correction.float()
-    return as_probabilities(probabilities + (change if share is None else share[:, None] * change))
+def apply_correction(
+    probabilities: Tensor, values: Tensor, correction: Tensor, none: float, share: Tensor | None = None
+) -> Tensor:
+    """Float32 [N, C]: the probabilities [N, K], and `none` in a last column unless it is 0, corrected; with `share`
+    [N], by this share of the correction. Rows have the sum 1."""
+    corrected = F.pad(probabilities, (0, 1), value=none) if none else probabilities
+    if correction.shape[0]:
+        change = torch.cat([probabilities, values.float()], 1) @ correction.float()
+        corrected = corrected + (change if share is None else share[:, None] * change)
+    return as_probabilities(corrected)
 
 
 def as_probabilities(values: Tensor) -> Tensor:
@@ -116,8 +127,9 @@ def parse_memory(tensors: dict[str, Tensor], facts: MemoryFacts, model: MaskedVi
     require(memory.tokens.projection.shape[0] % model.tower.width == 0 and memory.facts.images == N, "shapes")
     require(all(part.projection.shape[1:] == part.offset.shape for part in parts), "shapes")
     require(sum(len(part.offset) for part in parts) == V, "shapes")
-    require(memory.correction.shape in ((0, K), (K + V, K)), "shapes")
-    require(int(memory.classes.min()) >= 0 and int(memory.classes.max()) < K, "classes")
+    C = K + (facts.none > 0)
+    require(memory.correction.shape in ((0, C), (K + V, C)) and 0 <= facts.none < 1, "shapes")
+    require(int(memory.classes.min()) >= 0 and int(memory.classes.max()) < C, "classes")
     finite = all(bool(value.isfinite().all()) for value in memory.state_dict().values())
     require(finite and bool((memory.lifts >= 0).all()), "numbers")
     return memory.eval()

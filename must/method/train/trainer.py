@@ -283,7 +283,7 @@ class Trainer:
         source.pause = partial(stop.check, "checking the model")
         pool = read_pool(network, subsample(source, LARGEST_MEMORY), device, (zero_shot,))
         memory, refined = build_memory(pool, torch.zeros(2, 0, dtype=torch.int64), device)
-        before, after = Predicted.from_probabilities(pool.others[0]), Predicted.from_probabilities(refined.labels.cpu())
+        before, after = Predicted.from_probabilities(pool.others[0]), Predicted.from_probabilities(refined)
         check = compare_predictions(before, after, description.classes)
         for warning in check.warnings:
             logger.warning(f"warning: {warning}")

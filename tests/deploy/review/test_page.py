@@ -103,7 +103,9 @@ def visit_again(page, url):
 
 
 def join_lines(folder):
-    return [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    """The answers' lines."""
+    lines = map(json.loads, (folder / "answers.jsonl").read_text().splitlines())
+    return [line for line in lines if "classes" not in line]
 
 
 def shown(page, number):

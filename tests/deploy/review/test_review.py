@@ -102,6 +102,7 @@ def test_a_page_that_is_killed_goes_on_and_ends_with_what_to_do_next(open_page, 
     labels_there = [found[picture.sha256].label for picture in review.pictures[3:6]]
     assert labels_there == [labels[review.pictures[3].sha256], None, None]
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert lines.pop(6) == {"classes": review.classes}, "what the answer after it is none of"
     assert [line["who"] for line in lines] == ["ann"] * 7 + ["bob"] and all(line["when"] for line in lines)
     assert lines[0]["sampled"] == "random" and lines[-1]["unsure"] and "label" not in lines[-1]
     assert lines[5]["undone"] == lines[4]["when"]
@@ -224,6 +225,21 @@ def test_questions_begin_with_some_images_and_the_others_follow_in_a_random_orde
     session.set_review(replace(whole, pictures=whole.pictures[2:], coverage=[]), None)  # without what the page shows
     assert session.undo("page", {})["picture"]["number"] == whole.pictures[0].number
     assert session.answer("page", {"number": shown["number"], "kind": "none"})["picture"]
+
+
+def test_pictures_of_none_of_the_classes_are_asked_again_after_a_class_was_added(review, folder):
+    session = Session(review, str(folder), "ann")
+    first, second = (picture.number for picture in review.pictures[:2])
+    session.act("next", "page", {})
+    session.act("answer", "page", {"number": first, "kind": "none"})
+    session.act("answer", "page", {"number": second, "kind": "label", "label": "one"})
+    more = replace(review, classes=[*review.classes, "ten"])
+    later = Session(more, str(folder), "ann")
+    assert later.act("next", "page", {})["picture"]["number"] == first and len(later.answers) == 1
+    measured = more.measured(later.measuring)
+    assert measured.answers == 2 and measured.model.value <= 0.5, "counts as wrong until then"
+    later.act("answer", "page", {"number": first, "kind": "label", "label": "ten"})
+    assert len(later.answers) == 2 and read_answers(str(folder))[review.pictures[0].sha256].label == "ten"
 
 
 def test_undo_restores_what_was_there_and_takes_nothing_from_others(review, folder):

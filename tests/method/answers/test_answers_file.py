@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from must.method.answers.answers_file import Answer, append, read_answers
+from must.method.answers.answers_file import Answer, append, append_answers, read_answers
 from tests.deploy.export.conftest import files_up_to
 
 A, B = "a" * 64, "b" * 64
@@ -28,6 +28,21 @@ def test_an_answer_of_a_class_that_is_gone_is_left_out(tmp_path):
     append(file, line(A, label="dog"), line(A, label="cow"), line(B, label=None))
     assert read_answers(str(file), ["cat", "dog"]).keys() == {B}, "an older answer does not count again"
     assert read_answers(str(file), ["cow"]).keys() == {A, B}
+
+
+def test_none_of_the_classes_is_asked_again_once_a_class_was_added(tmp_path):
+    file, none, unsure = tmp_path / "answers.jsonl", Answer(B, None), Answer("c" * 64, None, True)
+    append_answers(file, ["cat", "dog"], [Answer(A, "cat"), unsure])
+    assert b"classes" not in file.read_bytes(), "said only where it is needed"
+    append_answers(file, ["cat", "dog"], [none])
+    append_answers(file, ["cat", "dog"], [none])
+    for classes, there in ((["dog", "cat"], True), (["cat"], True), (["cat", "dog", "cow"], False)):
+        assert (B in read_answers(str(file), classes)) == there and unsure.sha256 in read_answers(str(file), classes)
+    assert [json.loads(text).get("classes") for text in file.read_text().splitlines()].count(["cat", "dog"]) == 1
+    append_answers(file, ["cat", "dog", "cow"], [none])
+    assert B in read_answers(str(file), ["cat", "dog", "cow"])
+    append(tmp_path / "others.jsonl", line(B, label=None))
+    assert B in read_answers(str(tmp_path / "others.jsonl"), ["any"]), "of another program: the list is not known"
 
 
 def test_an_answer_that_is_taken_back_leaves_those_of_others(tmp_path):

@@ -24,7 +24,7 @@ def remember(bundle: Bundle, images: Tensor, answers: dict[int, int]) -> Bundle:
     parts = Whitening.fit(flat), Whitening.fit(feature)
     vectors, probability = join_vectors(parts[0](flat), parts[1](feature)).half(), logits.softmax(1).half()
     none = probability.new_zeros(0, *probability.shape)
-    pool = Pool(torch.arange(len(images)), [""] * len(images), vectors, probability, none, logits.amax(1), *parts)
+    pool = Pool(torch.arange(len(images)), [""] * len(images), vectors, probability, none, *parts)
     memory, _ = build_memory(pool, answer_rows(answers, pool.numbers), torch.device("cpu"))
     return replace(bundle, memory=memory)
 

@@ -14,7 +14,7 @@ from must.method.memory.propagate import RARE, VOTES, answer_rows, fit_correctio
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import MemoryFacts
 from must.method.model.memory import Memory, MemoryClassifier, apply_correction, parse_memory
-from must.method.model.vectors import NEIGHBOURS, SHARPNESS, Whitening, neighbour_weights
+from must.method.model.vectors import NEIGHBOURS, SHARPNESS, Whitening, nearest, neighbour_weights
 from tests.method.memory.remembering import remember
 from tests.method.train.lives import same
 
@@ -32,7 +32,7 @@ def pool():
     names = [str(n) for n in range(len(TRUTH))]
     none = P.half().new_zeros(0, *P.shape)
     half = Whitening(torch.eye(WIDTH // 2).half(), torch.zeros(WIDTH // 2))
-    return Pool(torch.arange(len(TRUTH)), names, vectors.half(), P.half(), none, P.amax(1), half, half)
+    return Pool(torch.arange(len(TRUTH)), names, vectors.half(), P.half(), none, half, half)
 
 
 def build(pool, answers=(), **more):
@@ -60,7 +60,8 @@ def by_hand(memory, labels, shared, probability, vector):
 
 
 def test_a_new_image_by_hand(pool, built):
-    memory, (Z, shared) = built
+    memory, Z = built
+    shared = propagate(*nearest(F.normalize(pool.vectors.float(), dim=1)), pool.probabilities).shared
     assert 0.2 < shared < 0.9 and memory.facts == MemoryFacts(images=len(Z), shared=round(shared, 4))
     P = torch.tensor([0.1, 0.3, 0.2, 0.15, 0.15, 0.1])
     for direction in ([1.0, 0.1, 0, 0, 0, 0], [0.5, 0.5, 0.3, 0, 0, 0], [0.4, 0.5, 0.5, 0.5, 0.3, 0.0]):
@@ -97,7 +98,9 @@ def test_an_image_unlike_all_keeps_the_models_own_probabilities(pool, with_answe
 def test_a_class_of_few_images_has_smaller_votes(pool):
     rows = torch.cat([torch.nonzero(TRUTH != 4).flatten(), torch.nonzero(TRUTH == 4).flatten()[:2]])
     part = {name: getattr(pool, name)[rows] for name in ("numbers", "vectors", "probabilities")}
-    memory, (Z, shared) = build(replace(pool, **part))
+    part_pool = replace(pool, **part)
+    memory, Z = build(part_pool)
+    shared = propagate(*nearest(F.normalize(part_pool.vectors.float(), dim=1)), part_pool.probabilities).shared
     rare = int(Z.sum(0).argmin())
     count, own = Z[:, rare].sum(), Z[-1, rare]
     place = (memory.classes[-1] == rare).nonzero().item()
@@ -107,7 +110,7 @@ def test_a_class_of_few_images_has_smaller_votes(pool):
 
 def test_the_five_largest_labels_are_kept_and_answered_images_always(pool):
     known = {1: 2, 91: 0, 178: 5}
-    memory, (Z, _) = build(pool, known, limit=20)
+    memory, Z = build(pool, known, limit=20)
     assert Z.shape == (CLASSES * GROUP, CLASSES), "all images have labels"
     assert memory.classes.shape == memory.lifts.shape == (23, LABELS_KEPT)
     even = torch.linspace(0, len(Z) - 1, 20).round().long().tolist()
@@ -117,10 +120,19 @@ def test_the_five_largest_labels_are_kept_and_answered_images_always(pool):
     assert memory.facts.images == 23 and memory.facts.answers == 3
 
 
-def test_an_image_of_none_of_the_classes_gives_no_votes(pool):
-    memory, (Z, _) = build(pool, {3: -1, 4: 1})
-    assert not Z[3].any() and not memory.lifts[3].any() and memory.lifts[4].any()
-    assert Z[4].tolist() == [0, 1, 0, 0, 0, 0]
+def test_images_like_those_of_none_of_the_classes_are_found_old_and_new(pool):
+    """People say of five images of the last class that they show none of the classes."""
+    others = {row: int(TRUTH[row]) for row in range(0, 150, 6)}
+    memory, Z = build(pool, others | dict.fromkeys(range(150, 155), -1))
+    assert not Z[150].any() and Z[30].tolist() == [0, 1, 0, 0, 0, 0], "answered images keep their answer"
+    assert memory.facts.none == 0.1, "a tenth at most"
+    labels = Predicted.from_probabilities(Z)
+    assert (labels.labels[155:] == -1).float().mean() > 0.9 and (labels.labels[:150] == -1).float().mean() < 0.02
+    assert torch.allclose(labels.confidence[155:], 1 - Z[155:].sum(1)) and float(Z.sum(1).max()) <= 1 + 1e-5
+    new = F.normalize(torch.eye(WIDTH)[[5, 1]] + 0.05, dim=1)
+    found, _ = memory(torch.full((2, CLASSES), 1 / CLASSES), new)
+    assert found[0].sum() < 0.3 and found[1].sum() > 0.95 and int(found[1].argmax()) == 1
+    assert build(pool, others)[0].facts.none == 0 and torch.allclose(build(pool, others)[1].sum(1), torch.ones(180))
 
 
 @pytest.fixture(scope="module")
@@ -288,15 +300,24 @@ def test_answers_correct_the_images_that_are_like_them():
     own = 1 + 0.6**2 + 0.4**2
     like, unlike = 2 * own / (2 * own + 1), 2 * (own - 1) / (2 * own + 1)
     expected = [0.6 - 0.6 * like] * 3 + [0.6 - 0.6 * unlike]
-    found = apply_correction(P64, VALUES, correction)
+    found = apply_correction(P64, VALUES, correction, 0.0)
     assert found[:, 0].tolist() == pytest.approx(expected, abs=1e-6)
-    half = apply_correction(P64, VALUES, correction, torch.tensor([1, 0.5, 0, 1]))
+    half = apply_correction(P64, VALUES, correction, 0.0, torch.tensor([1, 0.5, 0, 1]))
     assert half[:, 0].tolist() == pytest.approx([expected[0], (0.6 + expected[0]) / 2, 0.6, expected[3]], abs=1e-6)
 
 
 @pytest.mark.parametrize("answered, labels", [([], []), ([0], [1]), ([0, 1], [0, 1])])
 def test_answers_that_do_not_predict_each_other_correct_nothing(answered, labels):
-    assert fit_correction(P64, VALUES, torch.tensor(answered).long(), torch.tensor(labels).long()) is None
+    assert fit_correction(P64, VALUES, torch.tensor(answered).long(), torch.tensor(labels).long()).shape == (0, 2)
+
+
+def test_none_of_the_classes_has_a_ridge_of_its_own():
+    """Of answers about two kinds of pictures, those about the classes contradict each other."""
+    values, P = torch.eye(2)[[0, 0, 0, 0, 1, 1, 1]], torch.full((7, 2), 0.5)
+    found = fit_correction(P, values, torch.arange(6), torch.tensor([0, 1, 0, 1, -1, -1]), 0.1)
+    assert found.shape == (4, 3)
+    corrected = apply_correction(P, values, found, 0.1)
+    assert corrected[6, 2] > 3 * corrected[0, 2] and float(corrected[0, 0]) == pytest.approx(float(corrected[0, 1]))
 
 
 def test_answers_are_found_among_the_images_that_could_be_decoded():

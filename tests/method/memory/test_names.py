@@ -8,10 +8,10 @@ import yaml
 
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
 from must.config import ClassifierConfig, RefineConfig
-from must.method.memory.names import find_groups, find_pairs
+from must.method.memory.names import find_missing, find_pairs
+from must.method.memory.pool import Predicted
 from must.method.memory.refine import refine
 from must.method.model.classifier import classifier
-from must.method.model.vectors import nearest
 from tests.method.memory.remembering import unlabeled_digits
 
 CPU = {"workers": 0, "device": "cpu"}
@@ -39,12 +39,19 @@ def test_a_fitting_list_has_no_findings(find):
     assert find(list(CLASSES))["misfits"] == []
 
 
-def test_a_missing_class_is_a_group_and_a_second_name_is_a_pair(find):
-    found = find([name for name in CLASSES if name != "three"] + ["nine two"])["misfits"]
-    group, pair = (next(f for f in found if f["kind"] == kind) for kind in ("group", "pair"))
-    assert group["images"] > 30 and all(example.startswith("three") for example in group["examples"])
-    assert group["text"] == f"{group['images']} similar images fit none of the names well: is a class missing?"
-    assert "nine two" in pair["classes"] and len(pair["examples"]) == 3
+def test_a_second_name_for_the_same_images_is_a_pair(find):
+    pair = find([*CLASSES, "nine two"])["misfits"][0]
+    assert pair["kind"] == "pair" and "nine two" in pair["classes"] and len(pair["examples"]) == 3
+
+
+def test_answers_of_none_of_the_classes_are_a_finding_with_the_images_like_them():
+    labels = Predicted(torch.tensor([-1, 0, -1, -1, -1, 1]), torch.tensor([1.0, 0.9, 0.7, 1.0, 0.8, 1.0]))
+    answered = torch.tensor([0, 3, 5])
+    assert find_missing(labels, answered, 1) == [], "one such answer is none"
+    (found,) = find_missing(labels, answered, 2)
+    assert (found.images, found.answers, found.rows) == (2, 2, (4, 2)), "images without an answer come first"
+    text = found.to_dict(["a", "b"], list("uvwxyz"))["text"]
+    assert text == "2 images have the answer “none of the classes”, 2 other images are like them: is a class missing?"
 
 
 @pytest.mark.parametrize(("distance", "found"), [(0.05, [(0, 5)]), (0.15, [])])
@@ -61,15 +68,9 @@ def test_two_lists_are_compared_and_nothing_is_written(find, tmp_path, caplog):
     with caplog.at_level("INFO"):
         result = find(list(CLASSES), tmp_path / "work", classes=str(tmp_path / "new.yaml"))
     assert 80 < result["changed"] < 130 and result["misfits"][0] == []
-    assert {finding["kind"] for finding in result["misfits"][1]} == {"group", "pair"}
+    assert {finding["kind"] for finding in result["misfits"][1]} == {"pair"}
     old, new, count, examples = result["changes"][0]
     assert (old, new) == ("nine", "nine two") and count > 20 and len(examples) == 3
     assert "  nine -> nine two: " in caplog.text and "does not fit, " in caplog.text
     files = sorted(path.name for path in tmp_path.glob("work/*"))
     assert files == ["classes.yaml", "classifier.safetensors", "models"]
-
-
-def test_few_or_equal_images_are_no_group():
-    for images in (1, 12, 100):
-        vectors = torch.ones(images, 4) / 2
-        assert find_groups(torch.ones(images), vectors, nearest(vectors), 3) == []

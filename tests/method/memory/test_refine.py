@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from must.api.cli import main
+from must.api.model import load
 from must.base import storage
 from must.config import EvaluateConfig, ExportConfig, RefineConfig
 from must.data.augment.normalize import normalize
@@ -24,7 +26,7 @@ from must.data.shards.history import read_hashes
 from must.deploy.export.export import export, measured_abstention
 from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.evaluate import evaluate
-from must.method.answers.answers_file import append, hash_answers
+from must.method.answers.answers_file import Answer, append, append_answers, hash_answers
 from must.method.answers.population import POPULATION_FILE, record_population, shorten
 from must.method.memory import refine as refine_module
 from must.method.memory.alpha import best_candidate, interpolate
@@ -204,6 +206,16 @@ def test_images_of_a_class_that_is_gone_stay_in_the_sample_and_count_as_wrong(di
     assert f"{gone} answers with a class that is no longer there: they teach nothing" in shown.out + shown.err
 
 
+def test_none_of_the_classes_from_before_a_class_was_added_teaches_nothing(digits, truth, tmp_path, capsys):
+    folder = answered(tmp_path / "review", truth[:10])
+    none = [Answer(sha256, None, sampled="random") for _, sha256, _ in truth[10:15]]
+    append_answers(tmp_path / "review/answers.jsonl", load_description(digits.adapted).classes[1:], none)
+    summary, _ = run(digits, tmp_path, answers=folder)
+    shown = capsys.readouterr()
+    assert summary["answers"] == 10 and selection(tmp_path).measured.answers == 15
+    assert "5 answers of none of the classes, from before a class was added" in shown.out + shown.err
+
+
 def test_labels_that_can_be_accepted_are_marked(digits, many, tmp_path, capsys):
     reader = ShardReader(many[0], "train")
     rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500)[:240].tolist()]
@@ -234,9 +246,43 @@ def test_an_image_of_none_of_the_classes_has_no_label_and_pictures_by_coverage_m
     answers = answered(tmp_path / "review", truth[:30], lambda _: None, sampled="coverage")
     summary, rows = run(digits, trained(digits, tmp_path), answers=answers)
     names = {name for name, *_ in truth[:30]}
-    assert summary["answers"] == 30 and {row["image"] for row in rows if not row["class"]} == names
-    assert all(row["probability"] == "0.000000" and row["model"] for row in rows if row["image"] in names)
+    assert summary["answers"] == 30 and {row["image"] for row in rows if not row["class"]} >= names
+    assert all(row["probability"] == "1.000000" and row["model"] for row in rows if row["image"] in names)
     assert selection(tmp_path).measured is None and selection(tmp_path).alpha == 1
+
+
+def test_images_like_those_of_none_of_the_classes_get_no_class_in_every_output(digits, many, tmp_path):
+    """Threes are none of the classes for the person who answers."""
+    reader = ShardReader(many[0], "train")
+    rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500)[:90].tolist()]
+    pictures = [(row["source"], row["sha256"], many[1][row["source"]]) for row in rows]
+    answers = answered(tmp_path / "review", pictures, lambda label: None if label == "three" else label, shards=many[0])
+    summary, table = run(digits, tmp_path, shards=many[0], answers=answers)
+    asked = {name for name, *_ in pictures}
+    threes, named = (
+        [row for row in table if row["image"] not in asked and (many[1][row["image"]] == "three") == three]
+        for three in (True, False)
+    )
+    assert np.mean([row["class"] == "" for row in threes]) > 0.9 > 0.05 > np.mean([row["class"] == "" for row in named])
+    finding, none = summary["misfits"][0], sum(row["class"] == "" for row in threes + named)
+    assert finding["kind"] == "none" and finding["images"] == none and finding["examples"][0].startswith("three")
+    lights = {row["class"]: row for row in summary["classes"]}
+    assert lights["none of these"]["images"] == none and len(lights["none of these"]["samples"]) == 3
+    assert selection(tmp_path).measured.with_answers.value > selection(tmp_path).measured.model.value + 0.05
+
+    model, report = str(tmp_path / "model"), tmp_path / "report"
+    export(ExportConfig(model=model, shards=digits.shards, split="test", output=str(tmp_path / "onnx")))
+    evaluate(EvaluateConfig(model=model, shards=digits.shards, output=str(report), workers=0, device="cpu"))
+    of_report = list(csv.DictReader(io.StringIO((report / "predictions.csv").read_text())))
+    images = [str(path) for path in sorted((digits.images / "test").rglob("*.png"))]
+    predictions = [load(place)(images) for place in (model, tmp_path / "onnx")]
+    for one, other in zip(*predictions, strict=True):
+        assert one.name == other.name and one.probability == pytest.approx(other.probability, abs=1e-4)
+    found = {Path(one.image).name: one for one in predictions[1]}
+    for row in of_report:
+        assert float(row["adapted_probability"]) == pytest.approx(found[Path(row["source"]).name].probability, abs=2e-4)
+    abstained = [(one.abstained, "/three/" in one.image) for one in predictions[1]]
+    assert np.mean([shown == three for shown, three in abstained]) > 0.95
 
 
 def test_alpha_changes_only_if_another_is_right_more_often_beyond_the_error():
