@@ -13,8 +13,9 @@ import time
 import numpy as np
 import torch
 
+from must.method.memory.answers import Answers
 from must.method.memory.pool import Pool
-from must.method.memory.refine import Answers, refine_pool
+from must.method.memory.refine import refine_pool
 from must.method.model.vectors import NEIGHBOURS, Whitening, nearest
 
 PLAIN = 10_000  # images for the plain alternative

@@ -48,7 +48,7 @@ def main() -> None:
         classifier = load_text_classifier(file)
         bundle = zero_shot_bundle(classifier)
         source = EvalSource(open_reader(shards, "train"), get_preprocess(bundle.description), 256, 0)
-        feature, vectors, _ = read_features(bundle.model, source, torch.device("cpu"))
+        feature, vectors, *_ = read_features(bundle.model, source, torch.device("cpu"))
         hidden = torch.tensor(truth(shards, "train", data.hidden))
         for kind, numbers, columns, target in spoil(classifier.weights, hidden):
             P = (classifier.logit_scale * feature @ columns).softmax(1)

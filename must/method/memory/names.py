@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from must.base.text import counted, printable
 from must.config import RefineConfig
 from must.data.loading.loader import EvalSource
+from must.method.answers.estimate import difference
 from must.method.answers.review import NO_CLASS
 from must.method.distributed.process_group import pick_device
+from must.method.memory.answers import find_answers
 from must.method.memory.pool import Predicted, run_model, subsample
 from must.method.memory.propagate import BLOCK_NUMBERS, RARE, propagate
 from must.method.model.backbone import load_backbone
@@ -110,29 +113,40 @@ def find_pairs(probabilities: Tensor, columns: Tensor) -> list[Finding]:
 
 @torch.inference_mode()
 def compare_lists(config: RefineConfig) -> dict[str, Any]:
-    """`must refine WORK --classes new.txt`: two class lists on the same images, compared without labels, and no file.
-    Images are run once, by the image tower of the zero-shot model; only the text tower is run for the new list. No
-    number says which list fits better: how often neighbours agree also rises when a class is left out (docs/memory.md).
+    """`must refine WORK --classes new.txt`: two class lists on the same images, and no file. Images are run once, by
+    the image tower of the zero-shot model; only the text tower is run for the new list. Only answers say which list
+    fits better: how often neighbours agree also rises when a class is left out (docs/memory.md).
 
     `lists`: the classifier's and the new one, each {name: [images, agreement]}, and their `misfits`;
-    `changed`: images with another label; `changes`: [present label, new label, images, examples]."""
+    `changed`: images with another label; `changes`: [present label, new label, images, examples]; `measured`: of the
+    answers drawn at random with a class of both lists: [their number, the share of right labels by each list, the
+    difference and its 95% interval]."""
     class_set, classifier = load_class_set(config.classes), load_text_classifier(config.classifier)
     device, backbone = pick_device(config.device), load_backbone(*classifier.find_model())
     bundle = untrained(backbone, classifier, classifier.model, classifier.pretrained, classifier.logit_scale)
     columns = [classifier.weights, build_classifier(backbone, class_set, device)]
-    source = subsample(EvalSource.open(config, get_preprocess(bundle.description)), min(config.images, TRIED))
-    feature, vectors, sources = read_features(bundle.model, source, device)
+    source = EvalSource.open(config, get_preprocess(bundle.description))
+    every, answers = set(source.numbers), find_answers(config, list(classifier.classes)).random
+    given = {n: classifier.classes[k] for n, k in answers.items() if k != NO_CLASS}
+    truth = {n: name for n, name in given.items() if n in every and name in class_set.names}
+    source.numbers = sorted({*subsample(source, min(config.images, TRIED)).numbers, *truth})
+    feature, vectors, numbers, sources = read_features(bundle.model, source, device)
     near, judged = nearest(vectors), []
     for names, column in zip((classifier.classes, class_set.names), columns, strict=True):
         judged.append(judge_list(list(names), classifier.logit_scale, feature, column, vectors, near, sources))
     labels, tables, misfits = zip(*judged, strict=True)
     pairs = list(zip(*labels, strict=True))
     changes = Counter(pair for pair in pairs if pair[0] != pair[1])
+    known = [(pair, truth[n]) for n, pair in zip(numbers, pairs, strict=True) if n in truth]
+    before, after = (np.array([pair[place] == name for pair, name in known], bool) for place in range(2))
     result = {
         "images": len(sources),
         "changed": sum(changes.values()),
         "lists": list(tables),
         "misfits": list(misfits),
+        "measured": [len(known), float(before.mean()), float(after.mean()), *difference(before, after)]
+        if known
+        else [],
         "changes": [
             [*pair, count, [s for s, p in zip(sources, pairs, strict=True) if p == pair][:EXAMPLES]]
             for pair, count in changes.most_common(SHOWN)
@@ -143,14 +157,17 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def read_features(model: MaskedViT, source: EvalSource, device: torch.device) -> tuple[Tensor, Tensor, list[str]]:
-    """(unit features float32 [N, D], unit vectors float32 [N, V], names) of the source's images, kept in memory."""
+def read_features(
+    model: MaskedViT, source: EvalSource, device: torch.device
+) -> tuple[Tensor, Tensor, list[int], list[str]]:
+    """(unit features float32 [N, D], unit vectors float32 [N, V], numbers in the split, names) of the source's images,
+    kept in memory."""
     outputs = run_model(model, source, device, "predictions")
-    rows = ((feature.cpu(), flat.half().cpu(), batch.sources) for batch, _, _, feature, flat in outputs)
-    features, flats, sources = zip(*rows, strict=True)
+    rows = ((feature.cpu(), flat.half().cpu(), batch.samples, batch.sources) for batch, _, _, feature, flat in outputs)
+    features, flats, numbers, sources = zip(*rows, strict=True)
     joined, flat = torch.cat(features), torch.cat(flats)
     vectors = join_vectors(Whitening.fit(flat)(flat), Whitening.fit(joined)(joined))
-    return joined, vectors, list(chain.from_iterable(sources))
+    return joined, vectors, torch.cat(numbers).tolist(), list(chain.from_iterable(sources))
 
 
 def judge_list(
@@ -193,6 +210,16 @@ def printable_table(result: dict[str, Any], file: str) -> str:
         lines.append(f"  and {counted(len(names) - SHOWN, 'name')} with smaller changes")
     lines.append(f"{counted(result['changed'], 'image')} of {result['images']:,} with another label")
     lines += [f"  {a} -> {b}: {count:,} ({', '.join(shown)})" for a, b, count, shown in result["changes"]]
+    if result["measured"]:
+        count, before, after, gain, low, high = result["measured"]
+        verdict = f"{file} fits better" if low > 0 else "the present list fits better" if high < 0 else "not decided"
+        answers = f"{counted(count, 'answer')} drawn at random, with a class of both lists"
+        lines.append(
+            f"{verdict}: by {answers}, {before:.1%} -> {after:.1%} of the labels are right, "
+            f"{100 * gain:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+        )
+    else:
+        lines.append("which list fits better is not known: no answer drawn at random has a class of both (must review)")
     for title, findings in zip(("present list", file), result["misfits"], strict=True):
         lines += [f"does not fit, {title}: {finding['text']}" for finding in findings[:EXAMPLES]]
     return "\n".join(printable(line) for line in lines)

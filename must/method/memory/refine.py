@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,10 +23,9 @@ from must.base.parameters import require
 from must.base.storage import exists, join
 from must.base.text import NONE_OF_THESE, cell, counted, encoded, format_csv, printable
 from must.config import RefineConfig
-from must.data.format.index import load_index
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import read_hashes
-from must.method.answers.answers_file import RANDOM, Answer, hash_answers, read_answers
+from must.method.answers.answers_file import hash_answers
 from must.method.answers.estimate import (
     Abstention,
     Accepted,
@@ -37,10 +36,11 @@ from must.method.answers.estimate import (
     fewest_answers,
     find_ranks,
 )
-from must.method.answers.population import POPULATION_FILE, UNKNOWN, choose_measured, find_cohorts, read_population
+from must.method.answers.population import choose_measured
 from must.method.answers.review import NO_CLASS
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
+from must.method.memory.answers import Answers, find_answers
 from must.method.memory.build import build_memory, find_neighbours, predict_left_out
 from must.method.memory.names import Finding, compare_lists, find_missing, find_pairs
 from must.method.memory.pool import Pool, Predicted, compare_predictions, read_pool, subsample
@@ -54,22 +54,6 @@ logger = logging.getLogger(__name__)
 
 FEWEST_ANSWERS = 20  # drawn at random; with fewer they do not choose alpha
 FOLDS = 5  # of the cross-validation on the answers drawn at random
-
-
-@dataclass(frozen=True)
-class Answers:
-    """{number in the split: class number, -1 for none of the classes}; `random`: those drawn at random, also with a
-    class that is no longer there, which is -1 too; `cohorts`: of all images of the split, as of `find_cohorts`."""
-
-    known: dict[int, int]
-    random: dict[int, int]
-    cohorts: np.ndarray
-
-    def among(self, numbers: Iterable[int]) -> Answers:
-        """Those about images with these numbers."""
-        images = {int(number) for number in numbers}
-        known, random = ({n: k for n, k in part.items() if n in images} for part in (self.known, self.random))
-        return Answers(known, random, self.cohorts)
 
 
 @dataclass(frozen=True)
@@ -253,49 +237,6 @@ def change_alpha(
     logger.info(f"alpha {alpha:g} ({by})")
     description = replace(bundle.description, provenance=replace(provenance, selection=Selection(alpha=alpha, by=by)))
     return Bundle(interpolate(zero_shot.model, trained.model, alpha), description)
-
-
-def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
-    """The answers about images of the shards, which are known by their content. An answer that does not fit the classes
-    teaches nothing: its class is gone, or it is "none of the classes" and one was added. About a picture drawn at
-    random it counts as none of the classes, as its image stays part of the sample."""
-    if not config.answers:
-        return Answers({}, {}, np.empty(0, np.int64))
-    contents = read_hashes(config.shards, load_index(config.shards), config.split)
-    numbers = {int(value): number for number, value in enumerate(contents)}
-    known, random, gone, unfit = dict[int, int](), dict[int, int](), 0, list[Answer]()
-    for sha256, answer in read_answers(config.answers).items():
-        number = numbers.get(int(sha256[:16], 16))
-        if answer.unsure:
-            continue
-        if number is None:
-            gone += 1
-            continue
-        if answer.fits(classes):
-            known[number] = NO_CLASS if answer.label is None else classes.index(answer.label)
-        else:
-            unfit.append(answer)
-        if answer.sampled == RANDOM:
-            random[number] = known.get(number, NO_CLASS)
-    if gone:
-        logger.info(f"{counted(gone, 'answer')} left out: of images that are no longer there")
-    if renamed := sum(answer.label is not None for answer in unfit):
-        logger.warning(
-            f"{counted(renamed, 'answer')} with a class that is no longer there: they teach nothing, and those drawn "
-            "at random count as wrong; if a class has another name now, write it into answers.jsonl"
-        )
-    if earlier := len(unfit) - renamed:
-        logger.warning(
-            f"{counted(earlier, 'answer')} of none of the classes, from before a class was added: they teach nothing, "
-            "and those drawn at random count as wrong, until `must review` has asked about them again"
-        )
-    cohorts = find_cohorts(read_population(config.answers), contents)
-    if random and (cohorts == UNKNOWN).all():
-        logger.warning(
-            f"{counted(len(random), 'answer')} drawn at random measure nothing: {POPULATION_FILE}, which `must review` "
-            "writes beside them, is not there"
-        )
-    return Answers(known, random, cohorts)
 
 
 def refine_pool(

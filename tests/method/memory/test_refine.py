@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from must.api.cli import main
+from must.api.demo import TEMPLATES
 from must.api.model import load
 from must.base import storage
 from must.config import EvaluateConfig, ExportConfig, RefineConfig
@@ -214,6 +216,21 @@ def test_none_of_the_classes_from_before_a_class_was_added_teaches_nothing(digit
     shown = capsys.readouterr()
     assert summary["answers"] == 10 and selection(tmp_path).measured.answers == 15
     assert "5 answers of none of the classes, from before a class was added" in shown.out + shown.err
+
+
+@pytest.mark.parametrize("known, verdict", [(140, "the present list fits better"), (0, "is not known")])
+def test_answers_say_which_of_two_lists_fits_better(digits, truth, tmp_path, capsys, known, verdict):
+    classes = load_description(digits.adapted).classes
+    dogs = {name: {"name": name, "prompts": ["a photo of a dog"]} for name in ("two", "three")}
+    other = [dogs.get(name, name) for name in classes]
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump({"classes": [*other, "ten"], "templates": list(TEMPLATES)}))
+    answers = answered(tmp_path / "review", truth[:known], lambda label: None if label == "one" else label)
+    before = tree(tmp_path)
+    values = flags(digits, tmp_path) | {"classes": str(tmp_path / "new.yaml"), "answers": answers}
+    result = refine(RefineConfig(**values, workers=0, device="cpu"))
+    assert tree(tmp_path) == before and verdict in capsys.readouterr().out
+    ones = sum(label == "one" for *_, label in truth[:known])
+    assert [len(result["measured"]), *result["measured"][:1]] == ([6, known - ones] if known else [0])
 
 
 def test_labels_that_can_be_accepted_are_marked(digits, many, tmp_path, capsys):

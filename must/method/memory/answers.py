@@ -1,0 +1,78 @@
+"""People's answers about the images of a split."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from must.base.text import counted
+from must.config import RefineConfig
+from must.data.format.index import load_index
+from must.data.shards.history import read_hashes
+from must.method.answers.answers_file import RANDOM, Answer, read_answers
+from must.method.answers.population import POPULATION_FILE, UNKNOWN, find_cohorts, read_population
+from must.method.answers.review import NO_CLASS
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """{number in the split: class number, -1 for none of the classes}; `random`: those drawn at random, also with a
+    class that is no longer there, which is -1 too; `cohorts`: of all images of the split, as of `find_cohorts`."""
+
+    known: dict[int, int]
+    random: dict[int, int]
+    cohorts: np.ndarray
+
+    def among(self, numbers: Iterable[int]) -> Answers:
+        """Those about images with these numbers."""
+        images = {int(number) for number in numbers}
+        known, random = ({n: k for n, k in part.items() if n in images} for part in (self.known, self.random))
+        return Answers(known, random, self.cohorts)
+
+
+def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
+    """The answers about images of the shards, which are known by their content. An answer that does not fit the classes
+    teaches nothing: its class is gone, or it is "none of the classes" and one was added. About a picture drawn at
+    random it counts as none of the classes, as its image stays part of the sample."""
+    if not config.answers:
+        return Answers({}, {}, np.empty(0, np.int64))
+    contents = read_hashes(config.shards, load_index(config.shards), config.split)
+    numbers = {int(value): number for number, value in enumerate(contents)}
+    known, random, gone, unfit = dict[int, int](), dict[int, int](), 0, list[Answer]()
+    for sha256, answer in read_answers(config.answers).items():
+        number = numbers.get(int(sha256[:16], 16))
+        if answer.unsure:
+            continue
+        if number is None:
+            gone += 1
+            continue
+        if answer.fits(classes):
+            known[number] = NO_CLASS if answer.label is None else classes.index(answer.label)
+        else:
+            unfit.append(answer)
+        if answer.sampled == RANDOM:
+            random[number] = known.get(number, NO_CLASS)
+    if gone:
+        logger.info(f"{counted(gone, 'answer')} left out: of images that are no longer there")
+    if renamed := sum(answer.label is not None for answer in unfit):
+        logger.warning(
+            f"{counted(renamed, 'answer')} with a class that is no longer there: they teach nothing, and those drawn "
+            "at random count as wrong; if a class has another name now, write it into answers.jsonl"
+        )
+    if earlier := len(unfit) - renamed:
+        logger.warning(
+            f"{counted(earlier, 'answer')} of none of the classes, from before a class was added: they teach nothing, "
+            "and those drawn at random count as wrong, until `must review` has asked about them again"
+        )
+    cohorts = find_cohorts(read_population(config.answers), contents)
+    if random and (cohorts == UNKNOWN).all():
+        logger.warning(
+            f"{counted(len(random), 'answer')} drawn at random measure nothing: {POPULATION_FILE}, which `must review` "
+            "writes beside them, is not there"
+        )
+    return Answers(known, random, cohorts)
