@@ -254,7 +254,8 @@ def convert(value: Any, kind: Any, name: str, strict: bool = False) -> Any:
     if origin is dict:
         if isinstance(value, str) and not strict:
             pairs = [part.split("=", 1) for part in value.split(",") if part]
-            require(all(len(pair) == 2 for pair in pairs), f"{name}: expected NAME=VALUE,..., got {brief(value)}")
+            valid = all(len(pair) == 2 for pair in pairs)
+            require(valid, f"{name}: expected NAME=VALUE,..., or in YAML a mapping, got {brief(value)}")
             value = {key.strip(): item for key, item in pairs}
         require(isinstance(value, dict), f"{name}: expected 'name: value' lines, got {brief(value)}")
         return {str(key): convert(item, arguments[1], f"{name}.{key}", strict) for key, item in value.items()}

@@ -56,7 +56,7 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
         require_same_model(label, decision.weights_sha256, description, remedy)
     require(
         decision is None or decision.passed,
-        f"--decision {config.decision}: the gate stopped this model; promote without --decision to overrule it",
+        f"--decision {config.decision}: the gate stopped this model; --decision '' overrules it",
     )
     provenance = description.provenance
     version = config.version or version_name(config.model, description)

@@ -209,11 +209,14 @@ def make_review(
             tuple(features.numbers[similar[index, :SIMILAR_SHOWN]].tolist()),
         )  # fmt: skip
         pictures.setdefault(sha256, picture)
-    cohorts = find_cohorts(read_population(config.output), shorten(pictures)).tolist()
+    population = read_population(config.output)
+    cohorts = find_cohorts(population, shorten(pictures)).tolist()
+    every = find_cohorts(population, read_hashes(config.shards, source.index, config.split))
     drawn = [replace(picture, cohort=cohort) for picture, cohort in zip(pictures.values(), cohorts, strict=True)]
     review = Review(
         model_sha256=weights, shards=config.shards, index_sha256=source.index.sha256, split=config.split,
         classes=list(classes), images=len(features.numbers), complete=False, pictures=drawn, coverage=[],
+        cohorts=np.bincount(every[every >= 0], minlength=1).tolist(),
     )  # fmt: skip
     return review, images
 

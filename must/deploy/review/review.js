@@ -93,7 +93,10 @@ function show({ state, picture: next }) {
   bar(state);
   picture = next;
   also = new Set();
-  if (!next) return finish("All pictures are answered.");
+  if (!next) {
+    if (!state.complete) setTimeout(() => { if (view === "done" && !picture) one(); }, 2000);
+    return finish(state.complete ? "All pictures are answered." : "All pictures so far are answered; the others are still looked at.");
+  }
   look("ask");
   $("broken").hidden = true;
   $("picture").hidden = $("zoom-in").hidden = false;

@@ -109,8 +109,10 @@ def without_labels(metrics: Metrics) -> Verdict:
         text += f" Classes that are {words}: {names}." if numbers else ""
     if measured:
         return judge_answers(measured, text)
-    changed = f"{count_of(1 - compared.agreement, metrics.images)} images have another class than by zero-shot"
-    tell = "Whether it is better only labels can tell; fifty answers give a first number (must review)."
+    by = f"the {name}" if name == "baseline" else name
+    changed = f"{count_of(1 - compared.agreement, metrics.images)} images have another class than by {by}"
+    tell = "Whether it is better only labels can tell"
+    tell += "; fifty answers give a first number (must review)." if name.endswith("zero-shot") else "."
     if check is None or check.images < FEWEST_LABELS:
         return Verdict("open", "Accuracy unknown", text, f"{changed}, and these are too few to see any harm. {tell}")
     return Verdict("open", "No collapse, accuracy unknown", text, f"The model did not collapse: {changed}. {tell}")

@@ -76,7 +76,9 @@ def find_cohorts(population: np.ndarray, contents: np.ndarray) -> np.ndarray:
     return np.where(population["content"][rows] == contents, population["cohort"][rows], UNKNOWN).astype(np.int64)
 
 
-def choose_measured(cohorts: np.ndarray, drawn: np.ndarray, enough: int) -> tuple[np.ndarray, np.ndarray]:
+def choose_measured(
+    cohorts: np.ndarray, drawn: np.ndarray, enough: int, sizes: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """(bool [N], the images that can be measured; int64 [B], the rows of the answered images that measure them).
 
     Cohorts of which an equal share is used, so that the answers are a random sample of the cohorts together: of a
@@ -87,9 +89,11 @@ def choose_measured(cohorts: np.ndarray, drawn: np.ndarray, enough: int) -> tupl
     Args:
         cohorts: int64 [N], as of `find_cohorts`.
         drawn: int64 [A], the rows of images that were drawn at random and answered.
+        sizes: images of each cohort, where `cohorts` are those of a part of the images.
     """
     drawn = np.random.default_rng(0).permutation(drawn[cohorts[drawn] != UNKNOWN])
-    sizes, answers = (np.bincount(part, minlength=1) for part in (cohorts[cohorts != UNKNOWN], cohorts[drawn]))
+    here, answers = (np.bincount(part, minlength=1) for part in (cohorts[cohorts != UNKNOWN], cohorts[drawn]))
+    sizes = here if sizes is None or not len(sizes) else sizes
     answers = np.pad(answers, (0, len(sizes) - len(answers)))
     shares = answers / np.maximum(sizes, 1)
     order = np.argsort(-shares, kind="stable")

@@ -34,7 +34,7 @@ from must.method.answers.population import choose_measured
 
 REVIEW_FILE = "review.json"
 IMAGES_FILE = "review.safetensors"  # beside it, once features of all images were computed
-FORMAT = 4
+FORMAT = 5
 FIRST_IMAGES = 128  # images, drawn at random, for the first questions
 NO_CLASS = -1  # a picture that shows none of the classes
 ZERO_SHOT, MODEL, REFINED = range(3)  # positions in a picture's `classes`
@@ -88,6 +88,7 @@ class Review:
     complete: bool  # false: these are the first images, and the others are still looked at
     pictures: list[Picture]  # in the order in which they are drawn at random
     coverage: list[int]  # numbers of pictures, in the order by coverage; empty until all images were looked at
+    cohorts: list[int]  # images of each cohort in the shards
     format: int = FORMAT
 
     @cached_property
@@ -144,7 +145,7 @@ class Review:
         sure = {s: answer for s, answer in answers.items() if answer.sampled == RANDOM and not answer.unsure}
         rows = np.array([row for row, picture in enumerate(self.pictures) if picture.sha256 in sure], np.int64)
         cohorts = np.array([picture.cohort for picture in self.pictures], np.int64)
-        within, chosen = choose_measured(cohorts, rows, fewest_answers(RISK))
+        within, chosen = choose_measured(cohorts, rows, fewest_answers(RISK), np.array(self.cohorts, np.int64))
         measuring = {self.pictures[row].sha256 for row in chosen}
         pictures, labels = self.truth({sha256: sure[sha256] for sha256 in measuring})
         return pictures, labels, [picture for picture, inside in zip(self.pictures, within, strict=True) if inside]

@@ -53,6 +53,7 @@ from must.method.model.memory import Memory
 logger = logging.getLogger(__name__)
 
 FEWEST_ANSWERS = 20  # drawn at random; with fewer they do not choose alpha
+BY_HAND = "--alpha"  # what decided an alpha that somebody gave: it stays until another is given
 FOLDS = 5  # of the cross-validation on the answers drawn at random
 
 
@@ -213,7 +214,8 @@ def change_alpha(
         require(config.alpha in ("auto", 0.0), f"--alpha: {config.model} is not trained")
         return bundle
     now = provenance.selection or Selection()
-    if config.alpha == now.alpha or (config.alpha == "auto" and len(answers.random) < FEWEST_ANSWERS):
+    stays = now.by == BY_HAND or len(answers.random) < FEWEST_ANSWERS
+    if config.alpha == now.alpha or (config.alpha == "auto" and stays):
         return bundle
     trained = load_trained(config.model)
     check_ends(config.model, trained, zero_shot)
@@ -231,7 +233,7 @@ def change_alpha(
         if alpha == now.alpha:
             return bundle
     else:
-        alpha, by = float(config.alpha), "--alpha"
+        alpha, by = float(config.alpha), BY_HAND
     if now.alpha == 1 and not exists(join(config.model, ADAPTED, DESCRIPTION_FILE)):
         save_bundle(join(config.model, ADAPTED), trained.model, trained.description)
     logger.info(f"alpha {alpha:g} ({by})")

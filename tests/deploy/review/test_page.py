@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import threading
+from dataclasses import replace
 
 import pytest
 import uvicorn
@@ -111,6 +112,16 @@ def join_lines(folder):
 def shown(page, number):
     """Waits until the page asks about this picture."""
     expect(page.locator(f"#picture[data-number='{number}']")).to_be_visible()
+
+
+def test_a_page_waits_for_pictures_that_are_still_looked_at(review, folder, serve, visit):
+    session = Session(replace(review, complete=False, pictures=review.pictures[:1], coverage=[]), str(folder), "ann")
+    page = visit(serve(App(session, reader_of(review), "token")))
+    shown(page, review.pictures[0].number)
+    page.keyboard.press("1")
+    expect(page.locator("#done")).to_contain_text("the others are still looked at")
+    session.set_review(review, None)
+    shown(page, review.pictures[1].number)
 
 
 def test_keys_answer_and_undo_survives_a_new_tab(review, folder, place, visit):

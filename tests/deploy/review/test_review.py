@@ -227,6 +227,18 @@ def test_questions_begin_with_some_images_and_the_others_follow_in_a_random_orde
     assert session.answer("page", {"number": shown["number"], "kind": "none"})["picture"]
 
 
+def test_the_first_images_measure_with_the_sizes_of_all_cohorts(review, folder):
+    """Of two cohorts as large as each other, all answers of the first and a few of the second are among the first
+    images that are looked at."""
+    pictures = [replace(picture, cohort=int(place >= 20)) for place, picture in enumerate(review.pictures[:25])]
+    part = replace(review, pictures=pictures, complete=False, coverage=[], cohorts=[200, 200])
+    lines = [{"sha256": p.sha256, "label": review.classes[0], "sampled": "random"} for p in pictures]
+    append(folder / "answers.jsonl", *lines)
+    answers = part.answers(str(folder))
+    assert part.measured(answers).answers == 20 and part.measured(answers).unmeasured == 5
+    assert replace(part, cohorts=[]).measured(answers).answers == 25, "by the sizes of the part"
+
+
 def test_pictures_of_none_of_the_classes_are_asked_again_after_a_class_was_added(review, folder):
     session = Session(review, str(folder), "ann")
     first, second = (picture.number for picture in review.pictures[:2])

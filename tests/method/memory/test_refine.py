@@ -324,7 +324,7 @@ def test_answers_against_the_model_choose_zero_shots_weights(digits, truth, tmp_
     assert same(weights(tmp_path / "model"), weights(digits.adapted if alpha else digits.zero_shot))
 
 
-def test_another_alpha_begins_with_the_trained_weights_again(digits, tmp_path):
+def test_another_alpha_begins_with_the_trained_weights_again_and_stays(digits, truth, tmp_path):
     trained(digits, tmp_path)
     for alpha in (0.5, 0.25, 1.0, 0.5):
         run(digits, tmp_path, alpha=alpha, images=20)
@@ -332,6 +332,8 @@ def test_another_alpha_begins_with_the_trained_weights_again(digits, tmp_path):
         assert torch.equal(weights(tmp_path / "model")["classifier"], network.classifier)
         assert (selection(tmp_path).alpha, selection(tmp_path).by) == (alpha, "--alpha")
         assert same(weights(tmp_path / "model/adapted"), weights(digits.adapted)), alpha
+    run(digits, tmp_path, answers=answered(tmp_path / "review", truth[:60]))
+    assert (selection(tmp_path).alpha, selection(tmp_path).by) == (0.5, "--alpha"), "answers do not change it"
 
 
 @pytest.mark.parametrize("images", [3, 1])
