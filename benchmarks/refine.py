@@ -42,7 +42,8 @@ def main() -> None:
     values = vectors.to(device).float()
     nearest(values)
     lap = time.perf_counter()
-    known = Answers(answers, answers, np.zeros(len(pool.numbers), np.int64))
+    count = len(pool.numbers)
+    known = Answers(answers, answers, {}, np.zeros(count, np.int64), np.arange(count, dtype=np.uint64))
     refined = refine_pool(pool, torch.eye(256)[:, : options.classes], known, device, 10_000, 0.05)
     if options.device != "cpu":
         torch.cuda.synchronize()

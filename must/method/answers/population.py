@@ -82,16 +82,17 @@ def choose_measured(
     """(bool [N], the images that can be measured; int64 [B], the rows of the answered images that measure them).
 
     Cohorts of which an equal share is used, so that the answers are a random sample of the cohorts together: of a
-    cohort with more answers some are left out at random. It is the largest set of cohorts that leaves `enough` answers
-    and at least half of those that a smaller set would use, or else the one with the most. The content of the answers
-    has no influence.
+    cohort with more answers some are left out. It is the largest set of cohorts that leaves `enough` answers and at
+    least half of those that a smaller set would use, or else the one with the most. What the answers say has no
+    influence.
 
     Args:
         cohorts: int64 [N], as of `find_cohorts`.
-        drawn: int64 [A], the rows of images that were drawn at random and answered.
+        drawn: int64 [A], the rows of images that were drawn at random and answered, in the order of their sha256:
+            the first ones are used, so that all who ask use the same.
         sizes: images of each cohort, where `cohorts` are those of a part of the images.
     """
-    drawn = np.random.default_rng(0).permutation(drawn[cohorts[drawn] != UNKNOWN])
+    drawn = drawn[cohorts[drawn] != UNKNOWN]
     here, answers = (np.bincount(part, minlength=1) for part in (cohorts[cohorts != UNKNOWN], cohorts[drawn]))
     sizes = here if sizes is None or not len(sizes) else sizes
     answers = np.pad(answers, (0, len(sizes) - len(answers)))

@@ -143,7 +143,8 @@ class Review:
         pictures that they were drawn from). Skipped pictures are ignored: people skip few, and "cannot tell" is not
         counted."""
         sure = {s: answer for s, answer in answers.items() if answer.sampled == RANDOM and not answer.unsure}
-        rows = np.array([row for row, picture in enumerate(self.pictures) if picture.sha256 in sure], np.int64)
+        row_of = {picture.sha256: row for row, picture in enumerate(self.pictures)}
+        rows = np.array([row_of[sha256] for sha256 in sorted(sure) if sha256 in row_of], np.int64)
         cohorts = np.array([picture.cohort for picture in self.pictures], np.int64)
         within, chosen = choose_measured(cohorts, rows, fewest_answers(RISK), np.array(self.cohorts, np.int64))
         measuring = {self.pictures[row].sha256 for row in chosen}

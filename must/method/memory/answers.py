@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,17 +23,27 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Answers:
     """{number in the split: class number, -1 for none of the classes}; `random`: those drawn at random, also with a
-    class that is no longer there, which is -1 too; `cohorts`: of all images of the split, as of `find_cohorts`."""
+    class that is no longer there, which is -1 too; `copies`: of other images with the same content as the `known` ones;
+    `cohorts`: of all images of the split, as of `find_cohorts`; `contents`: uint64, of all of them too."""
 
     known: dict[int, int]
     random: dict[int, int]
+    copies: dict[int, int]
     cohorts: np.ndarray
+    contents: np.ndarray
 
     def among(self, numbers: Iterable[int]) -> Answers:
         """Those about images with these numbers."""
         images = {int(number) for number in numbers}
-        known, random = ({n: k for n, k in part.items() if n in images} for part in (self.known, self.random))
-        return Answers(known, random, self.cohorts)
+        known, random, copies = (
+            {n: k for n, k in part.items() if n in images} for part in (self.known, self.random, self.copies)
+        )
+        return Answers(known, random, copies, self.cohorts, self.contents)
+
+    @property
+    def all(self) -> dict[int, int]:
+        """Of all images that somebody answered about."""
+        return self.copies | self.random | self.known
 
 
 def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
@@ -40,19 +51,22 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
     teaches nothing: its class is gone, or it is "none of the classes" and one was added. About a picture drawn at
     random it counts as none of the classes, as its image stays part of the sample."""
     if not config.answers:
-        return Answers({}, {}, np.empty(0, np.int64))
+        return Answers({}, {}, {}, np.empty(0, np.int64), np.empty(0, np.uint64))
     contents = read_hashes(config.shards, load_index(config.shards), config.split)
-    numbers = {int(value): number for number, value in enumerate(contents)}
-    known, random, gone, unfit = dict[int, int](), dict[int, int](), 0, list[Answer]()
+    numbers = defaultdict[int, list[int]](list)
+    for number, value in enumerate(contents.tolist()):
+        numbers[value].append(number)
+    known, random, copies, gone, unfit = dict[int, int](), dict[int, int](), dict[int, int](), 0, list[Answer]()
     for sha256, answer in read_answers(config.answers).items():
-        number = numbers.get(int(sha256[:16], 16))
         if answer.unsure:
             continue
-        if number is None:
+        number, *others = numbers.get(int(sha256[:16], 16), [-1])
+        if number < 0:
             gone += 1
             continue
         if answer.fits(classes):
             known[number] = NO_CLASS if answer.label is None else classes.index(answer.label)
+            copies |= dict.fromkeys(others, known[number])
         else:
             unfit.append(answer)
         if answer.sampled == RANDOM:
@@ -75,4 +89,4 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
             f"{counted(len(random), 'answer')} drawn at random measure nothing: {POPULATION_FILE}, which `must review` "
             "writes beside them, is not there"
         )
-    return Answers(known, random, cohorts)
+    return Answers(known, random, copies, cohorts, contents)

@@ -253,7 +253,8 @@ def refine_pool(
     memory, refined = remember(answers.known)
     zero_shot = pool.others[0] if len(pool.others) else pool.probabilities
     before, labels = Predicted.from_probabilities(zero_shot), Predicted.from_probabilities(refined)
-    rows, known = answer_rows(answers.known, pool.numbers)
+    rows, given = answer_rows(answers.copies | answers.known, pool.numbers)
+    labels.labels[rows], labels.confidence[rows] = given, 1.0  # copies, too
     return Refined(
         before,
         Predicted.from_probabilities(pool.probabilities),
@@ -261,7 +262,7 @@ def refine_pool(
         memory,
         measure_answers(pool, answers, before, labels, remember, risk) if answers.random else None,
         rows,
-        [*find_missing(labels, rows, int((known < 0).sum())), *find_pairs(zero_shot, columns)],
+        [*find_missing(labels, rows, [*answers.known.values()].count(NO_CLASS)), *find_pairs(zero_shot, columns)],
     )
 
 
@@ -278,7 +279,8 @@ def measure_answers(
     from the labels that decide which of the `refined` ones are accepted. `remember`: known answers -> the memory.
     None: nothing is measured."""
     rows, truth = answer_rows(answers.random, pool.numbers)
-    images, chosen = choose_measured(answers.cohorts[pool.numbers.numpy()], rows.numpy(), fewest_answers(risk))
+    by_content = rows.numpy()[answers.contents[pool.numbers[rows].numpy()].argsort()]
+    images, chosen = choose_measured(answers.cohorts[pool.numbers.numpy()], by_content, fewest_answers(risk))
     if not len(chosen):
         return None
     truth, rows = truth[torch.isin(rows, torch.from_numpy(chosen))], torch.from_numpy(np.sort(chosen))
@@ -286,7 +288,7 @@ def measure_answers(
     labels, ranks = torch.empty_like(truth), np.empty(len(rows))
     with_answers = Predicted(torch.empty_like(truth), torch.empty(len(rows)))
     others = torch.from_numpy(images.copy())
-    others[answer_rows(answers.known | answers.random, pool.numbers)[0]] = False
+    others[answer_rows(answers.all, pool.numbers)[0]] = False
     fold = torch.arange(len(rows)) % min(FOLDS, len(rows))
     for number in range(int(fold.max()) + 1):
         mine = rows[fold == number]

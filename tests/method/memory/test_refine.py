@@ -18,18 +18,20 @@ from must.api.cli import main
 from must.api.demo import TEMPLATES
 from must.api.model import load
 from must.base import storage
-from must.config import EvaluateConfig, ExportConfig, RefineConfig
+from must.config import EvaluateConfig, ExportConfig, RefineConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.format.index import load_index
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.loading.reader import ShardReader
+from must.data.shards.build import shard
 from must.data.shards.history import read_hashes
 from must.deploy.export.export import export, measured_abstention
 from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import Answer, append, append_answers, hash_answers
 from must.method.answers.population import POPULATION_FILE, record_population, shorten
+from must.method.answers.review import fingerprint
 from must.method.memory import refine as refine_module
 from must.method.memory.alpha import best_candidate, interpolate
 from must.method.memory.refine import refine
@@ -231,6 +233,22 @@ def test_answers_say_which_of_two_lists_fits_better(digits, truth, tmp_path, cap
     assert tree(tmp_path) == before and verdict in capsys.readouterr().out
     ones = sum(label == "one" for *_, label in truth[:known])
     assert [len(result["measured"]), *result["measured"][:1]] == ([6, known - ones] if known else [0])
+
+
+def test_every_copy_of_an_answered_image_has_the_answer_and_it_counts_once(digits, tmp_path):
+    _, names = unlabeled_digits(tmp_path, 40)
+    name, label = next(iter(names.items()))
+    for copy in ("0-first.png", "z-last.png"):
+        shutil.copy(tmp_path / "images" / name, tmp_path / "images" / copy)
+    shards = str(tmp_path / "again")
+    shard(ShardConfig(source=str(tmp_path / "images"), output=shards, workers=1))
+    sha256 = fingerprint((tmp_path / "images" / name).read_bytes())
+    other = "zero" if label != "zero" else "one"
+    folder = answered(tmp_path / "review", [(name, sha256, other)], shards=shards)
+    summary, rows = run(digits, tmp_path, shards=shards, answers=folder)
+    said = {row["image"]: (row["class"], row["probability"]) for row in rows}
+    assert {said[copy] for copy in (name, "0-first.png", "z-last.png")} == {(other, "1.000000")}
+    assert summary["answers"] == 1 and load_bundle(str(tmp_path / "model")).memory.facts.answers == 1
 
 
 def test_labels_that_can_be_accepted_are_marked(digits, many, tmp_path, capsys):
