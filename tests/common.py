@@ -1,7 +1,5 @@
 """What tests of several folders do: run programs, wait, read tables, and look at what is said about a mistake."""
 
-from __future__ import annotations
-
 import csv
 import subprocess
 import time

@@ -3,8 +3,6 @@
 The process they come from is made for it (Python's fork server): it imports, and never runs anything.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

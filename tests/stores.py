@@ -3,8 +3,6 @@
 `pytest --store s3 --store az` runs the tests of buckets, and no others, on those two; without it, `gs` is meant.
 """
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import os

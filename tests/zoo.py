@@ -1,7 +1,5 @@
 """Files as they lie in real buckets: whole, odd and broken ones."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -3,8 +3,6 @@
 GPU_TESTS_DEVICE=cpu runs the same code on the CPU, with two processes where several GPUs are needed.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

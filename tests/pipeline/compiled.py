@@ -4,8 +4,6 @@ Compiling takes kfp two seconds, and ten times as long in a process of pytest: f
 its callers and through all modules that are imported.
 """
 
-from __future__ import annotations
-
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path

@@ -1,7 +1,5 @@
 """CLIPs that transformers saved: read here, they give transformers' own logits."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from importlib.util import find_spec

@@ -4,8 +4,6 @@ No pretrained weights are needed: the file is what open_clip itself saves, with 
 Each family runs in a process of its own, which says how much memory it took.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import resource

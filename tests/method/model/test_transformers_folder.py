@@ -1,7 +1,5 @@
 """CLIPs in transformers' format: read without transformers, and what cannot be read in one line."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

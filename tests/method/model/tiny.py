@@ -1,7 +1,5 @@
 """A tiny model of every architecture family, with random weights, as open_clip model folders."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The tiny CLIP in transformers' format, written without transformers."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A run as real processes that are killed: how to start it, find its processes, and let it live several lives."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

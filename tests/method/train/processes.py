@@ -1,7 +1,5 @@
 """Ranks of a run as real processes, which find each other as those of torchrun do."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import signal
