@@ -14,8 +14,7 @@ from must.data.image.preprocess import Preprocess
 from must.method.model.backbone import load_backbone, tower_shape
 from must.method.model.bundle import save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
-from tests.method.model.tiny import make_classifier, model_config, model_folder, named_model
-from tests.method.model.transformers_clip import SIZE, TEXTS, by_hand
+from tests.method.model.tiny import SIZE, TEXTS, by_hand, make_classifier, model_config, model_folder, named_model
 from tests.method.train.lives import same
 
 
