@@ -10,19 +10,15 @@ import yaml
 from must_pipeline import DESCRIPTION
 from must_pipeline.files import COMPILED
 from tests.local_server import Answer, serving
-from tests.pipeline.conftest import kubeconfig
+from tests.pipeline.conftest import PARAMETERS, kubeconfig
 from tests.pipeline.kfp_server import HTML
 
-PARAMETERS = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "gs://b/work"}
 SCHEDULE = {"name": "weekly", "cron": "0 3 * * 1", "parameters": PARAMETERS | {"only_new": True, "epochs": 5}}
 
 
-@pytest.fixture
-def files(tmp_path):
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(PARAMETERS))
-    (tmp_path / "cluster.yaml").write_text("{namespace: vision, service_account: must}")
-    (tmp_path / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE))
-    return tmp_path
+@pytest.fixture(autouse=True)
+def schedule(files):
+    (files / "schedule.yaml").write_text(yaml.safe_dump(SCHEDULE))
 
 
 def only(server, kind):
@@ -33,11 +29,6 @@ def only(server, kind):
 @pytest.fixture
 def scheduler(server, files, must_pipeline):
     return lambda *words: must_pipeline("schedule", *words, "--host", server.url, "--cluster", files / "cluster.yaml")
-
-
-@pytest.fixture
-def submitter(server, files, must_pipeline):
-    return lambda *words: must_pipeline("submit", *words, "--host", server.url, "--cluster", files / "cluster.yaml")
 
 
 def test_a_schedule_is_made_and_applying_it_again_changes_nothing(server, scheduler, files, capsys):

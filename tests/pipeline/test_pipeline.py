@@ -109,8 +109,7 @@ def test_the_whole_stays_far_below_kubeflows_limits(compiled):
 
 @pytest.mark.parametrize("indent", ["    ", "        "], ids=["a stage", "in a loop"])
 def test_the_console_keeps_a_stages_lines_and_drops_the_runners(indent, capsys):
-    output = StageOutput(sys.stdout)
-    output.write(
+    StageOutput(sys.stdout).write(
         "16:19:35.687 - INFO - Executing task \x1b[96m'train'\x1b[0m\n"
         "16:19:35.687 - INFO - Streamed logs:\n\n"
         f"{indent}[KFP Executor 2026 INFO]: Got executor_input:\n"
@@ -125,8 +124,7 @@ def test_the_console_keeps_a_stages_lines_and_drops_the_runners(indent, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_flag_of_any_command_is_one_line(command, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["must-pipeline", command, "--cluter", "x"])
-    line = ended(capsys, 2, must_pipeline)
-    assert line.startswith(f"must-pipeline {command}: --cluter: unknown")
+    assert ended(capsys, 2, must_pipeline).startswith(f"must-pipeline {command}: --cluter: unknown")
 
 
 def test_without_an_engine_it_is_one_line(tmp_path, must_pipeline, monkeypatch, capsys):
