@@ -1,8 +1,6 @@
 """A Kubernetes API server for TrainJobs, with their controllers, as far as our launcher and the stage summary use them.
-
-A TrainJob that is created gets a pod a node (trainer.py). What the pods do is the test's business:
-`Pod.say`, `Api.exit`, `Api.finish`. Objects change when a request or a test changes them, so a test never waits.
-"""
+A TrainJob that is created gets a pod a node (trainer.py). What the pods do is the test's business: `Pod.say`,
+`Api.exit`, `Api.finish`. Objects change when a request or a test changes them, so a test never waits."""
 
 import json
 import re

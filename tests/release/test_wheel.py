@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.common import ROOT
+from tests.common import ROOT, printed
 
 pytestmark = pytest.mark.slow
 FOLDERS = ("must", "components", "pipeline", "deploy")
@@ -33,9 +33,7 @@ def source(tmp_path_factory):
 def build(kind, source, folder):
     folder.mkdir()
     code = f"from setuptools import build_meta; print(build_meta.build_{kind}({str(folder)!r}))"
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=source, capture_output=True, text=True, check=True)
-    return folder / result.stdout.split()[-1]
+    return folder / printed(sys.executable, "-c", code, cwd=source).split()[-1]
 
 
 def wheel_files(wheel):
