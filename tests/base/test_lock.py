@@ -34,8 +34,8 @@ with locked(sys.argv[1], Kind(*sys.argv[2:])):
 def hold(place, kind=CHECKPOINTS, **environment):
     """A process that holds this kind of lock of a local place until it is killed, or until its input ends."""
     command = [sys.executable, "-c", HOLD, str(place), kind.command, kind.flag, kind.name]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen(command, text=True, env=os.environ | environment, **pipes)
+    variables = os.environ | environment
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
     assert process.stdout.readline() == "held\n"
     return process
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ if __name__ == "__main__":
 def run_left_behind(tmp_path: Path, method: str, end: str) -> tuple[int, int]:
     script = tmp_path / "script.py"
     script.write_text(LEFT_BEHIND.format(end=end))
-    place = {"cwd": tmp_path, "env": environment() | {METHOD: method}, "start_new_session": True}
+    place: dict[str, Any] = {"cwd": tmp_path, "env": environment() | {METHOD: method}, "start_new_session": True}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, **place)
     return done.returncode, int(done.stdout.split()[0])
 

@@ -232,8 +232,7 @@ with storage.open_write(sys.argv[1]) as file:
 def test_a_file_whose_writer_is_killed_is_what_it_was(tmp_path):
     (tmp_path / "there").write_bytes(b"before")
     for name in ("there", "new"):
-        killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)], check=False)
-        assert killed.returncode == -9
+        assert subprocess.run([sys.executable, "-c", KILLED, tmp_path / name], check=False).returncode == -9
     assert [entry.name for entry in storage.list_files(tmp_path)] == ["there"]
     assert (tmp_path / "there").read_bytes() == b"before" and not (tmp_path / "new").exists()
 

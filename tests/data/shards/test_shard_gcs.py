@@ -90,8 +90,7 @@ def test_a_killed_run_continues_in_another_process(bucket_server, images, monkey
     source, output = bucket_server.uri + "/in", bucket_server.uri + "/out"
     upload(images, source)
     words = command(source, output, ELSEWHERE + KILLED_DECODING, workers=1, max_rejected=0.1, **OPTIONS)
-    killed = subprocess.run(words, stdout=subprocess.DEVNULL, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert subprocess.run(words, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
     assert not storage.exists(output + "/index.json") and storage.exists(output + "/.shard.lock")
     run(source, output, max_rejected=0.1, **OPTIONS)
     assert "2 chunks are done already" in capsys.readouterr().out

@@ -99,8 +99,7 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
 def test_a_killed_run_continues_to_the_same_bytes(images, whole, tmp_path, capsys):
     output = tmp_path / "killed"
     words = command(images, output, KILLED_ASSEMBLING, workers=2, **OPTIONS)
-    killed = subprocess.run(words, stdout=subprocess.DEVNULL, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert subprocess.run(words, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
     assert list(output.glob("train-*.tar")) and not (output / "index.json").exists()
     run(images, output, **OPTIONS)
     assert "40 chunks are done already" in capsys.readouterr().out
