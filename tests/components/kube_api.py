@@ -62,10 +62,6 @@ class Api:
         condition = {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": now()}
         self.jobs[name].setdefault("status", {})["conditions"] = [condition]
 
-    def note(self, kind, name, reason, message):
-        about = {"kind": kind, "name": name}
-        self.events.append({"involvedObject": about, "reason": reason, "message": message, "firstTimestamp": now()})
-
     # --- what the API does ----------------------------------------------------------------------------------------
 
     def answer(self, method, path, query, body):
