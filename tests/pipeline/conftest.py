@@ -52,6 +52,13 @@ def submitter(server, files, must_pipeline):
     return lambda *words: must_pipeline("submit", *words, "--host", server.url, "--cluster", files / "cluster.yaml")
 
 
+def refused(capsys, command, *words):
+    """The one line that a command prints which ends with 2."""
+    assert command(*words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
 def kubeconfig(folder, url):
     """kubectl's configuration, for the Kubernetes API at `url`."""
     config = {"current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}]}

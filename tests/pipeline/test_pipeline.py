@@ -22,6 +22,7 @@ from must_pipeline.run_local import run_local
 from must_pipeline.stages import STAGES
 from tests.common import ended
 from tests.pipeline.compiled import Compiled, compile_apart, compiled_for
+from tests.pipeline.conftest import refused
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +132,7 @@ def test_without_an_engine_it_is_one_line(tmp_path, must_pipeline, monkeypatch, 
     (tmp_path / "p.yaml").write_text("source: images\nclasses: imagenet\n")
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
     words = ["--runner", "docker", "--parameters", tmp_path / "p.yaml", "--output", tmp_path / "run"]
-    assert must_pipeline("run", *words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refused(capsys, must_pipeline, "run", *words)
     assert f"no container engine answers at unix://{tmp_path}/no.sock (DOCKER_HOST)" in line
 
 
