@@ -10,10 +10,9 @@ from must.runtime import supervise
 from must.runtime.notes import Facts
 from must_components import components
 
-NODES = {"nodes": {"runtime": "must"}}
 CASES = [
     *((name, {}) for name in ("inputs", "shard", "shard_part", "classifier", "champion", "train")),
-    ("train", NODES),
+    ("train", {"nodes": {"runtime": "must"}}),
     *((name, {}) for name in ("evaluate", "gate", "export", "promote", "serve")),
 ]
 

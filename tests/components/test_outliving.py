@@ -1,6 +1,7 @@
 """Two real nodes whose launcher is killed: training goes on, and the next launcher follows it to its end."""
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,6 @@ import threading
 import pytest
 
 from must.data.format.index import load_index
-from must.evaluation.report.provenance import training_log
 from must.method.answers.answers_file import append
 from must.method.model.description import load_description
 from must.runtime.notes import Facts
@@ -95,8 +95,8 @@ def test_training_goes_on_without_its_launcher_and_the_next_one_follows_it(api, 
     output = work.parent / "second"
     train_on_nodes(Facts(), str(work), output=str(output), **values)
     assert f"following the TrainJob {name}" in capfd.readouterr().out and len(api.created) == 1
-    steps_of_log = [line["step"] for line in training_log(str(output))]
-    assert steps_of_log == list(range(EPOCHS * STEPS))  # none twice, none missing
+    log = (output / "train_log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == list(range(EPOCHS * STEPS))  # none twice, none missing
     assert not any("going on after" in line for _, line in pods[0].lines)  # one life
     provenance = load_description(str(output)).provenance
     assert provenance.processes == 2 and provenance.memory.answers == 1
