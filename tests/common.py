@@ -1,7 +1,5 @@
 """What tests of several folders do: run programs, wait, read tables, and look at what is said about a mistake."""
 
-from __future__ import annotations
-
 import csv
 import subprocess
 import time
@@ -40,14 +38,14 @@ def printed(*command: object, **options: Any) -> str:
     return done.stdout
 
 
-def until(
-    condition: Callable[..., object], what: object = "waited in vain", *, process: subprocess.Popen[str] | None = None
-) -> None:
-    """Waits for what has long come to be where everything works, for as long as the process lives."""
+def until(condition: Callable[..., object], what: object = "waited in vain", *, process: Any = None) -> None:
+    """Waits for what has long come to be where everything works, for as long as the process lives; `what`: what is said
+    of it otherwise, or a function that says it."""
     end = time.monotonic() + 120
     while not condition():
-        assert time.monotonic() < end and (process is None or process.poll() is None), what
-        time.sleep(0.02)
+        in_time = time.monotonic() < end and (process is None or process.poll() is None)
+        assert in_time, what() if callable(what) else what
+        time.sleep(0.01)
 
 
 def read_csv(path: Path) -> list[dict[str, Any]]:

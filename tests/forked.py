@@ -1,13 +1,8 @@
-"""Real processes that need not import torch first: forked from one that has, which saves each of them seconds.
-
-The process they come from is made for it (Python's fork server): it imports, and never runs anything.
-"""
-
-from __future__ import annotations
+"""Real processes that need not import torch first: forked from one that has, which saves each of them seconds. That one
+is made for it (Python's fork server): it imports, and never runs anything."""
 
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,7 +16,7 @@ CONTEXT.set_forkserver_preload([
 
 
 class Must:
-    """`must ARGUMENTS` in a session of its own, with the methods of subprocess.Popen; stdout and stderr go to `log`."""
+    """`must ARGUMENTS` in a session of its own, with methods of subprocess.Popen; stdout and stderr go to `log`."""
 
     def __init__(self, arguments: list[str], log: Path, **environment: str) -> None:
         self.log = log
@@ -31,10 +26,6 @@ class Must:
         with suppress(ProcessLookupError):  # it has ended
             while os.getpgid(self.pid) != self.pid:  # nobody can kill the group before it is one
                 time.sleep(0.001)
-
-    @property
-    def returncode(self) -> int | None:
-        return self.poll()
 
     def poll(self) -> int | None:
         return self.process.exitcode
@@ -48,9 +39,6 @@ class Must:
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
 
 
 def run(arguments: list[str], log: str, environment: dict[str, str]) -> None:

@@ -1,7 +1,5 @@
 """A real server of the GCS protocol (fake-gcs-server) behind a proxy that can spoil its answers."""
 
-from __future__ import annotations
-
 import http.client
 import os
 import socket

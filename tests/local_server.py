@@ -1,7 +1,5 @@
 """A server of HTTP in this process, of which a test writes the answers."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping

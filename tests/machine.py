@@ -1,8 +1,6 @@
-"""The suite does not look at the machine it runs on: a pod of a cluster, a cloud's notebook, a laptop with logins.
-
-What such a machine tells its programs (variables, a service account's folder, files of credentials) is taken away
-before anything is imported, and the processes that tests start inherit that. A test that wants some of it sets it.
-"""
+"""The suite does not look at the machine it runs on: a pod of a cluster, a cloud's notebook, a laptop with logins. What
+such a machine tells its programs (variables, a service account's folder, files of credentials) is taken away before
+anything is imported, and the processes that tests start inherit that. A test that wants some of it sets it."""
 
 import os
 import re

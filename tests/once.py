@@ -1,7 +1,5 @@
 """What several test processes need and one makes: the others wait for it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

@@ -1,9 +1,5 @@
 """An empty bucket on a real server of a store's protocol: fake-gcs-server, moto's S3, Azurite; faults in between.
-
-`pytest --store s3 --store az` runs the tests of buckets, and no others, on those two; without it, `gs` is meant.
-"""
-
-from __future__ import annotations
+`pytest --store s3 --store az` runs the tests of buckets, and no others, on those two; without it, `gs` is meant."""
 
 import importlib
 import itertools
@@ -13,16 +9,15 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from must.base import storage
 from must.base.storage import retry
+from tests.common import ROOT
 from tests.gcs import HOST, Faults, served
 
 numbers = itertools.count()
-ROOT = Path(__file__).parents[1]
 ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Azurite's account, which every Azurite has and Microsoft publishes."""
@@ -97,8 +92,3 @@ def use_server(monkeypatch: pytest.MonkeyPatch, store: str, url: str) -> None:
     }
     for key, value in settings[store].items():
         monkeypatch.setenv(key, value)
-
-
-def be_impatient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Requests are given up after so many seconds of failure."""
-    monkeypatch.setattr(retry, "RETRY_TIMEOUT", seconds)

@@ -43,19 +43,16 @@ def hello(work_uri: str, run_id: str, name: str, greeting: dsl.Output[dsl.Artifa
 
 """
 EDITS = {  # file: (before what, what)
-    "must/config/__init__.py": [("from must.config.predict", "from must.config.hello import HelloConfig\n")],
-    "must/api/stages.py": [
-        ('    "plan": Stage(', '    "hello": Stage(configs.HelloConfig, "must.evaluation.hello:hello", "Greet."),\n')
-    ],
-    "must/__init__.py": [('    "adapt", ', '    "hello",\n')],
-    "pipeline/must_pipeline/stages.py": [('    "shard": Stage(', '    "hello": Stage("must-shard", 4),\n')],
-    "components/must_components/components.py": [
-        ("@dsl.component(base_image=TORCH, install_kfp_package=False)\ndef inputs(", HELLO)
-    ],
-    "pipeline/must_pipeline/dag.py": [
-        ('            weights = add("classifier"', '            add("hello", name="world", **run)\n')
-    ],
-}
+    "must/config/__init__.py": ("from must.config.predict", "from must.config.hello import HelloConfig\n"),
+    "must/api/stages.py": (
+        '    "plan": Stage(', '    "hello": Stage(configs.HelloConfig, "must.evaluation.hello:hello", "Greet."),\n'),
+    "must/__init__.py": ('    "adapt", ', '    "hello",\n'),
+    "pipeline/must_pipeline/stages.py": ('    "shard": Stage(', '    "hello": Stage("must-shard", 4),\n'),
+    "components/must_components/components.py": (
+        "@dsl.component(base_image=TORCH, install_kfp_package=False)\ndef inputs(", HELLO),
+    "pipeline/must_pipeline/dag.py": (
+        '            weights = add("classifier"', '            add("hello", name="world", **run)\n'),
+}  # fmt: skip
 MADE = ("must/__init__.pyi", "pipeline/must_pipeline.yaml")
 COMPONENT = """
 from kfp import local
@@ -77,12 +74,10 @@ def tree(tmp_path_factory):
     shutil.copy(ROOT / "pyproject.toml", tree)
     for file, text in NEW.items():
         (tree / file).write_text(f'"""Greets."""\n{text}')
-    for file, changes in EDITS.items():
+    for file, (before, more) in EDITS.items():
         text = (tree / file).read_text()
-        for before, more in changes:
-            assert text.count(before) == 1, f"{file}: {before}"
-            text = text.replace(before, more + before)
-        (tree / file).write_text(text)
+        assert text.count(before) == 1, f"{file}: {before}"
+        (tree / file).write_text(text.replace(before, more + before))
     for command in ("pipeline/compile.py", "docs/reference.py"):
         run(tree, *command.split())
     return tree

@@ -1,9 +1,9 @@
 """Files as they lie in real buckets: whole, odd and broken ones."""
 
-from __future__ import annotations
-
 import io
 import struct
+import tarfile
+import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,7 @@ def float_tiff() -> bytes:
 
 
 def palette(transparent: bool = False) -> bytes:
-    image = picture().quantize(32)
-    return encoded(image, "PNG", **({"transparency": 0} if transparent else {}))
+    return encoded(picture().quantize(32), "PNG", **({"transparency": 0} if transparent else {}))
 
 
 def transparent() -> bytes:
@@ -91,3 +90,21 @@ def animated(kind: str) -> bytes:
 def truncated(kind: str) -> bytes:
     data = encoded(picture(0, 300, 200), kind)
     return data[: len(data) * 2 // 3]
+
+
+def tar_of(*members: tuple[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+def zip_of(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return file.getvalue()

@@ -135,14 +135,8 @@ def pictures(count=4):
 
 
 def of_torch(images):
-    class Pairs(torch.utils.data.Dataset):
-        def __len__(self):
-            return len(images)
-
-        def __getitem__(self, number):
-            return torch.from_numpy(np.asarray(images[number]) / 255).permute(2, 0, 1).float(), 7
-
-    return Pairs()
+    pixels = torch.stack([torch.from_numpy(np.asarray(image) / 255).permute(2, 0, 1).float() for image in images])
+    return torch.utils.data.TensorDataset(pixels, torch.full((len(images),), 7))
 
 
 def of_hugging_face(images):
@@ -164,8 +158,7 @@ def test_every_kind_of_images_has_the_same_pixels(tmp_path, kind):
 
 
 def test_paths_are_read_where_they_are(digits, tmp_path):
-    paths = sorted(digits.images.glob("train/*/*.png"))[:30]
-    source = to_source(paths, tmp_path).source
+    source = to_source(sorted(digits.images.glob("train/*/*.png"))[:30], tmp_path).source
     assert must.shard(source=source, output=tmp_path / "shards", workers=1).splits == {"train": 30}
 
 

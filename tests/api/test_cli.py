@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import must as must_package
+import must
 from must.api import cli
 from must.api.stages import STAGES
 from must.base.parameters import list_parameters
@@ -19,13 +19,8 @@ from tests import zoo
 from tests.common import ended, printed
 
 
-def must(*arguments, **options):
-    command = [sys.executable, "-m", "must", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
-
-
 def test_version_and_help(capsys):
-    for flag, shown in (("--version", [f"must {must_package.__version__}"]), ("--help", [*STAGES, "exit codes"])):
+    for flag, shown in (("--version", [f"must {must.__version__}"]), ("--help", [*STAGES, "exit codes"])):
         with pytest.raises(SystemExit, match="0"):
             cli.main([flag])
         text = capsys.readouterr().out
@@ -38,12 +33,6 @@ def test_a_stream_that_is_closed_or_full_stops_nothing(tmp_path, streams):
     command = f"exec {sys.executable} -m must shard --source {tmp_path}/in --output {tmp_path}/out {streams}"
     assert subprocess.run(["sh", "-c", command], capture_output=True, check=False).returncode == 0
     assert (tmp_path / "out" / "index.json").exists()
-
-
-def help_of(stage, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        cli.main([stage, "--help"])
-    return capsys.readouterr().out
 
 
 def test_a_wrong_stage_is_one_line(capfd):
@@ -61,7 +50,9 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_help_has_an_example_and_begins_with_what_matters_most(stage, capsys):
-    text = help_of(stage, capsys)
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([stage, "--help"])
+    text = capsys.readouterr().out
     assert f"must {stage}" in text and "example:" in text
     parameters = list_parameters(STAGES[stage].config)
     if len(parameters) <= 12:
@@ -86,7 +77,7 @@ def test_env_has_what_a_bug_report_needs_and_nothing_that_is_private(capsys, mon
     cli.main(["env"])
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert {"Python", "system", "GPUs", "torch", "numpy"} <= lines.keys()
-    assert lines["must"].startswith(must_package.__version__)
+    assert lines["must"].startswith(must.__version__)
     said = " ".join(lines.values())
     assert "very-secret" not in said and str(Path.home()) not in said and socket.gethostname() not in said
 
@@ -102,9 +93,8 @@ def test_the_shell_completes_flags(capsys):
 @pytest.mark.parametrize("stage", cli.NEXT)
 def test_the_next_commands_can_be_pasted(stage, caplog):
     """A folder whose name a shell would take apart."""
-    config = SimpleNamespace(
-        output="it's work/", **dict.fromkeys(("model", "shards", "split", "classifier", "baseline"), "a b")
-    )
+    inputs = dict.fromkeys(("model", "shards", "split", "classifier", "baseline"), "a b")
+    config = SimpleNamespace(output="it's work/", **inputs)
     with caplog.at_level(logging.INFO, "must"):
         cli.print_next(stage, config)
     for line in caplog.messages[0].removeprefix("next: ").split("\n"):

@@ -20,6 +20,7 @@ from must.api import work_state
 from must.api.demo import CLASSES, asset_folder, digit_parts
 from tests.api.conftest import MORE, PHOTOS, adapt, answer, checksums, label_of, labels, weights, write_photos
 from tests.forked import CONTEXT
+from tests.zoo import put
 
 module: Any = adapt_module
 STAGES = ["classifier", "shard", "refine", "evaluate"]
@@ -78,8 +79,7 @@ def test_more_photos_and_answers_that_stay(place, ran, caplog):
 
     del ran[:]
     answered = weights(work)
-    (work / "onnx").mkdir()
-    (work / "onnx/MODEL_CARD.md").write_text(f"made of {answered}")
+    put(work, {"onnx/MODEL_CARD.md": f"made of {answered}".encode()})
     write_photos(photos, range(PHOTOS, PHOTOS + MORE))
     (photos / "IMG_0039.png").unlink()
     adapt(place)
@@ -138,9 +138,8 @@ def test_labelled_photos_that_are_among_the_photos_are_measured_where_they_are(p
 
     folder = place / "sorted"
     for number in range(30):
-        path = folder / label_of(number) / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(place / "photos" / f"IMG_{number:04d}.png", path)
+        photo = (place / "photos" / f"IMG_{number:04d}.png").read_bytes()
+        put(folder / label_of(number), {f"{number}.png": photo})
     assert adapt(place, test_images=folder).metrics["labelled"] == 30 and weights(work) == before
     assert adapt(place).metrics["labelled"] == 0
     assert not (work / "test").exists(), "nothing measures with labels that were withdrawn"
@@ -218,9 +217,7 @@ def kill_at(place, stage, when, changes):
     call = module.call
 
     def call_and_die(name, **values):
-        if (name, when) == (stage, "before"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        result = call(name, **values)
+        result = call(name, **values) if (name, when) != (stage, "before") else None
         if name == stage:
             os.kill(os.getpid(), signal.SIGKILL)
         return result

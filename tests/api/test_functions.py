@@ -3,10 +3,10 @@
 import inspect
 import pickle
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -22,13 +22,13 @@ from must.method.distributed.process_group import Preempted
 from must.method.model.classifier import load_text_classifier
 from must.method.train import trainer
 from must.method.train.recipe import resolve
-from tests.common import one_line
+from tests.common import one_line, printed
 
 SHORT = {"preset": "digits", "epochs": 1, "batch_size": 50, "workers": 0, "device": "cpu"}
 
 
 def python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    return printed(sys.executable, "-c", code).split()
 
 
 def test_importing_imports_nothing():
@@ -132,10 +132,7 @@ def test_the_users_mistakes_are_value_errors(digits, tmp_path, values, message):
 
 
 def test_training_that_was_stopped_is_no_exit(digits, tmp_path, monkeypatch):
-    def stopped(config):
-        raise Preempted("gs://bucket could not be reached")
-
-    monkeypatch.setattr(trainer, "train", stopped)
+    monkeypatch.setattr(trainer, "train", Mock(side_effect=Preempted("gs://bucket could not be reached")))
     message = r"^gs://bucket could not be reached; call must\.train again"
     with pytest.raises(must.TransientError, match=message):
         must.train(shards=digits.shards, classifier=digits.classifier, output=str(tmp_path))

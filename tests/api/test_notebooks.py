@@ -12,7 +12,6 @@ from must.api.demo import asset_folder
 from tests.common import ROOT
 
 FOLDER = ROOT / "docs" / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 def executed(name, folder, **parameters):
@@ -28,7 +27,7 @@ def executed(name, folder, **parameters):
     return "".join(output.text for output in outputs if output.output_type == "stream"), "".join(pages)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebooks_are_committed_clean(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)

@@ -14,6 +14,7 @@ from must.api import stages, work_state
 from must.api.cli import print_next
 from must.base.errors import UserError
 from must.deploy.review.review import list_commands
+from tests.zoo import put
 
 configure: Callable[..., Any] = stages.configure  # each stage has parameters of its own
 
@@ -21,9 +22,8 @@ configure: Callable[..., Any] = stages.configure  # each stage has parameters of
 def made(folder, *places):
     """Empty files; a place that ends in .json or the like is one, else a bundle's folder."""
     for place in places:
-        file = folder / place if "." in Path(place).name else folder / place / "model.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text('12345678{"__metadata__":{"must":"{}"}}' if file.suffix == ".safetensors" else "{}")
+        name = place if "." in Path(place).name else f"{place}/model.json"
+        put(folder, {name: b'12345678{"__metadata__":{"must":"{}"}}' if name.endswith(".safetensors") else b"{}"})
     return str(folder)
 
 
@@ -96,33 +96,26 @@ class Killed(BaseException):
     pass
 
 
-def dies_after(operations, limit):
-    """A wrapper of functions that raises after so many calls of all of them."""
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("number", range(1, 16))
+def test_an_exchange_that_is_killed_anywhere_is_completed(tmp_path, monkeypatch, number, trained):
+    """After every single operation on files. A trained model in before/ gives way to another trained one only."""
 
-    def wrap(function):
+    def dying(function):
         def wrapped(*arguments, **options):
             result = function(*arguments, **options)
             operations.append(function)
-            if len(operations) == limit:
+            if len(operations) == number:
                 raise Killed
             return result
 
         return wrapped
 
-    return wrap
-
-
-@pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("number", range(1, 16))
-def test_an_exchange_that_is_killed_anywhere_is_completed(tmp_path, monkeypatch, number, trained):
-    """After every single operation on files. A trained model in before/ gives way to another trained one only."""
+    operations = []
     parts, new = ["classifier.safetensors", "labels", "model", "shards", "adapt.json"], tmp_path / ".next-1"
     for folder, text in ((tmp_path, "old"), (new, "new"), (tmp_path / "before", "oldest")):
-        for part in parts[1:4]:
-            (folder / part).mkdir(parents=True)
-            (folder / part / "file").write_text(text)
-        (folder / parts[0]).write_text(text)
-        (folder / parts[4]).write_text(text)
+        places = [parts[0], *(f"{part}/file" for part in parts[1:4]), parts[4]]
+        put(folder, dict.fromkeys(places, text.encode()))
     (tmp_path / "onnx").write_text("old")
     origin = {"provenance": {"config": {"epochs": 1}}}
     (tmp_path / "before/model/model.json").write_text(json.dumps(origin if trained else {}))
@@ -130,31 +123,25 @@ def test_an_exchange_that_is_killed_anywhere_is_completed(tmp_path, monkeypatch,
     (new / "old").mkdir()
     (new / "exchange.json").write_text(json.dumps({"old": [*parts, "onnx"], "new": parts}))
     with monkeypatch.context() as patch:
-        wrap = dies_after(operations := [], number)
-        patch.setattr(Path, "rename", wrap(Path.rename))
-        patch.setattr(Path, "unlink", wrap(Path.unlink))
-        patch.setattr(shutil, "rmtree", wrap(shutil.rmtree))
+        for owner, name in ((Path, "rename"), (Path, "unlink"), (shutil, "rmtree")):
+            patch.setattr(owner, name, dying(getattr(owner, name)))
         with contextlib.suppress(Killed):
             work_state.exchange(tmp_path, new)
     assert len(operations) == min(number, 14 if trained else 15)
     if (new / "exchange.json").exists():
         work_state.exchange(tmp_path, new)
     shutil.rmtree(new, ignore_errors=True)  # as the end of the next call does
-    kept = "oldest" if trained else "old"
-    for folder, text in ((tmp_path, "new"), (tmp_path / "before", kept)):
-        assert [(folder / part / "file").read_text() for part in parts[1:4]] == [text] * 3
-        assert [(folder / parts[0]).read_text(), (folder / parts[4]).read_text()] == [text] * 2
+    for folder, text in ((tmp_path, "new"), (tmp_path / "before", "oldest" if trained else "old")):
+        assert [(folder / place).read_text() for place in places] == [text] * 5
     assert (tmp_path / "before/onnx").exists() and not (tmp_path / "onnx").exists()
     assert (tmp_path / "photo.png").read_text() == "the user's" and not new.exists()
 
 
 @pytest.mark.parametrize("there", ["onnx", "labels"])
 def test_what_other_stages_made_of_a_model_does_not_replace_what_is_in_before(tmp_path, there):
-    (tmp_path / ".next-1/old").mkdir(parents=True)
-    (tmp_path / ".next-1/exchange.json").write_text(json.dumps({"old": ["onnx"], "new": []}))
-    (tmp_path / "onnx").write_text("outdated")
-    (tmp_path / "before").mkdir()
-    (tmp_path / "before" / there).write_text("before")
+    exchange = json.dumps({"old": ["onnx"], "new": []}).encode()
+    put(tmp_path, {".next-1/exchange.json": exchange, "onnx": b"outdated", f"before/{there}": b"before"})
+    (tmp_path / ".next-1/old").mkdir()
     work_state.exchange(tmp_path, tmp_path / ".next-1")
     assert (tmp_path / "before" / there).read_text() == "before" and (tmp_path / "before/onnx").exists()
     assert not (tmp_path / "onnx").exists() and not (tmp_path / ".next-1").exists()

@@ -16,6 +16,7 @@ from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder
 from must.api.preflight import check_output
 from tests.api.conftest import answer, checksums, label_of, weights
+from tests.zoo import put
 
 ADAPT = "adapt photos --classes classes.txt --model model --output work"
 TRAIN = "train --shards work/shards --classifier work/classifier.safetensors --output work/model"
@@ -166,17 +167,11 @@ def finished(monday, tmp_path_factory):
     work = folder / "work"
     shutil.copytree(asset_folder(), folder / "model")
     (folder / "classes.txt").write_text("\n".join(CLASSES))
-    for name, text in {
-        "bad/answers.jsonl": '{"sha256": "x", "label": "one"}\n',
-        "steps/shards/index.json": "{}",
-    }.items():
-        (folder / name).parent.mkdir(parents=True)
-        (folder / name).write_text(text)
+    put(folder, {"bad/answers.jsonl": b'{"sha256": "x", "label": "one"}\n', "steps/shards/index.json": b"{}"})
     answer(work, folder / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in range(5)})
     must.export(model=work, images=11)  # type: ignore[call-arg]
     must.gate(model=work, gate="none")  # type: ignore[call-arg]
     must.promote(model=work, registry=folder / "reg", name="digits")
-
     shutil.copytree(work, folder / "refined")
     file = folder / "refined/model/model.json"
     file.write_text(file.read_text().replace(weights(work), "0" * 64))

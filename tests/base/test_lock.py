@@ -1,6 +1,7 @@
 """One run a place: locks of this machine's kernel, and locks in a bucket that live by their owner's heartbeat."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -24,17 +25,17 @@ from tests.common import until
 HOLD = """
 import sys
 from must.base.lock import Kind, locked
-with locked(sys.argv[1], Kind('must train', '--checkpoints', '.train.lock')):  # train/checkpoint.py's, without torch
+with locked(sys.argv[1], Kind(*sys.argv[2:])):
     print('held', flush=True)
     sys.stdin.read()
 """
 
 
-def hold(place):
-    """A process that holds the lock of a local place until it is killed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(place)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+def hold(place, kind=CHECKPOINTS, **environment):
+    """A process that holds this kind of lock of a local place until it is killed, or until its input ends."""
+    command = [sys.executable, "-c", HOLD, str(place), kind.command, kind.flag, kind.name]
+    variables = os.environ | environment
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
     assert process.stdout.readline() == "held\n"
     return process
 

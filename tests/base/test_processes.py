@@ -6,15 +6,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from must.api.stages import call
 from must.base import processes
 from must.base.processes import METHOD, cores, memory_bytes, start_context
-from tests.common import until
+from tests import zoo
+from tests.common import ROOT, until
 
-ROOT = str(Path(__file__).parents[2])
 SCRIPT = """
 import multiprocessing, sys
 from tests.base.test_processes import shard_and_train
@@ -33,7 +34,7 @@ def shard_and_train(images: str, classifier: str, output: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_fork_server_gives_the_same_shards_and_the_same_model(digits, tmp_path: Path, monkeypatch) -> None:
+def test_a_fork_server_gives_the_same_shards_and_the_same_model(digits, tmp_path, monkeypatch):
     monkeypatch.delenv(METHOD, raising=False)
     given = str(digits.images / "train"), digits.classifier
     shard_and_train(*given, str(tmp_path / "fork"))
@@ -60,21 +61,19 @@ if __name__ == "__main__":
 def run_left_behind(tmp_path: Path, method: str, end: str) -> tuple[int, int]:
     script = tmp_path / "script.py"
     script.write_text(LEFT_BEHIND.format(end=end))
-    done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, cwd=tmp_path, timeout=100,
-        env=environment() | {METHOD: method}, start_new_session=True,
-    )  # fmt: skip
+    place: dict[str, Any] = {"cwd": tmp_path, "env": environment() | {METHOD: method}, "start_new_session": True}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, **place)
     return done.returncode, int(done.stdout.split()[0])
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_a_worker_ends_with_the_program_that_was_killed(tmp_path: Path, method: str) -> None:
+def test_a_worker_ends_with_the_program_that_was_killed(tmp_path, method):
     code, worker = run_left_behind(tmp_path, method, "os.kill(os.getpid(), signal.SIGKILL)")
     assert code == -signal.SIGKILL
     until(lambda: not Path(f"/proc/{worker}").exists())
 
 
-def test_a_fork_server_outlives_a_sigterm_to_the_group(tmp_path: Path) -> None:
+def test_a_fork_server_outlives_a_sigterm_to_the_group(tmp_path):
     end = (
         "signal.signal(signal.SIGTERM, lambda *_: None); os.killpg(0, signal.SIGTERM); "
         "context = start_context('must.base.processes'); one = context.Process(target=print); one.start(); one.join(); "
@@ -83,14 +82,14 @@ def test_a_fork_server_outlives_a_sigterm_to_the_group(tmp_path: Path) -> None:
     assert run_left_behind(tmp_path, "forkserver", end)[0] == 0
 
 
-def test_an_unknown_start_method_is_one_line(monkeypatch) -> None:
+def test_an_unknown_start_method_is_one_line(monkeypatch):
     monkeypatch.setenv(METHOD, "frok")
     with pytest.raises(ValueError, match="MUST_START_METHOD=frok: no such start method; known are fork, "):
         start_context("must.base.processes")
 
 
 def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != METHOD} | {"PYTHONPATH": ROOT}
+    return {name: value for name, value in os.environ.items() if name != METHOD} | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.mark.parametrize(
@@ -106,21 +105,16 @@ def environment() -> dict[str, str]:
         ({}, 96),
     ],
 )
-def test_the_limit_of_a_control_group_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
-) -> None:
+def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch, files, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(f"{content}\n")
+    zoo.put(tmp_path, {name: f"{content}\n".encode() for name, content in files.items()})
     assert cores(tmp_path) == expected
 
 
 @pytest.mark.parametrize("file", ["memory.max", "memory/memory.limit_in_bytes"])
-def test_a_containers_memory_counts(tmp_path: Path, file: str) -> None:
+def test_a_containers_memory_counts(tmp_path, file):
     whole = memory_bytes(tmp_path)
-    (tmp_path / file).parent.mkdir(exist_ok=True)
-    (tmp_path / file).write_text("max\n")
+    zoo.put(tmp_path, {file: b"max\n"})
     assert memory_bytes(tmp_path) == whole > 10**8
     (tmp_path / file).write_text("3000000\n")
     assert memory_bytes(tmp_path) == 3_000_000
@@ -131,8 +125,8 @@ def test_a_containers_memory_counts(tmp_path: Path, file: str) -> None:
     [(4, 10**12, "1", 64), (4, 10**9, "1", 10), (4, 10**12, "4", 16), (1, 1, "1", 2)],
 )
 def test_more_workers_than_the_machine_holds_are_refused_before_any_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, memory: int, world: str, most: int
-) -> None:
+    tmp_path, monkeypatch, count, memory, world, most
+):
     monkeypatch.setattr(processes, "cores", lambda: count)
     monkeypatch.setattr(processes, "memory_bytes", lambda: memory)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", world)

@@ -21,6 +21,7 @@ from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
 from tests.common import ROOT
 from tests.components.kube_api import Api
+from tests.components.trainer import now
 from tests.deploy.promote.bundles import make_bundle
 from tests.local_server import Answer, serving
 
@@ -85,7 +86,8 @@ def fails(*lines, code=1, node=0):
     def on_start(api, name):
         pod = api.pods[name][node]
         pod.say(*lines)
-        api.note("Pod", pod.name, "OOMKilled", "Container node was killed")
+        event = {"reason": "OOMKilled", "message": "Container node was killed", "firstTimestamp": now()}
+        api.events.append({"involvedObject": {"kind": "Pod", "name": pod.name}, **event})
         api.exit(name, node, code)
 
     return on_start

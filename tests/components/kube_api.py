@@ -1,8 +1,6 @@
 """A Kubernetes API server for TrainJobs, with their controllers, as far as our launcher and the stage summary use them.
-
-A TrainJob that is created gets a pod a node (trainer.py). What the pods do is the test's business:
-`Pod.say`, `Api.exit`, `Api.finish`. Objects change when a request or a test changes them, so a test never waits.
-"""
+A TrainJob that is created gets a pod a node (trainer.py). What the pods do is the test's business: `Pod.say`,
+`Api.exit`, `Api.finish`. Objects change when a request or a test changes them, so a test never waits."""
 
 import json
 import re
@@ -63,10 +61,6 @@ class Api:
     def conclude(self, name, kind, reason, message):
         condition = {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": now()}
         self.jobs[name].setdefault("status", {})["conditions"] = [condition]
-
-    def note(self, kind, name, reason, message):
-        about = {"kind": kind, "name": name}
-        self.events.append({"involvedObject": about, "reason": reason, "message": message, "firstTimestamp": now()})
 
     # --- what the API does ----------------------------------------------------------------------------------------
 

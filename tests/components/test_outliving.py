@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
 from must.data.format.index import load_index
+from must.method.answers.answers_file import append
 from must.method.model.description import load_description
 from must.runtime.notes import Facts
 from must_components.train_job.launch import train_on_nodes
 from must_pipeline.cluster.config import Cluster, GpuPool, Training
 from must_pipeline.cluster.placement import encode_nodes
+from tests.common import until
 from tests.components.conftest import start_launcher
 from tests.evaluation.digits import digits as make_digits
 from tests.gcs import free_port
@@ -65,12 +66,6 @@ def fleet(api):
         process.wait()
 
 
-def wait_for(condition, process):
-    while not condition():
-        assert process.poll() in (None, -signal.SIGKILL), process.communicate()
-        time.sleep(0.02)
-
-
 def steps(pod):
     """The numbers of the steps that a pod's log tells of."""
     return [int(line.split("/")[0].split()[-1]) for _, line in list(pod.lines) if line.startswith("step ")]
@@ -88,15 +83,14 @@ def test_training_goes_on_without_its_launcher_and_the_next_one_follows_it(api, 
     }  # fmt: skip
     picture = next(digits.images.glob("train/*/*.png"))
     answer = {"image": picture.name, "sha256": hashlib.sha256(picture.read_bytes()).hexdigest()}
-    line = json.dumps(answer | {"label": picture.parent.name, "sampled": "random"})
-    (work / "answers.jsonl").write_text(line + "\n")
+    append(work / "answers.jsonl", answer | {"label": picture.parent.name, "sampled": "random"})
     first = start_launcher(api, work, **values)
-    wait_for(lambda: api.pods and steps(next(iter(api.pods.values()))[0]), first)
+    until(lambda: api.pods and steps(next(iter(api.pods.values()))[0]), first.communicate, process=first)
     ((name, pods),) = api.pods.items()
     first.send_signal(signal.SIGKILL)
     first.communicate()
     killed_at = steps(pods[0])[-1]
-    wait_for(lambda: steps(pods[0])[-1] > killed_at + STEPS, first)  # nobody waits for it
+    until(lambda: steps(pods[0])[-1] > killed_at + STEPS)  # nobody waits for it
     print(f"killed at step {killed_at}, trained on alone at least to step {steps(pods[0])[-1]}, of {EPOCHS * STEPS}")
     output = work.parent / "second"
     train_on_nodes(Facts(), str(work), output=str(output), **values)

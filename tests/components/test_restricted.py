@@ -1,6 +1,7 @@
 """Every pod of a run, of a TrainJob and of the server is let into a namespace under Pod Security's `restricted`."""
 
 import re
+from typing import Any
 
 import pytest
 import yaml
@@ -15,7 +16,6 @@ from tests.common import ROOT
 from tests.components.conftest import nodes
 from tests.components.trainer import admit, build_job
 from tests.pipeline.compiled import compiled_for
-from tests.pod_security import violations
 
 CLUSTERS = [CLUSTER, *(CLUSTER.with_name("clusters") / f"{name}.yaml" for name in ("gke", "eks", "openshift"))]
 KNOWN = {
@@ -25,6 +25,40 @@ KNOWN = {
 PIPELINES_OWN = {  # security_context.go of Kubeflow Pipelines 2.17, of a container that a user names an image for
     "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
 }  # fmt: skip
+VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+PROFILES = ("RuntimeDefault", "Localhost")
+OF_PODS = {"runAsNonRoot", "runAsUser", "runAsGroup", "fsGroup", "fsGroupChangePolicy", "seccompProfile"}
+OF_CONTAINERS = OF_PODS | {"allowPrivilegeEscalation", "capabilities", "readOnlyRootFilesystem"}
+
+
+def violations(pod: dict[str, Any]) -> list[str]:
+    """What Kubernetes would refuse a pod of this spec for, by the level `restricted` as its page has it for 1.35,
+    for Linux pods, as far as pods of ours have the fields that it is about; another field of a security context is a
+    violation here. Nothing where it is admitted."""
+    found = [f"{name} is true" for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
+    context = pod.get("securityContext") or {}
+    found += sorted(context.keys() - OF_PODS)
+    for volume in pod.get("volumes", []):
+        found += [f"volume {volume['name']}: {kind}" for kind in volume.keys() - {"name"} - VOLUMES]
+    assert not {"initContainers", "ephemeralContainers"} & pod.keys()
+    for container in pod["containers"]:
+        found += [f"{container['name']}: {what}" for what in of_container(container, context)]
+    return found
+
+
+def of_container(container: dict[str, Any], pod: dict[str, Any]) -> list[str]:
+    own = container.get("securityContext") or {}
+    capabilities, seccomp = own.get("capabilities") or {}, own.get("seccompProfile") or pod.get("seccompProfile") or {}
+    wrong = {
+        "allowPrivilegeEscalation is not false": own.get("allowPrivilegeEscalation") is not False,
+        "runAsNonRoot is not true": own.get("runAsNonRoot", pod.get("runAsNonRoot")) is not True,
+        "runAsUser is 0": 0 in (own.get("runAsUser"), pod.get("runAsUser")),
+        "no seccompProfile": seccomp.get("type") not in PROFILES,
+        "capabilities are not dropped": "ALL" not in capabilities.get("drop", []),
+    }
+    found = [*sorted(own.keys() - OF_CONTAINERS), *(what for what, is_so in wrong.items() if is_so)]
+    found += [f"capability {one}" for one in capabilities.get("add", []) if one != "NET_BIND_SERVICE"]
+    return found + [f"hostPort {port['hostPort']}" for port in container.get("ports", []) if port.get("hostPort")]
 
 
 def stage_pods(file):

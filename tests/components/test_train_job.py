@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -96,9 +97,6 @@ def test_gpus_of_any_maker_and_a_time_limit_are_in_the_manifest():
     assert free["spec"]["activeDeadlineSeconds"] == ClusterFile().retries.window  # it ends when nobody watches it
 
 
-# --- a launcher that finds the run's job
-
-
 def test_a_retry_replaces_a_failed_job_when_all_of_it_is_gone(api, work, failed_job, capfd):
     """Beside an old JobSet Trainer builds none, and old pods would still write checkpoints."""
     api.lag, api.on_start = 4, completes(work, "going on after step 5")
@@ -109,11 +107,8 @@ def test_a_retry_replaces_a_failed_job_when_all_of_it_is_gone(api, work, failed_
 
 
 def test_the_next_launcher_follows_the_job_of_a_lost_one_or_takes_its_result(api, work, capfd, monkeypatch):
-    def killed(self):
-        raise SystemExit(137)
-
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(Launch, "follow", killed)
+        patch.setattr(Launch, "follow", Mock(side_effect=SystemExit(137)))
         train(work)
     (name,) = api.jobs
     completes(work)(api, name)
@@ -160,9 +155,6 @@ def test_a_trainer_that_drops_our_patches_is_too_old(api, work):
     with pytest.raises(ValueError, match=r"Kubeflow Trainer 2\.2 or newer is needed"):
         train(work)
     assert len(api.deleted) == 1
-
-
-# --- how a job ends
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
-"""What Kubeflow Trainer 2, JobSet and Kubernetes make of a TrainJob: admission, the JobSet's job, its pods.
-
-`recorded/` holds the objects of a real cluster (Kubernetes 1.35, Trainer 2.3.0, JobSet 0.12.0); test_stub.py compares
-them with these. Where the recording is silent it is written from the controllers' code.
-"""
+"""What Kubeflow Trainer 2, JobSet and Kubernetes make of a TrainJob: admission, the JobSet's job, its pods. `recorded/`
+holds the objects of a real cluster (Kubernetes 1.35, Trainer 2.3.0, JobSet 0.12.0); test_stub.py compares them with
+these. Where the recording is silent it is written from the controllers' code."""
 
 import copy
 import uuid
@@ -42,10 +40,8 @@ def admit(body, version, queued):
     for patch in spec.get("runtimePatches", []):
         patch.setdefault("time", now())
     job["spec"] = spec
-    job["metadata"] |= {
-        "namespace": "vision", "creationTimestamp": now(), "generation": 1, "resourceVersion": "1",
-        "uid": str(uuid.uuid4()),
-    }  # fmt: skip
+    job["metadata"] |= {"namespace": "vision", "generation": 1, "resourceVersion": "1", "uid": str(uuid.uuid4())}
+    job["metadata"]["creationTimestamp"] = now()
     if queued:  # as Kueue's webhook does
         spec["suspend"] = True
     return job

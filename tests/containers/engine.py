@@ -1,7 +1,5 @@
 """The container engine under test, and how a container is run with it."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,8 +1,6 @@
-"""The code blocks of the documentation, and the commands in them.
-
-A block may have a line before it: `<!-- run: here, why -->`, `parse` or `never`. test_commands.py looks at the flags of
-all commands; test_walk.py runs what has no such line, or `here`, on the pages that it goes through.
-"""
+"""The code blocks of the documentation, and the commands in them. A block may have a line before it:
+`<!-- run: here, why -->`, `parse` or `never`. test_commands.py looks at the flags of all commands; test_walk.py runs
+what has no such line, or `here`, on the pages that it goes through."""
 
 import re
 import shlex

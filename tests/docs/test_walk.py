@@ -1,15 +1,13 @@
-"""The README and then the laptop's page, walked through, and the page of day two: their blocks are run in order.
-
-The folder holds the bundled example. The laptop's lines are run as far as the README has not run the same ones.
-What differs from the page: the photographs and class names are the bundled digits', the backbone is the bundled tiny
-CLIP, and training is short. The installation is tests/release's subject.
-"""
+"""The README and then the laptop's page, walked through, and the page of day two: their blocks are run in order, the
+laptop's as far as the README has not run the same lines. What differs from the page: the photographs and class names
+are the bundled digits', the backbone is the bundled tiny CLIP, and training is short. Installing: tests/release."""
 
 import json
 import os
 import shlex
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,16 +23,6 @@ ADDED = {
     "adapt": ["--model", "demo/model", "--settings", ",".join(f"{name}={value}" for name, value in SHORT.items())],
     "plan": ["--batch-size", "32", "--workers", "0", "--seconds", "1"],
 }
-
-
-@pytest.fixture
-def run(tmp_path):
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-
-    def run(words):
-        printed(*words, cwd=tmp_path, env=os.environ | {"PATH": path})
-
-    return run
 
 
 def shortened(line):
@@ -62,9 +50,10 @@ def shorten_the_demo(folder):
 
 
 @pytest.fixture
-def walk(tmp_path, run):
+def walk(tmp_path):
     """Runs the blocks of pages in the folder, without the lines of earlier pages; returns all lines."""
-    done = set()
+    done, path = set(), os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    run = partial(printed, cwd=tmp_path, env=os.environ | {"PATH": path})
 
     def run_page(page):
         for block in blocks(ROOT / page):
@@ -72,11 +61,11 @@ def walk(tmp_path, run):
                 continue
             if block.language == "python":
                 code = block.text.replace("output=", 'model="demo/model", batch_size=32, workers=0, epochs=2, output=')
-                run([sys.executable, "-c", code])
+                run(sys.executable, "-c", code)
             elif block.language == "bash":
                 for line in block.text.strip().split("\n"):
                     if not line.startswith(SKIPPED) and line not in done:
-                        run(shortened(line) if line.startswith("must ") else ["bash", "-c", line])
+                        run(*shortened(line) if line.startswith("must ") else ["bash", "-c", line])
                         yield line
 
     def walk(*pages):
@@ -84,7 +73,7 @@ def walk(tmp_path, run):
             done.update(list(run_page(page)))
         return done
 
-    run(shlex.split(DEMO))
+    run(*shlex.split(DEMO))
     done.add(DEMO)
     shorten_the_demo(tmp_path)
     return walk

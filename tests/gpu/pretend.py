@@ -1,7 +1,5 @@
 """A GPU for machines without one: its tensors lie on the CPU and compute there, but Python sees them on cuda:0.
-
 They follow CUDA's rules: an operation on tensors of both devices fails, and so does `.numpy()` of a GPU's tensor.
-
 What it cannot show: kernels, speed, memory, streams, half precision.
 
     python -m tests.gpu.pretend '[["adapt", "photos", ...], ["refine", "work"]]'   # several commands of must
@@ -63,11 +61,7 @@ def compute(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"Expected a 'cuda' device type for generator: {name}")
     device = kwargs.get("device")
     result_on_gpu = is_gpu(device) if device is not None else any(on_gpu)
-    if name in (
-        "aten::index",
-        "aten::copy_",
-        "aten::new_empty_strided",
-    ):  # of the last, autograd names the device itself
+    if name in ("aten::index", "aten::copy_", "aten::new_empty_strided"):  # of the last, autograd names the device
         result_on_gpu = on_gpu[0]
     args, kwargs = tree_map(lambda value: value.on_cpu if isinstance(value, GpuTensor) else value, (args, kwargs))
     if device is not None:

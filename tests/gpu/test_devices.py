@@ -1,14 +1,18 @@
-"""Every command that runs a model keeps to one device: on a pretended GPU, which refuses what CUDA refuses."""
+"""Every command that runs a model keeps to one device: on a pretended GPU, which refuses what CUDA refuses. And the
+settings of the GPU tests are valid: machines without a GPU skip those tests."""
 
 import csv
 import json
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from must.api.cli import build_parser
 from must.api.demo import asset_folder
-from tests.common import ROOT
+from must.api.stages import configure
+from tests.common import ROOT, printed, read_csv
+from tests.gpu import test_gpu as gpu
 
 CHECKS = """
 import torch
@@ -27,14 +31,8 @@ print(gpu.device, gpu.cpu().device, layer.weight.grad.device, gpu[0].tolist(), g
 """
 
 
-def run(*arguments):
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_the_pretended_gpu_refuses_what_cuda_refuses():
-    *refused, last = run("-c", CHECKS).splitlines()
+    *refused, last = printed(sys.executable, "-c", CHECKS, cwd=ROOT).splitlines()
     assert [line.split(":")[0] for line in refused[:5]] == ["Expected all tensors to be on the same device"] * 5
     assert refused[5].startswith("can't convert cuda:0") and len(refused) == 6
     assert last == "cuda:0 cpu cuda:0 [1.0, 1.0] 4.0 cpu"
@@ -47,9 +45,9 @@ def test_every_command_keeps_to_one_device_on_a_gpu(digits, tmp_path):
     adapt = ["adapt", photos, "--classes", classes, "--model", str(asset_folder()), "--output", work, "--train", "no"]
     data = ["--shards", digits.shards, "--classifier", digits.classifier]
     settings = ["--preset", "digits", "--epochs", "1", "--accumulate", "2", "--pseudo-labels", "propagated"]
-    run("-m", "tests.gpu.pretend", json.dumps([adapt]))
-    with open(f"{work}/labels/predictions.csv", newline="") as file:
-        labels = [(row["image"], row["class"]) for row in csv.DictReader(file)]
+    pretend = [sys.executable, "-m", "tests.gpu.pretend"]
+    printed(*pretend, json.dumps([adapt]), cwd=ROOT)
+    labels = [(row["image"], row["class"]) for row in read_csv(Path(work, "labels/predictions.csv"))]
     with corrections.open("w", newline="") as file:
         csv.writer(file).writerows([("image", "class"), *labels[::9]])
     commands = [
@@ -61,5 +59,13 @@ def test_every_command_keeps_to_one_device_on_a_gpu(digits, tmp_path):
         ["train", *data, *settings, "--output", model],
         ["evaluate", "--model", model, "--baseline", digits.classifier, "--shards", digits.shards, "--output", model],
     ]
-    shown = run("-m", "tests.gpu.pretend", json.dumps(commands))
+    shown = printed(*pretend, json.dumps(commands), cwd=ROOT)
     assert f"using {len(labels[::9])} answers" in shown and f"-> {model}" in shown
+
+
+def test_must_train_accepts_the_settings_of_the_gpu_tests(digits, tmp_path):
+    assert all(gpu.config_of(digits, "cpu", **settings).preset == "digits" for settings in gpu.SETTINGS)
+    flags = gpu.command(digits, tmp_path, 1, **{"batch-size": 16})
+    values = vars(build_parser().parse_args(flags[flags.index("train") :]))
+    assert values.pop("config_file") is None
+    assert configure(values.pop("command"), values).to_dict()["epochs"] == 8

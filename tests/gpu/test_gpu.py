@@ -1,9 +1,5 @@
-"""Whether this machine's CUDA GPUs do what docs/gpus.md says: `pytest tests/gpu`.
-
-GPU_TESTS_DEVICE=cpu runs the same code on the CPU, with two processes where several GPUs are needed.
-"""
-
-from __future__ import annotations
+"""Whether this machine's CUDA GPUs do what docs/gpus.md says: `pytest tests/gpu`. GPU_TESTS_DEVICE=cpu runs the same
+code on the CPU, with two processes where several GPUs are needed."""
 
 import itertools
 import json
@@ -19,15 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.profiler import ProfilerActivity, profile
 
-from must.base.files import LAST_FILE, WEIGHTS_FILE
+from must.base.files import LAST_FILE
 from must.config import TrainConfig
 from must.method.distributed.process_group import StopSignal, init_distributed
 from must.method.model.bundle import LOG_FILE
 from must.method.train.trainer import Trainer
-from tests.method.train.lives import training
+from tests.method.train.lives import difference, training
 
 DEVICE = os.environ.get("GPU_TESTS_DEVICE", "cuda")
 ON_GPU = DEVICE == "cuda"
@@ -39,8 +34,6 @@ several = pytest.mark.skipif(GPUS < 2, reason=f"needs two CUDA GPUs, this machin
 DEVICES, BF16, PROCESSES = 0.01, 0.03, 0.01  # of losses
 WEIGHTS = 1e-3 if ON_GPU else 0.0  # of a resumed run's weights: a GPU's kernels may add in another order
 FUSED = ("flash", "fmha", "cudnn") if ON_GPU else ("attention",)  # parts of the names of fused attention kernels
-
-
 SETTINGS: list[dict] = [{}, {"accumulate": 2}, {"pseudo_labels": "propagated"}]
 
 
@@ -101,9 +94,6 @@ def test_attention_is_one_fused_kernel(digits):
     assert [name for name in names if any(word in name for word in FUSED)], names
 
 
-# -- `must train` as a user starts it ------------------------------------------------------------------------------
-
-
 def command(digits, output: Path, processes: int, **changes) -> list[str]:
     values = {
         "shards": digits.shards, "classifier": digits.classifier, "output": output, "preset": "digits",
@@ -139,10 +129,7 @@ def test_a_killed_run_goes_on_to_the_same_model(processes, digits, run, tmp_path
             os.kill(int(child), signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "it had ended before it could be killed"
     subprocess.run(command(digits, tmp_path, processes), check=True)
-    ours, theirs = (load_file(folder / WEIGHTS_FILE) for folder in (tmp_path, run(processes)))
-    square = {name: (ours[name] - value).double().square().sum() for name, value in theirs.items()}
-    distance = sum(square.values()) / sum(value.double().square().sum() for value in theirs.values())
-    assert float(distance) ** 0.5 <= WEIGHTS
+    assert difference(tmp_path, run(processes)) <= WEIGHTS
 
 
 @several

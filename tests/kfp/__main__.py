@@ -7,8 +7,6 @@ this machine and the pods see (--store). Killing and deleting pods needs Kuberne
 with the right to list, delete and exec pods; without it those cases are skipped. What it makes is deleted at the end.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import re

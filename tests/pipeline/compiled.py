@@ -1,10 +1,5 @@
-"""Compiled DAGs, in a process of their own.
-
-Compiling takes kfp two seconds, and ten times as long in a process of pytest: for each setting of a task kfp looks at
-its callers and through all modules that are imported.
-"""
-
-from __future__ import annotations
+"""Compiled DAGs, in a process of their own: compiling takes kfp two seconds, and ten times as long in a process of
+pytest, because for each setting of a task kfp looks at its callers and through all modules that are imported."""
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context

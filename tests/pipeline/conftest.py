@@ -4,10 +4,13 @@ import json
 import sys
 
 import pytest
+import yaml
 
 from must_pipeline import cli
 from must_pipeline.server import wait
 from tests.pipeline.kfp_server import KfpServer
+
+PARAMETERS = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "gs://b/work"}
 
 
 @pytest.fixture
@@ -35,6 +38,25 @@ def must_pipeline(monkeypatch):
         return 0
 
     return call
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(PARAMETERS))
+    (tmp_path / "cluster.yaml").write_text("{namespace: vision, service_account: must}")
+    return tmp_path
+
+
+@pytest.fixture
+def submitter(server, files, must_pipeline):
+    return lambda *words: must_pipeline("submit", *words, "--host", server.url, "--cluster", files / "cluster.yaml")
+
+
+def refused(capsys, command, *words):
+    """The one line that a command prints which ends with 2."""
+    assert command(*words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
 
 
 def kubeconfig(folder, url):

@@ -188,7 +188,6 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("retries: {factor: 0}", "retries.factor 0: must be at least 1"),
         ("timeouts: {train: 0}", "timeouts.train: seconds above 0"),
         ("training: {nodes: 2, as: pod}", "training.as pod contradicts training.nodes 2"),
-        ("tensorboard: /p", "tensorboard '/p': must be a bucket's URI or lie below volume.mount"),
         ("env: {MUST_RETRIES: x}", "env 'MUST_RETRIES': names that begin so are set by the pipeline"),
         ("tensorboard: http://x", "tensorboard 'http://x': must be a bucket's URI"),
         ("training: {processes: all}", "training.processes 'all': a number of processes a node, or auto"),

@@ -22,6 +22,7 @@ from must_pipeline.run_local import run_local
 from must_pipeline.stages import STAGES
 from tests.common import ended
 from tests.pipeline.compiled import Compiled, compile_apart, compiled_for
+from tests.pipeline.conftest import refused
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +110,7 @@ def test_the_whole_stays_far_below_kubeflows_limits(compiled):
 
 @pytest.mark.parametrize("indent", ["    ", "        "], ids=["a stage", "in a loop"])
 def test_the_console_keeps_a_stages_lines_and_drops_the_runners(indent, capsys):
-    output = StageOutput(sys.stdout)
-    output.write(
+    StageOutput(sys.stdout).write(
         "16:19:35.687 - INFO - Executing task \x1b[96m'train'\x1b[0m\n"
         "16:19:35.687 - INFO - Streamed logs:\n\n"
         f"{indent}[KFP Executor 2026 INFO]: Got executor_input:\n"
@@ -125,16 +125,14 @@ def test_the_console_keeps_a_stages_lines_and_drops_the_runners(indent, capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_wrong_flag_of_any_command_is_one_line(command, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["must-pipeline", command, "--cluter", "x"])
-    line = ended(capsys, 2, must_pipeline)
-    assert line.startswith(f"must-pipeline {command}: --cluter: unknown")
+    assert ended(capsys, 2, must_pipeline).startswith(f"must-pipeline {command}: --cluter: unknown")
 
 
 def test_without_an_engine_it_is_one_line(tmp_path, must_pipeline, monkeypatch, capsys):
     (tmp_path / "p.yaml").write_text("source: images\nclasses: imagenet\n")
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
     words = ["--runner", "docker", "--parameters", tmp_path / "p.yaml", "--output", tmp_path / "run"]
-    assert must_pipeline("run", *words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    line = refused(capsys, must_pipeline, "run", *words)
     assert f"no container engine answers at unix://{tmp_path}/no.sock (DOCKER_HOST)" in line
 
 

@@ -27,9 +27,7 @@ ALL = [stage for stage in STAGES if stage != "close"]  # of a run that is promot
 
 def small_demo(folder):
     """The bundled example with few images and epochs, and a learning rate for them; returns the pipeline's parameters.
-
-    Its model is better than zero-shot for certain on the test images, by about 7 points.
-    """
+    Its model is better than zero-shot for certain on the test images, by about 7 points."""
     subprocess.run([sys.executable, "-m", "must", "demo", "--output", folder], check=True, capture_output=True)
     parameters = yaml.safe_load((folder / "pipeline.yaml").read_text())
     files = sorted((folder / "images" / "unlabeled").rglob("*.png"))
@@ -57,17 +55,9 @@ class Run:
         self.code, self.log, self.error = result.returncode, COLOR.sub("", result.stdout), result.stderr
         newest = max((output / "runs").glob("*"), default=None)
         self.artifacts = {path.name: path for path in newest.glob("*/*")} if newest else {}
-
-    @property
-    def stages(self):
-        return re.findall(r"Executing task '(.*)'", self.log)
-
-    @property
-    def console(self):
-        """What a user sees without --verbose."""
-        shown = io.StringIO()
-        StageOutput(shown).write(self.log)
-        return shown.getvalue()
+        self.stages = re.findall(r"Executing task '(.*)'", self.log)
+        StageOutput(shown := io.StringIO()).write(self.log)
+        self.console = shown.getvalue()  # what a user sees without --verbose
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +111,7 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
 
 def test_a_service_for_the_champion_is_written(first):
     work, run = first
-    place = work / "registry" / "digits"
-    service = yaml.safe_load((place / "inferenceservice.yaml").read_text())
+    service = yaml.safe_load((work / "registry" / "digits" / "inferenceservice.yaml").read_text())
     (container,) = service["spec"]["predictor"]["containers"]
     arguments = container["args"]
     assert service["kind"] == "InferenceService" and container["image"].startswith("must-serve:")

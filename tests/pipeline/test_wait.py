@@ -12,7 +12,7 @@ from must.runtime.notes import Facts, Note, write_note
 from must_components.cluster import failures, is_refused, parse_exit_code
 from must_pipeline.server import wait
 from tests.local_server import Answer, serving
-from tests.pipeline.conftest import kubeconfig
+from tests.pipeline.conftest import PARAMETERS, kubeconfig
 
 RUNS = json.loads((Path(__file__).parent / "recorded" / "runs.json").read_text())
 REFUSED = """pods "must-x-retry-system-container-impl-1" is forbidden: violates PodSecurity "restricted:latest": \
@@ -20,18 +20,10 @@ runAsNonRoot != true (pod or container "main" must set securityContext.runAsNonR
 
 
 @pytest.fixture
-def waiting(server, tmp_path, must_pipeline):
+def waiting(submitter, files):
     """Runs submit --wait."""
-    parameters = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": str(tmp_path / "work")}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(parameters))
-    (tmp_path / "cluster.yaml").write_text("namespace: vision")
-
-    def call(*more):
-        words = ["--parameters", tmp_path / "run.yaml", "--cluster", tmp_path / "cluster.yaml", "--host", server.url]
-        return must_pipeline("submit", *words, "--wait", *more)
-
-    call.work = str(tmp_path / "work")  # type: ignore[attr-defined]
-    return call
+    (files / "run.yaml").write_text(yaml.safe_dump(PARAMETERS | {"work_uri": f"{files}/work"}))
+    return lambda *more: submitter("--parameters", files / "run.yaml", "--wait", *more)
 
 
 def play(server, name):
@@ -56,11 +48,11 @@ def test_the_end_of_a_run_and_the_stage_that_failed(server, waiting, capsys, nam
     assert "The page about it is the artifact of the stage summary." in out
 
 
-def test_the_summary_is_printed_where_the_notes_can_be_read(server, waiting, capsys):
+def test_the_summary_is_printed_where_the_notes_can_be_read(server, files, waiting, capsys):
     """After Kubeflow's own Retry too, which repeats stages, but not the stage summary."""
     play(server, "wrong input")
     note = Note("classifier", "failed", code=2, lines=["no such model"])
-    server.meanwhile = lambda run: write_note(waiting.work, run["run_id"], note)
+    server.meanwhile = lambda run: write_note(f"{files}/work", run["run_id"], note)
     assert waiting() == 1 and len(server.stored["runs"]) == 1  # nothing is started again
     out = capsys.readouterr().out
     assert "\nRun failed: classifier: the input is wrong\n\nWhy: " in out and "\nfailed: " not in out
@@ -68,7 +60,7 @@ def test_the_summary_is_printed_where_the_notes_can_be_read(server, waiting, cap
 
 
 @pytest.fixture
-def evicted(server, waiting, monkeypatch):
+def evicted(server, files, monkeypatch):
     """Plays a node that is taken back: the stage was asked to end, then the run fails. Returns how often it happens."""
     move, times = server.move, [1]
 
@@ -77,7 +69,7 @@ def evicted(server, waiting, monkeypatch):
             return
         lost = times[0] > 0
         ended = Note("train", signalled=1.0) if lost else Note("promote", "done", facts=Facts(version="r1"))
-        write_note(waiting.work, run["run_id"], ended)
+        write_note(f"{files}/work", run["run_id"], ended)
         times[0] -= 1
         history = ["CANCELING"] if server.terminated else []
         for one in [*history, "FAILED" if lost else "SUCCEEDED"]:

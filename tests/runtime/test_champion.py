@@ -12,7 +12,7 @@ from must.deploy.promote.registry import Registry
 from must.method.model.classifier import TextClassifier, save_classifier
 from must.runtime.notes import Facts
 from must.runtime.stages import champion
-from tests.deploy.promote.bundles import make_bundle
+from tests.deploy.promote.bundles import make_bundle, promote
 
 SPLITS = {"train": {"samples": 9, "labelled": 0}, "test": {"samples": 3, "labelled": 3}}
 UNLABELLED = {"train": {"samples": 9, "labelled": 0}}
@@ -20,16 +20,7 @@ UNLABELLED = {"train": {"samples": 9, "labelled": 0}}
 
 @pytest.fixture
 def place(tmp_path):
-    registry = Registry(str(tmp_path / "registry"), "digits")
-
-    def promote(seed=0, **changes):
-        bundle = make_bundle(tmp_path / f"bundle-{seed}", seed=seed, **changes)
-        files = {f"bundle/{name}": str(bundle / name) for name in ("model.safetensors", "model.json")}
-        registry.add(f"v{seed}", files, {})
-        registry.set_champion(f"v{seed}", "promoted")
-
-    registry.promote = promote  # type: ignore[attr-defined]
-    return registry
+    return Registry(str(tmp_path / "registry"), "digits")
 
 
 def make_index(splits):
@@ -41,32 +32,29 @@ def make_index(splits):
     return Index(0, "test", source, settings, shards, splits, (), 0, {}, 0, 0)
 
 
-def ask(
-    place, tmp_path, classes=("cat", "dog"), settings=None, only_new=False, splits=SPLITS, gate="label-free",
-    facts=None, **more,
-):  # fmt: skip
+def ask(tmp_path, classes=("cat", "dog"), settings=None, only_new=False, splits=SPLITS, gate="label-free", **more):
     file = str(tmp_path / "classifier.safetensors")
     save_classifier(TextClassifier(tuple(classes), ("a {}",), "tiny", "", 100.0, weights=torch.eye(2)), file)
     content = make_index(splits).to_json()
     write_bytes(str(tmp_path / "work" / "shards" / "index.json"), content)
     return champion(
-        Facts() if facts is None else facts, str(tmp_path / "work"), name="digits",
+        more.pop("facts", Facts()), str(tmp_path / "work"), name="digits",
         registry_uri=str(tmp_path / "registry"), index_sha256=hashlib.sha256(content).hexdigest(),
         classifier=file, preset="", settings=settings or {"lr": 1.0}, epochs=0, only_new=only_new, gate=gate, **more,
     )  # fmt: skip
 
 
-def test_an_empty_registry_has_no_champion(place, tmp_path):
-    found = ask(place, tmp_path, only_new=True)
+def test_an_empty_registry_has_no_champion(tmp_path):
+    found = ask(tmp_path, only_new=True)
     assert (found["version"], found["bundle"], found["action"]) == ("none", "", "train")
 
 
 def test_what_was_decided_is_not_trained_again_and_what_failed_is(place, tmp_path):
-    first = ask(place, tmp_path, only_new=True)
-    assert ask(place, tmp_path, only_new=True)["action"] == "train"  # the run before failed on its way
+    first = ask(tmp_path, only_new=True)
+    assert ask(tmp_path, only_new=True)["action"] == "train"  # the run before failed on its way
     place.decide(first["key"], "promoted as v0", [])
-    assert ask(place, tmp_path, only_new=True)["action"] == "nothing new"
-    assert ask(place, tmp_path)["action"] == "train"  # a run by hand
+    assert ask(tmp_path, only_new=True)["action"] == "nothing new"
+    assert ask(tmp_path)["action"] == "train"  # a run by hand
 
 
 @pytest.mark.parametrize(
@@ -81,16 +69,16 @@ def test_what_was_decided_is_not_trained_again_and_what_failed_is(place, tmp_pat
     ],
 )
 def test_new_data_settings_or_classes_are_new(place, tmp_path, change):
-    place.decide(ask(place, tmp_path)["key"], "stopped", [])
-    assert ask(place, tmp_path, only_new=True, **change)["action"] == "train"
+    place.decide(ask(tmp_path)["key"], "stopped", [])
+    assert ask(tmp_path, only_new=True, **change)["action"] == "train"
 
 
 def test_new_answers_are_new(place, tmp_path):
     (file := tmp_path / "answers.jsonl").write_text("{}")
-    place.decide(ask(place, tmp_path, answers=str(file))["key"], "stopped", [])
-    assert ask(place, tmp_path, only_new=True, answers=str(file))["action"] == "nothing new"
+    place.decide(ask(tmp_path, answers=str(file))["key"], "stopped", [])
+    assert ask(tmp_path, only_new=True, answers=str(file))["action"] == "nothing new"
     file.write_text("{}\n{}")
-    assert ask(place, tmp_path, only_new=True, answers=str(file))["action"] == "train"
+    assert ask(tmp_path, only_new=True, answers=str(file))["action"] == "train"
 
 
 @pytest.mark.parametrize(
@@ -103,15 +91,15 @@ def test_new_answers_are_new(place, tmp_path):
         (UNLABELLED, "", "labelled", "gate labelled: the split train has no labels; give test_source and labels"),
     ],
 )
-def test_the_split_to_evaluate_on_is_known_before_the_training(place, tmp_path, splits, given, gate, split):
+def test_the_split_to_evaluate_on_is_known_before_the_training(tmp_path, splits, given, gate, split):
     with nullcontext() if split in splits else pytest.raises(ValueError, match=split):
-        assert ask(place, tmp_path, splits=splits, evaluate_split=given, gate=gate)["split"] == split
+        assert ask(tmp_path, splits=splits, evaluate_split=given, gate=gate)["split"] == split
 
 
 def test_a_champion_with_other_classes_is_not_compared(place, tmp_path):
-    place.promote(classes=["cat", "dog"])
-    found = ask(place, tmp_path)
+    promote(tmp_path / "registry", "--model", make_bundle(tmp_path / "bundle"), "--version", "v0")
+    found = ask(tmp_path)
     assert (found["version"], found["bundle"]) == ("v0", place.bundle("v0"))
-    found = ask(place, tmp_path, classes=("cat", "dog", "fox"), facts=(facts := Facts()))
+    found = ask(tmp_path, classes=("cat", "dog", "fox"), facts=(facts := Facts()))
     assert (found["version"], found["bundle"]) == ("v0", "")
     assert "it has other classes, so the model is compared with zero-shot only" in facts.result

@@ -14,6 +14,7 @@ from must.runtime.notes import Facts
 from must_components.cluster import check_inputs as check_in_cluster
 from must_pipeline.cli import call
 from tests.common import ended, one_line
+from tests.zoo import put
 
 WRONG = [
     ({"settings": {"lrr": 1}}, "settings.lrr: unknown; did you mean 'lr'?"),
@@ -96,11 +97,9 @@ def test_every_door_refuses_it(door, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_the_first_stage_looks_at_what_the_names_stand_for(tmp_path, bucket_server, change, message):
-    (tmp_path / "one.yaml").write_text("classes: [cat]")
-    (tmp_path / "none.jsonl").touch()
-    (tmp_path / "other.jsonl").write_text(json.dumps({"sha256": "0" * 64, "label": "kiwi"}) + "\n")
-    places = {"{folder}": str(tmp_path), "{bucket}": bucket_server.uri}
-    for name, place in places.items():
+    answer = json.dumps({"sha256": "0" * 64, "label": "kiwi"}).encode() + b"\n"
+    put(tmp_path, {"one.yaml": b"classes: [cat]", "none.jsonl": b"", "other.jsonl": answer})
+    for name, place in {"{folder}": str(tmp_path), "{bucket}": bucket_server.uri}.items():
         change = {key: value.replace(name, place) for key, value in change.items()}
     values = {"classes": "imagenet", "model": "ViT-B-16-quickgelu", "pretrained": "openai"}
     check_inputs(values)
@@ -112,9 +111,7 @@ def test_the_first_stage_looks_at_what_the_names_stand_for(tmp_path, bucket_serv
 @pytest.fixture
 def run(tmp_path):
     """Parameters of a run whose model is a folder."""
-    (tmp_path / "classes.yaml").write_text("classes: [cat, dog]\n")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "open_clip_config.json").write_text("{}")
+    put(tmp_path, {"classes.yaml": b"classes: [cat, dog]\n", "model/open_clip_config.json": b"{}"})
     return {"classes": f"{tmp_path}/classes.yaml", "model": f"{tmp_path}/model"}
 
 

@@ -11,15 +11,17 @@ from tests.deploy.promote.bundles import make_bundle, make_onnx, weights_sha256
 from tests.evaluation.test_gate import better, checked, parse_metrics, unchanged
 
 
-def places(tmp_path, model):
+@pytest.fixture
+def given(tmp_path):
+    """Places of a run whose model is of seed 0."""
     (details := tmp_path / "details").mkdir()
     metrics = parse_metrics(better) | {"baseline_name": "zero-shot", "model": {"weights_sha256": weights_sha256(0)}}
     (details / "metrics.json").write_text(json.dumps(metrics))
     (tmp_path / "onnx").mkdir()
     make_onnx(tmp_path / "onnx" / "model.onnx")
     return {
-        "bundle": str(model), "details": str(details), "registry_uri": str(tmp_path / "registry"), "key": "k",
-        "model_name": "digits", "decision": str(tmp_path / "decision.json"),
+        "bundle": str(make_bundle(tmp_path / "model")), "details": str(details), "key": "k", "model_name": "digits",
+        "registry_uri": str(tmp_path / "registry"), "decision": str(tmp_path / "decision.json"),
     }  # fmt: skip
 
 
@@ -34,8 +36,7 @@ def ask(tmp_path, given, facts=None, **more):
     return gate(facts or Facts(), str(tmp_path / "work"), **given, **asked | more)
 
 
-def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_path, capsys):
-    given = places(tmp_path, make_bundle(tmp_path / "model"))
+def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_path, given, capsys):
     assert ask(tmp_path, given, champion="none", champion_uri="") == "promote"
     first = (tmp_path / "decision.json").read_text()
     version = promoted(tmp_path, given, "none")
@@ -47,8 +48,7 @@ def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_p
     assert f"this model is the champion, {version}" in capsys.readouterr().out
 
 
-def test_the_champion_with_another_onnx_file_is_promoted_as_a_version_of_its_own(tmp_path, capsys):
-    given = places(tmp_path, make_bundle(tmp_path / "model"))
+def test_the_champion_with_another_onnx_file_is_promoted_as_a_version_of_its_own(tmp_path, given, capsys):
     version, seen = "none", []
     for precision in ("fp32", "int8", "uint8", "uint8"):  # the last one: a retry
         made = make_onnx(tmp_path / "onnx" / "model.onnx", precision)
@@ -61,8 +61,7 @@ def test_the_champion_with_another_onnx_file_is_promoted_as_a_version_of_its_own
     assert len(set(seen[:3])) == 3 and seen[3] == seen[2]
 
 
-def test_zero_shot_that_is_the_champion_is_promoted_again_and_replaces_no_other(tmp_path):
-    given = places(tmp_path, make_bundle(tmp_path / "model"))
+def test_zero_shot_that_is_the_champion_is_promoted_again_and_replaces_no_other(tmp_path, given):
     kept = {"passed": True, "gate": "label-free", "outcome": "zero-shot", "reasons": []}
     (tmp_path / "decision.json").write_text(json.dumps(kept | {"weights_sha256": weights_sha256(0)}))
     version = promoted(tmp_path, given, "none")
@@ -76,9 +75,8 @@ def test_zero_shot_that_is_the_champion_is_promoted_again_and_replaces_no_other(
 
 
 @pytest.mark.parametrize("kept, decision", [(False, "promote"), (True, "stop")])
-def test_a_champion_with_other_classes_is_replaced_by_a_gain_over_zero_shot_only(tmp_path, kept, decision):
+def test_a_champion_with_other_classes_is_replaced_by_a_gain_over_zero_shot_only(tmp_path, given, kept, decision):
     """As after a class was added. The zero-shot model replaces no champion."""
-    given = places(tmp_path, make_bundle(tmp_path / "model"))
     metrics = checked(**({"after": unchanged} if kept else {}))
     metrics["model"]["weights_sha256"] = weights_sha256(0)
     (tmp_path / "details" / "metrics.json").write_text(json.dumps(metrics))

@@ -48,8 +48,7 @@ def test_the_gate_compares_with_the_champion_on_the_images_that_were_evaluated(d
     work, details = tmp_path / "work", tmp_path / "details"
     shutil.copytree(digits.shards, work / "shards")
     details.mkdir()
-    earlier = replace(MEASURED, data=Data(index_sha256=EARLIER))
-    write_metrics(str(details / "metrics.json"), earlier)
+    write_metrics(str(details / "metrics.json"), replace(MEASURED, data=Data(index_sha256=EARLIER)))
     written = tmp_path / "decision.json"
     line = refused(
         stages.gate, Facts(), str(work), bundle=digits.adapted, details=str(details),

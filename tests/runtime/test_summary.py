@@ -1,8 +1,6 @@
-"""Every way a run can end: what its stages left, what the backend says of it, and how its page begins.
-
-The states are those that Kubeflow Pipelines 2.17 was seen to give (COMPLETE, RUNNING, FAILED), the local runner's
-(SUCCEEDED), and others that it may give. The page must not depend on them.
-"""
+"""Every way a run can end: what its stages left, what the backend says of it, and how its page begins. The states are
+those that Kubeflow Pipelines 2.17 was seen to give (COMPLETE, RUNNING, FAILED), the local runner's (SUCCEEDED), and
+others that it may give. The page must not depend on them."""
 
 import json
 from types import SimpleNamespace

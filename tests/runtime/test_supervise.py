@@ -9,10 +9,12 @@ import time
 import pytest
 
 from must.base.processes import is_running
+from must.data.shards.workdir import SHARDS_LOCK
 from must.runtime import supervise
 from must.runtime.notes import read_notes
 from must.runtime.summary import summarize
 from must.runtime.supervise import LONGEST_WAIT, Policy, supervised
+from tests.base.test_lock import hold
 from tests.common import ROOT, until
 from tests.deploy.promote.bundles import make_bundle
 
@@ -199,13 +201,7 @@ def test_a_stage_of_the_library_runs_as_it_is_also_with_a_parameter_called_name(
 
 
 def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_own_code(tmp_path, retries, capfd):
-    """The other run is a real process; its run's id is in the line, and nothing calls it wrong input."""
-    hold = "import os, sys\nfrom must.base.lock import locked\nfrom must.data.shards.workdir import SHARDS_LOCK\n"
-    hold += "os.environ['MUST_RUN_ID'] = '1f2e'\n"
-    hold += "with locked(sys.argv[1], SHARDS_LOCK):\n    print('held', flush=True)\n    sys.stdin.read()"
-    command = [sys.executable, "-c", hold, str(tmp_path / "shards")]
-    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert other.stdout.readline() == "held\n"
+    other = hold(tmp_path / "shards", SHARDS_LOCK, MUST_RUN_ID="1f2e")
     (tmp_path / "in").mkdir()
     given = {"source": str(tmp_path / "in"), "output": str(tmp_path / "shards")}
     retries("1,0,2")

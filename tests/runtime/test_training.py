@@ -5,6 +5,7 @@ import json
 import shutil
 
 from must.base import storage
+from must.method.answers.answers_file import append
 from must.runtime import training
 from must.runtime.training import mirrored, teach
 from tests.common import read_csv, until
@@ -14,11 +15,9 @@ def test_answers_reach_the_trained_model_and_the_labels(digits, tmp_path):
     bundle = shutil.copytree(digits.adapted, tmp_path / "bundle")
     pictures = sorted(digits.images.glob("train/*/*.png"))[::6]
     answers = tmp_path / "answers.jsonl"  # the pipeline's parameter names the file
-    with answers.open("w") as file:
-        for path in pictures:
-            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-            line = {"image": path.name, "sha256": sha256, "label": path.parent.name, "sampled": "coverage"}
-            file.write(json.dumps(line) + "\n")
+    for path in pictures:
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        append(answers, {"image": path.name, "sha256": sha256, "label": path.parent.name, "sampled": "coverage"})
     job = {"shards": digits.shards, "index_sha256": "", "classifier": digits.classifier, "epochs": 3}
     before = json.loads((bundle / "model.json").read_text())
     teach(job, str(bundle), str(answers), str(tmp_path / "labels"))

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Timer
 from typing import Any
 
@@ -14,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from must.base import storage
 from must.base.storage import gcs, retry
 from tests.local_server import Answer, Request, serving
-from tests.stores import be_impatient, empty_bucket, use_server
+from tests.stores import empty_bucket, use_server
 
 CALLS: dict[str, Callable[[str], Any]] = {
     "read": lambda uri: storage.read_bytes(f"{uri}/name"),
@@ -31,7 +30,6 @@ def answering(status: int, code: str, store: str) -> Iterator[str]:
         body = json.dumps({"error": {"code": status, "message": code, "errors": [{"reason": code}]}}).encode()
     else:
         body = f"<?xml version='1.0' encoding='utf-8'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
-
     headers = {"s3": {"x-amz-bucket-region": "eu-north-1"}, "az": {"x-ms-error-code": code}}.get(store, {})
     kind = "application/json" if store == "gs" else "application/xml"
     with serving(lambda _: Answer(status, body, headers | {"Content-Type": kind})) as url:
@@ -43,7 +41,7 @@ def refused(
     kind: type[ValueError] = ValueError, patience: float = 1.0,
 ) -> str:  # fmt: skip
     """What is said; it must be one line, and of that kind."""
-    be_impatient(monkeypatch, patience)
+    monkeypatch.setattr(retry, "RETRY_TIMEOUT", patience)
     with answering(status, code, store) as url:
         use_server(monkeypatch, store, url)
         with pytest.raises(kind) as error:
@@ -70,17 +68,15 @@ REFUSALS = [
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("store, status, code, message", REFUSALS, ids=lambda value: str(value)[:20])
-def test_a_refusal_is_one_line_whatever_was_called(
-    monkeypatch: pytest.MonkeyPatch, store: str, status: int, code: str, message: str, call: str
-) -> None:
+def test_a_refusal_is_one_line_whatever_was_called(monkeypatch, store, status, code, message, call):
     if status != 404 or call in ("write", "list"):  # a missing object, else
         assert message in refused(monkeypatch, store, status, code, call)
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_key_google_no_longer_knows_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call: str) -> None:
+def test_a_key_google_no_longer_knows_is_one_line(monkeypatch, tmp_path, call):
     """A key file whose key was withdrawn, as an expired login: the server of tokens refuses."""
-    be_impatient(monkeypatch, 1.0)
+    monkeypatch.setattr(retry, "RETRY_TIMEOUT", 1.0)
     secret = rsa.generate_private_key(65537, 2048).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     key = {"type": "service_account", "client_email": "a@b", "project_id": "p", "private_key": secret.decode()}
     with answering(400, "invalid_grant", "gs") as url:
@@ -101,8 +97,8 @@ def test_a_key_google_no_longer_knows_is_one_line(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_credentials_that_are_refused_for_a_while_are_waited_for_where_the_run_has_worked(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, status: str, store: str
-) -> None:
+    request, monkeypatch, status, store
+):
     server = empty_bucket(request, monkeypatch, store)
     work = f"{server.uri}/work"
     monkeypatch.setenv(retry.RETRY_AUTH_ERRORS_AT, "")
@@ -125,18 +121,14 @@ def test_credentials_that_are_refused_for_a_while_are_waited_for_where_the_run_h
         ("az", 403, "AuthenticationFailed"), ("az", 401, "NoAuthenticationInformation"),
     ],
 )  # fmt: skip
-def test_credentials_that_stay_refused_where_they_have_worked_are_transient(
-    monkeypatch: pytest.MonkeyPatch, store: str, status: int, code: str, call: str
-) -> None:
+def test_credentials_that_stay_refused_where_they_have_worked_are_transient(monkeypatch, store, status, code, call):
     monkeypatch.setenv(retry.RETRY_AUTH_ERRORS_AT, f"{store}://bucket")
     said = refused(monkeypatch, store, status, code, call, storage.TransientError, patience=0.05)
     assert said.endswith("credentials worked before, and were tried for minutes; run this again when they work")
 
 
 @pytest.mark.parametrize("store", ["gs", "s3", pytest.param("az", marks=pytest.mark.slow)])
-def test_a_right_that_was_never_there_is_not_waited_for(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, store: str
-) -> None:
+def test_a_right_that_was_never_there_is_not_waited_for(request, monkeypatch, store):
     """What is beside the proven place, also where its name begins with the same letters; a key never seen to work."""
     server = empty_bucket(request, monkeypatch, store)
     monkeypatch.setenv(retry.RETRY_AUTH_ERRORS_AT, "")
@@ -149,7 +141,7 @@ def test_a_right_that_was_never_there_is_not_waited_for(
         assert not isinstance(error.value, storage.TransientError)
 
 
-def test_a_key_renewed_while_the_program_runs_is_read_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_key_renewed_while_the_program_runs_is_read_again(monkeypatch, tmp_path):
     """A file of keys in a mounted Secret, which a company replaces; the server knows the new key alone from then on."""
     accepted = ["AKIDOLD"]
 
@@ -159,8 +151,7 @@ def test_a_key_renewed_while_the_program_runs_is_read_again(monkeypatch: pytest.
         return Answer(403, b"<Error><Code>InvalidAccessKeyId</Code><Message>no</Message></Error>")
 
     def keys(name: str) -> None:
-        text = f"[default]\naws_access_key_id = {name}\naws_secret_access_key = x\n"
-        (tmp_path / "keys").write_text(text)
+        (tmp_path / "keys").write_text(f"[default]\naws_access_key_id = {name}\naws_secret_access_key = x\n")
 
     with serving(answer) as url:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):

@@ -10,7 +10,7 @@ import pytest
 
 from must.base import storage
 from tests import zoo
-from tests.stores import Server, be_impatient, empty_bucket
+from tests.stores import Server, empty_bucket
 
 STORES = ["gs", "s3", pytest.param("az", marks=pytest.mark.slow)]
 
@@ -27,7 +27,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return empty_bucket(request, monkeypatch, request.param).uri + "/a/prefix"
 
 
-def test_what_a_kill_left_is_removed_once_nobody_can_be_writing_it(tmp_path: Path) -> None:
+def test_what_a_kill_left_is_removed_once_nobody_can_be_writing_it(tmp_path):
     zoo.put(tmp_path / "a", dict.fromkeys((".tmp-old", ".tmp-young", ".tmp-folder/weights", "whole"), b"x"))
     for name in (".tmp-old", ".tmp-folder/weights", ".tmp-folder", "whole"):
         os.utime(tmp_path / "a" / name, (0, 0))
@@ -35,7 +35,7 @@ def test_what_a_kill_left_is_removed_once_nobody_can_be_writing_it(tmp_path: Pat
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [".tmp-young", "whole"]
 
 
-def test_written_bytes_are_read_back_whole_and_by_range_and_moved(place: str) -> None:
+def test_written_bytes_are_read_back_whole_and_by_range_and_moved(place):
     uri = storage.join(place, "folder", "file name ü.bin")
     storage.write_bytes(uri, b"0123456789")
     assert storage.exists(uri) and storage.size(uri) == 10
@@ -49,7 +49,7 @@ def test_written_bytes_are_read_back_whole_and_by_range_and_moved(place: str) ->
     assert storage.read_bytes(target) == b"0123456789" and not storage.exists(uri)
 
 
-def test_a_listing_names_files_relative_to_the_folder_and_only_below_it(place: str) -> None:
+def test_a_listing_names_files_relative_to_the_folder_and_only_below_it(place):
     odd = "line?&break" if place.startswith("s3://") else "line\nbreak"  # moto finds no name with a line break
     for name in ("in/a", "in/b/c", f"in/b/{odd}", "inside", "x"):
         storage.write_bytes(storage.join(place, name), name.encode())
@@ -57,7 +57,7 @@ def test_a_listing_names_files_relative_to_the_folder_and_only_below_it(place: s
     assert listed == [("a", 4), ("b/c", 6), (f"b/{odd}", 5 + len(odd))]
 
 
-def test_missing_files_are_missing_everywhere(place: str) -> None:
+def test_missing_files_are_missing_everywhere(place):
     uri = storage.join(place, "nothing")
     assert not storage.exists(uri) and storage.generation(uri) is None
     for read in (storage.size, storage.read_bytes):
@@ -66,7 +66,7 @@ def test_missing_files_are_missing_everywhere(place: str) -> None:
     storage.delete(uri)
 
 
-def test_a_block_that_fails_writes_nothing_and_keeps_what_was_there(place: str) -> None:
+def test_a_block_that_fails_writes_nothing_and_keeps_what_was_there(place):
     uri = storage.join(place, "file")
     storage.write_bytes(uri, b"old")
     with pytest.raises(RuntimeError), storage.open_write(uri) as file:
@@ -78,7 +78,7 @@ def test_a_block_that_fails_writes_nothing_and_keeps_what_was_there(place: str) 
         assert [path.name for path in Path(place).iterdir()] == ["file"]
 
 
-def test_writing_refuses_an_object_that_somebody_else_wrote(place: str) -> None:
+def test_writing_refuses_an_object_that_somebody_else_wrote(place):
     uri = storage.join(place, "lock")
     storage.write_bytes(uri, b"mine", if_generation_match=0)
     with pytest.raises(storage.ConflictError):
@@ -92,7 +92,7 @@ def test_writing_refuses_an_object_that_somebody_else_wrote(place: str) -> None:
     assert storage.read_versioned(storage.join(place, "none")) == (None, 0)
 
 
-def test_a_large_download_is_complete(remote: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_download_is_complete(remote, tmp_path, monkeypatch):
     monkeypatch.setattr(storage.remote(remote.uri), "RANGE", 1 << 20)
     content = os.urandom((9 << 20) + 17)  # above 8 MiB uploads are resumable ones
     (tmp_path / "source").write_bytes(content)
@@ -103,7 +103,7 @@ def test_a_large_download_is_complete(remote: Server, tmp_path: Path, monkeypatc
     assert remote.faults.done["cut"] > 1
 
 
-def test_an_object_above_what_one_request_copies_moves_whole(remote: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_above_what_one_request_copies_moves_whole(remote, monkeypatch):
     monkeypatch.setattr(storage.remote(remote.uri), "LARGEST_COPY", 6 << 20, raising=False)  # S3 alone has a limit
     content = os.urandom((12 << 20) + 17)
     storage.write_bytes(remote.uri + "/chunk.tar", content)
@@ -115,12 +115,10 @@ def test_an_object_above_what_one_request_copies_moves_whole(remote: Server, mon
 
 
 @pytest.mark.parametrize("fault", ["503", *(pytest.param(one, marks=pytest.mark.slow) for one in ("unsent", "lost"))])
-def test_an_upload_longer_than_our_patience_goes_on_where_it_was(
-    remote: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
-) -> None:
+def test_an_upload_longer_than_our_patience_goes_on_where_it_was(remote, tmp_path, monkeypatch, fault):
     """Patience is with one request, of which a long upload has many; the last one's answer is lost, besides."""
     monkeypatch.setattr(storage.remote(remote.uri), "RANGE", 1 << 20)
-    be_impatient(monkeypatch, 1.5)
+    monkeypatch.setattr("must.base.storage.retry.RETRY_TIMEOUT", 1.5)
     data = os.urandom(12 << 20)
     (tmp_path / "state").write_bytes(data)
     pieces = 12 + 1 + remote.uri.startswith("s3://")  # one begins it; S3 and Azure end it with one more
@@ -134,7 +132,7 @@ def test_an_upload_longer_than_our_patience_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "503", "lost", "cut", "slow"])
-def test_every_call_survives_a_busy_or_breaking_server(remote: Server, tmp_path: Path, fault: str) -> None:
+def test_every_call_survives_a_busy_or_breaking_server(remote, tmp_path, fault):
     remote.faults.plan = [fault, ""]
     place = remote.uri + "/x"
     for number in range(3):
@@ -149,7 +147,7 @@ def test_every_call_survives_a_busy_or_breaking_server(remote: Server, tmp_path:
     assert remote.faults.done[fault] >= 5
 
 
-def test_a_listing_of_several_pages_is_complete(remote: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_of_several_pages_is_complete(remote, monkeypatch):
     monkeypatch.setattr(storage.remote(remote.uri), "PAGE", 5)
     names = [f"{number:04d}" for number in range(13)]
     for name in names:
@@ -168,9 +166,7 @@ def test_a_listing_of_several_pages_is_complete(remote: Server, monkeypatch: pyt
         ("az", "azure.storage", "pip install 'must-clip[azure]'"),
     ],
 )
-def test_without_credentials_or_the_package_one_line_says_what_to_do(
-    tmp_path: Path, store: str, package: str, hint: str
-) -> None:
+def test_without_credentials_or_the_package_one_line_says_what_to_do(tmp_path, store, package, hint):
     code = f"import sys; sys.modules['{package}'] = None\nfrom must.base import storage\n"
     code += f"try: storage.exists('{store}://bucket/x')\nexcept ValueError as e: print(e)"
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}  # no credentials of whoever runs this
@@ -179,7 +175,7 @@ def test_without_credentials_or_the_package_one_line_says_what_to_do(
     assert hint in done.stdout and done.stdout.count("\n") == 1, done.stderr
 
 
-def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path):
     """On a real file system of one megabyte."""
     code = """
 import os, sys
@@ -199,7 +195,7 @@ except ValueError as error:
     assert "the disk is full" in done.stdout and done.stdout.strip().endswith("[]"), done.stderr
 
 
-def test_circles_of_links_and_folders_without_end_are_named(tmp_path: Path) -> None:
+def test_circles_of_links_and_folders_without_end_are_named(tmp_path):
     zoo.put(tmp_path / "deep", {"file": b"x"})
     (tmp_path / "deep" / "up").symlink_to(tmp_path)
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
@@ -210,7 +206,7 @@ def test_circles_of_links_and_folders_without_end_are_named(tmp_path: Path) -> N
     assert problems == {"deep/up": "symbolic link into a folder above it", "nowhere": "symbolic link to nowhere"}
 
 
-def test_after_a_power_loss_a_file_has_its_name_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_a_power_loss_a_file_has_its_name_or_none(tmp_path, monkeypatch):
     """The bytes reach the disk before the name, and the folder with the name before the block ends."""
     done: list[tuple[bool, bool]] = []  # of each fsync: was it the folder, was the name there
     fsync = os.fsync
@@ -233,16 +229,15 @@ with storage.open_write(sys.argv[1]) as file:
 """
 
 
-def test_a_file_whose_writer_is_killed_is_what_it_was(tmp_path: Path) -> None:
+def test_a_file_whose_writer_is_killed_is_what_it_was(tmp_path):
     (tmp_path / "there").write_bytes(b"before")
     for name in ("there", "new"):
-        killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)], check=False)
-        assert killed.returncode == -9
+        assert subprocess.run([sys.executable, "-c", KILLED, tmp_path / name], check=False).returncode == -9
     assert [entry.name for entry in storage.list_files(tmp_path)] == ["there"]
     assert (tmp_path / "there").read_bytes() == b"before" and not (tmp_path / "new").exists()
 
 
-def test_a_file_that_is_whole_may_be_read_by_others(tmp_path: Path) -> None:
+def test_a_file_that_is_whole_may_be_read_by_others(tmp_path):
     before = os.umask(0o027)
     try:
         storage.write_bytes(tmp_path / "file", b"text")
@@ -251,7 +246,7 @@ def test_a_file_that_is_whole_may_be_read_by_others(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
-def test_no_file_takes_the_place_of_a_device_or_pipe(tmp_path: Path) -> None:
+def test_no_file_takes_the_place_of_a_device_or_pipe(tmp_path):
     """As root, `--output /dev/null` would end the machine's /dev/null."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "null").symlink_to("/dev/null")

@@ -37,26 +37,21 @@ def npy(values: np.ndarray) -> bytes:
 
 
 def edited(folder: Path | str, edit: Callable[[dict[str, Any]], object]) -> bytes:
-    path = storage.join(folder, "index.json")
-    content = json.loads(storage.read_bytes(path))
+    content = json.loads(storage.read_bytes(storage.join(folder, "index.json")))
     edit(content)
     return json.dumps(content).encode()
 
 
-def first(**values: object) -> Callable[[dict[str, Any]], object]:
-    return lambda content: content["shards"][0].update(values)
-
-
-def first_table(**values: object) -> Callable[[dict[str, Any]], object]:
-    return lambda content: content["tables"][0].update(values)
+def first(of: str = "shards", /, **values: object) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content[of][0].update(values)
 
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     **{f"shard {name!r}": (first(name=name), "is not a valid shard name") for name in NAMES},
-    **{f"table {name!r}": (first_table(name=name), "is not a valid table name") for name in NAMES},
+    **{f"table {name!r}": (first("tables", name=name), "is not a valid table name") for name in NAMES},
     "sha256 that is a path": (first(sha256="/home/backup/photos"), "is not a sha256"),
     "sha256 with a line break": (first(sha256="a" * 64 + "\n"), "is not a sha256"),
-    "a table's sha256": (first_table(sha256=""), "is not a sha256"),
+    "a table's sha256": (first("tables", sha256=""), "is not a sha256"),
     "negative bytes": (first(bytes=-1), r"shards\[0\].bytes: must be a non-negative integer"),
     "too many samples": (first(samples=2**70), r"shards\[0\].samples: must be a non-negative integer"),
     "another split's name": (first(name="test-000000.tar"), "is of another split"),
@@ -70,7 +65,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize(("edit", "message"), EDITS.values(), ids=EDITS)
-def test_what_no_index_of_ours_holds_is_refused_in_one_line(made: Path, edit: Any, message: str) -> None:
+def test_what_no_index_of_ours_holds_is_refused_in_one_line(made, edit, message):
     with pytest.raises(ValueError, match=message) as error:
         parse_index(edited(made, edit), "gs://b/index.json")
     text = str(error.value)
@@ -80,7 +75,7 @@ def test_what_no_index_of_ours_holds_is_refused_in_one_line(made: Path, edit: An
 FREE = ("test_uri", "files", "labels", "samples_per_shard", "split", "quality", "max_bytes", "drop_duplicates")
 
 
-def test_a_value_of_another_type_is_refused_wherever_it_is(made: Path) -> None:
+def test_a_value_of_another_type_is_refused_wherever_it_is(made):
     """Each number, text, list and mapping in turn, but for those of `source` and `settings` that nothing reads."""
 
     def places(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -107,13 +102,13 @@ def test_a_value_of_another_type_is_refused_wherever_it_is(made: Path) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"\xff", b"[]", b"7", b'"version"', b"[" * 200_000, b'{"version": [[1]]}', b'{"version": 1}']
 )
-def test_what_is_no_index_at_all_is_refused_in_one_line(data: bytes) -> None:
+def test_what_is_no_index_at_all_is_refused_in_one_line(data):
     with pytest.raises(ValueError, match=r"^index\.json (is damaged|has version)") as error:
         parse_index(data, "index.json")
     assert str(error.value).isprintable()
 
 
-def test_a_link_in_the_cache_is_not_followed(made: Path, tmp_path: Path) -> None:
+def test_a_link_in_the_cache_is_not_followed(made, tmp_path):
     shard, cache = load_index(str(made)).shards[0], ShardCache(tmp_path / "cache", 10**9)
     (tmp_path / "thesis").write_bytes(b"mine")
     (cache.folder / f"{shard.sha256}.part").symlink_to(tmp_path / "thesis")
@@ -122,7 +117,7 @@ def test_a_link_in_the_cache_is_not_followed(made: Path, tmp_path: Path) -> None
     assert (tmp_path / "thesis").read_bytes() == b"mine"
 
 
-def test_no_more_is_downloaded_than_the_index_says(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_is_downloaded_than_the_index_says(made, tmp_path, monkeypatch):
     shard, cache, seen = load_index(str(made)).shards[0], ShardCache(tmp_path / "cache", 10**9), []
 
     def endless(uri: str, file: storage.Writable) -> None:
@@ -149,7 +144,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("kind", TABLES)
-def test_a_table_is_compared_and_read_with_suspicion(made: Path, tmp_path: Path, kind: str) -> None:
+def test_a_table_is_compared_and_read_with_suspicion(made, tmp_path, kind):
     """The index has the checksum of the other bytes, unless another one is given."""
     folder, (table, data, sha256, message) = tmp_path / "out", TABLES[kind]
     shutil.copytree(made, folder)
@@ -187,23 +182,21 @@ NO_TABLES = [MANY, OTHER_NUMBERS, offsets(0, 1, 0), offsets(0, 1, 0, 1)[:-1], b"
     [(offsets(*row), "points past the end of train-000000") for row in OUTSIDE]
     + [(data, r"no \.npy file of int64 \[5, 4\]") for data in NO_TABLES],
 )
-def test_offsets_out_of_the_shard_and_what_is_no_table_of_them_are_refused(
-    made: Path, tmp_path: Path, data: bytes, message: str
-) -> None:
+def test_offsets_out_of_the_shard_and_what_is_no_table_of_them_are_refused(made, tmp_path, data, message):
     """Without memory for what a header promises."""
     uri = with_offsets(made, tmp_path / "out", data)
     with pytest.raises(ValueError, match=message):
         load_offsets(uri, load_index(uri).shards[0])
 
 
-def test_a_read_that_returns_less_than_is_there_is_repeated(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_that_returns_less_than_is_there_is_repeated(made, monkeypatch):
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda file, size, at: pread(file, (size + 1) // 2, at))
     assert verify(str(made)).sha256 == load_index(str(made)).sha256
 
 
 @pytest.mark.parametrize("size", [2**52, 1000])
-def test_a_shard_of_another_size_than_the_index_says_is_not_read(made: Path, tmp_path: Path, size: int) -> None:
+def test_a_shard_of_another_size_than_the_index_says_is_not_read(made, tmp_path, size):
     uri = with_offsets(made, tmp_path / "out", offsets(0, size // 2, 0, size // 2), bytes=size)
     with pytest.raises(ValueError, match=rf"train-000000\.tar has \d+ bytes, its index says {size};"):
         open_reader(uri, "train").image(0)

@@ -12,7 +12,7 @@ from must.data.format.samples import check_samples, verify
 from must.data.shards.build import show_index
 from tests import zoo
 from tests.data.shards.test_shard import run
-from tests.data.tars import tar_of
+from tests.zoo import tar_of
 
 
 @pytest.fixture

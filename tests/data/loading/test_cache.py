@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from must.base import storage
 from must.config import EvaluateConfig, TrainConfig
 from must.data.augment.views import TrainViews
-from must.data.format.index import Index, Shard, load_index
+from must.data.format.index import Shard, load_index
 from must.data.format.samples import load_offsets
 from must.data.loading.cache import SPARE, ShardCache
 from must.data.loading.loader import TrainDataset, train_batches
@@ -47,13 +47,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def index_of(shards: Path) -> Index:
-    return load_index(str(shards))
-
-
 def cache_for(folder: Path, shards: Path, count: float) -> ShardCache:
     """With room for `count` shards."""
-    return ShardCache(folder, int(count * max(shard.bytes for shard in index_of(shards).shards)))
+    return ShardCache(folder, int(count * max(shard.bytes for shard in load_index(str(shards)).shards)))
 
 
 def look(cache: ShardCache, uri: Path | str, shard: Shard) -> None:
@@ -64,7 +60,8 @@ def look(cache: ShardCache, uri: Path | str, shard: Shard) -> None:
 
 def held(cache: ShardCache, shards: Path) -> list[int]:
     """Numbers of the shards that lie in the cache."""
-    return [n for n, shard in enumerate(index_of(shards).shards) if (cache.folder / f"{shard.sha256}.tar").exists()]
+    names = [shard.sha256 for shard in load_index(str(shards)).shards]
+    return [n for n, name in enumerate(names) if (cache.folder / f"{name}.tar").exists()]
 
 
 def in_processes(*functions: Callable[[], None]) -> list[int | None]:
@@ -78,7 +75,7 @@ def in_processes(*functions: Callable[[], None]) -> list[int | None]:
 
 
 def test_a_folder_may_be_deleted_in_a_download(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, shard = cache_for(tmp_path / "cache", shards, 3.5), index_of(shards).shards[0]
+    cache, shard = cache_for(tmp_path / "cache", shards, 3.5), load_index(str(shards)).shards[0]
     with monkeypatch.context() as patch:
         original = ShardCache.fill
 
@@ -94,7 +91,7 @@ def test_a_folder_may_be_deleted_in_a_download(shards: Path, tmp_path: Path, mon
 
 
 def test_the_least_recently_used_shard_goes_first(shards: Path, tmp_path: Path) -> None:
-    cache, all_shards = cache_for(tmp_path, shards, 3.5), index_of(shards).shards
+    cache, all_shards = cache_for(tmp_path, shards, 3.5), load_index(str(shards)).shards
     for number in (0, 1, 2, 0, 3):
         look(cache, shards, all_shards[number])
     assert held(cache, shards) == [0, 2, 3]
@@ -102,7 +99,7 @@ def test_the_least_recently_used_shard_goes_first(shards: Path, tmp_path: Path) 
 
 
 def test_a_shard_that_any_process_reads_stays(shards: Path, tmp_path: Path) -> None:
-    cache, (first, second, third, *_) = cache_for(tmp_path, shards, 2.5), index_of(shards).shards
+    cache, (first, second, third, *_) = cache_for(tmp_path, shards, 2.5), load_index(str(shards)).shards
     mine = cache.open(str(shards), first)
     ready, done = FORK.Event(), FORK.Event()
 
@@ -125,7 +122,7 @@ def test_a_shard_that_any_process_reads_stays(shards: Path, tmp_path: Path) -> N
 
 
 def test_a_forked_process_does_not_hold_what_its_parent_held(shards: Path, tmp_path: Path) -> None:
-    cache, (_, second, *_) = cache_for(tmp_path, shards, 1.5), index_of(shards).shards
+    cache, (_, second, *_) = cache_for(tmp_path, shards, 1.5), load_index(str(shards)).shards
     reader = ShardReader(str(shards), "train", cache)
     image = reader.image(0)
     ready, done = FORK.Event(), FORK.Event()
@@ -147,7 +144,7 @@ def test_a_forked_process_does_not_hold_what_its_parent_held(shards: Path, tmp_p
 
 
 def test_a_killed_download_is_never_used(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache, shard = cache_for(tmp_path, shards, 1.5), index_of(shards).shards[0]
+    cache, shard = cache_for(tmp_path, shards, 1.5), load_index(str(shards)).shards[0]
 
     def half(uri: str, file: storage.Writable) -> None:
         data = storage.read_bytes(uri)
@@ -165,7 +162,7 @@ def test_a_killed_download_is_never_used(shards: Path, tmp_path: Path, monkeypat
 
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(shards: Path, tmp_path: Path) -> None:
-    cache, shard = cache_for(tmp_path, shards, 2), index_of(shards).shards[0]
+    cache, shard = cache_for(tmp_path, shards, 2), load_index(str(shards)).shards[0]
     (tmp_path / f"{shard.sha256}.tar").write_bytes(b"cut off")
     look(cache, shards, shard)
     (tmp_path / f"{shard.offsets_sha256}.npy").write_bytes(b"x")
@@ -173,7 +170,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(shards: Path, tmp_path: Pa
 
 
 def test_wrong_bytes_are_refused_and_leave_nothing(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
-    shard, uri = index_of(shards).shards[0], bucket_server.uri
+    shard, uri = load_index(str(shards)).shards[0], bucket_server.uri
     cache = cache_for(tmp_path, shards, 2)
     with pytest.raises(ValueError, match=f"{uri}/{shard.name}: is missing; run `must index verify"):
         cache.open(uri, shard)
@@ -233,7 +230,7 @@ def test_processes_share_a_cache_smaller_than_the_split(bucket_server: Server, s
 
 def test_a_shard_is_downloaded_once_for_all_processes(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
     upload(shards, bucket_server.uri)
-    cache, shard = cache_for(tmp_path, shards, 4), index_of(shards).shards[0]
+    cache, shard = cache_for(tmp_path, shards, 4), load_index(str(shards)).shards[0]
     bucket_server.faults.requests = 0
 
     def fetch() -> None:
@@ -244,7 +241,7 @@ def test_a_shard_is_downloaded_once_for_all_processes(bucket_server: Server, sha
 
 
 def test_what_comes_next_is_there_before_it_is_needed(shards: Path, tmp_path: Path) -> None:
-    cache, all_shards = cache_for(tmp_path, shards, 5.5), index_of(shards).shards
+    cache, all_shards = cache_for(tmp_path, shards, 5.5), load_index(str(shards)).shards
     ahead = ShardPrefetcher(cache, str(shards), dict(enumerate(all_shards)).get, ahead=2)
     ahead.use(0, 3)
     until(lambda: len(ahead.pinned) == 5)
@@ -265,7 +262,7 @@ def test_a_reader_opens_few_files_and_goes_on_without_room(bucket_server: Server
     images = [expected.image(number) for number in range(60)]
     assert len(expected._open) == 3
     cache = cache_for(tmp_path, shards, 2.5)
-    others = [cache.open(bucket_server.uri, shard) for shard in index_of(shards).shards[:2]]
+    others = [cache.open(bucket_server.uri, shard) for shard in load_index(str(shards)).shards[:2]]
     reader = ShardReader(bucket_server.uri, "train", cache)
     assert [reader.image(number) for number in range(10, 60)] == images[10:]
     assert held(cache, shards) == [0, 1]

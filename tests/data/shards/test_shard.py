@@ -20,8 +20,7 @@ from must.data.format.index import Index, load_index
 from must.data.format.samples import load_offsets
 from must.data.shards.build import shard
 from tests import zoo
-
-ROOT = Path(__file__).parents[3]
+from tests.common import ROOT
 
 
 def run(source: Path | str, output: Path | str, **options: Any) -> Index:
@@ -152,8 +151,7 @@ def test_odd_names_are_kept(tmp_path: Path) -> None:
     for number, name in enumerate(names):
         Path(os.fsdecode(os.fsencode(tmp_path / "in") + b"/" + name)).write_bytes(zoo.encoded(zoo.picture(number)))
     run(tmp_path / "in", tmp_path / "out", samples_per_shard=4)
-    found = samples(tmp_path / "out", "train")
-    assert {os.fsencode(name) for name in found} == set(names)
+    assert {os.fsencode(name) for name in samples(tmp_path / "out", "train")} == set(names)
 
 
 def test_too_many_rejected_files_end_the_run_and_a_higher_limit_continues_it(tmp_path: Path) -> None:

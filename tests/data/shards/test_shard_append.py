@@ -33,7 +33,6 @@ def test_append_adds_new_files_and_moves_nothing(tmp_path: Path, capsys: pytest.
         with tarfile.open(tmp_path / "out" / shard.name) as tar:
             keys += tar.getnames()
     assert len(set(keys)) == len(keys) == 110
-
     third = run(tmp_path / "in", tmp_path / "out", split=HALVES, samples_per_shard=10, append=True)
     assert third.sha256 == second.sha256 and "nothing new" in capsys.readouterr().out
     assert tree(tmp_path / "out") == after

@@ -17,7 +17,6 @@ from tests import zoo
 from tests.data.shards.test_shard import run, samples
 from tests.data.shards.test_shard import tree as local_tree
 from tests.data.shards.test_shard_restart import ELSEWHERE, KILLED_DECODING, command
-from tests.stores import Server
 
 FAULTS = ["", "", "503", "", "cut", "", "429", "lost", ""]
 OPTIONS: dict[str, Any] = {"samples_per_shard": 8, "split": {"train": 0.75, "test": 0.25}, "labels": "folder"}
@@ -42,7 +41,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def test_a_failing_server_loses_and_doubles_nothing(bucket_server: Server, images: Path, tmp_path: Path) -> None:
+def test_a_failing_server_loses_and_doubles_nothing(bucket_server, images, tmp_path):
     options = {**OPTIONS, "max_rejected": 0.1}
     run(images, tmp_path / "local", **options)
     upload(images, bucket_server.uri + "/in")
@@ -58,7 +57,7 @@ def test_a_failing_server_loses_and_doubles_nothing(bucket_server: Server, image
     assert load_index(output).splits == load_index(str(tmp_path / "local")).splits
 
 
-def test_archives_and_manifests_in_a_bucket(bucket_server: Server, images: Path, tmp_path: Path) -> None:
+def test_archives_and_manifests_in_a_bucket(bucket_server, images, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "all"), "gztar", images)
     storage.upload(Path(archive), bucket_server.uri + "/all.tar.gz")
     upload(images, bucket_server.uri + "/in")
@@ -73,7 +72,7 @@ def test_archives_and_manifests_in_a_bucket(bucket_server: Server, images: Path,
         assert {data for data, _ in samples(output, "train").values()} == files
 
 
-def test_an_empty_prefix_and_a_missing_bucket_are_one_line(bucket_server: Server, tmp_path: Path) -> None:
+def test_an_empty_prefix_and_a_missing_bucket_are_one_line(bucket_server, tmp_path):
     missing = f"{bucket_server.uri.partition(':')[0]}://no-such-bucket"
     for source in (bucket_server.uri + "/nothing", f"{missing}/in"):
         with pytest.raises(ValueError, match=source) as error:
@@ -85,16 +84,13 @@ def test_an_empty_prefix_and_a_missing_bucket_are_one_line(bucket_server: Server
 
 
 @pytest.mark.slow
-def test_a_killed_run_continues_in_another_process(
-    bucket_server: Server, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_run_continues_in_another_process(bucket_server, images, monkeypatch, capsys):
     """As after a lost pod: nothing local is left, and the dead owner's lock is taken over."""
     monkeypatch.setattr(lock, "DEAD_AFTER", 3.0)
     source, output = bucket_server.uri + "/in", bucket_server.uri + "/out"
     upload(images, source)
     words = command(source, output, ELSEWHERE + KILLED_DECODING, workers=1, max_rejected=0.1, **OPTIONS)
-    killed = subprocess.run(words, stdout=subprocess.DEVNULL, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert subprocess.run(words, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
     assert not storage.exists(output + "/index.json") and storage.exists(output + "/.shard.lock")
     run(source, output, max_rejected=0.1, **OPTIONS)
     assert "2 chunks are done already" in capsys.readouterr().out

@@ -1,10 +1,12 @@
-"""Parts of one sharding: each in its own place, killed, repeated, appended, in a bucket; then joined."""
+"""Parts of one sharding: each in its own place, killed, repeated, appended, in a bucket, in pods of the pipeline's
+stage shard; then joined."""
 
 import shutil
 import signal
 import subprocess
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ import must
 from must.base import lock
 from must.data.format.index import load_index
 from must.data.format.samples import verify
+from must.runtime.notes import read_notes
+from must_components.components import shard, shard_part
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples, tree
 from tests.data.shards.test_shard_gcs import FAULTS, upload
@@ -141,3 +145,32 @@ def test_parts_in_a_bucket_that_fails(bucket_server: Server, images: Path, monke
     assert bucket_tree(output) == bucket_tree(bucket_server.uri + "/whole")
     assert run(source, output, part="1/2", **OPTIONS) == run(source, output, **OPTIONS)  # once more: nothing to do
     assert bucket_server.faults.done["503"] and bucket_server.faults.done["lost"]
+
+
+SETTINGS = {"samples_per_shard": 4, "workers": 1}
+
+
+def pack(number, source, work):
+    shard_part.python_func(f"{number}/2", str(source), str(work), "7", settings=SETTINGS)
+
+
+def join(source, work, tmp_path, run="7"):
+    artifact = SimpleNamespace(path=str(tmp_path / "index"), metadata={})
+    sha256 = shard.python_func(str(source), str(work), run, artifact, settings=SETTINGS)
+    return sha256, artifact.metadata["images"]
+
+
+def test_the_stage_after_the_parts_makes_their_shards(tmp_path, capfd):
+    source, work = tmp_path / "in", tmp_path / "work"
+    zoo.fill(source, 20)
+    pack(2, source, work)
+    with pytest.raises(SystemExit, match="2"):
+        join(source, work, tmp_path)
+    assert "these are not done: --part 1/2" in capfd.readouterr().err
+    pack(1, source, work)
+    made = join(source, work, tmp_path, "8")
+    assert made == (load_index(str(work / "shards")).sha256, 20)
+    results = {n.stage: n.facts.result for run in "78" for n in read_notes(str(work), run)}
+    assert results == {"shard-1-of-2": "done", "shard-2-of-2": "done", "shard": "20 images, revision 0"}
+    pack(1, source, work)  # the run is submitted again: nothing is packed again
+    assert join(source, work, tmp_path, "8") == made

@@ -9,8 +9,8 @@ from tests import zoo
 from tests.data.shards.test_shard import refused, run, tree
 from tests.data.shards.test_shard_gcs import tree as remote_tree
 from tests.data.shards.test_shard_gcs import upload
-from tests.data.tars import tar_of
 from tests.stores import Server
+from tests.zoo import tar_of
 
 
 def webdataset(folder: Path) -> Path:

@@ -96,20 +96,17 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
     return tree(output)
 
 
-def test_a_killed_run_continues_to_the_same_bytes(
-    images: Path, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_run_continues_to_the_same_bytes(images, whole, tmp_path, capsys):
     output = tmp_path / "killed"
     words = command(images, output, KILLED_ASSEMBLING, workers=2, **OPTIONS)
-    killed = subprocess.run(words, stdout=subprocess.DEVNULL, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert subprocess.run(words, stdout=subprocess.DEVNULL, check=False).returncode == -signal.SIGKILL
     assert list(output.glob("train-*.tar")) and not (output / "index.json").exists()
     run(images, output, **OPTIONS)
     assert "40 chunks are done already" in capsys.readouterr().out
     assert tree(output) == whole
 
 
-def test_other_settings_do_not_continue_a_killed_run(images: Path, tmp_path: Path) -> None:
+def test_other_settings_do_not_continue_a_killed_run(images, tmp_path):
     output, options = tmp_path / "out", {"samples_per_shard": 50}
     interrupted(images, output, **OPTIONS)
     run(images, tmp_path / "whole", **options)
@@ -117,7 +114,7 @@ def test_other_settings_do_not_continue_a_killed_run(images: Path, tmp_path: Pat
     assert tree(output) == tree(tmp_path / "whole")
 
 
-def test_the_second_of_two_runs_refuses(images: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+def test_the_second_of_two_runs_refuses(images, whole, tmp_path):
     output = tmp_path / "out"
     with start(images, output) as first:
         until(lambda: len(list(output.glob(".shard/*.npz"))) >= 1)
@@ -132,7 +129,7 @@ def test_the_second_of_two_runs_refuses(images: Path, whole: dict[str, bytes], t
     assert tree(output) == whole
 
 
-def test_sigterm_ends_in_good_order_with_code_75(images: Path, tmp_path: Path) -> None:
+def test_sigterm_ends_in_good_order_with_code_75(images, tmp_path):
     output = tmp_path / "out"
     with start(images, output) as process:
         until(lambda: len(list(output.glob(".shard/*.npz"))) >= 1)
@@ -171,9 +168,7 @@ def busy() -> None:
     ],
     ids=["busy", "hungry", "crashing"],
 )
-def test_a_picture_that_takes_more_than_any_may_is_rejected_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[], None], reason: str, count: int
-) -> None:
+def test_a_picture_that_takes_more_than_any_may_is_rejected_alone(tmp_path, monkeypatch, act, reason, count):
     zoo.fill(tmp_path / "in", 30)
     names = [f"bad-{number}.png" for number in range(3)]
     zoo.put(tmp_path / "in", {name: zoo.encoded(zoo.picture(n, 50, 50)) for n, name in enumerate(names)})
@@ -186,11 +181,10 @@ def test_a_picture_that_takes_more_than_any_may_is_rejected_alone(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forked workers see what is patched here")
-def test_a_killed_worker_is_asked_for_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_worker_is_asked_for_its_file(tmp_path, monkeypatch):
     """As the system does it when memory is full; the run goes on once that is mended."""
     zoo.fill(tmp_path / "in", 30)
     (tmp_path / "in" / "huge\x1b.png").write_bytes(zoo.encoded(zoo.picture(0, 50, 50)))
-
     with monkeypatch.context() as patch:
         act_at_50_pixels(patch, lambda: os.kill(os.getpid(), signal.SIGKILL))
         with pytest.raises(TransientError, match=r"fewer --workers; it was at one of: .*huge\x1b\.png"):
@@ -198,7 +192,7 @@ def test_a_killed_worker_is_asked_for_its_file(tmp_path: Path, monkeypatch: pyte
     assert run(tmp_path / "in", tmp_path / "out", workers=2, samples_per_shard=5).splits["train"]["samples"] == 31
 
 
-def test_temporary_folders_of_killed_processes_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temporary_folders_of_killed_processes_go(tmp_path, monkeypatch):
     """Those for the lists of a run whose output is a bucket."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     mine = temporary_folder()

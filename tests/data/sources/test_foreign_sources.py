@@ -25,7 +25,7 @@ from must.method.model.classifier import load_class_set, load_text_classifier
 from must.method.model.description import load_description
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples
-from tests.data.tars import tar_of, zip_of
+from tests.zoo import tar_of, zip_of
 
 DEEP = "[" * 200_000
 PICTURE = zoo.encoded(zoo.picture())

@@ -15,7 +15,7 @@ from must.data.sources.archives import expanded, split_key
 from must.data.sources.base import ListingReport, no_images
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples
-from tests.data.tars import tar_of, zip_of
+from tests.zoo import tar_of, zip_of
 
 
 def labels_of(output: Path, split: str = "train") -> dict[str, str | None]:
@@ -180,8 +180,7 @@ def test_webdataset_shards_are_a_source_with_their_labels(tmp_path: Path) -> Non
             writer.write({"__key__": f"s{number}", "png": image, "cls": number % 3, "txt": "hi"})
     for source in (tmp_path / "wds", tmp_path / "wds" / "x-{000..002}.tar"):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        index = run(source, tmp_path / "out", labels="csv")
-        assert index.skipped == {".txt": 10}
+        assert run(source, tmp_path / "out", labels="csv").skipped == {".txt": 10}
         found = {name.partition("/")[2]: label for name, label in labels_of(tmp_path / "out").items()}
         assert found == {f"s{number}.png": str(number % 3) for number in range(10)}
     again = run(tmp_path / "out", tmp_path / "again", labels="csv")
@@ -249,6 +248,5 @@ def test_braces_are_ranges_and_lists(pattern: str, files: list[str]) -> None:
 
 
 def test_of_many_kinds_of_other_files_the_most_frequent_are_named() -> None:
-    kinds = {f".k{number:03}": 1 for number in range(300)} | {".txt": 7}
-    told = no_images(kinds)
+    told = no_images({f".k{number:03}": 1 for number in range(300)} | {".txt": 7})
     assert told.endswith("1 .k008, 7 .txt and 291 other kinds") and len(told) < 250

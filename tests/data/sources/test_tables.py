@@ -132,8 +132,7 @@ def test_columns_by_name_and_by_type(tmp_path: Path) -> None:
 
 
 def test_splits_by_column_and_by_the_names_of_files(tmp_path: Path) -> None:
-    splits = ["train", "test", "", None]
-    write(tmp_path / "a.parquet", image=PICTURES[:4], split=splits)
+    write(tmp_path / "a.parquet", image=PICTURES[:4], split=["train", "test", "", None])
     run(tmp_path / "a.parquet", tmp_path / "columns")
     assert len(contents(tmp_path / "columns", "test")) == 1 and len(contents(tmp_path / "columns")) == 3
     write(tmp_path / "b.parquet", image=PICTURES[:1], split=["No Split"])

@@ -1,7 +1,5 @@
 """One bundle is traced once for all tests here: what torch's exporter makes of it takes it five seconds each time."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import resource

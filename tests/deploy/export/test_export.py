@@ -4,6 +4,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -72,14 +73,12 @@ def test_the_file_tells_what_a_server_must_know(exported, digits):
 
 
 def test_nothing_of_training_or_of_this_machine_is_inside(exported, digits):
-    folder = exported[1]
-    model = onnx.load(folder / "model.onnx")
+    model = onnx.load(exported[1] / "model.onnx")
     stored = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
     network = load_bundle(digits.adapted).model
     needed = sum(p.numel() for p in network.visual.parameters()) + network.classifier.numel()
     assert needed <= stored < needed + 200, "the mask token, decoder and patch LayerNorm have more than 200 numbers"
-    decoder = sum(p.numel() for p in network.decoder.parameters()) + network.mask_token.numel()
-    assert decoder > 200
+    assert sum(p.numel() for p in network.decoder.parameters()) + network.mask_token.numel() > 200
     assert all(not node.metadata_props and not node.doc_string for node in model.graph.node)
     for tensor in model.graph.initializer:
         tensor.ClearField("raw_data")  # among millions of weights any four bytes turn up
@@ -187,14 +186,11 @@ def test_a_full_temporary_folder_is_named(digits, exported, tmp_path):
 def test_an_export_that_breaks_leaves_no_folder_that_looks_complete(digits, tmp_path, monkeypatch):
     import must.deploy.export.export as module
 
-    def broken(*_):
-        raise OSError("the disk is gone")
-
     (tmp_path / "notes.txt").write_text("of somebody else")
     config = ExportConfig(model=digits.adapted, output=str(tmp_path), images=8)
     export(config)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is gone"):
-        patch.setattr(module, "encoded", broken)
+        patch.setattr(module, "encoded", Mock(side_effect=OSError("the disk is gone")))
         export(config)
     assert not (tmp_path / "model.onnx").exists()
     export(config)

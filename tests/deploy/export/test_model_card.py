@@ -10,11 +10,11 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from must.base.parameters import make_record
 from must.base.text import encoded
-from must.config import EvaluateConfig
 from must.deploy.export.model_card import backbone_licence, front_matter, model_card
 from must.evaluation.evaluate import evaluate
 from must.evaluation.result import read_metrics
 from must.method.model.description import Description, Provenance, load_description
+from tests.evaluation.digits import evaluation
 from tests.evaluation.measured import MEASURED
 
 
@@ -29,8 +29,7 @@ EXPORTED = {"arithmetic": "fp32", "megabytes": 3.4, "checked_on": "train of shar
 
 
 def test_measured_numbers_and_intervals(digits, tmp_path, exported):
-    places = {"model": digits.adapted, "baseline": digits.classifier, "shards": digits.shards, "output": str(tmp_path)}
-    metrics = evaluate(EvaluateConfig(**places, workers=0, device="cpu"))
+    metrics = evaluate(evaluation(digits, tmp_path))
     card = model_card(load_description(digits.adapted), EXPORTED, read_metrics(str(tmp_path / "metrics.json")))
     assert f"{metrics.adapted.top1:.1%}" in card and f"{metrics.baseline.top1:.1%}" in card
     assert "120 labelled images" in card and metrics.data.index_sha256 in card

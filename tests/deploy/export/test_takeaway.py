@@ -27,6 +27,7 @@ from must.method.model.description import Provenance, get_preprocess
 from tests.common import one_line, printed
 from tests.deploy.export.conftest import files_up_to
 from tests.method.model.tiny import FAMILIES, SIZE, model_folder
+from tests.zoo import put
 
 CLASSES, FACTOR = ["zero", "one", "two", "don't"], 30.0
 CHECKED = 1e-4  # of a logit; below 30
@@ -95,9 +96,7 @@ def test_open_clip_alone(made, family, tmp_path, record_property):
 
 def test_one_export_on_top_of_another(made, tmp_path):
     output = tmp_path / "ours"
-    output.mkdir()
-    (output / "notes.txt").write_text("mine")
-    (output / "vocab.json").write_text("of another text tower")
+    put(output, {"notes.txt": b"mine", "vocab.json": b"of another text tower"})
     exported_folder(made("clip"), output)
     alone = exported_folder(made("clip"), tmp_path / "alone")
     assert {path.name for path in output.iterdir()} == {path.name for path in alone.iterdir()} | {"notes.txt"}
@@ -144,7 +143,6 @@ def test_to_a_bucket_twice_with_images_to_check_with(digits, tmp_path, bucket_se
 
 @pytest.mark.slow
 def test_the_readme_runs_as_it_stands(made, tmp_path):
-    """In a fresh process that has none of this library."""
     folder = exported_folder(made("clip"), tmp_path / "ours")
     Image.fromarray(np.full((50, 40, 3), 90, dtype=np.uint8)).save(tmp_path / "photo.jpg")
     code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))

@@ -3,13 +3,13 @@
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -18,7 +18,7 @@ import pytest
 import must
 from must.api.cli import main
 from must.base.storage import UnreachableError
-from must.config import EvaluateConfig, PredictConfig
+from must.config import PredictConfig
 from must.deploy.infer.predict import predict
 from must.deploy.predict.images import classify
 from must.deploy.predict.session import ABSTENTION, Classified, OnnxClassifier, threshold
@@ -27,17 +27,13 @@ from must.evaluation.evaluate import evaluate
 from tests.common import one_line, read_csv
 from tests.data.image.test_cost import thin
 from tests.deploy.serve.server import running
+from tests.evaluation.digits import evaluation
+from tests.zoo import put
 
 
-@pytest.fixture(scope="module")
-def expected(digits, tmp_path_factory):
-    """{file: row} of what evaluation says of the test images."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    evaluate(EvaluateConfig(model=digits.adapted, shards=digits.shards, output=str(folder), workers=0, device="cpu"))
-    return {row["source"]: row for row in read_csv(folder / "predictions.csv")}
-
-
-def test_every_image_gets_the_class_that_evaluate_gave_it(digits, exported, tmp_path, expected):
+def test_every_image_gets_the_class_that_evaluate_gave_it(digits, exported, tmp_path):
+    evaluate(evaluation(digits, tmp_path / "evaluated", baseline=""))
+    expected = {row["source"]: row for row in read_csv(tmp_path / "evaluated" / "predictions.csv")}
     images, output = digits.images / "test", tmp_path / "found.csv"
     counts = predict(PredictConfig(model=str(exported[1]), images=[str(images)], output=str(output)))
     found = {str(row["image"]).removeprefix(f"{images}/"): row for row in read_csv(output)}
@@ -60,13 +56,9 @@ def test_onnxruntime_does_not_report_its_use(exported, digits, tmp_path):
 
 def test_a_bad_image_is_one_line_and_stops_nothing(digits, exported, tmp_path, capsys):
     good = sorted((digits.images / "test").rglob("*.png"))[:3]
-    (tmp_path / "in/deep").mkdir(parents=True)
-    for number, path in enumerate(good):
-        shutil.copy(path, tmp_path / f"in/deep/{number}.PNG")
-    (tmp_path / "in/cut.png").write_bytes(good[0].read_bytes()[:60])
-    (tmp_path / "in/empty.jpg").write_bytes(b"")
-    (tmp_path / "in/thin.png").write_bytes(thin(60_000))
-    (tmp_path / "in/notes.txt").write_text("not looked at in a folder")
+    put(tmp_path / "in", {f"deep/{number}.PNG": path.read_bytes() for number, path in enumerate(good)})
+    bad = {"cut.png": good[0].read_bytes()[:60], "empty.jpg": b"", "thin.png": thin(60_000)}
+    put(tmp_path / "in", bad | {"notes.txt": b"not looked at in a folder"})
     os.mkfifo(tmp_path / "pipe.png")
     model, output = str(exported[1] / "model.onnx"), tmp_path / "out.jsonl"
     images = [str(tmp_path / name) for name in ("in", "missing.png", "pipe.png")]
@@ -120,12 +112,9 @@ def test_a_folder_is_seen_as_must_shard_sees_it(digits, exported, tmp_path, caps
     """Names without an ending, links, files that a Mac leaves behind: the same images, and the same words."""
     first, second = sorted((digits.images / "test").rglob("*.png"))[:2]
     folder = tmp_path / "in"
-    (folder / "deep").mkdir(parents=True)
-    shutil.copy(first, folder / "deep/IMG_1")
-    shutil.copy(first, folder / "._IMG_1.png")
+    put(folder, dict.fromkeys(("deep/IMG_1", "._IMG_1.png"), first.read_bytes()) | {"notes.txt": b"x"})
     (folder / "link.png").symlink_to(second)
     (folder / "gone.png").symlink_to("nowhere")
-    (folder / "notes.txt").write_text("x")
     found = must.load(exported[1])(folder)
     assert [one.image for one in found] == [f"{folder}/deep/IMG_1", f"{folder}/link.png"]
     assert found.unreadable == {f"{folder}/gone.png": "symbolic link to nowhere"}
@@ -146,8 +135,7 @@ def test_globs_and_names_or_a_picture_on_standard_input(digits, exported, monkey
     paths = sorted((digits.images / "test/zero").glob("*.png"))[:2]
     named = given("".join(f"{path}\n" for path in paths).encode())
     assert [line.split("  ")[0] for line in named] == [str(path) for path in paths]
-    pattern = str(digits.images / "test" / "z*" / "*.png")
-    found = must.predict(model=exported[1], images=[pattern])
+    found = must.predict(model=exported[1], images=[str(digits.images / "test" / "z*" / "*.png")])
     assert found.images == len(list((digits.images / "test/zero").iterdir()))
     assert given(paths[0].read_bytes()) == [named[0].replace(str(paths[0]), "-")] and "%" in named[0]
     with pytest.raises(SystemExit, match="2"):
@@ -157,11 +145,8 @@ def test_globs_and_names_or_a_picture_on_standard_input(digits, exported, monkey
 
 def test_a_bucket_that_does_not_answer_is_no_fault_of_its_images(digits, exported, tmp_path, monkeypatch):
     """Else a table without most of the images would look complete."""
-
-    def read(uri):
-        raise UnreachableError(f"{uri}: the server could not be reached")
-
-    monkeypatch.setattr("must.deploy.predict.images.storage.read_bytes", read)
+    unreachable = Mock(side_effect=UnreachableError("the server could not be reached"))
+    monkeypatch.setattr("must.deploy.predict.images.storage.read_bytes", unreachable)
     images, output = [str(digits.images / "test/zero")], tmp_path / "out.csv"
     with pytest.raises(UnreachableError):
         predict(PredictConfig(model=str(exported[1]), images=images, output=str(output)))
@@ -223,18 +208,10 @@ def test_wrong_parameters_are_one_line(exported, tmp_path):
     assert not (tmp_path / "out.csv").exists()
 
 
-@pytest.fixture(scope="module")
-def calibrated(exported, tmp_path_factory):
-    """The exported model with a threshold in it."""
-    model = onnx.load(exported[1] / "model.onnx")
+def test_abstaining_is_said_everywhere(exported, digits, tmp_path, capsys):
+    model, images = onnx.load(exported[1] / "model.onnx"), [str(digits.images / "test")]
     model.metadata_props.add(key=ABSTENTION, value=json.dumps({"threshold": 0.8, "by": "labels"}))
-    path = tmp_path_factory.mktemp("calibrated") / "model.onnx"
-    onnx.save(model, path)
-    return str(path)
-
-
-def test_abstaining_is_said_everywhere(calibrated, digits, tmp_path, capsys):
-    images = [str(digits.images / "test")]
+    onnx.save(model, calibrated := f"{tmp_path}/model.onnx")
     plain = must.predict(model=calibrated, images=images).predictions
     unsure = [found.probability < 0.8 for found in plain]
     assert 0 < sum(unsure) < len(unsure) and not any(row.abstained for row in plain)

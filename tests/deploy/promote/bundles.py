@@ -58,14 +58,10 @@ def make_onnx(path: Path, name: str = "onnx", seed: int = 0) -> bytes:
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 8, 8])
     probability = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["n", 3])
     sides = helper.make_tensor("sides", TensorProto.INT64, [2], [2, 3])
-    model = helper.make_model(
-        helper.make_graph(nodes, name, [image], [probability], [sides]),
-        opset_imports=[helper.make_opsetid("", 18)], ir_version=9,
-    )  # fmt: skip
-    helper.set_model_props(model, {
-        "classes": json.dumps(["red", "green", "blue"]), "preprocess": json.dumps(Preprocess(size=8).to_dict()),
-        "weights_sha256": weights_sha256(seed),
-    })  # fmt: skip
+    graph = helper.make_graph(nodes, name, [image], [probability], [sides])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    metadata = {"classes": json.dumps(["red", "green", "blue"]), "preprocess": json.dumps(Preprocess(size=8).to_dict())}
+    helper.set_model_props(model, metadata | {"weights_sha256": weights_sha256(seed)})
     path.parent.mkdir(exist_ok=True)
     onnx.save(model, path)
     return path.read_bytes()

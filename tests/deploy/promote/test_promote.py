@@ -152,7 +152,6 @@ def test_a_second_run_of_the_same_data_finds_its_model_promoted_and_is_done(regi
 
 @EVERYWHERE
 def test_of_rivals_that_finish_together_one_wins_and_the_others_say_so(registry, tmp_path, capsys):
-    """Real processes, all at once, each compared with the same champion."""
     rivals = 4
     bundles = [make_bundle(tmp_path / str(seed), seed=seed) for seed in range(rivals)]
     codes = Counter(at_once(registry, *(["--model", bundle, "--champion", "none"] for bundle in bundles)))

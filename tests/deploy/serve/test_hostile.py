@@ -3,7 +3,6 @@
 import base64
 import json
 import socket
-import time
 import tracemalloc
 from contextlib import suppress
 
@@ -11,6 +10,7 @@ import pytest
 
 from benchmarks.image_cost import webp_animated
 from must.deploy.serve.protocol import Refused, from_json, parse_json
+from tests.common import until
 from tests.deploy.serve.server import SILENCE
 from tests.zoo import bomb, encoded, picture
 
@@ -25,11 +25,8 @@ def alive(server, pictures):
     yield
     assert server.process.poll() is None, server.log
     assert server.ask("POST", "/classify", pictures[0][1])[0] == 200
-    until = time.monotonic() + SILENCE
-    while "must_body_bytes 0.0" not in (text := server.ask("GET", "/metrics")[1].decode()):
-        assert time.monotonic() < until, text
-        time.sleep(0.05)
-    assert "must_images_waiting 0.0" in text
+    until(lambda: b"must_body_bytes 0.0" in server.ask("GET", "/metrics")[1], server.log)
+    assert b"must_images_waiting 0.0" in server.ask("GET", "/metrics")[1]
     assert not server.said("Traceback"), server.log
 
 
@@ -159,8 +156,7 @@ def test_many_requests_at_once(server):
     one = b"GET /v2/health/live HTTP/1.1\r\nhost: x\r\n\r\n"
     few = talk(server, one * 9 + one.replace(b"host", b"connection: close\r\nhost"))
     assert few.count(b"HTTP/1.1 200") == 10
-    many = talk(server, one * 500)
-    assert many.count(b"HTTP/1.1 200") < 500
+    assert talk(server, one * 500).count(b"HTTP/1.1 200") < 500
 
 
 @pytest.mark.parametrize("values", [b"[" + b"0," * 100_001 + b"0]", b"[" * 100_002, b"[" + b"{}" * 1001 + b"]"])

@@ -11,12 +11,13 @@ import pytest
 from PIL import Image
 
 import must
+from must.api.cli import main
 from must.base.exits import WRONG_INPUT, find_exit_code
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.deploy.predict.session import OnnxClassifier
 from must.deploy.serve.serve import listen
-from tests.api.test_cli import must as command
+from tests.common import ended
 from tests.deploy.serve.server import ask
 from tests.zoo import encoded
 
@@ -95,10 +96,9 @@ def test_what_it_says_of_itself(server):
     assert "must_images_total" in text and "must_images_waiting 0.0" in text
 
 
-def test_a_port_in_use_is_one_line(server, exported):
-    found = command("serve", "--model", str(exported[1]), "--port", str(server.port))
-    (line,) = found.stderr.splitlines()
-    assert found.returncode == 2 and "already in use" in line
+def test_a_port_in_use_is_one_line(server, exported, capfd):
+    line = ended(capfd, 2, main, ["serve", "--model", str(exported[1]), "--port", str(server.port)])
+    assert "already in use" in line
 
 
 def test_a_notebook_has_an_event_loop_and_is_told_so_in_one_line(exported):

@@ -4,9 +4,10 @@ import asyncio
 import socket
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from starlette.requests import ClientDisconnect, Request
@@ -58,9 +59,7 @@ def test_memory_is_divided_among_bodies_decoding_and_waiting():
 
 def with_api(test):
     """Runs `await test(api)` with an Api of no model."""
-
-    def borrow():
-        raise Refused(503, "no model is loaded yet")
+    borrow = Mock(side_effect=Refused(503, "no model is loaded yet"))
 
     async def run():
         await test(Api(ServeConfig(model="none", decoders=1), SimpleNamespace(borrow=borrow), Metrics()))
@@ -99,15 +98,11 @@ def test_a_full_queue_refuses_costlier_requests_or_the_new_one_but_not_both(mega
 
 @pytest.mark.parametrize("begun", BEGUN, ids=["nothing", "half a head", "half a body"])
 def test_health_and_pictures_are_answered_beside_silent_connections(server, pictures, begun):
-    held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(60)]
-    try:
-        for client in held:
-            client.sendall(begun)
+    with ExitStack() as held:
+        for _ in range(60):
+            held.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(begun)
         assert server.ask("GET", "/v2/health/live")[0] == server.ask("GET", "/metrics")[0] == 200
         assert server.ask("POST", "/classify", pictures[0][1])[0] == 200
-    finally:
-        for client in held:
-            client.close()
 
 
 def test_a_requests_memory_is_released_before_its_answer_is_sent():

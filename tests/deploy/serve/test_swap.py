@@ -20,7 +20,6 @@ from tests.deploy.serve.versions import NAME, add_version, promote
 
 @pytest.mark.slow
 def test_no_request_is_lost_while_the_champion_changes(exported, pictures, tmp_path):
-    """Requests of eight clients while LATEST goes through three versions."""
     registry, clients, requests = tmp_path / "registry", 8, 6_000
     versions = ["v1", "v2", "v3"]
     for version in versions:
@@ -50,7 +49,6 @@ def test_no_request_is_lost_while_the_champion_changes(exported, pictures, tmp_p
 
 
 def test_it_waits_for_the_first_champion_and_a_damaged_one_changes_nothing(bucket_server, exported, pictures, tmp_path):
-    """From a registry in a bucket."""
     registry = f"{bucket_server.uri}/registry"
     with running("--registry", registry, "--name", NAME, "--poll", 0.1) as server:
         assert server.ask("GET", "/v2/health/live")[0] == 200 and server.ask("GET", "/v2/health/ready")[0] == 503

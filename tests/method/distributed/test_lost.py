@@ -5,17 +5,16 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from must.api.stages import call
 from must.method.distributed.process_group import init_distributed
+from tests.common import ROOT
 from tests.method.train import lives
 from tests.method.train.lives import ENVIRONMENT, SETTINGS, finish, log_of, ranks, start, wait_for_step
 from tests.method.train.processes import on_ranks
 
-ROOT = Path(__file__).parents[3]
 LONG = {"epochs": 400}
 
 

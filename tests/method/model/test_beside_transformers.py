@@ -1,7 +1,5 @@
 """CLIPs that transformers saved: read here, they give transformers' own logits."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from importlib.util import find_spec
@@ -21,8 +19,7 @@ from must.data.augment.normalize import normalize
 from must.data.image.preprocess import EvalView
 from must.method.model import transformers_folder
 from must.method.model.backbone import build_visual, load_backbone
-from tests.method.model.tiny import make_classifier, register
-from tests.method.model.transformers_clip import SIZE, TEXTS, write_tokenizer
+from tests.method.model.tiny import SIZE, TEXTS, make_classifier, register, write_tokenizer
 
 needs_transformers = pytest.mark.skipif(
     find_spec("transformers") is None and not os.environ.get("REQUIRE_TRANSFORMERS"),

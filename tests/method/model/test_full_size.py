@@ -1,21 +1,18 @@
-"""Real CLIPs at full size with random weights: loaded from a checkpoint file, a step, resumed to the bit, exported.
-
-No pretrained weights are needed: the file is what open_clip itself saves, with the names and shapes of the whole model.
-Each family runs in a process of its own, which says how much memory it took.
-"""
-
-from __future__ import annotations
+"""Real CLIPs at full size: loaded from a checkpoint file, a step, resumed to the bit, exported. Their weights are
+random: the file is what open_clip itself saves, with the names and shapes of the whole model. Each family runs in a
+process of its own, which says how much memory it took."""
 
 import json
 import os
 import resource
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.common import ROOT, printed
 
 NAMES = ["ViT-B-32-quickgelu"]
 ALL = ["ViT-B-16", "ViT-L-14-quickgelu", "coca_ViT-B-32", "ViT-B-16-SigLIP", "ViT-B-32-SigLIP2-256", "PE-Core-B-16"]
@@ -30,9 +27,7 @@ MOST_MEMORY = 20e9  # bytes
 def test_a_step_a_resume_and_an_export_at_full_size(name, digits, tmp_path, record_property):
     arguments = [name, digits.zero_shot, digits.shards, str(tmp_path)]
     command = [sys.executable, "-m", "tests.method.model.test_full_size", *arguments]
-    result = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
-    found = json.loads(result.stdout.splitlines()[-1])
+    found = json.loads(printed(*command, cwd=ROOT).splitlines()[-1])
     record_property("memory", found["memory"])
     assert found["missing"] == [] and found["memory"] < MOST_MEMORY
     assert found["same_step"] and found["same_bundle"] and found["agreement"] >= 0.99

@@ -25,8 +25,7 @@ from must.method.model import hub
 from must.method.model.backbone import load_backbone, tower_shape
 from must.method.model.description import load_description
 from tests.local_server import Answer, LocalServer, Request
-from tests.method.model.tiny import model_folder
-from tests.method.model.transformers_clip import by_hand
+from tests.method.model.tiny import by_hand, model_folder
 from tests.method.train.lives import same
 
 FILES = "or put open_clip_config.json and open_clip_model.safetensors of it into a folder and give that as --model"
@@ -36,7 +35,6 @@ COMMIT = "1" * 40
 
 class Hub(LocalServer):
     """A hub on this machine: the part of Hugging Face's protocol that fetching a file needs, and its ways to fail.
-
     Serves TEAM/NAME/FILE below a folder. `asked` holds the requests; `fault` is a way to fail, see `answer`."""
 
     def __init__(self, folder: Path, fault: str = "") -> None:

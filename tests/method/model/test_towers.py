@@ -22,6 +22,7 @@ from must.method.model.description import load_description
 from must.method.model.masked_vit import MaskedViT
 from must.method.train.step import build_optimizer
 from must.method.train.trainer import train
+from tests.common import ROOT, one_line
 from tests.method.model.tiny import FAMILIES, LAYERS, SIZE, model_config, model_folder
 
 FAMILY = pytest.mark.parametrize("family", FAMILIES)
@@ -171,7 +172,7 @@ def test_train_and_export(family, digits, tmp_path):
 def table() -> list[tuple[list[str], bool]]:
     """Rows of the family table: (patterns of names, whether they work)."""
     rows = []
-    for line in (Path(__file__).parents[3] / "docs" / "models.md").read_text().splitlines():
+    for line in (ROOT / "docs" / "models.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.split("|")]
         if len(cells) > 4 and cells[3] in ("yes", "no"):
             rows.append((re.findall(r"`([^`]+)`", cells[2]), cells[3] == "yes"))
@@ -213,16 +214,10 @@ def test_real_architectures_are_what_the_table_says(name):
 
 @pytest.mark.slow
 def test_every_architecture_of_open_clip_is_what_the_table_says():
-    answers: dict[str, bool] = {}  # names of one image tower share theirs
-
-    def answer(name: str) -> bool:
-        kind = json.dumps(architecture_from(read_config(name, name, {}))["vision_cfg"])
-        if kind not in answers:
-            answers[kind] = works(name)
-        return answers[kind]
-
-    wrong = [name for name in open_clip.list_models() if answer(name) is not promised(name)]
-    assert not wrong
+    kinds = {n: json.dumps(architecture_from(read_config(n, n, {}))["vision_cfg"]) for n in open_clip.list_models()}
+    one_of_a_kind = {kind: name for name, kind in kinds.items()}  # names of one image tower share the answer
+    answers = {kind: works(name) for kind, name in one_of_a_kind.items()}
+    assert not [name for name, kind in kinds.items() if answers[kind] is not promised(name)]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +231,5 @@ def test_every_architecture_of_open_clip_is_what_the_table_says():
 )
 def test_towers_of_other_kinds_are_refused_in_words_that_fit(name, reason):
     vision = {"timm_model_name": name, "timm_pool": "", "timm_proj": "linear", "image_size": 224}
-    with pytest.raises(ValueError, match=f"^--model x: the image tower .* cannot be trained: .*{reason}") as error:
+    with one_line(f"^--model x: the image tower .* cannot be trained: .*{reason}"):
         check_tower("x", {"embed_dim": 8, "vision_cfg": vision, "quick_gelu": False})
-    assert "\n" not in str(error.value)

@@ -1,7 +1,5 @@
 """CLIPs in transformers' format: read without transformers, and what cannot be read in one line."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil
@@ -16,8 +14,7 @@ from must.data.image.preprocess import Preprocess
 from must.method.model.backbone import load_backbone, tower_shape
 from must.method.model.bundle import save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
-from tests.method.model.tiny import make_classifier, model_config, model_folder, named_model
-from tests.method.model.transformers_clip import SIZE, TEXTS, by_hand
+from tests.method.model.tiny import SIZE, TEXTS, by_hand, make_classifier, model_config, model_folder, named_model
 from tests.method.train.lives import same
 
 

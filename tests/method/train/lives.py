@@ -1,7 +1,5 @@
 """A run as real processes that are killed: how to start it, find its processes, and let it live several lives."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os
@@ -9,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -56,11 +53,9 @@ def start(digits: Any, output: Path, processes: int = 1, more: tuple = (), **cha
     """In a session of its own; stdout and stderr go to OUTPUT.log, one life after the other."""
     if processes == 1:
         return Must(command(digits, output, **changes)[3:], output.with_suffix(".log"), **ENVIRONMENT)
+    words = command(digits, output, processes, more, **changes)
     with output.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(
-            command(digits, output, processes, more, **changes),
-            stdout=log, stderr=log, env=os.environ | ENVIRONMENT, start_new_session=True,
-        )  # fmt: skip
+        return subprocess.Popen(words, stdout=log, stderr=log, env=os.environ | ENVIRONMENT, start_new_session=True)
 
 
 def log_of(output: Path) -> str:
@@ -102,19 +97,13 @@ def last_step(output: Path) -> int:
     return max((int(path.stem[5:]) for path in (output / "checkpoints").glob("step-*.json")), default=0)
 
 
-def wait_for_step(process: subprocess.Popen | Must, output: Path, step: int, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while last_step(output) < step:
-        assert process.poll() is None, f"ended with {process.returncode}:\n{log_of(output)}"
-        assert time.monotonic() < deadline, log_of(output)
-        time.sleep(0.005)
+def wait_for_step(process: subprocess.Popen | Must, output: Path, step: int) -> None:
+    until(lambda: last_step(output) >= step, lambda: f"{process.poll()}:\n{log_of(output)}", process=process)
 
 
 def live_and_die(digits: Any, output: Path, processes: int, number: int, chance: random.Random) -> str:
-    """One life: starts or goes on, and gets a signal at a random moment. Returns what happened when.
-
-    Most moments lie in training, which is a second of a life of many; every fifth one lies in the start.
-    """
+    """One life: starts or goes on, and gets a signal at a random moment; returns what happened when. Most moments lie
+    in training, which is a second of a life of many; every fifth one lies in the start."""
     before = last_step(output)
     process = start(digits, output, processes)
     importing = 1 if processes > 1 else 0.25  # one process has done that already

@@ -1,7 +1,5 @@
 """Ranks of a run as real processes, which find each other as those of torchrun do."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import signal
@@ -18,11 +16,9 @@ from tests.forked import CONTEXT
 
 
 def on_ranks(world: int, function: Callable[..., Any], *arguments: Any, **values: Any) -> Any:
-    """What `function` returns on rank 0 of `world` processes, which find each other as torchrun's do.
-
-    A thread of gloo's own was seen to crash (torch 2.13: gloo_tcp_loop, in malloc; not in 40 further runs of the same
-    test), which is no finding about `function`: then they are run once more.
-    """
+    """What `function` returns on rank 0 of `world` processes, which find each other as torchrun's do. A thread of
+    gloo's own was seen to crash (torch 2.13: gloo_tcp_loop, in malloc; not in 40 further runs of the same test), which
+    is no finding about `function`: then they are run once more."""
     # pickled here, as torch would otherwise hand tensors over as open files, and a process can be given 250 of them
     call = pickle.dumps((function, arguments, values))
     codes, answers = run_ranks(world, call)

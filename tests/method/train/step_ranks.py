@@ -23,8 +23,7 @@ def made_batch(step: int, images: range) -> TrainBatch:
     generator = torch.Generator().manual_seed(step)
     weak, strong = (torch.randint(0, 256, (IMAGES, 32, 32, 3), generator=generator).byte() for _ in range(2))
     masked = torch.stack([torch.randperm(16, generator=generator)[:5].sort().values for _ in range(IMAGES)])
-    numbers = torch.arange(IMAGES)
-    chosen = [value[images] for value in (weak, strong, masked, numbers)]
+    chosen = [value[images] for value in (weak, strong, masked, torch.arange(IMAGES))]
     return TrainBatch(*chosen, torch.tensor(images.start == 0).long())  # type: ignore[call-arg]
 
 
@@ -45,10 +44,8 @@ def recorded_config(reduction: str = "global") -> TrainConfig:
 
 
 def run_steps(processes: World, state: dict | None = None, steps: range = range(STEPS), **settings) -> dict:
-    """Gradients of the first step, values of each, and the state after the last.
-
-    `state` is what the steps before left behind.
-    """
+    """Gradients of the first step, values of each, and the state after the last; `state`: what steps before have
+    left."""
     student = recorded_model(settings.pop("classes", 0))
     prior = settings.pop("prior", ())
     defaults = {"batch_size": IMAGES, "lr": 0.032, "ema_decay_init": 0.9, "ema_decay": 0.99, "ema_warmup_steps": 3}

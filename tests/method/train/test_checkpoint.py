@@ -21,7 +21,6 @@ from tests.base.test_lock import hold
 from tests.deploy.export.conftest import files_up_to
 from tests.method.train.lives import newest_state, training
 from tests.method.train.processes import on_ranks
-from tests.stores import be_impatient
 
 
 def state(step, size=1000):
@@ -132,7 +131,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_whole(tmp_path, capsys):
 def test_a_bucket_that_stays_away_ends_it_and_the_older_checkpoints_are_whole(bucket_server, monkeypatch, capsys):
     uri = bucket_server.uri + "/run"
     checkpoints = saved(uri, 1)
-    be_impatient(monkeypatch, 0.3)
+    monkeypatch.setattr("must.base.storage.retry.RETRY_TIMEOUT", 0.3)
     bucket_server.faults.plan = ["503"]
     checkpoints.save(2, state(2))
     with pytest.raises(storage.UnreachableError, match=r"could not be reached for 0.3 s") as error:
@@ -178,7 +177,7 @@ def test_a_checkpoint_that_cannot_be_fetched_is_no_damaged_one(bucket_server, mo
     uri = bucket_server.uri + "/run"
     listed = saved(uri, 1, 2).steps()
     monkeypatch.setattr(Checkpoints, "steps", lambda self: listed)  # the bucket goes away after the listing
-    be_impatient(monkeypatch, 0.2)
+    monkeypatch.setattr("must.base.storage.retry.RETRY_TIMEOUT", 0.2)
     bucket_server.faults.plan = ["503"]
     with pytest.raises(storage.UnreachableError):
         newest_state(Checkpoints(uri))

@@ -26,7 +26,6 @@ def recorded_steps(dtype):
 
 
 def test_first_step(below):
-    """The teacher's labels, the student's outputs and losses, and the gradients."""
     student, step0 = golden_model(), golden("step0")
     weak, strong, masked = golden_batch(0)
     with torch.no_grad():

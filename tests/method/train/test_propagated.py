@@ -1,7 +1,5 @@
 """`--pseudo-labels propagated`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

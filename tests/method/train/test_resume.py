@@ -1,9 +1,9 @@
 """Going on under circumstances: checkpoints on a bucket, shards that cannot be reached, a signal that comes twice."""
 
 import signal
-import time
 from functools import partial
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,6 +16,7 @@ from must.method.train import train_state
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.train_state import SHARE, RunTimer, TrainProgress
 from must.method.train.trainer import train
+from tests.common import until
 from tests.method.train import lives
 from tests.method.train.lives import difference, finish, log_of, start, training, undisturbed
 from tests.method.train.processes import on_ranks
@@ -29,9 +30,7 @@ config = partial(training, epochs=4, batch_size=50, workers=0, checkpoint_every=
 def test_a_retry_on_another_machine_goes_on_from_the_bucket(digits, bucket_server, tmp_path):
     uri, first, second = bucket_server.uri + "/run", tmp_path / "first", tmp_path / "second"
     process = start(digits, first, checkpoints=uri)
-    while not storage.exists(f"{uri}/LAST"):
-        assert process.poll() is None, log_of(first)
-        time.sleep(0.01)
+    until(lambda: storage.exists(f"{uri}/LAST"), lambda: log_of(first), process=process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(120) == 75, log_of(first)
     assert 0 < Checkpoints(uri).steps()[-1] < lives.STEPS
@@ -57,11 +56,7 @@ def test_a_signal_that_arrives_twice_is_one_signal(stop):
 def test_shards_that_cannot_be_reached_end_the_run_resumably(digits, tmp_path, monkeypatch, capsys):
     """The loaders' error travels between processes as a traceback; the user sees a line."""
     said = "gs://bucket/train-000000.tar: the server could not be reached for 300 s: 503"
-
-    def image(self, number):
-        raise storage.UnreachableError(said)
-
-    monkeypatch.setattr(ShardReader, "image", image)
+    monkeypatch.setattr(ShardReader, "image", Mock(side_effect=storage.UnreachableError(said)))
     monkeypatch.setenv(METHOD, "fork")  # loaders see what is patched here
     with pytest.raises(SystemExit) as stopped:
         train(config(digits, tmp_path / "run", workers=1))

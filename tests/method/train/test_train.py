@@ -4,6 +4,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -51,8 +52,7 @@ def start_and_stop(digits, output, number, **changes):
 @pytest.fixture(scope="module")
 def uninterrupted(digits, tmp_path_factory):
     output = tmp_path_factory.mktemp("uninterrupted")
-    summary = train(config(digits, output))
-    return output, summary
+    return output, train(config(digits, output))
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +108,11 @@ def test_a_model_that_an_older_run_left_is_not_taken_for_that_of_this_one(digits
     train(config(digits, tmp_path / "fresh", **values, lr=0.001))
     train(config(digits, tmp_path / "run", **values))
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "read_pool", partial(stop_now, Preempted))
+        patch.setattr(trainer, "read_pool", Mock(side_effect=Preempted))
         with pytest.raises(Preempted):
             train(config(digits, tmp_path / "run", **values, lr=0.001, resume=False))
     train(config(digits, tmp_path / "run", **values, lr=0.001))
     assert difference(tmp_path / "run", tmp_path / "fresh") == 0.0
-
-
-def stop_now(error, *_args, **_values):
-    raise error
 
 
 def test_a_finished_run_has_nothing_left_to_do_and_refuses_other_settings(digits, one_epoch, tmp_path):
@@ -175,8 +171,7 @@ def test_numbers_that_stop_being_numbers_stop_the_run(digits, tmp_path, epochs, 
         with pytest.raises(ValueError, match=f"gradients of {skipped} steps were not finite; lower --lr"):
             train(settings)
     assert not (tmp_path / "model.json").exists()
-    state = load_state(tmp_path / "checkpoints" / "step-000000004.pt")
-    assert state["progress"]["skipped"] == 3
+    assert load_state(tmp_path / "checkpoints" / "step-000000004.pt")["progress"]["skipped"] == 3
 
 
 def test_a_truncated_shard_is_one_clear_line(digits, tmp_path, capfd):
@@ -223,7 +218,7 @@ class Killed(BaseException):
 def test_a_run_killed_before_its_model_was_written_ends_in_the_same(digits, half_trained, tmp_path, monkeypatch):
     output = tmp_path / "model"
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(trainer, "build_memory", partial(stop_now, Killed))
+        patched.setattr(trainer, "build_memory", Mock(side_effect=Killed))
         train(half_way(digits, output))
     assert not (output / "model.json").exists()
     train(half_way(digits, output))
