@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
 from types import GenericAlias, NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -111,16 +111,6 @@ class StageConfig:
     def to_dict(self) -> dict[str, Any]:
         """The parameters by name."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "passed"}
-
-
-def make_part(config: StageConfig, kind: type[Record], **others: Any) -> Record:
-    """A dataclass whose fields, except `others`, have the names and values of the stage's parameters.
-
-    Lists become tuples.
-    """
-    names = [field.name for field in fields(cast(Any, kind)) if field.name not in others]
-    values = {name: getattr(config, name) for name in names}
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}, **others)
 
 
 def load(stage: type[Config], values: dict[str, Any]) -> Config:

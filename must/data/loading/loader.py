@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from must.base.errors import TransientError, UserError
 from must.base.processes import begin_worker, start_context
 from must.base.text import printable
-from must.data.augment.draws import ViewSettings
-from must.data.augment.views import FastViews, TrainViews
+from must.data.augment.views import TrainViews
 from must.data.format.index import Index
 from must.data.image.decode import decode_view, reason
 from must.data.image.preprocess import EvalView, Preprocess
@@ -86,11 +85,6 @@ class TrainDataset(Dataset[tuple[Any, ...]]):
             line = f"warning: sample {sample} of {name} ({source}) cannot be decoded and is replaced by the next one: "
             logger.warning(printable(f"{line}{problem}{more}"))
         self.warned += 1
-
-
-def make_views(settings: ViewSettings, kind: str = "exact") -> TrainViews:
-    """The views for ``--views``: exact or fast."""
-    return FastViews(settings) if kind == "fast" else TrainViews(settings)
 
 
 def train_batches(
