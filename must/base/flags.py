@@ -103,6 +103,9 @@ def format_usage(stage: type[StageConfig]) -> str:
 class OneLineParser(argparse.ArgumentParser):
     """Prints errors as one line, with the most similar flag; argparse itself prints all of a stage's flags first."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         for word in sys.argv[1:] if args is None else args:  # first, as argparse may misread an unknown flag's value
             if word == "--" or (self._subparsers and not word.startswith("-")):

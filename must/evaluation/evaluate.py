@@ -61,8 +61,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         bundle = load_bundle(config.model)
         description = bundle.description
         if refined and refined.weights_sha256:
-            remedy = "run `must refine` again"
-            require_same_model(f"--refined {config.refined}", refined.weights_sha256, description, remedy)
+            require_same_model(f"--refined {config.refined}", refined.weights_sha256, description, "must refine")
         baseline, name = load_baseline(config.baseline) if config.baseline else None, "none"
         if baseline:
             name = "baseline" if baseline.description.provenance else "zero-shot"

@@ -63,7 +63,7 @@ def gate(config: GateConfig) -> Decision:
     metrics = read_metrics(config.metrics)
     if config.model:
         label, description = f"--metrics {config.metrics}", load_description(config.model)
-        require_same_model(label, metrics.model.weights_sha256, description, "run `must evaluate` again")
+        require_same_model(label, metrics.model.weights_sha256, description, "must evaluate")
     decision = replace(RULES[config.gate](metrics, config), weights_sha256=metrics.model.weights_sha256)
     if config.output:
         storage.write_bytes(config.output, decision.to_json())

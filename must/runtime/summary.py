@@ -55,10 +55,7 @@ FAILURE_KINDS = {  # kind: (headline, why)
         "Run failed: {stage}: a dependency failed",
         "a dependency failed (exit code {code}): another process, or a store that did not answer",
     ),
-    "time": (
-        "Run failed: {stage}: its time was over",
-        "its time limit, timeouts in cluster.yaml (exit code {code})",
-    ),
+    "time": ("Run failed: {stage}: its time was over", "its time limit, timeouts in cluster.yaml (exit code {code})"),
     "killed": (
         "Run failed: {stage}: killed, memory may have run out",
         "killed (exit code {code}): most often the pod's memory limit",

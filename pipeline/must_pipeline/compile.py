@@ -3,7 +3,6 @@
 Upload the file in Kubeflow Pipelines, or give it to must-pipeline submit or must-pipeline schedule.
 """
 
-import argparse
 import re
 import sys
 import tempfile
@@ -58,7 +57,7 @@ CHOICES: Final = {name: get_args(get_type_hints(config)[name]) for name, config 
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="your cluster's file [cluster.yaml]")
     output = Path(COMPILED.name)
     parser.add_argument("--output", type=Path, default=output, help="the compiled pipeline [must_pipeline.yaml]")

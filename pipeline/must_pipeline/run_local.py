@@ -5,7 +5,6 @@ engine is needed, or with --runner docker in its own image (docs/containers.md).
 pipeline's parameters (docs/reference/pipeline.md).
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -37,7 +36,7 @@ RUN_LOCK = Kind("must-pipeline run", "--output", ".run.lock")
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--parameters", type=Path, required=True, help="YAML file with the pipeline's parameters")
     parser.add_argument("--output", type=Path, required=True, help="folder for shards, checkpoints and artifacts")
     parser.add_argument(

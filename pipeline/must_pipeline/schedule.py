@@ -8,7 +8,6 @@ A schedule is identified by its name: applying the same file again changes nothi
 the pipeline, one run at a time, and missed runs are not repeated.
 """
 
-import argparse
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ class Schedule:
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("action", choices=("apply", "list", "pause", "resume", "delete"))
     parser.add_argument("what", nargs="?", metavar="FILE|NAME", help="apply: the schedule's file; else its name")
     parser.add_argument(

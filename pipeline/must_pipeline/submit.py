@@ -20,7 +20,7 @@ from must_pipeline.server.wait import wait
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--parameters", type=Path, metavar="FILE", help="YAML file with the run's parameters")
     source.add_argument("--again", metavar="RUN_ID", help="pipeline version and parameters of this run")

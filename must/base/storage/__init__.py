@@ -24,7 +24,6 @@ from must.base.storage.disk import (
     TEMPORARY,
     HashingFile,
     check_regular,
-    compute_sha256,
     disk_errors,
     local,
     open_local,
@@ -39,7 +38,7 @@ from must.base.text import without_secrets
 
 __all__ = [
     "TEMPORARY", "ConflictError", "Entry", "Generation", "HashingFile", "TransientError", "UnreachableError",
-    "Writable", "compute_sha256", "disk_errors", "is_transient", "local", "remove_leftovers", "repeat",
+    "Writable", "disk_errors", "is_transient", "local", "remove_leftovers", "repeat",
     "start_writing", "wait_for_credentials",
 ]  # fmt: skip
 
@@ -200,6 +199,12 @@ def copy(uri: str | Path, file: Writable, follow: bool = True) -> None:
         if len(data) != length:
             raise UserError(f"{uri}: was overwritten while it was read, after {start} of {size} bytes")
         file.write(data)
+
+
+def compute_sha256(uri: str | Path) -> str:
+    hashing = HashingFile(io.BytesIO(), limit=0)
+    copy(uri, hashing)
+    return hashing.sha256
 
 
 def upload(path: str | Path, uri: str | Path) -> None:

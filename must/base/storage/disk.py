@@ -207,9 +207,3 @@ class HashingFile:
 
     def flush(self) -> None:  # torch.save calls it
         self.file.flush()
-
-
-def compute_sha256(path: Path) -> str:
-    """The SHA-256 of a local file."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

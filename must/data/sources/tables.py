@@ -15,15 +15,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief, printable, without_secrets
-from must.data.sources.base import (
-    EXPANDED,
-    EXPANSION,
-    Item,
-    ListingReport,
-    folder_label,
-    report_damage,
-    utf8_size,
-)
+from must.data.sources.base import EXPANDED, EXPANSION, Item, ListingReport, folder_label, report_damage, utf8_size
 from must.data.sources.files import beside, is_split, refusal
 
 Batches = Callable[[list[str]], Iterator[Any]]  # the columns with these names -> record batches of some rows

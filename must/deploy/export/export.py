@@ -48,8 +48,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
         begin("the model and images to compare on")
         bundle = load_bundle(config.model)
         if metrics:
-            remedy = "run `must evaluate` again"
-            require_same_model(f"--metrics {config.metrics}", metrics.model.weights_sha256, bundle.description, remedy)
+            made_of = metrics.model.weights_sha256
+            require_same_model(f"--metrics {config.metrics}", made_of, bundle.description, "must evaluate")
         pixels = load_images(config, bundle)
         if config.to == "onnx":
             return export_onnx(config, bundle, pixels, metrics, begin)

@@ -61,8 +61,7 @@ class MustStep:
         patches = (preprocess.size // student.patch_size) ** 2
         self.work = 4.0 * 2 * patches * sum(parameter.numel() for parameter in student.parameters())
         self.precision = auto_precision(world.device, self.work) if config.precision == "auto" else config.precision
-        if config.activation_checkpointing:
-            student.tower.checkpoint_activations()
+        student.tower.checkpointing = config.activation_checkpointing
         self.optimizer = build_optimizer(student, config.layer_decay, config.weight_decay)
         self.prior = torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None
         self.class_balance: Tensor | None = None  # of the epoch's earlier steps, with many classes
