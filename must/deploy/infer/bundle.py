@@ -58,8 +58,8 @@ def open_bundle(config: PredictConfig, zero_shot: bool, classes: list[Any] | Non
     """As `open_with_torch`."""
     if config.classes:
         bundle = named_bundle(config.model, classes or config.classes, config.device)
+    elif zero_shot:
+        bundle = zero_shot_bundle(load_text_classifier(config.model, "--model"))
     else:
-        bundle = (
-            zero_shot_bundle(load_text_classifier(config.model, "--model")) if zero_shot else load_bundle(config.model)
-        )
+        bundle = load_bundle(config.model)
     return BundleClassifier(bundle, config)
