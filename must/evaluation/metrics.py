@@ -5,16 +5,19 @@ measure accuracy; docs/evaluation.md says how well they separated good adaptatio
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
-from must.evaluation.result import Compared, Interval, ModelFigures, Paired
-from must.evaluation.scores import Scores
-from must.method.answers.estimate import binomial_tail
+from must.evaluation.result import Accuracy, Compared, Interval, LabelFree, Metrics, ModelFigures, Paired
+from must.evaluation.scores import NO_LABEL, Samples, Scores
+from must.method.answers.estimate import binomial_tail, difference, share
+from must.method.memory.pool import Predicted, compare_predictions
 
 BINS = 15
+MATRIX_LIMIT = 200  # classes up to which the confusion matrices are written out
 
 
 @dataclass(frozen=True)
@@ -213,3 +216,79 @@ def entropy(share: np.ndarray) -> float:
     """Entropy in nats."""
     positive = share[share > 0]
     return float(-(positive * np.log(positive)).sum())
+
+
+def predicted(scores: Scores) -> Predicted:
+    return Predicted(torch.from_numpy(scores.prediction).long(), torch.from_numpy(scores.confidence))
+
+
+def measure(
+    samples: Samples, after: Scores, before: Scores | None, tower: Scores | None, classes: list[str]
+) -> Metrics:
+    """The part of metrics.json that is computed from scores and labels."""
+    chosen, compared = samples.labelled, None
+    if before:
+        check = compare_predictions(predicted(before), predicted(after), classes)
+        compared = replace(compare(before, after), check=check)
+    has_memory = not np.isnan(after.similarity).any()
+    metrics = Metrics(
+        images=len(samples.numbers),
+        labelled=int(chosen.sum()),
+        answered=int((samples.labels != NO_LABEL).sum() - chosen.sum()),
+        skipped=samples.skipped,
+        classes=classes,
+        similarity=round(float(after.similarity.mean()), 4) if has_memory else None,
+        bootstrap_replicates=REPLICATES,
+        label_free=LabelFree(label_free(after), label_free(before) if before else None, compared),
+    )
+    if not chosen.any():
+        return metrics
+    models = {"adapted": after, "baseline": before, "tower": tower}
+    results = {
+        name: labelled_results(scores, samples.labels, chosen, len(classes))
+        for name, scores in models.items()
+        if scores
+    }
+    new, old = results["adapted"], results.get("baseline")
+    replicates = bootstrap([*results.values()])
+    del replicates["ece"]  # they are biased upwards, so that the interval may not hold the value
+    accuracies = dict[str, Accuracy]()
+    for number, (name, one) in enumerate(results.items()):
+        spread = {key: interval(values[:, number]) for key, values in replicates.items()}
+        spread |= {key: share(right)[1:] for key, right in one.rights.items()}
+        accuracies[name] = Accuracy(**scalar_metrics(one), intervals=spread, reliability=reliability(one))
+    differences = dict[str, Interval]()  # adapted - baseline
+    if old:
+        differences = {key: interval(values[:, 0] - values[:, 1]) for key, values in replicates.items()}
+        # valid also for few images and for none that was broken, where a bootstrap's interval is too narrow
+        differences |= {key: difference(old.rights[key], right)[1:] for key, right in new.rights.items()}
+    return replace(
+        metrics,
+        adapted=accuracies["adapted"],
+        baseline=accuracies.get("baseline"),
+        tower=accuracies.get("tower"),
+        intervals=differences,
+        paired=paired(old, new) if old else None,
+        per_class=class_table(new, old, classes),
+        confusion={name: confusion(one) for name, one in results.items() if name != "tower"},
+    )
+
+
+def class_table(new: Labelled, old: Labelled | None, classes: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    baseline_rows: list[dict[str, Any]] = per_class(old) if old else [{} for _ in classes]
+    for name, after, before in zip(classes, per_class(new), baseline_rows, strict=True):
+        former = {f"baseline_{key}": before.get(key) for key in ("recall", "precision", "f1")}
+        known = None not in (after["recall"], former["baseline_recall"])
+        change = after["recall"] - former["baseline_recall"] if known else None
+        rows.append({"class": name, **after, **former, "difference": change})
+    return rows
+
+
+def confusion(results: Labelled) -> dict[str, Any]:
+    """The most frequent confusions as class numbers; the full matrix for up to MATRIX_LIMIT classes."""
+    matrix = confusion_matrix(results.labels, results.prediction, results.classes)
+    return {
+        "pairs": [{"label": r, "prediction": c, "images": n} for r, c, n in confused_pairs(matrix, 50)],
+        "matrix": matrix.tolist() if results.classes <= MATRIX_LIMIT else None,
+    }

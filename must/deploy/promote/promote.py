@@ -13,14 +13,7 @@ from must.base.text import brief, printable
 from must.config import PromoteConfig
 from must.config.work import find_work
 from must.deploy.predict.session import check_onnx
-from must.deploy.promote.registry import (
-    BUNDLE_FOLDER,
-    ONNX_FOLDER,
-    Latest,
-    OtherOnnxError,
-    Registry,
-    is_version_of,
-)
+from must.deploy.promote.registry import BUNDLE_FOLDER, ONNX_FOLDER, Latest, OtherOnnxError, Registry, is_version_of
 from must.evaluation.gate import NOTHING_KEPT, read_decision
 from must.evaluation.result import read_metrics
 from must.method.model.description import Description, load_description, require_same_model, require_weights
