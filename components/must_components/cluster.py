@@ -106,8 +106,7 @@ class Cluster:
         """Deletes this TrainJob, not a newer one of the same name; returns the HTTP status.
 
         `propagation`: Foreground: it exists until its pods have ended. Background: it is gone at once; while a running
-        job is deleted in the foreground, Trainer 2.3 creates its JobSet again.
-        """
+        job is deleted in the foreground, Trainer 2.3 creates its JobSet again."""
         options = {"propagationPolicy": propagation, "preconditions": {"uid": job["metadata"]["uid"]}}
         status, _ = self.request("DELETE", self.job_path(job["metadata"]["name"]), options)
         return status

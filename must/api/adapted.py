@@ -27,8 +27,7 @@ class OpenClip(NamedTuple):
 class Adapted:
     """An adapted model in the folder `output`; `Adapted(folder)` opens an existing one.
 
-    `metrics` are those of metrics.json, `classes` the names that predictions are of.
-    """
+    `metrics` are those of metrics.json, `classes` the names that predictions are of."""
 
     output: Path
     metrics: dict[str, Any] = field(init=False, repr=False, compare=False)
@@ -80,8 +79,7 @@ class Adapted:
         """The CLIP model of open_clip with the adapted image tower, its preprocessing, and the class weights.
 
         `model.encode_image(...)`, made unit length, times `classifier` ranks the classes as the model without its
-        memory does. The text tower is the original one, whose features of the prompts are no longer `classifier`.
-        """
+        memory does. The text tower is the original one, whose features of the prompts are no longer `classifier`."""
         from open_clip import get_model_preprocess_cfg, image_transform
         from PIL import ImageOps
         from torchvision.transforms import Compose

@@ -35,8 +35,7 @@ class Model:
     """What `must.load` returns; `classes`: their names, in the model's order.
 
     model("photo.jpg").name                                               # one image: a Prediction
-    for prediction in model(["a.jpg", "b.jpg"]): print(prediction.top)  # several, or a folder: Predictions
-    """
+    for prediction in model(["a.jpg", "b.jpg"]): print(prediction.top)  # several, or a folder: Predictions"""
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier, self._view = classifier, EvalView(classifier.preprocess)
@@ -48,8 +47,7 @@ class Model:
     def __call__(self, images: Any, **options: Any) -> Any:
         """A Prediction for one image: a file, a PIL image or an array; Predictions for a list, a folder or a pattern.
 
-        `options` are those of `predict`.
-        """
+        `options` are those of `predict`."""
         predictions = self.predict(images, **options)
         return predictions[0] if is_single(images) else predictions
 

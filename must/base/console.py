@@ -20,8 +20,7 @@ class Console(logging.Handler):
     """Prints each line unformatted and flushes it: warnings to standard error, other lines to standard output.
 
     Errors of a stream (a log on a full disk) are ignored, except a closed pipe at standard output
-    (`must ... | head`), which ends the program, as with print.
-    """
+    (`must ... | head`), which ends the program, as with print."""
 
     last_line_at = 0.0  # time.monotonic() of the last line
 

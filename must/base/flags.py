@@ -29,8 +29,7 @@ def add_hidden_flags(parser: argparse.ArgumentParser, stage: type[StageConfig], 
 def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None:
     """Adds a flag for each parameter, under the stage's headings if it has any.
 
-    The parsed namespace has no attribute for a flag that is not given.
-    """
+    The parsed namespace has no attribute for a flag that is not given."""
     hints = get_type_hints(stage)
     groups: dict[str, argparse._ActionsContainer] = {"": parser}
     for title, parameter in with_headings(stage):

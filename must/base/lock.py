@@ -237,8 +237,7 @@ class BucketLock:
 def pid_scope() -> dict[str, str]:
     """Identifies the machine and container in which a process id is valid: containers may share a host's name.
 
-    The boot id and the process namespace are "" where the system does not have them.
-    """
+    The boot id and the process namespace are "" where the system does not have them."""
     boot, pids = "", ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

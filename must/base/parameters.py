@@ -83,8 +83,7 @@ class StageConfig:
 
     `passed` is no parameter: `load` puts into it the names of the parameters that the user gave. Presets do not change
     these, even if a value equals the default. `by_preset` has the names of the parameters that presets choose, each
-    with its value in the preset auto, or "" where that is computed.
-    """
+    with its value in the preset auto, or "" where that is computed."""
 
     example: ClassVar[str] = ""
     by_preset: ClassVar[dict[str, str]] = {}
@@ -208,8 +207,7 @@ def make_record(kind: type[Record], content: Any) -> Record:
 def convert(value: Any, kind: Any, name: str, strict: bool = False) -> Any:
     """Converts `value` (a string from the command line, or a YAML value) to `kind`; `strict`, for JSON: checks it only.
 
-    `Annotated[int, check]` is an integer for which `check(value)` raises no UserError.
-    """
+    `Annotated[int, check]` is an integer for which `check(value)` raises no UserError."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any or (value is None and NoneType in arguments) or (strict and type(value) is kind in (str, int, bool)):
         return value

@@ -27,8 +27,7 @@ def without_secrets(text: str) -> str:
     """Removes secrets from the URIs and settings in `text`: name and password (``s3://***@bucket``), the query of a
     signed URL (``https://host/a.png?***``), and the values of keys.
 
-    The container before an abfss:// account, and a "?" in the name of an object, are no secrets and stay.
-    """
+    The container before an abfss:// account, and a "?" in the name of an object, are no secrets and stay."""
     first, *parts = URI_BEGIN.split(text)
     shown = [first]
     for scheme, part in zip(parts[::2], parts[1::2], strict=True):
@@ -102,8 +101,7 @@ def cell(text: str) -> str:
     """A name as a cell of a CSV file that no spreadsheet reads as a formula, without control characters.
 
     Names that start like a formula, or with an apostrophe, get an apostrophe in front. A reader that removes a leading
-    apostrophe has the name again, except that control characters are written out.
-    """
+    apostrophe has the name again, except that control characters are written out."""
     return visible(f"'{text}" if text.startswith((*FORMULA, "'")) else text)
 
 
@@ -118,8 +116,7 @@ class Rows:
     """A writer of CSV files: commas, quotation marks where they are needed, a line feed after each row.
 
     If rows end with a line feed, Python's own writer does not quote a carriage return, which readers take for the end
-    of a row.
-    """
+    of a row."""
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.writer = file, csv.writer(self, lineterminator="\r\n")

@@ -37,8 +37,7 @@ logger = logging.getLogger(__name__)
 def evaluate(config: EvaluateConfig) -> Metrics:
     """Writes metrics.json, predictions.csv and report.html to OUTPUT, prints a table, returns the metrics.
 
-    Under torchrun every process scores its part of the split, and rank 0 writes.
-    """
+    Under torchrun every process scores its part of the split, and rank 0 writes."""
     refined = RefinedLabels.read(config.refined) if config.refined else None
     with init_distributed(config.device, config.timeout) as world:
         bundle = load_bundle(config.model)

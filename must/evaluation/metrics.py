@@ -55,8 +55,7 @@ def labelled_results(scores: Scores, labels: np.ndarray, chosen: np.ndarray, cla
 def scalar_metrics(results: Labelled, weights: np.ndarray | None = None) -> dict[str, float]:
     """top1, top5, mean_per_class (fractions; of the classes that have images), nll (nats), ece (fraction), confidence.
 
-    `weights` [N]: how often each image is in a bootstrap replicate; by default once.
-    """
+    `weights` [N]: how often each image is in a bootstrap replicate; by default once."""
     w = np.ones(len(results.labels)) if weights is None else weights
     total = w.sum()
     support = np.bincount(results.labels, w, results.classes)
@@ -136,8 +135,7 @@ def bootstrap(models: list[Labelled], replicates: int = REPLICATES) -> dict[str,
     """By metric, float [R, M]: of the M models on R resampled test sets.
 
     Sampling with replacement (Efron & Tibshirani 1993). A replicate has the same images for all models, so that the
-    interval of a difference is that of paired results.
-    """
+    interval of a difference is that of paired results."""
     count = len(models[0].labels)
     generator = np.random.default_rng(0)
     rows = []

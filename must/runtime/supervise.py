@@ -187,8 +187,7 @@ class Supervisor:
     def pass_on(self, output: IO[bytes], errors: IO[bytes]) -> None:
         """Copies the child's output to this process's, and keeps its last lines.
 
-        Output is read before errors that came after it: the last line is then the reason of a failure.
-        """
+        Output is read before errors that came after it: the last line is then the reason of a failure."""
         with output, errors, selectors.DefaultSelector() as selector:
             targets, pending = {output: 1, errors: 2}, {output: b"", errors: b""}
             for source in targets:

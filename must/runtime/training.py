@@ -53,8 +53,7 @@ def launch(values: dict[str, Any], processes: int) -> RunSummary:
 
     A SIGTERM is forwarded, so that the processes save a checkpoint before they stop.
     Raises SystemExit: the processes failed. The code is that of the process that ended first: 2, wrong input (with a
-    line on standard error); 75, stopped and resumable.
-    """
+    line on standard error); 75, stopped and resumable."""
     check_processes(processes, "processes")
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(values, file)
@@ -79,8 +78,7 @@ COPY_EVERY_S = 60.0  # seconds
 def mirrored(folder: str, uri: str) -> Iterator[None]:
     """Copies TensorBoard's changed files while the block runs, and once more at its end. Does nothing if `uri` is ''.
 
-    A failed copy is only a warning: it must not stop the training.
-    """
+    A failed copy is only a warning: it must not stop the training."""
     if not uri:
         yield
         return
@@ -115,8 +113,7 @@ def job_values(
     """A key, and the parameters of `must train` except `classifier` and `output`.
 
     The key, also that of the decision on this run, is different for each combination of data, classes and settings. It
-    is part of the checkpoints' path: a retry finds them, a different run does not.
-    """
+    is part of the checkpoints' path: a retry finds them, a different run does not."""
     values = training_settings(settings, preset, epochs)
     key, work = run_key(index_sha256, classifier, values), WorkUri(work_uri)
     inputs = {"shards": work.shards, "index_sha256": index_sha256, "checkpoints": work.checkpoints(key)}

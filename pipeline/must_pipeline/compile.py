@@ -45,8 +45,7 @@ def shorten(spec: dict[str, Any]) -> None:
 
 def offer_choices(spec: dict[str, Any]) -> None:
     """Adds the permitted values of parameters: Kubeflow's page shows them as menus, and its server refuses other values
-    before a pod starts. kfp refuses Literal in a pipeline's signature, but its loader reads it from a file.
-    """
+    before a pod starts. kfp refuses Literal in a pipeline's signature, but its loader reads it from a file."""
     for name, values in CHOICES.items():
         spec["root"]["inputDefinitions"]["parameters"][name]["literals"] = list(values)
 

@@ -72,8 +72,7 @@ def restart_command() -> str:
 def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose: bool, runner: Any) -> dict[str, Path]:
     """Runs the compiled pipeline; returns the paths of its artifacts by name. Raises ValueError: a stage failed.
 
-    `runner`: kfp's; None for subprocesses.
-    """
+    `runner`: kfp's; None for subprocesses."""
     from kfp import components, local
 
     treat_outputs_as_data()

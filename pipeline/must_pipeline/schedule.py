@@ -80,8 +80,7 @@ def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path) -> None:
 
     If this is interrupted in between, there are two until it is applied again. If their runs overlap, one of them fails
     with a message: shards and checkpoints have locks, a stage refuses shards that another run has changed since, and
-    after one model is promoted the other is refused.
-    """
+    after one model is promoted the other is refused."""
     experiment = kfp.experiment(schedule.experiment)
     pipeline, _, uploaded = kfp.upload(pipeline_file, schedule.pipeline)
     if uploaded:

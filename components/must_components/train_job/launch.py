@@ -46,8 +46,7 @@ def train_on_nodes(
 ) -> dict[str, Any]:  # fmt: skip
     """Trains in the run's TrainJob. Exits with the nodes' code if it fails, with 75 if this process is stopped.
 
-    Raises ValueError: the cluster refuses the job; TransientError: Kubernetes' API gave no answer for API_TIMEOUT.
-    """
+    Raises ValueError: the cluster refuses the job; TransientError: Kubernetes' API gave no answer for API_TIMEOUT."""
     run_id = os.environ.get(RUN_ID, "")
     key, values = job_values(work_uri, index_sha256, classifier, preset, settings, epochs)
     job = WorkUri(work_uri).job(run_id or key)

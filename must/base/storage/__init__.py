@@ -105,8 +105,7 @@ def list_files(uri: str | Path, on_problem: Callable[[str, str], None] | None = 
 
     Symbolic links are followed, except back into a folder that is being listed. Entries that cannot be listed (no
     permission, a broken or circular link, a socket, a folder too deep) go to `on_problem` as (name, reason).
-    Raises FileNotFoundError, NotADirectoryError: there is no such local folder. A missing remote folder is empty.
-    """
+    Raises FileNotFoundError, NotADirectoryError: there is no such local folder. A missing remote folder is empty."""
     if is_remote(uri):
         return remote(uri).list_files(str(uri))
     return walk(local(uri), on_problem or (lambda name, reason: None))

@@ -75,8 +75,7 @@ PROGRAM = "from must.data.image.decode import decode; from must.data.image.bound
 class Helper:
     """A subprocess with limits, which decodes images.
 
-    It is not forked: any thread may start it, and so may a loader process, which may have no other children.
-    """
+    It is not forked: any thread may start it, and so may a loader process, which may have no other children."""
 
     def __init__(self) -> None:
         path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)

@@ -53,8 +53,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
     `shorter_side`: when given, a large JPEG may be decoded at a fraction of its size (libjpeg's scaling), but never
     with a shorter side below this many pixels.
     Raises ValueError: the bytes are no image, are damaged, have more than `max_pixels` pixels or too many parts
-    (cost.py), or cost too much (bounds.py). The text is the reason.
-    """
+    (cost.py), or cost too much (bounds.py). The text is the reason."""
     estimate = accepted(data, max_pixels)
     if needs_limits(estimate):
         return decode_isolated(data, max_pixels)
@@ -135,8 +134,7 @@ def check(image: Any) -> None:
     """Decodes the image from `identify`, only to check it. Raises ValueError when `decode` would.
 
     Damage to a JPEG shows in its compressed data, so all of them are decoded, but to an eighth of the size and to grey:
-    the later steps (inverse transform, upsampling, colours) cannot fail, and take half the time.
-    """
+    the later steps (inverse transform, upsampling, colours) cannot fail, and take half the time."""
     try:
         if image.format in ("JPEG", "MPO"):
             width, height = image.size

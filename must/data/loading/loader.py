@@ -107,8 +107,7 @@ def train_batches(
 
 def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
     """The loader's batches. After an error its processes end at once. Otherwise torch's frames in the traceback keep
-    them in a reference cycle; when it is collected, queues are closed first, and each process takes 5 s to end.
-    """
+    them in a reference cycle; when it is collected, queues are closed first, and each process takes 5 s to end."""
     try:
         yield from loader
     except Exception as error:
@@ -126,8 +125,7 @@ def grouped(batches: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatc
 def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
     """Stacks the arrays of the samples, and counts the replacements.
 
-    In a loader process torch's function stacks into shared memory, without another copy.
-    """
+    In a loader process torch's function stacks into shared memory, without another copy."""
     *arrays, numbers, replaced = zip(*samples, strict=True)
     with warnings.catch_warnings():  # Pillow's pixels are read-only, which is no problem here
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")

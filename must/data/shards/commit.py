@@ -246,8 +246,7 @@ def earlier_lines(path: str, previous: Index) -> list[Line]:
 def accepted_now(earlier: list[Line], records: Records) -> set[str]:
     """The names in earlier lines that this run has accepted.
 
-    Rejected files are few and new files may be many, so the hashes of the rejected names are searched.
-    """
+    Rejected files are few and new files may be many, so the hashes of the rejected names are searched."""
     places = [source_place(uri) for uri in records.task.listing.uris]
     names = {int.from_bytes(name_hash(place, line.source)): line.source for place in places for line in earlier}
     hashes = np.fromiter(names, np.uint64, len(names))
@@ -258,8 +257,7 @@ def accepted_now(earlier: list[Line], records: Records) -> set[str]:
 def explain_refusal(records: Records, kinds: Counter[str], examples: Iterable[tuple[str, str]]) -> str:
     """Why the run ends without an index, "" if it does not.
 
-    The share is of all revisions: files that are rejected each time must not make every small append fail.
-    """
+    The share is of all revisions: files that are rejected each time must not make every small append fail."""
     config, previous = records.task.config, records.task.previous
     old = sum(counts["samples"] for counts in previous.splits.values()) + previous.dropped
     rejected = kinds.total()

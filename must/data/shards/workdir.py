@@ -64,8 +64,7 @@ class Workdir:
     """The folders of one program of a run.
 
     `uri` has the chunks' tars and records. `local` is a folder on this host for this program's lists; if the output is
-    a bucket, it is temporary and has copies of the records. `folders`: where chunks are, that of part I at I - 1.
-    """
+    a bucket, it is temporary and has copies of the records. `folders`: where chunks are, that of part I at I - 1."""
 
     def __init__(self, output: str, root: str = "") -> None:
         self.output, self.root = output, root or output

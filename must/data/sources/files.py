@@ -42,8 +42,7 @@ class Manifest(Source):
     """A .csv, .tsv or .jsonl file with the columns path (or image), and optionally label (or class) and split.
 
     Columns are separated by what the first line has most of: commas, semicolons or tabs.
-    Paths are absolute, gs:// URIs, or relative to the manifest.
-    """
+    Paths are absolute, gs:// URIs, or relative to the manifest."""
 
     def __init__(self, uri: str, labels: str, option: str) -> None:
         self.uri, self.labels, self.option = uri, labels, option

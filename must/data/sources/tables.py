@@ -197,8 +197,7 @@ def open_arrow(path: Path) -> Iterator[tuple[Any, Batches]]:
 class Tables:
     """One or more tables. Those in a bucket are downloaded while they are listed, one after the other.
 
-    `may_be_remote` is set by the listing if a row has the path of a file.
-    """
+    `may_be_remote` is set by the listing if a row has the path of a file."""
 
     may_be_remote = False
 

@@ -162,8 +162,7 @@ def compare(
 ) -> Check:
     """Runs the exported classifier over uint8 pixels [N, S, S, 3] at each batch size.
 
-    `expected` [N, K] are PyTorch's probabilities; `features` [N, D], if the file has embeddings, PyTorch's.
-    """
+    `expected` [N, K] are PyTorch's probabilities; `features` [N, D], if the file has embeddings, PyTorch's."""
     agreements, differences, cosines = [], [], []
     for batch in BATCH_SIZES_TRIED:
         batches = [classifier.outputs(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]

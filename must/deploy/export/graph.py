@@ -71,8 +71,7 @@ def check_graph(graph: onnx.ModelProto) -> None:
 def add_metadata(graph: onnx.ModelProto, description: Description, **extra: Any) -> None:
     """Writes the description of the model into metadata_props; values that are not strings as JSON.
 
-    Nothing of a single run (paths, times, speed): the same training gives the same file.
-    """
+    Nothing of a single run (paths, times, speed): the same training gives the same file."""
     provenance = description.provenance
     values = {name: getattr(description, name) for name in METADATA_KEYS} | extra
     values["preprocess_text"] = describe_preprocess(get_preprocess(description))

@@ -46,8 +46,7 @@ class ServedModel:
     """A model, the thread that runs it, and the number of requests that use it.
 
     The thread takes single images from a queue and runs them through the model, at most `batch_size` at a time. An
-    image that arrives while no pass runs is run at once, not held back for a larger batch.
-    """
+    image that arrives while no pass runs is run at once, not held back for a larger batch."""
 
     def __init__(self, version: str, classifier: OnnxClassifier, config: ServeConfig) -> None:
         self.version, self.classifier, self.batch_size = version, classifier, config.batch_size

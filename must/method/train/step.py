@@ -184,8 +184,7 @@ def build_optimizer(model: MaskedViT, layer_decay: float, weight_decay: float) -
     """AdamW, with a group for each (layer, decayed or not): ``lr_scale`` = layer_decay ^ (layers + 1 - layer). The
     learning rate is set by `set_learning_rate` before every step.
 
-    Only one-dimensional tensors have no weight decay: embeddings, projection and classifier are decayed.
-    """
+    Only one-dimensional tensors have no weight decay: embeddings, projection and classifier are decayed."""
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
