@@ -22,11 +22,8 @@ Config = TypeVar("Config", bound="StageConfig")
 Record = TypeVar("Record")
 get_hints: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, include_extras=True))
 
-
 LARGEST_FILE = 1 << 20  # bytes of a file of parameters
 MOST_USED = "most used"  # the first heading of a stage's help
-
-
 COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 

@@ -18,7 +18,6 @@ from must.base.processes import without_collector
 
 logger = logging.getLogger(__name__)
 
-
 LINE_INTERVAL = 60.0  # seconds between two lines
 
 

@@ -32,7 +32,6 @@ BROKEN_OFF = (
     "that cannot be pulled, a node that cannot be had, a quota, a step of Kubeflow's own. Its events say which."
 )
 
-
 FAILURE_KINDS = {  # kind: (headline, why)
     "stopped": (
         "Run stopped from outside, during {stage}",

@@ -14,7 +14,7 @@ from typing import Any
 
 from must.base.errors import UserError
 from must.base.flags import OneLineParser
-from must.base.parameters import convert_fields, read_mapping
+from must.base.parameters import convert_fields, read_mapping, require
 from must_pipeline import DESCRIPTION
 from must_pipeline.files import COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api, api_errors
@@ -58,8 +58,7 @@ def read_schedule(path: Path, pipeline: Path) -> Schedule:
     """Raises ValueError: an unknown key, a wrong cron line, parameters that the pipeline does not have."""
     schedule: Schedule = convert_fields(read_mapping(path, f"apply {path}"), Schedule, "")
     for key in ("name", "cron"):
-        if not getattr(schedule, key):
-            raise UserError(f"{path}: {key} is missing")
+        require(bool(getattr(schedule, key)), f"{path}: {key} is missing")
     parameters = check_parameters(pipeline, schedule.parameters)
     return replace(schedule, cron=six_fields(schedule.cron), parameters=parameters)
 

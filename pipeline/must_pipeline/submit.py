@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from must.base.errors import UserError
 from must.base.flags import OneLineParser
-from must.base.parameters import read_mapping
+from must.base.parameters import read_mapping, require
 from must.base.text import without_secrets
 from must_pipeline.files import COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api, api_errors
@@ -43,8 +42,7 @@ def main() -> None:
 
 def submit(options: argparse.Namespace) -> int:
     """Returns the exit code: 0, or 1 for a run that was waited for and failed."""
-    if options.restarts < 0:
-        raise UserError(f"--restarts {options.restarts}: must not be negative")
+    require(options.restarts >= 0, f"--restarts {options.restarts}: must not be negative")
     kfp = Kfp(options)
     if options.again:
         body = copy_run(kfp, options.again)

@@ -161,5 +161,4 @@ NO_CREDENTIALS = (
     "AZURE_STORAGE_KEY, AZURE_STORAGE_SAS_TOKEN or `az login`"
 )
 
-
 STORE = Azure(make_client)

@@ -40,8 +40,7 @@ def read_file(uri: str, name: str, sha256: str, hint: str = MAKE_AGAIN) -> bytes
         data = storage.read_bytes(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {hint}") from None
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise UserError(f"{path} is damaged: its sha256 is not the index's; {hint}")
+    require(hashlib.sha256(data).hexdigest() == sha256, f"{path} is damaged: its sha256 is not the index's; {hint}")
     return data
 
 

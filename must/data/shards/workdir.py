@@ -44,7 +44,6 @@ SHARD_FILE = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.(tar|npy)")  # as in must.base
 OF_INDEX = re.compile(rf"{SHARD_FILE.pattern}|{TABLE.pattern}")  # of no use without an index that names them
 WRITTEN_NAME = re.compile(rf"{OF_INDEX.pattern}|rejected\.jsonl")
 
-
 Run = dict[str, Any]
 """run.json: everything that determines the bytes of a run's chunks. The work of an equal run is resumed."""
 

@@ -16,7 +16,6 @@ import onnx
 import torch
 
 from must.base.console import quieted
-from must.base.errors import UserError
 from must.base.parameters import require
 from must.data.image.preprocess import Preprocess, describe_preprocess, normalize_pixels
 from must.deploy.export.inference import InferenceModel
@@ -42,8 +41,7 @@ def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> o
     # Two images: torch.export treats a batch size of one in the example as a constant.
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8) if uint8 else torch.zeros(2, 3, size, size)
     weights = sum(value.numel() * value.element_size() for value in bundle.model.state_dict().values())
-    if weights > PROTOBUF_LIMIT * 0.95:
-        raise UserError(f"the model has {weights / 1e9:.1f} GB, one ONNX file can hold 2")
+    require(weights <= PROTOBUF_LIMIT * 0.95, f"the model has {weights / 1e9:.1f} GB, one ONNX file can hold 2")
     with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             module,
