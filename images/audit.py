@@ -4,8 +4,6 @@ Exit code 0: all were checked and none is known to be vulnerable; 1: some are; 3
 pip-audit itself exits with 0 and "No known vulnerabilities found" even if it could not check a single package.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

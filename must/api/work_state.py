@@ -6,8 +6,6 @@ the old ones, which go to WORK/before. Until then WORK is unchanged. A call that
 completed by the next one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """model.json, the description of an adapted model: all but its weights, with its origin. Needs no torch."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from contextlib import suppress

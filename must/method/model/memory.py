@@ -21,8 +21,6 @@ Shapes: B images, N images in the memory, K classes, C columns (K, or one more f
 vector, S labels kept of an image.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

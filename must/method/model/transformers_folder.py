@@ -8,8 +8,6 @@
 The package transformers is needed only for tokenizers other than CLIP's own byte pairs.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import logging

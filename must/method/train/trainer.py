@@ -6,8 +6,6 @@ Training starts from the first of these that exists:
 2. the zero-shot model: the classifier file's backbone, with its text embeddings as the head.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections.abc import Iterator
