@@ -6,10 +6,10 @@ that is no UTF-8 as a lone surrogate, which no encoder accepts.
 
 import csv
 import difflib
-import io
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, TextIO
+from types import SimpleNamespace
+from typing import Any
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: full width
 BRIEF_LENGTH = 80  # characters of a value in a message
@@ -106,27 +106,13 @@ def cell(text: str) -> str:
 
 
 def format_csv(rows: Iterable[Iterable[object]]) -> bytes:
-    """The content of a CSV file with these rows."""
-    text = io.StringIO()
-    Rows(text).writer.writerows(rows)
-    return encoded(text.getvalue())
-
-
-class Rows:
-    """A writer of CSV files: commas, quotation marks where they are needed, a line feed after each row.
+    """Rows of a CSV file: commas, quotation marks where they are needed, a line feed after each row. External text must
+    be passed through `cell` first.
 
     If rows end with a line feed, Python's own writer does not quote a carriage return, which readers take for the end
     of a row."""
-
-    def __init__(self, file: TextIO) -> None:
-        self.file, self.writer = file, csv.writer(self, lineterminator="\r\n")
-
-    def add(self, *cells: object) -> None:
-        """External text must be passed through `cell` first."""
-        self.writer.writerow(cells)
-
-    def write(self, row: str) -> None:
-        self.file.write(row.removesuffix("\r\n") + "\n")
+    file: Any = SimpleNamespace(write=lambda row: row.removesuffix("\r\n") + "\n")  # which `writerow` returns
+    return encoded("".join(map(csv.writer(file).writerow, rows)))
 
 
 def brief(value: Any) -> str:
