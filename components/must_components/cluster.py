@@ -161,10 +161,9 @@ class Cluster:
         return workflow if status == 200 else None
 
 
-def check_inputs(
-    facts: Facts, work_uri: str, *, parameters: dict[str, Any], server: dict[str, Any], runtime: str
-) -> str:  # fmt: skip
-    """The stage inputs: also checks whether the cluster would refuse a request of a later stage."""
+def check_inputs(facts: Facts, work_uri: str, *, server: dict[str, Any], runtime: str, **parameters: Any) -> str:
+    """The stage inputs: also checks whether the cluster would refuse a request of a later stage. `parameters`: the
+    run's."""
     from must.runtime import inputs  # not in the image of the launcher
     from must_components.serving import service
 

@@ -29,14 +29,11 @@ def inputs(
     them. `runtime` is empty if training is not a TrainJob. Returns a sha256 of class file and model."""
     from must.runtime.supervise import supervised
 
-    parameters = {
-        "classes": classes, "model": model, "pretrained": pretrained, "labels": labels, "split": split,
-        "shard_settings": shard_settings, "preset": preset, "epochs": epochs, "settings": settings,
-        "precision": precision, "gate": gate, "gate_settings": gate_settings, "model_name": model_name,
-        "serve": serve, "registry_uri": registry_uri, "tensorboard_uri": tensorboard_uri, "answers": answers,
-    }  # fmt: skip
     return supervised(
-        "inputs", "must_components.cluster:check_inputs", run_id, work_uri, parameters=parameters, server=server,
+        "inputs", "must_components.cluster:check_inputs", run_id, work_uri, classes=classes, model=model,
+        pretrained=pretrained, labels=labels, split=split, shard_settings=shard_settings, preset=preset, epochs=epochs,
+        settings=settings, precision=precision, gate=gate, gate_settings=gate_settings, model_name=model_name,
+        serve=serve, registry_uri=registry_uri, tensorboard_uri=tensorboard_uri, answers=answers, server=server,
         runtime=runtime,
     )  # fmt: skip
 
