@@ -30,11 +30,8 @@ def safe_relative_path(name: object, where: str) -> str:
 
 def listed(uri: str) -> list[str]:
     """The names of the files below `uri`, checked by `safe_relative_path`, so that they can be copied.
-
-    Raises:
-        ValueError: a name leads out of the folder; then nothing should be copied.
-        FileNotFoundError, NotADirectoryError: there is no such local folder.
-    """
+    Raises ValueError: a name leads out of the folder; then nothing should be copied; FileNotFoundError,
+    NotADirectoryError: there is no such local folder."""
     return sorted(safe_relative_path(entry.name, uri) for entry in storage.list_files(uri))
 
 

@@ -182,13 +182,9 @@ def wrap(line: str) -> list[str]:
 
 
 def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: Sequence[str] = ()) -> Summary:
-    """The summary from the stages' notes; one that says so if the notes cannot be read.
-
-    Args:
-        state: the backend's state of the stages; only a hint.
-        again: the command that starts the same run again.
-        more: sentences about the TrainJob of a run that failed.
-    """
+    """The summary from the stages' notes; one that says so if the notes cannot be read. `state`: the backend's state of
+    the stages; only a hint; `again`: the command that starts the same run again; `more`: sentences about the TrainJob
+    of a run that failed."""
     try:
         notes = read_notes(work_uri, run_id)
     except (ValueError, OSError) as error:

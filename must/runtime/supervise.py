@@ -72,12 +72,8 @@ def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **value
     Raises SystemExit: with the exit code of the last try; 137 if it was killed.
 
     A pod whose predecessor in this run has given up ends at once with the same code: the backend may retry any pod.
-
-    Args:
-        stage: the note's name.
-        function: "module:name", imported in the other process alone, as importing takes time. Its parameters and its
-            result are JSON values.
-    """
+    `stage`: the note's name; `function`: "module:name", imported in the other process alone, as importing takes time.
+    Its parameters and its result are JSON values."""
     if stage != INPUTS:
         wait_for_credentials(work_uri, *(str(values.get(name) or "") for name in URI_VALUES))
     count, backoff, factor = (os.environ.get(RETRIES) or "0,0,1").split(",")

@@ -104,11 +104,8 @@ idle_helpers = per_process(list[Helper])  # there are as many in all as threads 
 
 def decode_isolated(data: bytes, max_pixels: int) -> Image.Image:
     """As `decode`, in a subprocess, for any bytes.
-
-    Raises:
-        ValueError: as `decode`; the image took too long, or its decoder crashed.
-        KilledWorkerError: something else has ended the subprocess.
-    """
+    Raises ValueError: as `decode`; the image took too long, or its decoder crashed; KilledWorkerError: something else
+    has ended the subprocess."""
     idle = idle_helpers()
     try:
         helper = idle.pop()  # not after a look at its length: other threads do the same

@@ -75,11 +75,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
 
 def decode_view(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = MAX_PIXELS) -> Picture:
     """The result of `view` for the decoded image.
-
-    Raises:
-        UserError: any error of this image.
-        TransientError: another program has ended the process that decoded it.
-    """
+    Raises UserError: any error of this image; TransientError: another program has ended the process that decoded it."""
     try:
         return view(decode(data, max_pixels))
     except TransientError:

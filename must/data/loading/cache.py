@@ -52,13 +52,9 @@ class ShardCache:
 
     def open(self, uri: str, shard: Shard, wait: bool = True) -> int | None:
         """A file descriptor of the shard, downloaded if necessary. The shard stays in the cache until its `release`.
-
         None if there is no room for it; without `wait`, also if another process is downloading it.
-
-        Raises:
-            ValueError: the object is missing, or its bytes are not those of the index.
-            TransientError: the folder was deleted meanwhile.
-        """
+        Raises ValueError: the object is missing, or its bytes are not those of the index; TransientError: the folder
+        was deleted meanwhile."""
         path = self.folder / f"{shard.sha256}.tar"
         try:
             while True:

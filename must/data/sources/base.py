@@ -109,11 +109,8 @@ class Source(Protocol):
 
     def read(self, item: Item, limit: int) -> bytes:
         """An image's bytes, at most `limit` of them.
-
-        Raises:
-            UnreadableError, OSError: this image cannot be read; it is rejected.
-            ValueError: the source as a whole cannot be read, for example because of missing credentials.
-        """
+        Raises UnreadableError, OSError: this image cannot be read; it is rejected; ValueError: the source as a whole
+        cannot be read, for example because of missing credentials."""
 
 
 @contextmanager

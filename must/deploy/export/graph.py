@@ -122,10 +122,8 @@ def quantize(
     embedding, LayerNorms, attention's softmax and the classifier stay in float32: they are a small part of the
     computation and would cause most of the error. The runtime does not notice a full disk, and reads truncated files.
 
-    Args:
-        pixels: uint8 [N, S, S, 3] for calibration; None: activations are quantized at run time, image by image.
-        folder: for intermediate files.
-    """
+    `pixels`: uint8 [N, S, S, 3] for calibration; None: activations are quantized at run time, image by image;
+    `folder`: for intermediate files."""
     room = QUANTIZER_FILES * graph.ByteSize()
     require(
         shutil.disk_usage(folder).free >= room,

@@ -119,12 +119,8 @@ CONFIDENT = 0.4  # share of the images that are confident at the start
 
 
 def auto_settings(images: int, classes: int, width: int, size: int, patch: int) -> Settings:
-    """A pure function of the arguments.
-
-    Args:
-        images: of the split.
-        width, size, patch: of the image tower; `size` and `patch` are sides of its input and of a patch, in pixels.
-    """
+    """A pure function of the arguments. `images`: of the split; `width`, `size`, `patch`: of the image tower;
+    `size` and `patch` are sides of its input and of a patch, in pixels."""
     target = max(images / STEPS_AN_EPOCH, classes)
     batch = 2 ** round(math.log2(min(max(target, BATCHES[0]), BATCHES[1])))
     batch = min(batch, max(images, 1))
