@@ -1,7 +1,6 @@
 """Kubernetes' API with a pod's service account, and what an Argo workflow says about a run's stages.
 
-Standard library only, because not every image has a client.
-"""
+Standard library only, because not every image has a client."""
 
 from __future__ import annotations
 

@@ -3,8 +3,7 @@ returns metadata. None is answered from Kubeflow's cache: what it reads may chan
 
 All share `work_uri` and `run_id`. `index_sha256` names the shards; others are refused. cluster.yaml's registry, tag and
 digests replace the images when the pipeline is compiled. Stages without torch get an image without it, and only
-training gets CUDA. Defaults, {} too, become those of the compiled pipeline.
-"""
+training gets CUDA. Defaults, {} too, become those of the compiled pipeline."""
 
 from typing import Any
 

@@ -4,8 +4,7 @@
                     -> training, if it is worth it on this machine -> model/ + labels/ -> report/
 
 A call with the same words goes on where it was stopped, and does what is new since: other photos, classes or settings
-(must/api/work_state.py). Everything is checked before anything is written.
-"""
+(must/api/work_state.py). Everything is checked before anything is written."""
 
 import logging
 import os

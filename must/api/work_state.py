@@ -3,8 +3,7 @@
 The first call works in WORK itself. If the inputs of a later call differ from those in adapt.json, what is affected is
 made in a folder beside it, WORK/.next-HASH, and the rest is used as it is; at the end the new parts take the places of
 the old ones, which go to WORK/before. Until then WORK is unchanged. A call that is killed during the exchange is
-completed by the next one.
-"""
+completed by the next one."""
 
 import hashlib
 import json

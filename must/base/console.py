@@ -1,8 +1,7 @@
 """The console output of a program. The library logs to the logger "must" and its children, and never configures it.
 
 The command line and the pipeline's processes configure it with `attach`; a program that imports must uses the functions
-of `logging` (docs/python.md).
-"""
+of `logging` (docs/python.md)."""
 
 import logging
 import os

@@ -2,8 +2,7 @@
 
 On a local disk the operating system holds the lock and releases it when the process ends, however it ends. In a bucket
 the lock is an object that its owner rewrites every few seconds; the owner of one unchanged for a minute is dead. The
-object stays when the lock is released, and says so.
-"""
+object stays when the lock is released, and says so."""
 
 import errno
 import json

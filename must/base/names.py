@@ -1,8 +1,7 @@
 """Checks of file names in external indexes, registries and archives, and safe reading of external tar files.
 
 Python's tarfile has two problems: it allocates as much memory as a header demands, and it stops silently at a header
-that it cannot read.
-"""
+that it cannot read."""
 
 import io
 import os

@@ -4,8 +4,7 @@ calls a function periodically; the cores and the memory of this machine.
 Only this module selects the start method. Arguments of workers can be pickled, so all methods work:
 MUST_START_METHOD selects one (fork, forkserver, spawn), else the program's own `multiprocessing.set_start_method`.
 Without either, workers are forked on Linux, whatever Python's default is: fork needs no importable main module, so
-scripts and notebooks can shard and train without `if __name__ == "__main__"`.
-"""
+scripts and notebooks can shard and train without `if __name__ == "__main__"`."""
 
 import ctypes
 import gc

@@ -1,8 +1,7 @@
 """Makes external text safe for a terminal, a file, a table cell or a message.
 
 Class names, file names and reasons come from external folders, archives, buckets and models. Python represents a byte
-that is no UTF-8 as a lone surrogate, which no encoder accepts.
-"""
+that is no UTF-8 as a lone surrogate, which no encoder accepts."""
 
 import csv
 import difflib

@@ -1,8 +1,7 @@
 """Decides whether the adapted model may be promoted: pure functions of metrics.json that return a decision and reasons.
 
 By default labels decide, of a split that nothing was trained on; with fewer than --min-images, people's answers; with
-fewer than FEWEST_LABELS of these, the label-free gate, which stops a collapsed model only.
-"""
+fewer than FEWEST_LABELS of these, the label-free gate, which stops a collapsed model only."""
 
 import json
 import logging

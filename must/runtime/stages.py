@@ -2,8 +2,7 @@
 
 A component passes the function itself to `supervised`, so that a type checker can check the arguments. A function gets
 the stage's Facts, which it fills; it raises the library's exceptions and returns a JSON value. A stage without special
-facts needs no function here: `library` runs it.
-"""
+facts needs no function here: `library` runs it."""
 
 import hashlib
 import json

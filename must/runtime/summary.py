@@ -2,8 +2,7 @@
 
 One `Summary` is printed as Markdown, for Kubeflow's narrow panel, or as text, for a terminal. The backend's state is
 only a hint: Kubeflow Pipelines gives the exit handler a state that only some of its programs update. A successful run
-may be RUNNING or FAILED there (and is never SUCCEEDED, which only the local runner uses).
-"""
+may be RUNNING or FAILED there (and is never SUCCEEDED, which only the local runner uses)."""
 
 import logging
 import re

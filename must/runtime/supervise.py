@@ -3,8 +3,7 @@ peer, a crash; not after wrong input. Writes the stage's note meanwhile.
 
 The backend's retries are not enough: installations differ, and none distinguishes wrong input from a crash. They are
 only for pods that vanish. This process imports no torch; what the stage prints passes through it, so that its last
-lines are known even if it is killed.
-"""
+lines are known even if it is killed."""
 
 import importlib
 import json

@@ -4,8 +4,7 @@ As a program it is one process of training on several nodes: torchrun -m must.ru
 URI that every node can access. Its job.yaml holds the parameters of `must train`; the bundle is written to its folder
 bundle. Only paths below work_uri outlive the nodes.
 
-TensorBoard's files are copied to another folder or bucket while they grow, so that the curves can be watched there.
-"""
+TensorBoard's files are copied to another folder or bucket while they grow, so that the curves can be watched there."""
 
 import logging
 import math

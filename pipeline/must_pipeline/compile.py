@@ -1,7 +1,6 @@
 """Compiles the DAG for a cluster: must-pipeline compile [--cluster FILE] [--output FILE].
 
-Upload the file in Kubeflow Pipelines, or give it to must-pipeline submit or must-pipeline schedule.
-"""
+Upload the file in Kubeflow Pipelines, or give it to must-pipeline submit or must-pipeline schedule."""
 
 import re
 import sys

@@ -1,8 +1,7 @@
 """The DAG: shard and classifier; then, if there are new images, train, evaluate, export and gate; then, if the model
 passes, promote and serve.
 
-The shards' parts are a loop of pods. Each writes to the bucket, from which the next stage reads; it returns nothing.
-"""
+The shards' parts are a loop of pods. Each writes to the bucket, from which the next stage reads; it returns nothing."""
 
 from typing import Any
 

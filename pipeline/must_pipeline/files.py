@@ -1,8 +1,7 @@
 """Copies the example files to a folder, to be changed there: must-pipeline files FOLDER.
 
 cluster.yaml (every key explained), clusters/ (an example for each platform), run.yaml (what a run is to do),
-schedule.yaml, and deploy/ (accounts and more, for kubectl apply -k). A file that is there already is left alone.
-"""
+schedule.yaml, and deploy/ (accounts and more, for kubectl apply -k). A file that is there already is left alone."""
 
 import shutil
 from pathlib import Path

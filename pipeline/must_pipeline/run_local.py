@@ -2,8 +2,7 @@
 
 Every stage is the same component as on a cluster. It runs as a subprocess of this interpreter, so that no container
 engine is needed, or with --runner docker in its own image (docs/containers.md). The parameters file holds the
-pipeline's parameters (docs/reference/pipeline.md).
-"""
+pipeline's parameters (docs/reference/pipeline.md)."""
 
 import contextlib
 import json

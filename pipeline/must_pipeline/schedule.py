@@ -5,8 +5,7 @@
     must-pipeline schedule pause|resume|delete NAME
 
 A schedule is identified by its name: applying the same file again changes nothing. Each run uses the newest version of
-the pipeline, one run at a time, and missed runs are not repeated.
-"""
+the pipeline, one run at a time, and missed runs are not repeated."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,8 +1,7 @@
 """Starts one run: must-pipeline submit --parameters FILE.yaml, or --again RUN_ID for the same as a run before.
 
 The compiled pipeline is uploaded as a new version if its content is new. A run that failed is started again with the
-same parameters; finished stages are at work_uri, so it resumes from there.
-"""
+same parameters; finished stages are at work_uri, so it resumes from there."""
 
 import argparse
 import time

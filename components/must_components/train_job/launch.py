@@ -1,8 +1,7 @@
 """The stage train as a TrainJob of Kubeflow Trainer: finds or creates the run's job and follows it to its end.
 
 The job's name is made of the run's id. So the launcher that replaces a lost one finds the run's job, follows it or
-takes its result; a failed job is replaced by a new one, which resumes from the checkpoints.
-"""
+takes its result; a failed job is replaced by a new one, which resumes from the checkpoints."""
 
 import hashlib
 import os

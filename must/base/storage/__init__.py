@@ -2,8 +2,7 @@
 
 A written file is either complete or absent: a local file is renamed when it is complete, an object becomes visible when
 its upload ends. Missing files raise FileNotFoundError in both cases. What the user has to correct (no credentials, no
-permission, a full disk, an unknown scheme) raises ValueError with one line that says what to do.
-"""
+permission, a full disk, an unknown scheme) raises ValueError with one line that says what to do."""
 
 import errno
 import importlib

@@ -1,8 +1,7 @@
 """Local files: opening, writing, listing and hashing. A file under its final name is complete.
 
 A file that is being written has a temporary name. Devices and pipes are refused: a device such as /dev/zero has no end,
-and opening a pipe waits for a writer.
-"""
+and opening a pipe waits for a writer."""
 
 import errno
 import hashlib

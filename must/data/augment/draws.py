@@ -1,8 +1,7 @@
 """The random parameters of an image's views (crop, flip, RandAugment, mask), separate from computing the pixels.
 
 So the same (seed, epoch, sample) gives the same crops, flips, operations and masks in every implementation of the
-views. The three random generators and the order in which they are used are those of the published implementation.
-"""
+views. The three random generators and the order in which they are used are those of the published implementation."""
 
 import hashlib
 import math

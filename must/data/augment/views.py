@@ -2,8 +2,7 @@
 
 Views are uint8 pixels; `must.data.augment.normalize` converts a batch of them to the network's input. The random
 parameters (must/data/augment/draws.py) and the computation of pixels follow the published implementation, so that the
-same seeds give the same views bit for bit (tests/golden/augment.npz).
-"""
+same seeds give the same views bit for bit (tests/golden/augment.npz)."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,6 @@
 """Limits on the memory and time that a process spends on an image, enforced by the operating system.
 
-They are the only ones for images of other formats than JPEG, PNG and WebP, and for headers that understate the cost.
-"""
+They are the only ones for images of other formats than JPEG, PNG and WebP, and for headers that understate the cost."""
 
 import os
 import signal

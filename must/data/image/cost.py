@@ -1,8 +1,7 @@
 """The cost of decoding a JPEG, PNG or WebP, estimated from its header, and the limits on the size of any image.
 
 Images of these formats whose estimate is low are decoded by the process that needs them; all other images by a process
-that is ended by its limits (bounds.py). This module does not use Pillow.
-"""
+that is ended by its limits (bounds.py). This module does not use Pillow."""
 
 import importlib.util
 import re

@@ -3,8 +3,7 @@
 A shard's file is named by its sha256, so it is never stale, whichever run or revision has downloaded it. It is
 downloaded under another name, and renamed when it is complete and has the sha256 in the index. All processes of the
 node use the folder at the same time, synchronized by the operating system's file locks (`flock`): a reader of a shard
-has a shared lock, a download or an eviction an exclusive one. The locks of a killed process are released.
-"""
+has a shared lock, a download or an eviction an exclusive one. The locks of a killed process are released."""
 
 from __future__ import annotations
 

@@ -4,8 +4,7 @@
 
 Memory depends on the number of processes and the size of a chunk only. A run that was killed is resumed: the sources
 are listed again, and if the listing and the settings are the same as before, chunks that have a record are skipped.
-If several programs share the work (`--part`), each ends after its chunks; see workdir.py.
-"""
+If several programs share the work (`--part`), each ends after its chunks; see workdir.py."""
 
 import logging
 from collections.abc import Callable, Iterator

@@ -2,8 +2,7 @@
 for byte-identical images among all chunks. Both use 8-byte hashes in memory: 0.8 GB for 100 million files.
 
 Each revision adds two tables to the output, uint64 [n]: `names-NNNN.npy`, sorted hashes of its files' names and
-sources, and `contents-NNNN.npy`, the first 8 bytes of the sha256 of its samples' files, in the index's order.
-"""
+sources, and `contents-NNNN.npy`, the first 8 bytes of the sha256 of its samples' files, in the index's order."""
 
 import hashlib
 import io

@@ -2,8 +2,7 @@
 
 Items are ordered by an 8-byte hash of their names. The lines of a listing are in a temporary file; the hashes and the
 lines' offsets are in memory, 16 bytes a file. The result is one file of items in order, and the offsets at which the
-chunks start, so that a worker reads only its own part.
-"""
+chunks start, so that a worker reads only its own part."""
 
 import hashlib
 import json

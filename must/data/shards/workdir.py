@@ -2,8 +2,7 @@
 
 `run.json` describes the run. Several programs may share it: part I of N packs the files whose names' hash modulo N is
 I - 1, as a run in a folder of its own, `.shard-parts/I-of-N`, and needs no other part. `must shard` without `--part`
-then makes the shards of the chunks of all parts, as if they were its own.
-"""
+then makes the shards of the chunks of all parts, as if they were its own."""
 
 import hashlib
 import json

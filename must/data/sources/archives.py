@@ -1,7 +1,6 @@
 """Images in tar and zip archives and in WebDataset shards, which are read without unpacking them.
 
-So a member's name is never used as a path.
-"""
+So a member's name is never used as a path."""
 
 import bz2
 import gzip

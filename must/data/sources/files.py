@@ -1,7 +1,6 @@
 """Folders, bucket prefixes and manifests of image files.
 
-Listings are streamed; the workers read the images.
-"""
+Listings are streamed; the workers read the images."""
 
 import csv
 from collections.abc import Collection, Iterator

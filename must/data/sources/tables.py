@@ -1,8 +1,7 @@
 """Tables as a source: Parquet files, and Hugging Face data sets saved on disk. Rows have images, or paths of them.
 
 A row cannot be read without the rows that were compressed with it. So the listing, which reads a table once and in
-batches, copies its images one after the other to a plain file, which exists for the time of the run.
-"""
+batches, copies its images one after the other to a plain file, which exists for the time of the run."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator

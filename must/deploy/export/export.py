@@ -1,7 +1,6 @@
 """The stage `must export`: writes a bundle as an ONNX file, or as a folder that open_clip loads.
 
-What was exported is compared with the bundle in PyTorch before any file is written to the output.
-"""
+What was exported is compared with the bundle in PyTorch before any file is written to the output."""
 
 import logging
 import tempfile

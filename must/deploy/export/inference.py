@@ -1,7 +1,6 @@
 """The network for inference: the image tower and the classifier.
 
-Shapes: B images, Q and L tokens, W width, H heads, D embedding, K classes.
-"""
+Shapes: B images, Q and L tokens, W width, H heads, D embedding, K classes."""
 
 import copy
 from typing import Any

@@ -7,8 +7,7 @@
     REGISTRY/NAME/decisions/KEY.json           the decision on a run's data and settings: promoted or stopped, and why
 
 A version's name is its index's revision and its weights' checksum, so that a repeated promotion finds its version; if
-a version has these weights and another ONNX file, the new version's name ends with a checksum of its ONNX files.
-"""
+a version has these weights and another ONNX file, the new version's name ends with a checksum of its ONNX files."""
 
 import hashlib
 import json

@@ -2,8 +2,7 @@
 
 A request uses one model from its beginning to its end. A thread downloads the next model, verifies its checksums, loads
 it and tries it; then one assignment in the event loop makes it the model of new requests. The old model is closed after
-its last request. If a version cannot be loaded, the old model is still served.
-"""
+its last request. If a version cannot be loaded, the old model is still served."""
 
 import asyncio
 import logging

@@ -5,8 +5,7 @@
     tokenizer.json, or vocab.json and merges.txt, ...
     preprocessor_config.json              how images are prepared
 
-The package transformers is needed only for tokenizers other than CLIP's own byte pairs.
-"""
+The package transformers is needed only for tokenizers other than CLIP's own byte pairs."""
 
 import gzip
 import json

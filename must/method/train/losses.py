@@ -2,8 +2,7 @@
 
 The gradient on N processes, averaged as DistributedDataParallel averages it, equals the gradient of one process on
 the global batch: the self-training loss is a mean over the confident images of all processes and the class balance is
-that of the global batch. This needs one all-reduce of K + 6 numbers.
-"""
+that of the global batch. This needs one all-reduce of K + 6 numbers."""
 
 from typing import NamedTuple
 

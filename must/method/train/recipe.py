@@ -4,8 +4,7 @@ A preset has the published settings of a data set (presets.yaml), or computes th
 
 `--preset auto` is for users who cannot tune. The published settings (arXiv 2206.02967) are of ViT-B/16 and ViT-L/14
 with 3,760 to 1.28 million images; tiny towers were measured (docs/training.md). Learning rates between them are
-interpolated linearly in the logarithms.
-"""
+interpolated linearly in the logarithms."""
 
 import hashlib
 import json

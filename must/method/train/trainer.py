@@ -3,8 +3,7 @@
 Training starts from the first of these that exists:
 
 1. the newest complete checkpoint of the same run (`Trainer.resume`), unless --no-resume;
-2. the zero-shot model: the classifier file's backbone, with its text embeddings as the head.
-"""
+2. the zero-shot model: the classifier file's backbone, with its text embeddings as the head."""
 
 import copy
 import logging

@@ -1,7 +1,6 @@
 """timm Vision Transformers inside open_clip: SigLIP and SigLIP2, Perception Encoder, EVA, and others of their kind.
 
-Prefix tokens (class, registers) are optional; the head pools by class token, by mean or by attention.
-"""
+Prefix tokens (class, registers) are optional; the head pools by class token, by mean or by attention."""
 
 import copy
 from collections.abc import Callable
