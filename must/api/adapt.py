@@ -111,8 +111,7 @@ def adapt(
 
     Raises:
         must.UserError: wrong input, in one line; `output` is as it was.
-        must.TransientError: the same call may work later.
-    """
+        must.TransientError: the same call may work later."""
     training = train if isinstance(train, str) else "yes" if train else "no"
     with resumable("adapt"):
         return steps(

@@ -60,8 +60,7 @@ def param(
         kind: the kind of a file or folder that is checked before the stage begins; see must.api.preflight.
         work: the path in WORK that is the default, see `find_value` in must.config.work.
         between: the limits of a number, or of each number of a list, both included.
-        bounds: other limits, by the words of COMPARISONS.
-    """
+        bounds: other limits, by the words of COMPARISONS."""
     if between:
         bounds = {"at_least": between[0], "at_most": between[1]}
     metavar = "N" if metavar is None and type(default) is int else metavar

@@ -172,8 +172,7 @@ def label_free(scores: Scores) -> ModelFigures:
     - confidence: mean probability of the predicted class; confident: share of images above 0.7.
     - histogram: predicted images a class [K]; effective_classes: exp of its entropy, K when all are equally frequent.
     - mutual_information: (H(mean p) - mean H(p)) / log K, 0..1: high if predictions are confident and balanced (Bridle
-      et al. 1991, "Unsupervised classifiers, mutual information and phantom targets").
-    """
+      et al. 1991, "Unsupervised classifiers, mutual information and phantom targets")."""
     images, classes = len(scores.top), len(scores.probability_sum)
     histogram = np.bincount(scores.prediction, minlength=classes)
     mean = scores.probability_sum / images
@@ -193,8 +192,7 @@ def compare(before: Scores, after: Scores) -> Compared:
     - agreement_confident: the same among the first model's confident images; None if there are none.
     - histogram_distance: total variation between the predicted class histograms, 0 (equal) to 1 (disjoint).
     - vanished: class numbers that the first model predicts for at least 1% of the images and the second for fewer
-      than a tenth of that; dominant: class numbers with more than three times their former share, and over 20%.
-    """
+      than a tenth of that; dominant: class numbers with more than three times their former share, and over 20%."""
     classes, images = len(before.probability_sum), len(before.top)
     same = before.prediction == after.prediction
     confident = before.confidence > CONFIDENT_ABOVE

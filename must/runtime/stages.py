@@ -113,8 +113,7 @@ def champion(
         version: of the champion; none before the first promotion.
         bundle: URI of the model to compare with; '' if there is none, or it has other classes.
         key: of this run's data, settings, answers and gate.
-        split, action: on which the run evaluates; train, or nothing new.
-    """
+        split, action: on which the run evaluates; train, or nothing new."""
     work = WorkUri(work_uri)
     models = Registry(work.registry(registry_uri), name)
     index = load_index(work.shards, index_sha256)
@@ -155,8 +154,7 @@ def evaluate(
     Returns:
         top1: accuracy of the adapted model, 0..1; -1 without labels.
         figures: the numbers on Kubeflow's page.
-        classes, confusion: names and matrix of the adapted model; empty without labels or with too many classes.
-    """
+        classes, confusion: names and matrix of the adapted model; empty without labels or with too many classes."""
     metrics: Metrics = call(
         "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
         split=split, output=details,

@@ -66,8 +66,7 @@ def make_pipeline(cluster: Cluster) -> Any:
             append: add the source's new images to the shards that are there.
             only_new: end early when nothing is new since a model was last promoted or stopped.
             serve: after a promotion, write a KServe InferenceService whose server follows the registry's LATEST; apply:
-                write and apply it; or none.
-        """
+                write and apply it; or none."""
         run: dict[str, Any] = {"work_uri": work_uri, "run_id": run_id}
         with dsl.ExitHandler(add("summary", **run), name="stages"):
             names = {"classes": classes, "model": model, "pretrained": pretrained, **run}

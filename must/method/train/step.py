@@ -40,8 +40,7 @@ class MustStep:
         student: the zero-shot model, on its device; it is trained in place.
         config: of which it uses the settings of losses, optimizer, teacher and arithmetic.
         steps, steps_per_epoch: of the whole run, for the schedules.
-        prior: [K], sum 1, the class balance's target; empty: uniform.
-    """
+        prior: [K], sum 1, the class balance's target; empty: uniform."""
 
     def __init__(
         self,

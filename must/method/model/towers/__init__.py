@@ -43,8 +43,7 @@ class Tower(ABC):
     - attention pooling:                             u = n(head(pool({ln_patch(x)}))): the softmax over one key is 1, so
       the patch passes through the value and output projections (and the pool's MLP, if it has one)
 
-    n(v) = v / |v|. The last two are this project's; the paper has class tokens only.
-    """
+    n(v) = v / |v|. The last two are this project's; the paper has class tokens only."""
 
     visual: Any
     width: int  # W
