@@ -13,17 +13,7 @@ from must.base.text import one_line
 from must.data.image import bounds
 from must.data.image.bounds import decode_isolated
 from must.data.image.colors import check_colors, to_rgb
-from must.data.image.cost import (
-    MAX_PIXELS,
-    PLUGIN,
-    Cost,
-    can_read_heic,
-    cost,
-    detect_format,
-    exif_refusal,
-    is_heic,
-    refusal,
-)
+from must.data.image.cost import MAX_PIXELS, Cost, can_read_heic, cost, detect_format, exif_refusal, is_heic, refusal
 
 try:  # libjpeg-turbo: the pixels of Pillow in less time. For plain JPEGs only; damaged ones go to Pillow
     import simplejpeg
@@ -33,7 +23,7 @@ except ImportError:
 # Only formats whose decoders are safe for untrusted bytes: no EPS or WMF, which start other programs.
 Image.init()  # registers the formats that this Pillow was built with
 if can_read_heic():  # and HEIC: the main image only
-    importlib.import_module(PLUGIN).register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+    importlib.import_module("pillow_heif").register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 KNOWN_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "ICO", "TGA")
 FORMATS = tuple(name for name in KNOWN_FORMATS if name in Image.OPEN)
 ENDINGS_BY_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}

@@ -39,17 +39,13 @@ from must.data.shards.listing import (
     split_chunks,
 )
 from must.data.shards.workdir import (
-    RUN_FILE,
     SHARDS_LOCK,
-    WORK_FOLDER,
-    WRITTEN_NAME,
-    Part,
     Workdir,
     finished_parts,
     join_listings,
     make_run,
+    refuse_strays,
     work_root,
-    write_part,
 )
 from must.data.sources.base import Source, is_within, no_images, not_read
 
@@ -81,7 +77,7 @@ def shard(config: ShardConfig) -> Index | None:
             process(task, pool, work)
             if root == config.output:
                 return finish(task, pool, work, check_lock)
-            write_part(Part(task.run, task.numbers, task.listing), work)
+            work.finish_part(task.run, task.numbers, task.listing)
             done = f"part {config.part} is done: {task.listing.items} files"
             logger.info(f"{done}; `must shard` without --part makes the shards")
             return None
@@ -92,7 +88,7 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
     before = storage.generation(storage.join(config.output, INDEX_FILE)) or 0
     previous = index.load_index(config.output) if before else NO_INDEX
     if not before or config.append:
-        refuse_unknown_files(config.output, previous)
+        refuse_strays(config.output, previous)
     if before and config.append:
         resize = previous.settings["resize"]
         message = f"--append: the images in {config.output} were made with --resize {resize}; give the same"
@@ -166,19 +162,6 @@ def refuse_source_in_output(config: ShardConfig) -> None:
         require(
             not source or not is_within(source, config.output),
             f"{option} {source}: is inside --output {config.output}; shards need a folder of their own",
-        )
-
-
-def refuse_unknown_files(output: str, previous: Index) -> None:
-    """Raises ValueError for files with names of shards or tables that are not of the index there."""
-    if storage.exists(storage.join(output, WORK_FOLDER, RUN_FILE)):
-        return
-    known = previous.files if previous.sha256 else set()
-    for entry in storage.list_files(output):
-        require(
-            entry.name in known or not WRITTEN_NAME.fullmatch(entry.name),
-            f"{output} holds {entry.name}, which is not of an index of `must shard` there; choose another --output, or "
-            "move the file away",
         )
 
 

@@ -20,16 +20,7 @@ from must.base.workers import Workers
 from must.config import ShardConfig
 from must.data.format.index import REJECTED, Index, Shard
 from must.data.shards.chunk import ChunkResult, ShardJob, assemble
-from must.data.shards.history import (
-    OLD,
-    Duplicates,
-    History,
-    find_duplicates,
-    joined,
-    name_hash,
-    source_place,
-    write_table,
-)
+from must.data.shards.history import Duplicates, History, find_duplicates, joined, name_hash, source_place, write_table
 from must.data.shards.listing import Chunk, Listing, fingerprint
 from must.data.shards.workdir import Run, Workdir
 
@@ -54,8 +45,7 @@ def commit_shards(task: Task, work: Workdir, pool: Workers) -> Index:
     records = Records(task, work)
     splits = in_order({*records.splits, *previous.splits}, config)
     new = ((record.number, split, record.arrays[f"hashes.{split}"]) for record in records for split in record.tars)
-    old = ((OLD, split, hashes) for split, hashes in task.history.contents)
-    duplicates = find_duplicates(chain(old, new), splits, config.drop_duplicates)
+    duplicates = find_duplicates(task.history, new, splits, config.drop_duplicates)
     unchanged = records.samples == len(duplicates.drops)
     rejected = write_rejected(records, duplicates, unchanged)
     if unchanged:

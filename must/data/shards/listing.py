@@ -24,16 +24,7 @@ from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.shards.history import History
 from must.data.sources.archives import Archives, existing_files, expanded
-from must.data.sources.base import (
-    ARCHIVE,
-    Item,
-    ListingReport,
-    Source,
-    below,
-    find_kind,
-    relative_names,
-    without_long_texts,
-)
+from must.data.sources.base import ARCHIVE, Item, ListingReport, Source, below, find_kind, relative_names
 from must.data.sources.files import Folder, Manifest
 from must.data.sources.tables import TABLE_FILE, Tables, is_table, name_tables
 
@@ -172,7 +163,7 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
         part_folder = folder / f"plan-{number}"
         part_folder.mkdir(parents=True, exist_ok=True)
         source.prepare(part_folder)
-        items = history.unseen(source.uri, without_long_texts(source.items(problems), problems))
+        items = history.unseen(source.uri, problems.without_long_texts(source.items(problems)))
         plans.append((source, split, shuffle(items, part_folder, config.samples_per_shard, part)))
     if problems.unread_labels:
         logger.info(f"{problems.unread_labels} labels are not read; --labels csv reads them")

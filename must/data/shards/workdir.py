@@ -144,6 +144,11 @@ class Workdir:
         entries = storage.list_existing(self.uri)
         return {chunks[entry.name] for entry in entries if entry.name in chunks}
 
+    def finish_part(self, run: Run, numbers: list[int], listing: Listing) -> None:
+        """Notes that all chunks of this part are done."""
+        content = asdict(Part(run, numbers, replace(listing, plans=())))
+        storage.write_bytes(storage.join(self.uri, DONE_FILE), json.dumps(content).encode())
+
     def fetch(self, numbers: list[int]) -> None:
         """Copies the records of these chunks from a bucket to this host."""
         if self.remote:
@@ -167,6 +172,19 @@ class Workdir:
         if len(self.folders) > 1:  # the parts are joined
             storage.delete_folder(storage.join(self.output, PARTS_FOLDER))
         shutil.rmtree(self.local, ignore_errors=True)
+
+
+def refuse_strays(output: str, previous: index.Index) -> None:
+    """Raises ValueError for files with names of shards or tables that are not of the index there."""
+    if storage.exists(storage.join(output, WORK_FOLDER, RUN_FILE)):
+        return
+    known = previous.files if previous.sha256 else set()
+    for entry in storage.list_files(output):
+        require(
+            entry.name in known or not WRITTEN_NAME.fullmatch(entry.name),
+            f"{output} holds {entry.name}, which is not of an index of `must shard` there; choose another --output, or "
+            "move the file away",
+        )
 
 
 def record_name(number: int) -> str:
@@ -200,12 +218,6 @@ class Part:
     run: Run
     numbers: list[int]
     listing: Listing
-
-
-def write_part(part: Part, work: Workdir) -> None:
-    """Notes that all chunks of this part are done."""
-    content = asdict(replace(part, listing=replace(part.listing, plans=())))
-    storage.write_bytes(storage.join(work.uri, DONE_FILE), json.dumps(content).encode())
 
 
 def finished_parts(config: ShardConfig, previous: str) -> list[Part]:
