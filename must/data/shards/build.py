@@ -29,24 +29,8 @@ from must.data.shards import commit
 from must.data.shards.chunk import process_chunk
 from must.data.shards.commit import Task
 from must.data.shards.history import History
-from must.data.shards.listing import (
-    Chunk,
-    Listing,
-    fingerprint,
-    list_sources,
-    open_sources,
-    settings_json,
-    split_chunks,
-)
-from must.data.shards.workdir import (
-    SHARDS_LOCK,
-    Workdir,
-    finished_parts,
-    join_listings,
-    make_run,
-    refuse_strays,
-    work_root,
-)
+from must.data.shards.listing import Chunk, Listing, cut_chunks, fingerprint, list_sources, open_sources, settings_json
+from must.data.shards.workdir import SHARDS_LOCK, Workdir, join_listings, make_run, read_parts, refuse_strays, work_root
 from must.data.sources.base import Source, is_within, no_images, not_read
 
 logger = logging.getLogger(__name__)
@@ -93,7 +77,7 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
         resize = previous.settings["resize"]
         message = f"--append: the images in {config.output} were made with --resize {resize}; give the same"
         require(resize == config.resize, message)
-    parts = finished_parts(config, previous.sha256) if work.root == config.output else []
+    parts = read_parts(config, previous.sha256) if work.root == config.output else []
     history = History(config.output, previous if config.append else NO_INDEX)
     if before and not config.append:
         return same_or_refuse(config, list_sources(config, sources, history, work.local), previous)
@@ -104,7 +88,7 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
         listing, numbers = join_listings(parts), sorted(number for part in parts for number in part.numbers)
     else:
         listing = list_sources(config, sources, history, work.local)
-        chunks = list(split_chunks(listing, config.samples_per_shard, work.first, parse_part(config.part)))
+        chunks = list(cut_chunks(listing, config.samples_per_shard, work.first, parse_part(config.part)))
         numbers = [chunk.number for chunk in chunks]
     if not listing.items and work.root == config.output:
         if not before:

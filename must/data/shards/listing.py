@@ -198,7 +198,7 @@ class Chunk:
                 yield Item(*json.loads(line))
 
 
-def split_chunks(listing: Listing, size: int, first: int, part: tuple[int, int]) -> Iterator[Chunk]:
+def cut_chunks(listing: Listing, size: int, first: int, part: tuple[int, int]) -> Iterator[Chunk]:
     """All chunks of part I of N, with every N-th number. Each has `size` files, except the last chunk of a source."""
     number, parts = part
     number += first - 1

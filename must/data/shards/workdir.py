@@ -220,7 +220,7 @@ class Part:
     listing: Listing
 
 
-def finished_parts(config: ShardConfig, previous: str) -> list[Part]:
+def read_parts(config: ShardConfig, previous: str) -> list[Part]:
     """The parts of a run that adds to the index with the sha256 `previous`; [] if there was no such run."""
     folder = storage.join(config.output, PARTS_FOLDER)
     parts: dict[int, dict[int, Part]] = {}
