@@ -12,7 +12,6 @@ from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PRE
 from must.base.parameters import require
 from must.base.storage import read_json
 from must.deploy.predict.writer import import_pandas
-from must.method.model.bundle import load_bundle
 
 
 class OpenClip(NamedTuple):
@@ -86,6 +85,7 @@ class Adapted:
 
         from must.data.image.colors import to_rgb
         from must.deploy.export.open_clip import whole_model
+        from must.method.model.bundle import load_bundle
 
         bundle = load_bundle(str(self.bundle))
         clip: Any = whole_model(str(self.output / CLASSIFIER_FILE), str(self.bundle), bundle).clip
