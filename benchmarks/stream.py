@@ -35,20 +35,19 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from must.base.parameters import make_part
 from must.config import ShardConfig, TrainConfig
-from must.data.augment.draws import AugmentParams, PatchMask, ViewSettings, seed_views
-from must.data.augment.views import TrainViews, fill_color, posterize
+from must.data.augment.draws import AugmentParams, PatchMask, seed_views
+from must.data.augment.views import FastViews, TrainViews, fill_color, posterize
 from must.data.image.decode import decode
 from must.data.image.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
-from must.data.loading.loader import TrainDataset, make_views, train_batches
+from must.data.loading.loader import TrainDataset, train_batches
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import ShardReader
 from must.data.shards.build import shard
 
 SIZE, BATCH = 224, 64
 CONFIG = TrainConfig(shards="", classifier="", output="")
-SETTINGS = make_part(CONFIG, ViewSettings, preprocess=Preprocess(), patch_size=16)
+SETTINGS = CONFIG, Preprocess(), 16
 
 
 def main() -> None:
@@ -144,7 +143,7 @@ def plain(images: Path, workers: int) -> Iterable[Any]:
 def must_loader(shards: Path, workers: int, way: str) -> Iterable[Any]:
     reader = ShardReader(str(shards), "train")
     order = GlobalBatches(reader.sizes, BATCH, 1, 0)
-    dataset = TrainDataset(reader, make_views(SETTINGS, way), 0)
+    dataset = TrainDataset(reader, (FastViews if way == "fast" else TrainViews)(*SETTINGS), 0)
     return train_batches(dataset, order, workers, torch.device("cpu"))
 
 
@@ -152,7 +151,7 @@ def breakdown(images: Path) -> None:
     files = sorted(images.rglob("*.jpg"))[:300]
     data = [path.read_bytes() for path in files]
     pictures = [decode(part) for part in data]
-    exact, published = TrainViews(SETTINGS), TwoViews()
+    exact, published = TrainViews(*SETTINGS), TwoViews()
     to_input = transforms.Compose(published.weak.transforms[2:])
 
     def draw_exact(i: int) -> AugmentParams:

@@ -1,10 +1,7 @@
 """audit.py LOCK...: checks locked packages for known vulnerabilities, with pip-audit. `make audit` runs it.
 
 Exit code 0: all were checked and none is known to be vulnerable; 1: some are; 3: some or all could not be checked.
-pip-audit itself exits with 0 and "No known vulnerabilities found" even if it could not check a single package.
-"""
-
-from __future__ import annotations
+pip-audit itself exits with 0 and "No known vulnerabilities found" even if it could not check a single package."""
 
 import json
 import re

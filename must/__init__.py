@@ -13,7 +13,6 @@ __all__ = [
     "promote", "refine", "review", "serve", "shard", "train",
 ]  # fmt: skip
 
-
 logging.getLogger("must").addHandler(logging.NullHandler())  # the program configures logging: docs/python.md
 
 

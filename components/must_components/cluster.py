@@ -1,7 +1,6 @@
 """Kubernetes' API with a pod's service account, and what an Argo workflow says about a run's stages.
 
-Standard library only, because not every image has a client.
-"""
+Standard library only, because not every image has a client."""
 
 from __future__ import annotations
 
@@ -106,8 +105,7 @@ class Cluster:
         """Deletes this TrainJob, not a newer one of the same name; returns the HTTP status.
 
         `propagation`: Foreground: it exists until its pods have ended. Background: it is gone at once; while a running
-        job is deleted in the foreground, Trainer 2.3 creates its JobSet again.
-        """
+        job is deleted in the foreground, Trainer 2.3 creates its JobSet again."""
         options = {"propagationPolicy": propagation, "preconditions": {"uid": job["metadata"]["uid"]}}
         status, _ = self.request("DELETE", self.job_path(job["metadata"]["name"]), options)
         return status
@@ -162,10 +160,9 @@ class Cluster:
         return workflow if status == 200 else None
 
 
-def check_inputs(
-    facts: Facts, work_uri: str, *, parameters: dict[str, Any], server: dict[str, Any], runtime: str
-) -> str:  # fmt: skip
-    """The stage inputs: also checks whether the cluster would refuse a request of a later stage."""
+def check_inputs(facts: Facts, work_uri: str, *, server: dict[str, Any], runtime: str, **parameters: Any) -> str:
+    """The stage inputs: also checks whether the cluster would refuse a request of a later stage. `parameters`: the
+    run's."""
     from must.runtime import inputs  # not in the image of the launcher
     from must_components.serving import service
 

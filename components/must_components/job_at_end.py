@@ -1,8 +1,7 @@
 """The end of a run in the stage summary: completes notes from the cluster's state, and deletes the run's TrainJob.
 
 Kubeflow deletes pods half a second after a run is stopped, before a launcher can end its TrainJob or a stage can write
-its last note. This code does both for them; if its requests fail, the page is still written.
-"""
+its last note. This code does both for them; if its requests fail, the page is still written."""
 
 import logging
 

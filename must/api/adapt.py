@@ -4,8 +4,7 @@
                     -> training, if it is worth it on this machine -> model/ + labels/ -> report/
 
 A call with the same words goes on where it was stopped, and does what is new since: other photos, classes or settings
-(must/api/work_state.py). Everything is checked before anything is written.
-"""
+(must/api/work_state.py). Everything is checked before anything is written."""
 
 import logging
 import os
@@ -18,30 +17,10 @@ from typing import Any
 
 from must.api.adapted import Adapted
 from must.api.functions import resumable
-from must.api.inputs import (
-    FOLDER_NAMES,
-    ImageSource,
-    fingerprint_source,
-    folder_names,
-    identify_model,
-    read_classes,
-    to_source,
-)
+from must.api.inputs import ImageSource, fingerprint_source, identify_model, read_classes, to_source
 from must.api.preflight import check_device, require_apart
 from must.api.stages import call
-from must.api.work_state import (
-    ANSWERS,
-    BEFORE,
-    BUNDLE,
-    DERIVED,
-    LABELS,
-    MADE_FROM,
-    REPORT,
-    SHARDS,
-    TEST,
-    WorkState,
-    is_trained,
-)
+from must.api.work_state import ANSWERS, BUNDLE, LABELS, REPORT, SHARDS, TEST, WorkState, check_places, is_trained
 from must.base import storage
 from must.base.console import quieted, replaced
 from must.base.files import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, REFINED_FILE
@@ -112,8 +91,7 @@ def adapt(
 
     Raises:
         must.UserError: wrong input, in one line; `output` is as it was.
-        must.TransientError: the same call may work later.
-    """
+        must.TransientError: the same call may work later."""
     training = train if isinstance(train, str) else "yes" if train else "no"
     with resumable("adapt"):
         return steps(
@@ -147,7 +125,7 @@ def steps(
     require(train in ("auto", "yes", "no"), f"train {train}: expected auto, yes or no")
     wanted = parse_settings(settings)
     check_device(device)
-    file, content, class_key = read_classes(folder_names(test_images or images) if classes == FOLDER_NAMES else classes)
+    file, content, class_key = read_classes(classes, test_images or images)
     if model == DEFAULT_MODEL:
         pretrained = pretrained or DEFAULT_WEIGHTS
     check_places(folder, {"images": images, "test_images": test_images, "model": model})
@@ -157,9 +135,7 @@ def steps(
         source = to_source(images, scratch)
         inputs = {
             "images": fingerprint_source(source, "images", output, FEWEST_IMAGES),
-            "test_images": fingerprint_source(ImageSource(test_images), "test_images", output, 1)
-            if test_images
-            else "",
+            "test_images": fingerprint_source(ImageSource(test_images), "test_images", output, 1),
             "classes": class_key,
             "model": identify_model(model),
             "pretrained": identify_model(pretrained),
@@ -272,17 +248,6 @@ def check_labels(test_images: str, state: WorkState) -> None:
         f"test_images {test_images}: {counted(len(unknown), 'label')} not among the classes ({names}); rename them, or "
         "add the class",
     )
-
-
-def check_places(folder: Path, inputs: dict[str, Any]) -> None:
-    """Raises UserError: an input is in a part of WORK that this call may move away."""
-    for label, value in inputs.items():
-        if isinstance(value, str | os.PathLike) and not storage.is_remote(os.fspath(value)):
-            path, work = Path(value).resolve(), folder.resolve()
-            require(path != work, f"{label} {value}: is the output, too; choose another output")
-            part = path.relative_to(work).parts[0] if path.is_relative_to(work) else ""
-            is_free = part not in (*MADE_FROM, *DERIVED, BEFORE)
-            require(is_free, f"{label} {value}: is in {work}, in a folder that must adapt writes; move it elsewhere")
 
 
 @contextmanager

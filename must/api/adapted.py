@@ -12,7 +12,6 @@ from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PRE
 from must.base.parameters import require
 from must.base.storage import read_json
 from must.deploy.predict.writer import import_pandas
-from must.method.model.bundle import load_bundle
 
 
 class OpenClip(NamedTuple):
@@ -27,8 +26,7 @@ class OpenClip(NamedTuple):
 class Adapted:
     """An adapted model in the folder `output`; `Adapted(folder)` opens an existing one.
 
-    `metrics` are those of metrics.json, `classes` the names that predictions are of.
-    """
+    `metrics` are those of metrics.json, `classes` the names that predictions are of."""
 
     output: Path
     metrics: dict[str, Any] = field(init=False, repr=False, compare=False)
@@ -80,14 +78,14 @@ class Adapted:
         """The CLIP model of open_clip with the adapted image tower, its preprocessing, and the class weights.
 
         `model.encode_image(...)`, made unit length, times `classifier` ranks the classes as the model without its
-        memory does. The text tower is the original one, whose features of the prompts are no longer `classifier`.
-        """
+        memory does. The text tower is the original one, whose features of the prompts are no longer `classifier`."""
         from open_clip import get_model_preprocess_cfg, image_transform
         from PIL import ImageOps
         from torchvision.transforms import Compose
 
         from must.data.image.colors import to_rgb
         from must.deploy.export.open_clip import whole_model
+        from must.method.model.bundle import load_bundle
 
         bundle = load_bundle(str(self.bundle))
         clip: Any = whole_model(str(self.output / CLASSIFIER_FILE), str(self.bundle), bundle).clip

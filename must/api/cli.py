@@ -154,7 +154,6 @@ def build_parser() -> argparse.ArgumentParser:
         prog="must",
         description=f"{must.__doc__}\nStart with `must adapt`: one pass gives a model, labels and a report.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"must {must.__version__}")
@@ -165,7 +164,6 @@ def build_parser() -> argparse.ArgumentParser:
             help=stage.help,
             description=stage.help,
             epilog=f"example:\n  {stage.config.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
             usage=format_usage(stage.config),
             allow_abbrev=False,  # --epoch would be --epochs today, and an error once there is an --epoch-something
             add_help=False,  # it comes last

@@ -19,7 +19,6 @@ Raises:
         ValueErrors.
     OSError: a path that cannot be read or written."""
 
-
 ERRORS = ("MustError", "TransientError", "UserError")  # classes at `must`, of base/errors
 NOT_STAGES = {"load": "must.api.model:load"}  # functions at `must` that are not stages
 PYTHON_FUNCTIONS = NOT_STAGES | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not generated

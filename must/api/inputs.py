@@ -54,9 +54,9 @@ def to_source(images: Any, folder: Path) -> ImageSource:
 
 def fingerprint_source(source: ImageSource, label: str, exclude: str, fewest: int = 0) -> str:
     """Changes when the images change: names, sizes and times of a local folder's or table's files, and the table, or
-    those of an archive; wherever the folder is. A bucket's is its URI. `exclude`: a folder that is not read. Raises
-    UserError: on this machine there are fewer than `fewest` images."""
-    if storage.is_remote(source.source) or "{" in source.source:
+    those of an archive; wherever the folder is. A bucket's is its URI; "" that of no source. `exclude`: a folder that
+    is not read. Raises UserError: on this machine there are fewer than `fewest` images."""
+    if not source.source or storage.is_remote(source.source) or "{" in source.source:
         return source.source
     path = Path(source.source)
     where = label if path.name in (MANIFEST, FOLDER) else f"{label} {source.source}"
@@ -164,9 +164,11 @@ def as_image(item: Any, where: str) -> Image.Image:
         raise UserError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def read_classes(classes: Any) -> tuple[str, bytes, str]:
+def read_classes(classes: Any, images: Any = "") -> tuple[str, bytes, str]:
     """(file name, content, key) of a class file. For names and prompts from Python the file name is '' and the content
-    is that of a class file with them. The key is equal for the same names and prompts."""
+    is that of a class file with them. The key is equal for the same names and prompts. `images`: for FOLDER_NAMES."""
+    if isinstance(classes, str) and classes == FOLDER_NAMES:
+        classes = folder_names(images)
     if isinstance(classes, str | os.PathLike):
         file = os.fspath(classes)
         if file == BUNDLED_SET:

@@ -35,8 +35,7 @@ class Model:
     """What `must.load` returns; `classes`: their names, in the model's order.
 
     model("photo.jpg").name                                               # one image: a Prediction
-    for prediction in model(["a.jpg", "b.jpg"]): print(prediction.top)  # several, or a folder: Predictions
-    """
+    for prediction in model(["a.jpg", "b.jpg"]): print(prediction.top)  # several, or a folder: Predictions"""
 
     def __init__(self, classifier: Classifier) -> None:
         self._classifier, self._view = classifier, EvalView(classifier.preprocess)
@@ -48,8 +47,7 @@ class Model:
     def __call__(self, images: Any, **options: Any) -> Any:
         """A Prediction for one image: a file, a PIL image or an array; Predictions for a list, a folder or a pattern.
 
-        `options` are those of `predict`.
-        """
+        `options` are those of `predict`."""
         predictions = self.predict(images, **options)
         return predictions[0] if is_single(images) else predictions
 
@@ -60,8 +58,7 @@ class Model:
             images: paths, folders, patterns or URIs of buckets; PIL images; arrays uint8 [H, W, 3]; or one of them. A
                 file that cannot be read does not stop the others: see `unreadable`.
             abstain: a probability below which a prediction is `abstained` and has no name; -1: the threshold in the
-                model. It also abstains where the model knows from answers that none of the classes is more probable.
-        """
+                model. It also abstains where the model knows from answers that none of the classes is more probable."""
         require(top_k >= 1 and batch_size >= 1, "top_k and batch_size must be at least 1")
         require(0 <= abstain <= 1 or abstain == -1, "abstain must be from 0 to 1, or -1 for the model's own threshold")
         unsure = threshold(abstain, self._classifier, self.where)
@@ -98,8 +95,7 @@ def load(model: str | os.PathLike[str], *, classes: Any = "", device: str = "aut
             checkpoint file, "ViT-B-16/mine.pt"; hf-hub:TEAM/NAME; or a model folder.
         classes: a list of names; a dictionary of names with their prompts; "cat,dog,horse"; or a file of them.
         device: for what torch runs: auto, cpu, cuda, cuda:N or mps.
-        threads: of a forward pass; 0 leaves it to the library.
-    """
+        threads: of a forward pass; 0 leaves it to the library."""
     class_names = os.fspath(classes) if isinstance(classes, str | os.PathLike) else make_entries(classes)
     text = class_names if isinstance(class_names, str) else "names and prompts"
     parameters = PredictConfig(model=os.fspath(model), classes=text, device=device, threads=threads, images=["-"])

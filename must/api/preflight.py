@@ -1,8 +1,7 @@
 """Preflight checks of a stage's inputs, before torch is imported: a wrong path is reported at once, not after seconds.
 
 The checks read files with the same functions as the stage itself, so their error messages are the same. A stage called
-from Python can do without them: it raises the same errors, later.
-"""
+from Python can do without them: it raises the same errors, later."""
 
 import os
 import re

@@ -1,7 +1,6 @@
 """What the functions at `must` return: the paths that were written to, and the main numbers.
 
-Paths are strings, as they may be URIs of a bucket; shares and accuracies are fractions, 0..1.
-"""
+Paths are strings, as they may be URIs of a bucket; shares and accuracies are fractions, 0..1."""
 
 import html
 from dataclasses import asdict, dataclass, field

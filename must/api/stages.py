@@ -74,8 +74,7 @@ def call(stage: str, /, **values: Any) -> Any:
 def configure(stage: str, values: dict[str, Any], file: str | None = None) -> StageConfig:
     """The stage's parameters: `values` override the YAML `file`, then the paths found in WORK, then the defaults.
 
-    The preset of training is `auto` if none is named.
-    """
+    The preset of training is `auto` if none is named."""
     config = STAGES[stage].config
     values = with_work(config, (read_yaml(config, file) if file else {}) | values)
     if issubclass(config, configs.TrainConfig):

@@ -3,14 +3,12 @@
 The first call works in WORK itself. If the inputs of a later call differ from those in adapt.json, what is affected is
 made in a folder beside it, WORK/.next-HASH, and the rest is used as it is; at the end the new parts take the places of
 the old ones, which go to WORK/before. Until then WORK is unchanged. A call that is killed during the exchange is
-completed by the next one.
-"""
-
-from __future__ import annotations
+completed by the next one."""
 
 import hashlib
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -242,3 +240,14 @@ def read_shards(shards: Path) -> tuple[np.ndarray, list[str]]:
     index = load_index(str(shards))
     checksums = [shard.sha256 for name in index.splits for shard in index.list_shards(name)]
     return np.unique(joined(part for _, part in read_contents(str(shards), index))), checksums
+
+
+def check_places(folder: Path, inputs: dict[str, Any]) -> None:
+    """Raises UserError: an input is in a part of WORK that this call may move away."""
+    for label, value in inputs.items():
+        if isinstance(value, str | os.PathLike) and not storage.is_remote(os.fspath(value)):
+            path, work = Path(value).resolve(), folder.resolve()
+            require(path != work, f"{label} {value}: is the output, too; choose another output")
+            part = path.relative_to(work).parts[0] if path.is_relative_to(work) else ""
+            is_free = part not in (*MADE_FROM, *DERIVED, BEFORE)
+            require(is_free, f"{label} {value}: is in {work}, in a folder that must adapt writes; move it elsewhere")

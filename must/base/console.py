@@ -1,8 +1,7 @@
 """The console output of a program. The library logs to the logger "must" and its children, and never configures it.
 
 The command line and the pipeline's processes configure it with `attach`; a program that imports must uses the functions
-of `logging` (docs/python.md).
-"""
+of `logging` (docs/python.md)."""
 
 import logging
 import os
@@ -20,8 +19,7 @@ class Console(logging.Handler):
     """Prints each line unformatted and flushes it: warnings to standard error, other lines to standard output.
 
     Errors of a stream (a log on a full disk) are ignored, except a closed pipe at standard output
-    (`must ... | head`), which ends the program, as with print.
-    """
+    (`must ... | head`), which ends the program, as with print."""
 
     last_line_at = 0.0  # time.monotonic() of the last line
 

@@ -12,8 +12,7 @@ The numbers are the exit codes of base/exits. All these classes are also ValueEr
 Subclasses of UserError are defined in the modules that raise them.
 
 Any function may raise UserError: inputs are checked where they are read, with `require`. Docstrings name other errors,
-and what is special about this one.
-"""
+and what is special about this one."""
 
 
 class MustError(Exception):

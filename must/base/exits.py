@@ -1,8 +1,7 @@
 """The end of a must program: its exit codes, its error message of one line, and SIGTERM.
 
 Only for the outermost block of a program (the command line, the supervised process of a stage or of a node). All other
-code raises exceptions and uses no exit codes.
-"""
+code raises exceptions and uses no exit codes."""
 
 import atexit
 import gc

@@ -29,8 +29,7 @@ def add_hidden_flags(parser: argparse.ArgumentParser, stage: type[StageConfig], 
 def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None:
     """Adds a flag for each parameter, under the stage's headings if it has any.
 
-    The parsed namespace has no attribute for a flag that is not given.
-    """
+    The parsed namespace has no attribute for a flag that is not given."""
     hints = get_type_hints(stage)
     groups: dict[str, argparse._ActionsContainer] = {"": parser}
     for title, parameter in with_headings(stage):
@@ -102,6 +101,9 @@ def format_usage(stage: type[StageConfig]) -> str:
 
 class OneLineParser(argparse.ArgumentParser):
     """Prints errors as one line, with the most similar flag; argparse itself prints all of a stage's flags first."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         for word in sys.argv[1:] if args is None else args:  # first, as argparse may misread an unknown flag's value

@@ -2,8 +2,7 @@
 
 On a local disk the operating system holds the lock and releases it when the process ends, however it ends. In a bucket
 the lock is an object that its owner rewrites every few seconds; the owner of one unchanged for a minute is dead. The
-object stays when the lock is released, and says so.
-"""
+object stays when the lock is released, and says so."""
 
 import errno
 import json
@@ -237,8 +236,7 @@ class BucketLock:
 def pid_scope() -> dict[str, str]:
     """Identifies the machine and container in which a process id is valid: containers may share a host's name.
 
-    The boot id and the process namespace are "" where the system does not have them.
-    """
+    The boot id and the process namespace are "" where the system does not have them."""
     boot, pids = "", ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

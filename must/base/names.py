@@ -1,8 +1,7 @@
 """Checks of file names in external indexes, registries and archives, and safe reading of external tar files.
 
 Python's tarfile has two problems: it allocates as much memory as a header demands, and it stops silently at a header
-that it cannot read.
-"""
+that it cannot read."""
 
 import io
 import os
@@ -30,11 +29,8 @@ def safe_relative_path(name: object, where: str) -> str:
 
 def listed(uri: str) -> list[str]:
     """The names of the files below `uri`, checked by `safe_relative_path`, so that they can be copied.
-
-    Raises:
-        ValueError: a name leads out of the folder; then nothing should be copied.
-        FileNotFoundError, NotADirectoryError: there is no such local folder.
-    """
+    Raises ValueError: a name leads out of the folder; then nothing should be copied; FileNotFoundError,
+    NotADirectoryError: there is no such local folder."""
     return sorted(safe_relative_path(entry.name, uri) for entry in storage.list_files(uri))
 
 

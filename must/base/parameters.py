@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
 from types import GenericAlias, NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -22,11 +22,8 @@ Config = TypeVar("Config", bound="StageConfig")
 Record = TypeVar("Record")
 get_hints: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, include_extras=True))
 
-
 LARGEST_FILE = 1 << 20  # bytes of a file of parameters
 MOST_USED = "most used"  # the first heading of a stage's help
-
-
 COMPARISONS = {"at_least": operator.ge, "above": operator.gt, "at_most": operator.le, "below": operator.lt}
 
 
@@ -63,8 +60,7 @@ def param(
         kind: the kind of a file or folder that is checked before the stage begins; see must.api.preflight.
         work: the path in WORK that is the default, see `find_value` in must.config.work.
         between: the limits of a number, or of each number of a list, both included.
-        bounds: other limits, by the words of COMPARISONS.
-    """
+        bounds: other limits, by the words of COMPARISONS."""
     if between:
         bounds = {"at_least": between[0], "at_most": between[1]}
     metavar = "N" if metavar is None and type(default) is int else metavar
@@ -83,8 +79,7 @@ class StageConfig:
 
     `passed` is no parameter: `load` puts into it the names of the parameters that the user gave. Presets do not change
     these, even if a value equals the default. `by_preset` has the names of the parameters that presets choose, each
-    with its value in the preset auto, or "" where that is computed.
-    """
+    with its value in the preset auto, or "" where that is computed."""
 
     example: ClassVar[str] = ""
     by_preset: ClassVar[dict[str, str]] = {}
@@ -111,16 +106,6 @@ class StageConfig:
     def to_dict(self) -> dict[str, Any]:
         """The parameters by name."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "passed"}
-
-
-def make_part(config: StageConfig, kind: type[Record], **others: Any) -> Record:
-    """A dataclass whose fields, except `others`, have the names and values of the stage's parameters.
-
-    Lists become tuples.
-    """
-    names = [field.name for field in fields(cast(Any, kind)) if field.name not in others]
-    values = {name: getattr(config, name) for name in names}
-    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}, **others)
 
 
 def load(stage: type[Config], values: dict[str, Any]) -> Config:
@@ -218,8 +203,7 @@ def make_record(kind: type[Record], content: Any) -> Record:
 def convert(value: Any, kind: Any, name: str, strict: bool = False) -> Any:
     """Converts `value` (a string from the command line, or a YAML value) to `kind`; `strict`, for JSON: checks it only.
 
-    `Annotated[int, check]` is an integer for which `check(value)` raises no UserError.
-    """
+    `Annotated[int, check]` is an integer for which `check(value)` raises no UserError."""
     origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any or (value is None and NoneType in arguments) or (strict and type(value) is kind in (str, int, bool)):
         return value

@@ -4,8 +4,7 @@ calls a function periodically; the cores and the memory of this machine.
 Only this module selects the start method. Arguments of workers can be pickled, so all methods work:
 MUST_START_METHOD selects one (fork, forkserver, spawn), else the program's own `multiprocessing.set_start_method`.
 Without either, workers are forked on Linux, whatever Python's default is: fork needs no importable main module, so
-scripts and notebooks can shard and train without `if __name__ == "__main__"`.
-"""
+scripts and notebooks can shard and train without `if __name__ == "__main__"`."""
 
 import ctypes
 import gc
@@ -55,8 +54,7 @@ def end_with_parent() -> None:
     """Ends this process when its launcher ends, however that ends: else it would train on beside a retry's processes.
 
     Linux kills it when the parent dies after this call. If the parent died earlier, during this process's imports,
-    another process than PARENT is the parent now.
-    """
+    another process than PARENT is the parent now."""
     parent = os.environ.pop(PARENT, "")
     if sys.platform == "linux":
         set_signal_of_parents_death = 1  # PR_SET_PDEATHSIG
@@ -139,8 +137,7 @@ if hasattr(os, "register_at_fork"):  # Windows has no fork
 class per_process(Generic[Value]):  # noqa: N801 - a decorator
     """A cache of a function's results by process and arguments, so that a forked process shares no connection.
 
-    A child never drops its parent's values: closing one may wait for a lock that a thread of the parent held.
-    """
+    A child never drops its parent's values: closing one may wait for a lock that a thread of the parent held."""
 
     LARGEST = 4  # values of a process
 
@@ -176,8 +173,7 @@ def every(
     `seconds` if that is more.
 
     Both must handle their errors: an exception would end the thread without a message.
-    Setting the event `at_once` makes the thread call `work` immediately.
-    """
+    Setting the event `at_once` makes the thread call `work` immediately."""
     stopped, wake = threading.Event(), at_once or threading.Event()
 
     def run() -> None:

@@ -18,7 +18,6 @@ from must.base.processes import without_collector
 
 logger = logging.getLogger(__name__)
 
-
 LINE_INTERVAL = 60.0  # seconds between two lines
 
 
@@ -56,8 +55,7 @@ class Bar(tqdm):  # type: ignore[type-arg]  # of no type at run time
 def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> "tqdm[Any]":
     """A bar with tqdm's `options`: tqdm.auto's bar in a notebook (it needs ipywidgets), else a bar in the terminal.
 
-    Its attribute `disable` is true if no bar is shown, so that lines can be printed instead.
-    """
+    Its attribute `disable` is true if no bar is shown, so that lines can be printed instead."""
     if "ipykernel" not in sys.modules:  # tqdm.auto imports asyncio, which would slow down every command
         return Bar(iterable, quiet, **options)
     from tqdm.auto import tqdm as tqdm_auto
@@ -85,8 +83,7 @@ def load_torch(command: str) -> None:
     """Imports torch and open_clip, which takes seconds: in a terminal it is logged that they are being loaded.
 
     The garbage collector would search a million new objects again and again: it is off meanwhile, and in a program of
-    must it leaves these objects alone from then on, which saves a third of the time.
-    """
+    must it leaves these objects alone from then on, which saves a third of the time."""
     if "torch" not in sys.modules and sys.stderr is not None and sys.stderr.isatty():
         logger.info(f"must {command}: loading torch and the model ...", extra=TO_STDERR)
     with without_collector():

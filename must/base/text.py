@@ -1,15 +1,14 @@
 """Makes external text safe for a terminal, a file, a table cell or a message.
 
 Class names, file names and reasons come from external folders, archives, buckets and models. Python represents a byte
-that is no UTF-8 as a lone surrogate, which no encoder accepts.
-"""
+that is no UTF-8 as a lone surrogate, which no encoder accepts."""
 
 import csv
 import difflib
-import io
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, TextIO
+from types import SimpleNamespace
+from typing import Any
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: full width
 BRIEF_LENGTH = 80  # characters of a value in a message
@@ -27,8 +26,7 @@ def without_secrets(text: str) -> str:
     """Removes secrets from the URIs and settings in `text`: name and password (``s3://***@bucket``), the query of a
     signed URL (``https://host/a.png?***``), and the values of keys.
 
-    The container before an abfss:// account, and a "?" in the name of an object, are no secrets and stay.
-    """
+    The container before an abfss:// account, and a "?" in the name of an object, are no secrets and stay."""
     first, *parts = URI_BEGIN.split(text)
     shown = [first]
     for scheme, part in zip(parts[::2], parts[1::2], strict=True):
@@ -102,34 +100,18 @@ def cell(text: str) -> str:
     """A name as a cell of a CSV file that no spreadsheet reads as a formula, without control characters.
 
     Names that start like a formula, or with an apostrophe, get an apostrophe in front. A reader that removes a leading
-    apostrophe has the name again, except that control characters are written out.
-    """
+    apostrophe has the name again, except that control characters are written out."""
     return visible(f"'{text}" if text.startswith((*FORMULA, "'")) else text)
 
 
 def format_csv(rows: Iterable[Iterable[object]]) -> bytes:
-    """The content of a CSV file with these rows."""
-    text = io.StringIO()
-    Rows(text).writer.writerows(rows)
-    return encoded(text.getvalue())
-
-
-class Rows:
-    """A writer of CSV files: commas, quotation marks where they are needed, a line feed after each row.
+    """Rows of a CSV file: commas, quotation marks where they are needed, a line feed after each row. External text must
+    be passed through `cell` first.
 
     If rows end with a line feed, Python's own writer does not quote a carriage return, which readers take for the end
-    of a row.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        self.file, self.writer = file, csv.writer(self, lineterminator="\r\n")
-
-    def add(self, *cells: object) -> None:
-        """External text must be passed through `cell` first."""
-        self.writer.writerow(cells)
-
-    def write(self, row: str) -> None:
-        self.file.write(row.removesuffix("\r\n") + "\n")
+    of a row."""
+    file: Any = SimpleNamespace(write=lambda row: row.removesuffix("\r\n") + "\n")  # which `writerow` returns
+    return encoded("".join(map(csv.writer(file).writerow, rows)))
 
 
 def brief(value: Any) -> str:

@@ -39,8 +39,7 @@ class Workers:
     """A context manager for processes that do one job at a time. A process that dies is replaced; the others continue.
 
     A worker's exception is raised in this process.
-    `preload`: the module that a fork server imports once for all workers: the caller's module.
-    """
+    `preload`: the module that a fork server imports once for all workers: the caller's module."""
 
     def __init__(self, workers: int, preload: str) -> None:
         self.workers, self.preload = workers, preload
@@ -158,8 +157,7 @@ def do_jobs(connection: Connection, note: Any, environment: dict[str, str]) -> N
 def killed_workers() -> Iterator[None]:
     """Raises KilledWorkerError if a worker of torch's DataLoader was killed during the block.
 
-    Torch raises a RuntimeError in a signal handler, so it can come at any statement.
-    """
+    Torch raises a RuntimeError in a signal handler, so it can come at any statement."""
     try:
         yield
     except RuntimeError as error:

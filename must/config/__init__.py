@@ -1,8 +1,7 @@
 """The parameters of every stage, one dataclass per stage: the only definition of names, types, defaults, help texts.
 
 The command line, the YAML files (``--config``), the presets and the pipeline components all use these classes.
-Flags override the ``--config`` file, which overrides ``--preset``, which overrides the defaults.
-"""
+Flags override the ``--config`` file, which overrides ``--preset``, which overrides the defaults."""
 
 from must.config.adapt import AdaptConfig, DemoConfig
 from must.config.evaluate import EvaluateConfig, GateConfig, RefineConfig, ReviewConfig

@@ -30,9 +30,7 @@ class TrainConfig(StageConfig):
         "  torchrun --nproc-per-node=8 -m must train --shards ... (on several GPUs)"
     )
 
-    shards: str = param(
-        "folder of shards made by `must shard`", metavar="URI", group="input and output", often=True, kind="shards"
-    )
+    shards: str = defaults.shards(work="", group="input and output")
     index_sha256: str = defaults.index_sha256()
     classifier: str = param(
         "classifier file made by `must classifier`; it names the model", metavar="FILE", often=True, kind="classifier"

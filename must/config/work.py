@@ -1,7 +1,6 @@
 """WORK, the folder of one adaptation: `must adapt` makes it, and so do single stages whose outputs have these names.
 
-A stage whose `model` is WORK, or the bundle WORK/model, gets the paths that are not given from the table PARTS.
-"""
+A stage whose `model` is WORK, or the bundle WORK/model, gets the paths that are not given from the table PARTS."""
 
 import logging
 import os

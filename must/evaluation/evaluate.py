@@ -16,53 +16,34 @@ from must.data.format.index import Index, load_index
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import read_hashes
-from must.evaluation.metrics import (
-    REPLICATES,
-    Labelled,
-    bootstrap,
-    compare,
-    confused_pairs,
-    confusion_matrix,
-    interval,
-    label_free,
-    labelled_results,
-    paired,
-    per_class,
-    reliability,
-    scalar_metrics,
-)
+from must.evaluation.metrics import measure
 from must.evaluation.report.map import read_vectors
 from must.evaluation.report.page import render_report
 from must.evaluation.report.provenance import stability, training_log
 from must.evaluation.report.verdict import verdict
-from must.evaluation.result import Accuracy, Data, Interval, LabelFree, Metrics, Model, RefinedLabels, write_metrics
-from must.evaluation.scores import NO_LABEL, Samples, Scores, score_split
+from must.evaluation.result import Data, Metrics, Model, RefinedLabels, write_metrics
+from must.evaluation.scores import Samples, Scores, score_split
 from must.evaluation.table import text_table
-from must.method.answers.estimate import abstention, difference, share
+from must.method.answers.estimate import abstention
 from must.method.distributed.process_group import World, init_distributed
 from must.method.memory.alpha import CLASSIFIER_PREFIXES
-from must.method.memory.pool import Predicted, compare_predictions
 from must.method.model.bundle import Bundle, load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess, require_classes, require_same_model
 
 logger = logging.getLogger(__name__)
 
-MATRIX_LIMIT = 200  # classes up to which the confusion matrices are written out
-
 
 def evaluate(config: EvaluateConfig) -> Metrics:
     """Writes metrics.json, predictions.csv and report.html to OUTPUT, prints a table, returns the metrics.
 
-    Under torchrun every process scores its part of the split, and rank 0 writes.
-    """
+    Under torchrun every process scores its part of the split, and rank 0 writes."""
     refined = RefinedLabels.read(config.refined) if config.refined else None
     with init_distributed(config.device, config.timeout) as world:
         bundle = load_bundle(config.model)
         description = bundle.description
         if refined and refined.weights_sha256:
-            remedy = "run `must refine` again"
-            require_same_model(f"--refined {config.refined}", refined.weights_sha256, description, remedy)
+            require_same_model(f"--refined {config.refined}", refined.weights_sha256, description, "must refine")
         baseline, name = load_baseline(config.baseline) if config.baseline else None, "none"
         if baseline:
             name = "baseline" if baseline.description.provenance else "zero-shot"
@@ -153,82 +134,6 @@ def is_same_network(baseline: Bundle, bundle: Bundle) -> bool:
     )
     same = not baseline.memory and baseline.model.logit_factor == bundle.model.logit_factor
     return same and first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def predicted(scores: Scores) -> Predicted:
-    return Predicted(torch.from_numpy(scores.prediction).long(), torch.from_numpy(scores.confidence))
-
-
-def measure(
-    samples: Samples, after: Scores, before: Scores | None, tower: Scores | None, classes: list[str]
-) -> Metrics:
-    """The part of metrics.json that is computed from scores and labels."""
-    chosen, compared = samples.labelled, None
-    if before:
-        check = compare_predictions(predicted(before), predicted(after), classes)
-        compared = replace(compare(before, after), check=check)
-    has_memory = not np.isnan(after.similarity).any()
-    metrics = Metrics(
-        images=len(samples.numbers),
-        labelled=int(chosen.sum()),
-        answered=int((samples.labels != NO_LABEL).sum() - chosen.sum()),
-        skipped=samples.skipped,
-        classes=classes,
-        similarity=round(float(after.similarity.mean()), 4) if has_memory else None,
-        bootstrap_replicates=REPLICATES,
-        label_free=LabelFree(label_free(after), label_free(before) if before else None, compared),
-    )
-    if not chosen.any():
-        return metrics
-    models = {"adapted": after, "baseline": before, "tower": tower}
-    results = {
-        name: labelled_results(scores, samples.labels, chosen, len(classes))
-        for name, scores in models.items()
-        if scores
-    }
-    new, old = results["adapted"], results.get("baseline")
-    replicates = bootstrap([*results.values()])
-    del replicates["ece"]  # they are biased upwards, so that the interval may not hold the value
-    accuracies = dict[str, Accuracy]()
-    for number, (name, one) in enumerate(results.items()):
-        spread = {key: interval(values[:, number]) for key, values in replicates.items()}
-        spread |= {key: share(right)[1:] for key, right in one.rights.items()}
-        accuracies[name] = Accuracy(**scalar_metrics(one), intervals=spread, reliability=reliability(one))
-    differences = dict[str, Interval]()  # adapted - baseline
-    if old:
-        differences = {key: interval(values[:, 0] - values[:, 1]) for key, values in replicates.items()}
-        # valid also for few images and for none that was broken, where a bootstrap's interval is too narrow
-        differences |= {key: difference(old.rights[key], right)[1:] for key, right in new.rights.items()}
-    return replace(
-        metrics,
-        adapted=accuracies["adapted"],
-        baseline=accuracies.get("baseline"),
-        tower=accuracies.get("tower"),
-        intervals=differences,
-        paired=paired(old, new) if old else None,
-        per_class=class_table(new, old, classes),
-        confusion={name: confusion(one) for name, one in results.items() if name != "tower"},
-    )
-
-
-def class_table(new: Labelled, old: Labelled | None, classes: list[str]) -> list[dict[str, Any]]:
-    rows = []
-    baseline_rows: list[dict[str, Any]] = per_class(old) if old else [{} for _ in classes]
-    for name, after, before in zip(classes, per_class(new), baseline_rows, strict=True):
-        former = {f"baseline_{key}": before.get(key) for key in ("recall", "precision", "f1")}
-        known = None not in (after["recall"], former["baseline_recall"])
-        change = after["recall"] - former["baseline_recall"] if known else None
-        rows.append({"class": name, **after, **former, "difference": change})
-    return rows
-
-
-def confusion(results: Labelled) -> dict[str, Any]:
-    """The most frequent confusions as class numbers; the full matrix for up to MATRIX_LIMIT classes."""
-    matrix = confusion_matrix(results.labels, results.prediction, results.classes)
-    return {
-        "pairs": [{"label": r, "prediction": c, "images": n} for r, c, n in confused_pairs(matrix, 50)],
-        "matrix": matrix.tolist() if results.classes <= MATRIX_LIMIT else None,
-    }
 
 
 def predictions_csv(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> bytes:

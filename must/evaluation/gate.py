@@ -1,8 +1,7 @@
 """Decides whether the adapted model may be promoted: pure functions of metrics.json that return a decision and reasons.
 
 By default labels decide, of a split that nothing was trained on; with fewer than --min-images, people's answers; with
-fewer than FEWEST_LABELS of these, the label-free gate, which stops a collapsed model only.
-"""
+fewer than FEWEST_LABELS of these, the label-free gate, which stops a collapsed model only."""
 
 import json
 import logging
@@ -29,8 +28,7 @@ class Decision:
     """`reasons`: one line per rule, passed or not, in the order in which the rules were applied.
 
     `outcome`: "gain"; "zero-shot", the model is the zero-shot model, which passes but replaces no champion; "stopped";
-    or "unchecked", no gate ran.
-    """
+    or "unchecked", no gate ran."""
 
     passed: bool
     gate: str  # "labelled", "answers", "label-free" or "none"
@@ -63,7 +61,7 @@ def gate(config: GateConfig) -> Decision:
     metrics = read_metrics(config.metrics)
     if config.model:
         label, description = f"--metrics {config.metrics}", load_description(config.model)
-        require_same_model(label, metrics.model.weights_sha256, description, "run `must evaluate` again")
+        require_same_model(label, metrics.model.weights_sha256, description, "must evaluate")
     decision = replace(RULES[config.gate](metrics, config), weights_sha256=metrics.model.weights_sha256)
     if config.output:
         storage.write_bytes(config.output, decision.to_json())
@@ -93,8 +91,7 @@ def label_free_gate(metrics: Metrics, config: GateConfig, unknown: str = NO_LABE
     """Stops a model that collapsed (must/method/memory/pool.py): without labels nothing else can be known.
 
     If the evaluated images are too few, it uses the check of the training images, which is in the bundle. `unknown`:
-    why a model that passes may be no better.
-    """
+    why a model that passes may be no better."""
     compared, name = metrics.label_free.compared, metrics.baseline_name
     if compared is None or compared.check is None:
         raise UserError("the label-free gate compares with zero-shot: give `must evaluate` a --baseline")
@@ -128,8 +125,7 @@ def answers_gate(measured: AccuracyEstimate) -> Decision:
 def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
     """Passes when the lower end of the paired 95% interval of the gain over the baseline is above `config.min_gain`.
 
-    The baseline is the one of `must evaluate --baseline`: the zero-shot model, or the champion's bundle.
-    """
+    The baseline is the one of `must evaluate --baseline`: the zero-shot model, or the champion's bundle."""
     if metrics.adapted is None:
         raise UserError("the labelled gate needs labels; the evaluated split has none")
     if metrics.baseline is None or config.metric not in metrics.intervals:

@@ -1,20 +1,22 @@
 """Accuracy, calibration and confusion from scores and labels, with bootstrap intervals and paired tests.
 
 Pure functions of arrays. N images, K classes. The figures without labels (agreement, confidence, class balance) do not
-measure accuracy; docs/evaluation.md says how well they separated good adaptations from bad ones.
-"""
+measure accuracy; docs/evaluation.md says how well they separated good adaptations from bad ones."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
-from must.evaluation.result import Compared, Interval, ModelFigures, Paired
-from must.evaluation.scores import Scores
-from must.method.answers.estimate import binomial_tail
+from must.evaluation.result import Accuracy, Compared, Interval, LabelFree, Metrics, ModelFigures, Paired
+from must.evaluation.scores import NO_LABEL, Samples, Scores
+from must.method.answers.estimate import binomial_tail, difference, share
+from must.method.memory.pool import Predicted, compare_predictions
 
 BINS = 15
+MATRIX_LIMIT = 200  # classes up to which the confusion matrices are written out
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,7 @@ def labelled_results(scores: Scores, labels: np.ndarray, chosen: np.ndarray, cla
 def scalar_metrics(results: Labelled, weights: np.ndarray | None = None) -> dict[str, float]:
     """top1, top5, mean_per_class (fractions; of the classes that have images), nll (nats), ece (fraction), confidence.
 
-    `weights` [N]: how often each image is in a bootstrap replicate; by default once.
-    """
+    `weights` [N]: how often each image is in a bootstrap replicate; by default once."""
     w = np.ones(len(results.labels)) if weights is None else weights
     total = w.sum()
     support = np.bincount(results.labels, w, results.classes)
@@ -133,8 +134,7 @@ def bootstrap(models: list[Labelled], replicates: int = REPLICATES) -> dict[str,
     """By metric, float [R, M]: of the M models on R resampled test sets.
 
     Sampling with replacement (Efron & Tibshirani 1993). A replicate has the same images for all models, so that the
-    interval of a difference is that of paired results.
-    """
+    interval of a difference is that of paired results."""
     count = len(models[0].labels)
     generator = np.random.default_rng(0)
     rows = []
@@ -172,8 +172,7 @@ def label_free(scores: Scores) -> ModelFigures:
     - confidence: mean probability of the predicted class; confident: share of images above 0.7.
     - histogram: predicted images a class [K]; effective_classes: exp of its entropy, K when all are equally frequent.
     - mutual_information: (H(mean p) - mean H(p)) / log K, 0..1: high if predictions are confident and balanced (Bridle
-      et al. 1991, "Unsupervised classifiers, mutual information and phantom targets").
-    """
+      et al. 1991, "Unsupervised classifiers, mutual information and phantom targets")."""
     images, classes = len(scores.top), len(scores.probability_sum)
     histogram = np.bincount(scores.prediction, minlength=classes)
     mean = scores.probability_sum / images
@@ -193,8 +192,7 @@ def compare(before: Scores, after: Scores) -> Compared:
     - agreement_confident: the same among the first model's confident images; None if there are none.
     - histogram_distance: total variation between the predicted class histograms, 0 (equal) to 1 (disjoint).
     - vanished: class numbers that the first model predicts for at least 1% of the images and the second for fewer
-      than a tenth of that; dominant: class numbers with more than three times their former share, and over 20%.
-    """
+      than a tenth of that; dominant: class numbers with more than three times their former share, and over 20%."""
     classes, images = len(before.probability_sum), len(before.top)
     same = before.prediction == after.prediction
     confident = before.confidence > CONFIDENT_ABOVE
@@ -213,3 +211,79 @@ def entropy(share: np.ndarray) -> float:
     """Entropy in nats."""
     positive = share[share > 0]
     return float(-(positive * np.log(positive)).sum())
+
+
+def predicted(scores: Scores) -> Predicted:
+    return Predicted(torch.from_numpy(scores.prediction).long(), torch.from_numpy(scores.confidence))
+
+
+def measure(
+    samples: Samples, after: Scores, before: Scores | None, tower: Scores | None, classes: list[str]
+) -> Metrics:
+    """The part of metrics.json that is computed from scores and labels."""
+    chosen, compared = samples.labelled, None
+    if before:
+        check = compare_predictions(predicted(before), predicted(after), classes)
+        compared = replace(compare(before, after), check=check)
+    has_memory = not np.isnan(after.similarity).any()
+    metrics = Metrics(
+        images=len(samples.numbers),
+        labelled=int(chosen.sum()),
+        answered=int((samples.labels != NO_LABEL).sum() - chosen.sum()),
+        skipped=samples.skipped,
+        classes=classes,
+        similarity=round(float(after.similarity.mean()), 4) if has_memory else None,
+        bootstrap_replicates=REPLICATES,
+        label_free=LabelFree(label_free(after), label_free(before) if before else None, compared),
+    )
+    if not chosen.any():
+        return metrics
+    models = {"adapted": after, "baseline": before, "tower": tower}
+    results = {
+        name: labelled_results(scores, samples.labels, chosen, len(classes))
+        for name, scores in models.items()
+        if scores
+    }
+    new, old = results["adapted"], results.get("baseline")
+    replicates = bootstrap([*results.values()])
+    del replicates["ece"]  # they are biased upwards, so that the interval may not hold the value
+    accuracies = dict[str, Accuracy]()
+    for number, (name, one) in enumerate(results.items()):
+        spread = {key: interval(values[:, number]) for key, values in replicates.items()}
+        spread |= {key: share(right)[1:] for key, right in one.rights.items()}
+        accuracies[name] = Accuracy(**scalar_metrics(one), intervals=spread, reliability=reliability(one))
+    differences = dict[str, Interval]()  # adapted - baseline
+    if old:
+        differences = {key: interval(values[:, 0] - values[:, 1]) for key, values in replicates.items()}
+        # valid also for few images and for none that was broken, where a bootstrap's interval is too narrow
+        differences |= {key: difference(old.rights[key], right)[1:] for key, right in new.rights.items()}
+    return replace(
+        metrics,
+        adapted=accuracies["adapted"],
+        baseline=accuracies.get("baseline"),
+        tower=accuracies.get("tower"),
+        intervals=differences,
+        paired=paired(old, new) if old else None,
+        per_class=class_table(new, old, classes),
+        confusion={name: confusion(one) for name, one in results.items() if name != "tower"},
+    )
+
+
+def class_table(new: Labelled, old: Labelled | None, classes: list[str]) -> list[dict[str, Any]]:
+    rows = []
+    baseline_rows: list[dict[str, Any]] = per_class(old) if old else [{} for _ in classes]
+    for name, after, before in zip(classes, per_class(new), baseline_rows, strict=True):
+        former = {f"baseline_{key}": before.get(key) for key in ("recall", "precision", "f1")}
+        known = None not in (after["recall"], former["baseline_recall"])
+        change = after["recall"] - former["baseline_recall"] if known else None
+        rows.append({"class": name, **after, **former, "difference": change})
+    return rows
+
+
+def confusion(results: Labelled) -> dict[str, Any]:
+    """The most frequent confusions as class numbers; the full matrix for up to MATRIX_LIMIT classes."""
+    matrix = confusion_matrix(results.labels, results.prediction, results.classes)
+    return {
+        "pairs": [{"label": r, "prediction": c, "images": n} for r, c, n in confused_pairs(matrix, 50)],
+        "matrix": matrix.tolist() if results.classes <= MATRIX_LIMIT else None,
+    }

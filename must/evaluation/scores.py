@@ -42,8 +42,7 @@ class Scores:
     """One model's predictions. N images, K classes, T = min(5, K).
 
     Full probability vectors are not kept (for ImageNet's training images they would take 5 GB): the five best are
-    enough for the labelled metrics, and the sum of the vectors is enough for the label-free ones.
-    """
+    enough for the labelled metrics, and the sum of the vectors is enough for the label-free ones."""
 
     top: np.ndarray  # int32 [N, T], the most probable classes, best first
     top_probability: np.ndarray  # float32 [N, T]
@@ -72,8 +71,7 @@ def score_split(
 ) -> tuple[Samples, list[Scores]]:
     """Runs models with the same preprocessing over this process's part of a split, then collects all parts.
 
-    Every process returns the full result, in the order of sample numbers.
-    """
+    Every process returns the full result, in the order of sample numbers."""
     lookup = {name: number for number, name in enumerate(classes)}
     samples: list[tuple[np.ndarray, ...]] = []
     collected: list[list[tuple[np.ndarray, ...]]] = [[] for _ in models]

@@ -1,7 +1,6 @@
 """Checks a run's parameters before an image is read: names, values, and which settings belong to which gate.
 
-It is called when a run is started and again by the run's first stage. It reads no files and needs no torch.
-"""
+It is called when a run is started and again by the run's first stage. It reads no files and needs no torch."""
 
 import re
 from collections.abc import Mapping

@@ -21,12 +21,8 @@ PROBE_FILE = ".must-may-write"  # is written and deleted, to test the permission
 
 def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     """Returns a sha256 that changes with the content of the class file and with the files of a local or remote model.
-    Refuses what a later stage could not read or write.
-
-    Args:
-        values: the run's parameters, by the pipeline's names; `tensorboard_uri` of cluster.yaml.
-        work_uri: if given, the folders to which later stages write are tested.
-    """
+    Refuses what a later stage could not read or write. `values`: the run's parameters, by the pipeline's names;
+    `tensorboard_uri` of cluster.yaml; `work_uri`: if given, the folders to which later stages write are tested."""
     from must.method.model.classifier import BUNDLED_SET, load_class_set
 
     check_run(values)

@@ -2,8 +2,7 @@
 
 The notes of a run are at WORK_URI/notes/RUN_ID. The last note of a stage that is killed without an exit code (out of
 memory, a lost node) has the state running. Kubeflow tells the exit handler that something failed, but not what, and its
-state can be wrong.
-"""
+state can be wrong."""
 
 import json
 import os

@@ -2,8 +2,7 @@
 
 A component passes the function itself to `supervised`, so that a type checker can check the arguments. A function gets
 the stage's Facts, which it fills; it raises the library's exceptions and returns a JSON value. A stage without special
-facts needs no function here: `library` runs it.
-"""
+facts needs no function here: `library` runs it."""
 
 import hashlib
 import json
@@ -43,8 +42,7 @@ logger = logging.getLogger(__name__)
 def library(facts: Facts, work_uri: str, *, stage: str, values: dict[str, Any]) -> None:
     """Runs the library's stage of that name; the stage itself checks its parameters `values`.
 
-    The result lists the numbers that the stage returns.
-    """
+    The result lists the numbers that the stage returns."""
     result = call(stage, **values)
     numbers = result.items() if isinstance(result, dict) else ()
     facts.result = ", ".join(f"{name} {value:,}" for name, value in numbers if isinstance(value, int | float))
@@ -56,8 +54,7 @@ def shard(
 ) -> dict[str, Any]:  # fmt: skip
     """Makes the shards; after parallel parts, those of all parts. A `part` only packs its own images.
 
-    Returns the index's sha256, the shards' URI, the index's revision and the number of images; nothing for a part.
-    """
+    Returns the index's sha256, the shards' URI, the index's revision and the number of images; nothing for a part."""
     uri = WorkUri(work_uri).shards
     inputs = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
     result = call("shard", **sharding_settings(settings, inputs | {"output": uri}), part=part or None)
@@ -78,8 +75,7 @@ def classifier(
     and the model's folder.
 
     The orchestrator's cache is not enough: it does not notice that a rule of the bucket has deleted an artifact.
-    `fingerprint`: a hash of the contents of class file and model; '' to compute it.
-    """
+    `fingerprint`: a hash of the contents of class file and model; '' to compute it."""
     work = WorkUri(work_uri)
     # `weights` is a path of the orchestrator, without an extension
     file = storage.join(work.classifier(fingerprint or inputs_fingerprint(classes, model, pretrained)), CLASSIFIER_FILE)
@@ -117,8 +113,7 @@ def champion(
         version: of the champion; none before the first promotion.
         bundle: URI of the model to compare with; '' if there is none, or it has other classes.
         key: of this run's data, settings, answers and gate.
-        split, action: on which the run evaluates; train, or nothing new.
-    """
+        split, action: on which the run evaluates; train, or nothing new."""
     work = WorkUri(work_uri)
     models = Registry(work.registry(registry_uri), name)
     index = load_index(work.shards, index_sha256)
@@ -159,8 +154,7 @@ def evaluate(
     Returns:
         top1: accuracy of the adapted model, 0..1; -1 without labels.
         figures: the numbers on Kubeflow's page.
-        classes, confusion: names and matrix of the adapted model; empty without labels or with too many classes.
-    """
+        classes, confusion: names and matrix of the adapted model; empty without labels or with too many classes."""
     metrics: Metrics = call(
         "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
         split=split, output=details,
@@ -204,8 +198,7 @@ def gate(
 
     The champion itself is compared with the zero-shot model only, so that a run that failed after promotion can resume;
     so is a model whose classes are not the champion's.
-    `champion_uri`: '' if there is no champion, or one with other classes.
-    """
+    `champion_uri`: '' if there is no champion, or one with other classes."""
     metrics, against = storage.join(details, METRICS_FILE), "the zero-shot model"
     replaces, champion_metrics = champion != "none", ""
     with tempfile.TemporaryDirectory() as folder:

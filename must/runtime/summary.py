@@ -2,8 +2,7 @@
 
 One `Summary` is printed as Markdown, for Kubeflow's narrow panel, or as text, for a terminal. The backend's state is
 only a hint: Kubeflow Pipelines gives the exit handler a state that only some of its programs update. A successful run
-may be RUNNING or FAILED there (and is never SUCCEEDED, which only the local runner uses).
-"""
+may be RUNNING or FAILED there (and is never SUCCEEDED, which only the local runner uses)."""
 
 import logging
 import re
@@ -32,7 +31,6 @@ BROKEN_OFF = (
     "that cannot be pulled, a node that cannot be had, a quota, a step of Kubeflow's own. Its events say which."
 )
 
-
 FAILURE_KINDS = {  # kind: (headline, why)
     "stopped": (
         "Run stopped from outside, during {stage}",
@@ -55,10 +53,7 @@ FAILURE_KINDS = {  # kind: (headline, why)
         "Run failed: {stage}: a dependency failed",
         "a dependency failed (exit code {code}): another process, or a store that did not answer",
     ),
-    "time": (
-        "Run failed: {stage}: its time was over",
-        "its time limit, timeouts in cluster.yaml (exit code {code})",
-    ),
+    "time": ("Run failed: {stage}: its time was over", "its time limit, timeouts in cluster.yaml (exit code {code})"),
     "killed": (
         "Run failed: {stage}: killed, memory may have run out",
         "killed (exit code {code}): most often the pod's memory limit",
@@ -186,13 +181,9 @@ def wrap(line: str) -> list[str]:
 
 
 def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: Sequence[str] = ()) -> Summary:
-    """The summary from the stages' notes; one that says so if the notes cannot be read.
-
-    Args:
-        state: the backend's state of the stages; only a hint.
-        again: the command that starts the same run again.
-        more: sentences about the TrainJob of a run that failed.
-    """
+    """The summary from the stages' notes; one that says so if the notes cannot be read. `state`: the backend's state of
+    the stages; only a hint; `again`: the command that starts the same run again; `more`: sentences about the TrainJob
+    of a run that failed."""
     try:
         notes = read_notes(work_uri, run_id)
     except (ValueError, OSError) as error:

@@ -3,8 +3,7 @@ peer, a crash; not after wrong input. Writes the stage's note meanwhile.
 
 The backend's retries are not enough: installations differ, and none distinguishes wrong input from a crash. They are
 only for pods that vanish. This process imports no torch; what the stage prints passes through it, so that its last
-lines are known even if it is killed.
-"""
+lines are known even if it is killed."""
 
 import importlib
 import json
@@ -72,12 +71,8 @@ def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **value
     Raises SystemExit: with the exit code of the last try; 137 if it was killed.
 
     A pod whose predecessor in this run has given up ends at once with the same code: the backend may retry any pod.
-
-    Args:
-        stage: the note's name.
-        function: "module:name", imported in the other process alone, as importing takes time. Its parameters and its
-            result are JSON values.
-    """
+    `stage`: the note's name; `function`: "module:name", imported in the other process alone, as importing takes time.
+    Its parameters and its result are JSON values."""
     if stage != INPUTS:
         wait_for_credentials(work_uri, *(str(values.get(name) or "") for name in URI_VALUES))
     count, backoff, factor = (os.environ.get(RETRIES) or "0,0,1").split(",")
@@ -187,8 +182,7 @@ class Supervisor:
     def pass_on(self, output: IO[bytes], errors: IO[bytes]) -> None:
         """Copies the child's output to this process's, and keeps its last lines.
 
-        Output is read before errors that came after it: the last line is then the reason of a failure.
-        """
+        Output is read before errors that came after it: the last line is then the reason of a failure."""
         with output, errors, selectors.DefaultSelector() as selector:
             targets, pending = {output: 1, errors: 2}, {output: b"", errors: b""}
             for source in targets:

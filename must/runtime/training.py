@@ -4,8 +4,7 @@ As a program it is one process of training on several nodes: torchrun -m must.ru
 URI that every node can access. Its job.yaml holds the parameters of `must train`; the bundle is written to its folder
 bundle. Only paths below work_uri outlive the nodes.
 
-TensorBoard's files are copied to another folder or bucket while they grow, so that the curves can be watched there.
-"""
+TensorBoard's files are copied to another folder or bucket while they grow, so that the curves can be watched there."""
 
 import logging
 import math
@@ -53,8 +52,7 @@ def launch(values: dict[str, Any], processes: int) -> RunSummary:
 
     A SIGTERM is forwarded, so that the processes save a checkpoint before they stop.
     Raises SystemExit: the processes failed. The code is that of the process that ended first: 2, wrong input (with a
-    line on standard error); 75, stopped and resumable.
-    """
+    line on standard error); 75, stopped and resumable."""
     check_processes(processes, "processes")
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(values, file)
@@ -79,8 +77,7 @@ COPY_EVERY_S = 60.0  # seconds
 def mirrored(folder: str, uri: str) -> Iterator[None]:
     """Copies TensorBoard's changed files while the block runs, and once more at its end. Does nothing if `uri` is ''.
 
-    A failed copy is only a warning: it must not stop the training.
-    """
+    A failed copy is only a warning: it must not stop the training."""
     if not uri:
         yield
         return
@@ -115,8 +112,7 @@ def job_values(
     """A key, and the parameters of `must train` except `classifier` and `output`.
 
     The key, also that of the decision on this run, is different for each combination of data, classes and settings. It
-    is part of the checkpoints' path: a retry finds them, a different run does not.
-    """
+    is part of the checkpoints' path: a retry finds them, a different run does not."""
     values = training_settings(settings, preset, epochs)
     key, work = run_key(index_sha256, classifier, values), WorkUri(work_uri)
     inputs = {"shards": work.shards, "index_sha256": index_sha256, "checkpoints": work.checkpoints(key)}

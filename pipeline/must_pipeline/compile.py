@@ -1,9 +1,7 @@
 """Compiles the DAG for a cluster: must-pipeline compile [--cluster FILE] [--output FILE].
 
-Upload the file in Kubeflow Pipelines, or give it to must-pipeline submit or must-pipeline schedule.
-"""
+Upload the file in Kubeflow Pipelines, or give it to must-pipeline submit or must-pipeline schedule."""
 
-import argparse
 import re
 import sys
 import tempfile
@@ -46,8 +44,7 @@ def shorten(spec: dict[str, Any]) -> None:
 
 def offer_choices(spec: dict[str, Any]) -> None:
     """Adds the permitted values of parameters: Kubeflow's page shows them as menus, and its server refuses other values
-    before a pod starts. kfp refuses Literal in a pipeline's signature, but its loader reads it from a file.
-    """
+    before a pod starts. kfp refuses Literal in a pipeline's signature, but its loader reads it from a file."""
     for name, values in CHOICES.items():
         spec["root"]["inputDefinitions"]["parameters"][name]["literals"] = list(values)
 
@@ -58,7 +55,7 @@ CHOICES: Final = {name: get_args(get_type_hints(config)[name]) for name, config 
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="your cluster's file [cluster.yaml]")
     output = Path(COMPILED.name)
     parser.add_argument("--output", type=Path, default=output, help="the compiled pipeline [must_pipeline.yaml]")

@@ -1,8 +1,7 @@
 """The DAG: shard and classifier; then, if there are new images, train, evaluate, export and gate; then, if the model
 passes, promote and serve.
 
-The shards' parts are a loop of pods. Each writes to the bucket, from which the next stage reads; it returns nothing.
-"""
+The shards' parts are a loop of pods. Each writes to the bucket, from which the next stage reads; it returns nothing."""
 
 from typing import Any
 
@@ -31,30 +30,13 @@ def make_pipeline(cluster: Cluster) -> Any:
 
     @dsl.pipeline(name="must", description=DESCRIPTION)
     def must_pipeline(
-        source: str,
-        classes: str,
-        work_uri: str,
-        registry_uri: str = "",
-        model_name: str = "model",
-        model: str = "ViT-B-16/datacomp_xl_s13b_b90k",
-        pretrained: str = "",
-        test_source: str = "",
-        labels: str = "none",
-        split: str = "train=1",
-        shard_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
-        evaluate_split: str = "",
-        preset: str = "",
-        epochs: int = 0,
-        settings: dict = {},  # noqa: B006
-        answers: str = "",
-        precision: str = "fp32",
-        embeddings: bool = False,
-        gate: str = "auto",
-        gate_settings: dict = {},  # noqa: B006
-        append: bool = False,
-        only_new: bool = False,
-        serve: str = "none",
-    ):
+        source: str, classes: str, work_uri: str, registry_uri: str = "", model_name: str = "model",
+        model: str = "ViT-B-16/datacomp_xl_s13b_b90k", pretrained: str = "", test_source: str = "",
+        labels: str = "none", split: str = "train=1", shard_settings: dict = {}, evaluate_split: str = "",  # noqa: B006
+        preset: str = "", epochs: int = 0, settings: dict = {}, answers: str = "", precision: str = "fp32",  # noqa: B006
+        embeddings: bool = False, gate: str = "auto", gate_settings: dict = {}, append: bool = False,  # noqa: B006
+        only_new: bool = False, serve: str = "none",
+    ):  # fmt: skip
         """Images and class names in, an adapted, evaluated and promoted ONNX model out.
 
         Args:
@@ -84,8 +66,7 @@ def make_pipeline(cluster: Cluster) -> Any:
             append: add the source's new images to the shards that are there.
             only_new: end early when nothing is new since a model was last promoted or stopped.
             serve: after a promotion, write a KServe InferenceService whose server follows the registry's LATEST; apply:
-                write and apply it; or none.
-        """
+                write and apply it; or none."""
         run: dict[str, Any] = {"work_uri": work_uri, "run_id": run_id}
         with dsl.ExitHandler(add("summary", **run), name="stages"):
             names = {"classes": classes, "model": model, "pretrained": pretrained, **run}

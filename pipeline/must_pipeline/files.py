@@ -1,10 +1,8 @@
 """Copies the example files to a folder, to be changed there: must-pipeline files FOLDER.
 
 cluster.yaml (every key explained), clusters/ (an example for each platform), run.yaml (what a run is to do),
-schedule.yaml, and deploy/ (accounts and more, for kubectl apply -k). A file that is there already is left alone.
-"""
+schedule.yaml, and deploy/ (accounts and more, for kubectl apply -k). A file that is there already is left alone."""
 
-import argparse
 import shutil
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,7 @@ def documents(pipeline: str | bytes) -> list[Any]:
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     copy_files(parser.parse_args().folder)
 

@@ -112,8 +112,7 @@ def docker_runner(
 
     Every path has the same name inside and outside. Containers run as `user` ("UID:GID"; by default the user who
     started the run, with group 0), on a read-only file system with a tmpfs at /tmp.
-    Raises ValueError: no engine answers.
-    """
+    Raises ValueError: no engine answers."""
     client = connect()
     from docker.types import DeviceRequest, Mount
     from kfp.local import DockerRunner, docker_task_handler

@@ -2,10 +2,8 @@
 
 Every stage is the same component as on a cluster. It runs as a subprocess of this interpreter, so that no container
 engine is needed, or with --runner docker in its own image (docs/containers.md). The parameters file holds the
-pipeline's parameters (docs/reference/pipeline.md).
-"""
+pipeline's parameters (docs/reference/pipeline.md)."""
 
-import argparse
 import contextlib
 import json
 import os
@@ -37,7 +35,7 @@ RUN_LOCK = Kind("must-pipeline run", "--output", ".run.lock")
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--parameters", type=Path, required=True, help="YAML file with the pipeline's parameters")
     parser.add_argument("--output", type=Path, required=True, help="folder for shards, checkpoints and artifacts")
     parser.add_argument(
@@ -73,8 +71,7 @@ def restart_command() -> str:
 def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose: bool, runner: Any) -> dict[str, Path]:
     """Runs the compiled pipeline; returns the paths of its artifacts by name. Raises ValueError: a stage failed.
 
-    `runner`: kfp's; None for subprocesses.
-    """
+    `runner`: kfp's; None for subprocesses."""
     from kfp import components, local
 
     treat_outputs_as_data()

@@ -5,17 +5,15 @@
     must-pipeline schedule pause|resume|delete NAME
 
 A schedule is identified by its name: applying the same file again changes nothing. Each run uses the newest version of
-the pipeline, one run at a time, and missed runs are not repeated.
-"""
+the pipeline, one run at a time, and missed runs are not repeated."""
 
-import argparse
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from must.base.errors import UserError
 from must.base.flags import OneLineParser
-from must.base.parameters import convert_fields, read_mapping
+from must.base.parameters import convert_fields, read_mapping, require
 from must_pipeline import DESCRIPTION
 from must_pipeline.files import COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api, api_errors
@@ -36,7 +34,7 @@ class Schedule:
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("action", choices=("apply", "list", "pause", "resume", "delete"))
     parser.add_argument("what", nargs="?", metavar="FILE|NAME", help="apply: the schedule's file; else its name")
     parser.add_argument(
@@ -59,8 +57,7 @@ def read_schedule(path: Path, pipeline: Path) -> Schedule:
     """Raises ValueError: an unknown key, a wrong cron line, parameters that the pipeline does not have."""
     schedule: Schedule = convert_fields(read_mapping(path, f"apply {path}"), Schedule, "")
     for key in ("name", "cron"):
-        if not getattr(schedule, key):
-            raise UserError(f"{path}: {key} is missing")
+        require(bool(getattr(schedule, key)), f"{path}: {key} is missing")
     parameters = check_parameters(pipeline, schedule.parameters)
     return replace(schedule, cron=six_fields(schedule.cron), parameters=parameters)
 
@@ -81,8 +78,7 @@ def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path) -> None:
 
     If this is interrupted in between, there are two until it is applied again. If their runs overlap, one of them fails
     with a message: shards and checkpoints have locks, a stage refuses shards that another run has changed since, and
-    after one model is promoted the other is refused.
-    """
+    after one model is promoted the other is refused."""
     experiment = kfp.experiment(schedule.experiment)
     pipeline, _, uploaded = kfp.upload(pipeline_file, schedule.pipeline)
     if uploaded:

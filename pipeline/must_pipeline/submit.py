@@ -1,17 +1,15 @@
 """Starts one run: must-pipeline submit --parameters FILE.yaml, or --again RUN_ID for the same as a run before.
 
 The compiled pipeline is uploaded as a new version if its content is new. A run that failed is started again with the
-same parameters; finished stages are at work_uri, so it resumes from there.
-"""
+same parameters; finished stages are at work_uri, so it resumes from there."""
 
 import argparse
 import time
 from pathlib import Path
 from typing import Any
 
-from must.base.errors import UserError
 from must.base.flags import OneLineParser
-from must.base.parameters import read_mapping
+from must.base.parameters import read_mapping, require
 from must.base.text import without_secrets
 from must_pipeline.files import COMPILED, nearest
 from must_pipeline.server.api import Kfp, add_arguments, api, api_errors
@@ -20,7 +18,7 @@ from must_pipeline.server.wait import wait
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--parameters", type=Path, metavar="FILE", help="YAML file with the run's parameters")
     source.add_argument("--again", metavar="RUN_ID", help="pipeline version and parameters of this run")
@@ -43,8 +41,7 @@ def main() -> None:
 
 def submit(options: argparse.Namespace) -> int:
     """Returns the exit code: 0, or 1 for a run that was waited for and failed."""
-    if options.restarts < 0:
-        raise UserError(f"--restarts {options.restarts}: must not be negative")
+    require(options.restarts >= 0, f"--restarts {options.restarts}: must not be negative")
     kfp = Kfp(options)
     if options.again:
         body = copy_run(kfp, options.again)

@@ -119,7 +119,9 @@ def test_a_bucket_is_packed_by_its_uri(tmp_path, monkeypatch):
 
     monkeypatch.setattr("must.api.adapt.call", call)
     with pytest.raises(must.UserError, match=r"^gs://bucket/photos$"):
-        must.adapt("gs://bucket/photos", classes="cat,dog", model=asset_folder(), output=tmp_path / "work")
+        must.adapt(
+            "gs://bucket/photos", classes=np.array(["cat", "dog"]), model=asset_folder(), output=tmp_path / "work"
+        )
 
 
 def test_class_names_from_folder_names(digits, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from must.config import EvaluateConfig
-from must.evaluation.evaluate import MATRIX_LIMIT, measure
+from must.evaluation.metrics import MATRIX_LIMIT, measure
 from must.evaluation.report.map import lay_out, squared_distances
 from must.evaluation.report.page import list_worse, render_report
 from must.evaluation.report.provenance import command_line, next_steps, stability, training_log

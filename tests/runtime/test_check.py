@@ -134,5 +134,5 @@ def test_a_model_in_a_folder_is_looked_at_without_torch(tmp_path, run):
 def test_the_first_stage_notes_what_must_follow_a_promotion(tmp_path, run):
     for serve, then in (("write", "serve"), ("none", "")):
         values = run | {"serve": serve}
-        check_in_cluster(facts := Facts(), str(tmp_path / "work"), parameters=values, server={}, runtime="")
+        check_in_cluster(facts := Facts(), str(tmp_path / "work"), server={}, runtime="", **values)
         assert facts.then == then and facts.result

@@ -53,8 +53,7 @@ def inference_service(registry: str, name: str, server: dict[str, Any]) -> dict[
     """`server`: the settings of cluster.yaml, from `encode_server` in must_pipeline/cluster/placement.py.
 
     The server reads LATEST itself: a promotion or a rollback changes the served model, but not this object, and no pod
-    restarts. Raises ValueError: Kubernetes does not permit this name.
-    """
+    restarts. Raises ValueError: Kubernetes does not permit this name."""
     check_service_name(name)
     size = server["size"]
     volumes = [{"name": "scratch", "emptyDir": {}}, *server["pod"].get("volumes", ())]
@@ -143,8 +142,7 @@ def apply(manifest: dict[str, Any], dry: bool = False) -> str:
     """Server-side apply in this pod's namespace, which is returned; a running server's replicas and resources are kept.
 
     `dry`: only check the permissions, KServe, and its webhooks.
-    Raises ValueError: no pod, no permission, or no InferenceService; TransientError: see Cluster.request.
-    """
+    Raises ValueError: no pod, no permission, or no InferenceService; TransientError: see Cluster.request."""
     cluster = Cluster.of_this_pod()
     if cluster is None:
         raise UserError("serve: apply works in a pod of the cluster only; here, use `write`")

@@ -1,8 +1,7 @@
 """The stage train as a TrainJob of Kubeflow Trainer: finds or creates the run's job and follows it to its end.
 
 The job's name is made of the run's id. So the launcher that replaces a lost one finds the run's job, follows it or
-takes its result; a failed job is replaced by a new one, which resumes from the checkpoints.
-"""
+takes its result; a failed job is replaced by a new one, which resumes from the checkpoints."""
 
 import hashlib
 import os
@@ -46,8 +45,7 @@ def train_on_nodes(
 ) -> dict[str, Any]:  # fmt: skip
     """Trains in the run's TrainJob. Exits with the nodes' code if it fails, with 75 if this process is stopped.
 
-    Raises ValueError: the cluster refuses the job; TransientError: Kubernetes' API gave no answer for API_TIMEOUT.
-    """
+    Raises ValueError: the cluster refuses the job; TransientError: Kubernetes' API gave no answer for API_TIMEOUT."""
     run_id = os.environ.get(RUN_ID, "")
     key, values = job_values(work_uri, index_sha256, classifier, preset, settings, epochs)
     job = WorkUri(work_uri).job(run_id or key)

@@ -2,8 +2,7 @@
 
 A written file is either complete or absent: a local file is renamed when it is complete, an object becomes visible when
 its upload ends. Missing files raise FileNotFoundError in both cases. What the user has to correct (no credentials, no
-permission, a full disk, an unknown scheme) raises ValueError with one line that says what to do.
-"""
+permission, a full disk, an unknown scheme) raises ValueError with one line that says what to do."""
 
 import errno
 import importlib
@@ -24,7 +23,6 @@ from must.base.storage.disk import (
     TEMPORARY,
     HashingFile,
     check_regular,
-    compute_sha256,
     disk_errors,
     local,
     open_local,
@@ -39,7 +37,7 @@ from must.base.text import without_secrets
 
 __all__ = [
     "TEMPORARY", "ConflictError", "Entry", "Generation", "HashingFile", "TransientError", "UnreachableError",
-    "Writable", "compute_sha256", "disk_errors", "is_transient", "local", "remove_leftovers", "repeat",
+    "Writable", "disk_errors", "is_transient", "local", "remove_leftovers", "repeat",
     "start_writing", "wait_for_credentials",
 ]  # fmt: skip
 
@@ -106,8 +104,7 @@ def list_files(uri: str | Path, on_problem: Callable[[str, str], None] | None = 
 
     Symbolic links are followed, except back into a folder that is being listed. Entries that cannot be listed (no
     permission, a broken or circular link, a socket, a folder too deep) go to `on_problem` as (name, reason).
-    Raises FileNotFoundError, NotADirectoryError: there is no such local folder. A missing remote folder is empty.
-    """
+    Raises FileNotFoundError, NotADirectoryError: there is no such local folder. A missing remote folder is empty."""
     if is_remote(uri):
         return remote(uri).list_files(str(uri))
     return walk(local(uri), on_problem or (lambda name, reason: None))
@@ -200,6 +197,12 @@ def copy(uri: str | Path, file: Writable, follow: bool = True) -> None:
         if len(data) != length:
             raise UserError(f"{uri}: was overwritten while it was read, after {start} of {size} bytes")
         file.write(data)
+
+
+def compute_sha256(uri: str | Path) -> str:
+    hashing = HashingFile(io.BytesIO(), limit=0)
+    copy(uri, hashing)
+    return hashing.sha256
 
 
 def upload(path: str | Path, uri: str | Path) -> None:

@@ -3,8 +3,7 @@
 For az://CONTAINER/NAME the account comes from the environment, as for Azure's own command line:
 AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN. Without a
 key or token the credentials are those of azure-identity (`az login`, a workload's identity).
-abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/NAME contains the account. An object's generation is its ETag.
-"""
+abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/NAME contains the account. An object's generation is its ETag."""
 
 import base64
 import os
@@ -160,6 +159,5 @@ NO_CREDENTIALS = (
     "az:// needs an account and found none; set AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT with "
     "AZURE_STORAGE_KEY, AZURE_STORAGE_SAS_TOKEN or `az login`"
 )
-
 
 STORE = Azure(make_client)

@@ -1,8 +1,7 @@
 """Local files: opening, writing, listing and hashing. A file under its final name is complete.
 
 A file that is being written has a temporary name. Devices and pipes are refused: a device such as /dev/zero has no end,
-and opening a pipe waits for a writer.
-"""
+and opening a pipe waits for a writer."""
 
 import errno
 import hashlib
@@ -207,9 +206,3 @@ class HashingFile:
 
     def flush(self) -> None:  # torch.save calls it
         self.file.flush()
-
-
-def compute_sha256(path: Path) -> str:
-    """The SHA-256 of a local file."""
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,7 @@
 """gs:// through the google-cloud-storage client. Other code calls `must.base.storage`, not this module.
 
 STORAGE_EMULATOR_HOST sets another server. Every request is repeated on 429, 5xx and lost connections, with growing
-pauses, for up to five minutes. A long transfer is many requests, so its five minutes count from the last progress.
-"""
+pauses, for up to five minutes. A long transfer is many requests, so its five minutes count from the last progress."""
 
 import http.client
 import os

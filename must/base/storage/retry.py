@@ -52,14 +52,10 @@ def repeat(
     timeout: float | None = None,
     on_first: Callable[[Exception], None] = lambda error: None,
 ) -> Result:
-    """Calls `call` until it succeeds or its error is not transient; returns its result.
-    Raises TransientError: the limit was reached: the last error of `call`, or an UnreachableError.
-
-    Args:
-        where: a URI or address, for the message.
-        timeout: seconds of failures after which it gives up; RETRY_TIMEOUT if not given.
-        on_first: called with the first transient error, for a line on the terminal.
-    """
+    """Calls `call` until it succeeds or its error is not transient; returns its result. `where`: a URI or address, for
+    the message; `timeout`: seconds of failures after which it gives up; RETRY_TIMEOUT if not given; `on_first`: called
+    with the first transient error, for a line on the terminal.
+    Raises TransientError: the limit was reached: the last error of `call`, or an UnreachableError."""
     timeout = RETRY_TIMEOUT if timeout is None else timeout
     deadline, pause = time.monotonic() + timeout, FIRST_PAUSE
     while True:

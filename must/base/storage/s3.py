@@ -3,8 +3,7 @@
 Credentials, region and endpoint come from the usual AWS settings; AWS_ENDPOINT_URL sets an S3-compatible server
 (MinIO, SeaweedFS, Ceph, Cloudflare R2). An object's generation is its ETag, which changes with the content.
 
-boto3's own retries are off: they stop after seconds, and threads share one retry budget.
-"""
+boto3's own retries are off: they stop after seconds, and threads share one retry budget."""
 
 import base64
 import hashlib

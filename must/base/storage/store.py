@@ -1,8 +1,7 @@
 """The common part of the three bucket stores, and the interface of the few requests in which they differ.
 
 A store implements the abstract methods of `Store`; each is one request. Paging, parsing of URIs, conditional writes
-whose response was lost, large uploads, retries and error messages are implemented here.
-"""
+whose response was lost, large uploads, retries and error messages are implemented here."""
 
 import time
 import uuid

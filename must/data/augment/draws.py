@@ -1,8 +1,7 @@
 """The random parameters of an image's views (crop, flip, RandAugment, mask), separate from computing the pixels.
 
 So the same (seed, epoch, sample) gives the same crops, flips, operations and masks in every implementation of the
-views. The three random generators and the order in which they are used are those of the published implementation.
-"""
+views. The three random generators and the order in which they are used are those of the published implementation."""
 
 import hashlib
 import math
@@ -22,8 +21,9 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
 from must.base.errors import UserError
+from must.config import TrainConfig
 from must.data.image.decode import orientation
-from must.data.image.preprocess import Preprocess, resized
+from must.data.image.preprocess import resized
 
 GENERATOR = random.Random()
 RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of the strong crop
@@ -34,21 +34,6 @@ class Operation(NamedTuple):
 
     name: str
     arguments: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class ViewSettings:
-    """The settings of the views, with the names of TrainConfig. `patch_size`: the model's, in pixels."""
-
-    preprocess: Preprocess
-    patch_size: int
-    mask_patch_size: int
-    mask_ratio: float
-    weak_padding: int
-    strong_scale: tuple[float, float]
-    flip: float
-    randaugment: str
-    randaugment_ops: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,23 +48,24 @@ class AugmentParams:
 
 
 class AugmentSampler:
-    """Image size -> AugmentParams, from the generators that `seed_views` has set."""
+    """Image size -> AugmentParams, from the generators that `seed_views` has set. `size`: of the model's input,
+    `patch`: of its patches, in pixels."""
 
-    def __init__(self, settings: ViewSettings) -> None:
-        self.settings, self.size = settings, settings.preprocess.size
-        self.mask = PatchMask(self.size, settings.patch_size, settings.mask_patch_size, settings.mask_ratio)
-        config, names = settings.randaugment, settings.randaugment_ops
-        self.augment = randaugment(config, names, self.size) if config else None
+    def __init__(self, config: TrainConfig, size: int, patch: int) -> None:
+        self.config, self.size = config, size
+        self.mask = PatchMask(size, patch, config.mask_patch_size, config.mask_ratio)
+        operations, names = config.randaugment, config.randaugment_ops
+        self.augment = randaugment(operations, names, size) if operations else None
 
     def __call__(self, width: int, height: int) -> AugmentParams:
-        settings = self.settings
-        wide, high = (side + 2 * settings.weak_padding for side in resized(width, height, self.size))
+        config = self.config
+        wide, high = (side + 2 * config.weak_padding for side in resized(width, height, self.size))
         weak_y, weak_x, _, _ = transforms.RandomCrop.get_params(no_pixels(high, wide), (self.size, self.size))
         with timm_generator():
             y, x, h, w = RandomResizedCropAndInterpolation.get_params(
-                no_pixels(height, width), settings.strong_scale, RATIO
+                no_pixels(height, width), config.strong_scale, RATIO
             )
-            flip = bool(torch.rand(1) < settings.flip)
+            flip = bool(torch.rand(1) < config.flip)
             operations = self.augment([]) if self.augment else []
         return AugmentParams((weak_x, weak_y), (x, y, w, h), flip, tuple(operations), self.mask())
 
@@ -123,12 +109,12 @@ class PatchMask:
         return np.flatnonzero(mask)
 
 
-def randaugment(config: str, names: tuple[str, ...], size: int) -> Any:
+def randaugment(config: str, names: list[str], size: int) -> Any:
     """timm's RandAugment, whose operations are recorded, not applied: list of Operation -> longer list of Operation."""
     try:
-        rand_augment_ops(transforms=list(names) or None)
+        rand_augment_ops(transforms=names or None)
         hparams = {"translate_const": int(size * 0.45), "img_mean": (0, 0, 0)}
-        augment = rand_augment_transform(config, hparams, transforms=list(names) or None)
+        augment = rand_augment_transform(config, hparams, transforms=names or None)
     except (AssertionError, KeyError, ValueError) as error:
         problem = f"{type(error).__name__}: {error}" if str(error) else "not understood"
         raise UserError(

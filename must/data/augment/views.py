@@ -2,8 +2,7 @@
 
 Views are uint8 pixels; `must.data.augment.normalize` converts a batch of them to the network's input. The random
 parameters (must/data/augment/draws.py) and the computation of pixels follow the published implementation, so that the
-same seeds give the same views bit for bit (tests/golden/augment.npz).
-"""
+same seeds give the same views bit for bit (tests/golden/augment.npz)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,28 +14,22 @@ from PIL import Image, ImageOps
 from timm.data import auto_augment
 from timm.data.auto_augment import NAME_TO_OP
 
-from must.data.augment.draws import (
-    AugmentParams,
-    AugmentSampler,
-    Operation,
-    ViewSettings,
-    seed_views,
-    upright_size,
-)
+from must.config import TrainConfig
+from must.data.augment.draws import AugmentParams, AugmentSampler, Operation, seed_views, upright_size
 from must.data.image.cost import MAX_PIXELS
 from must.data.image.decode import decode, decode_reduced, identify, orientation
-from must.data.image.preprocess import resized
+from must.data.image.preprocess import Preprocess, resized
 
 BICUBIC = Image.Resampling.BICUBIC
 
 
 class TrainViews:
-    """Draws (weak [H, W, 3] uint8, strong [H, W, 3] uint8, numbers of the masked patches [M]) of one image."""
+    """Draws (weak [H, W, 3] uint8, strong [H, W, 3] uint8, numbers of the masked patches [M]) of one image.
+    `patch`: the side of the model's patches in pixels."""
 
-    def __init__(self, settings: ViewSettings) -> None:
-        self.size, self.padding = settings.preprocess.size, settings.weak_padding
-        self.fill = fill_color(settings.preprocess.mean)
-        self.draws = AugmentSampler(settings)
+    def __init__(self, config: TrainConfig, preprocess: Preprocess, patch: int) -> None:
+        self.size, self.padding, self.fill = preprocess.size, config.weak_padding, fill_color(preprocess.mean)
+        self.draws = AugmentSampler(config, self.size, patch)
 
     def __call__(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         draw = self.draws(*image.size)

@@ -1,7 +1,6 @@
 """The index of a folder of shards: reading, checking and writing it.
 
-Its names are used as paths and its numbers as sizes of memory, and it is untrusted: every field is checked.
-"""
+Its names are used as paths and its numbers as sizes of memory, and it is untrusted: every field is checked."""
 
 import hashlib
 import json

@@ -4,12 +4,12 @@ import hashlib
 import io
 import json
 import logging
-import os
 import sys
 import tarfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -40,8 +40,7 @@ def read_file(uri: str, name: str, sha256: str, hint: str = MAKE_AGAIN) -> bytes
         data = storage.read_bytes(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {hint}") from None
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise UserError(f"{path} is damaged: its sha256 is not the index's; {hint}")
+    require(hashlib.sha256(data).hexdigest() == sha256, f"{path} is damaged: its sha256 is not the index's; {hint}")
     return data
 
 
@@ -73,26 +72,22 @@ def require_size(path: Path, uri: str, shard: Shard) -> None:
 
 def check_samples(path: Path, offsets: np.ndarray) -> None:
     """Raises UserError: a row of the table of offsets, int64 [n, 4], is not that of a sample in the tar."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with path.open("rb") as file:
         for image, _, text, length in offsets.tolist():
             try:
-                header = read(descriptor, tarfile.BLOCKSIZE, image - tarfile.BLOCKSIZE)
+                header = read(file, tarfile.BLOCKSIZE, image - tarfile.BLOCKSIZE)
                 tarfile.TarInfo.frombuf(header, tarfile.ENCODING, "surrogateescape")
-                json.loads(read(descriptor, length, text))["source"]
+                json.loads(read(file, length, text))["source"]
             except (tarfile.TarError, ValueError, KeyError, TypeError, OSError, RecursionError):
                 raise UserError(
                     f"{path.name}: no sample at byte {image}, where its table of offsets has one; {MAKE_AGAIN}"
                 ) from None
-    finally:
-        os.close(descriptor)
 
 
-def read(descriptor: int, size: int, offset: int) -> bytes:
+def read(file: BinaryIO, size: int, offset: int) -> bytes:
     """All of the `size` bytes at `offset`. Raises ValueError, OSError: the file is shorter, or `offset` is below 0."""
-    data = os.pread(descriptor, size, offset)
-    while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
-        data += more  # a read may return less than what is there
+    file.seek(offset)
+    data = file.read(size)
     require(len(data) == size, "the file is shorter")
     return data
 

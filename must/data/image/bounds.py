@@ -1,7 +1,6 @@
 """Limits on the memory and time that a process spends on an image, enforced by the operating system.
 
-They are the only ones for images of other formats than JPEG, PNG and WebP, and for headers that understate the cost.
-"""
+They are the only ones for images of other formats than JPEG, PNG and WebP, and for headers that understate the cost."""
 
 import os
 import signal
@@ -75,8 +74,7 @@ PROGRAM = "from must.data.image.decode import decode; from must.data.image.bound
 class Helper:
     """A subprocess with limits, which decodes images.
 
-    It is not forked: any thread may start it, and so may a loader process, which may have no other children.
-    """
+    It is not forked: any thread may start it, and so may a loader process, which may have no other children."""
 
     def __init__(self) -> None:
         path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
@@ -105,11 +103,8 @@ idle_helpers = per_process(list[Helper])  # there are as many in all as threads 
 
 def decode_isolated(data: bytes, max_pixels: int) -> Image.Image:
     """As `decode`, in a subprocess, for any bytes.
-
-    Raises:
-        ValueError: as `decode`; the image took too long, or its decoder crashed.
-        KilledWorkerError: something else has ended the subprocess.
-    """
+    Raises ValueError: as `decode`; the image took too long, or its decoder crashed; KilledWorkerError: something else
+    has ended the subprocess."""
     idle = idle_helpers()
     try:
         helper = idle.pop()  # not after a look at its length: other threads do the same

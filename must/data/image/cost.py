@@ -1,8 +1,7 @@
 """The cost of decoding a JPEG, PNG or WebP, estimated from its header, and the limits on the size of any image.
 
 Images of these formats whose estimate is low are decoded by the process that needs them; all other images by a process
-that is ended by its limits (bounds.py). This module does not use Pillow.
-"""
+that is ended by its limits (bounds.py). This module does not use Pillow."""
 
 import importlib.util
 import re
@@ -28,7 +27,7 @@ RGB_BYTES = 8  # per pixel of any image: RGB in Pillow's memory layout (4), and 
 SLACK = 16_000_000  # bytes for the strip that is being converted, which does not depend on the size of the image
 PART_SECONDS = 7e-6  # that Pillow takes for each segment or chunk, whatever its content
 JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
-PLUGIN, HEIC_BRANDS = "pillow_heif", (b"heic", b"heix")
+HEIC_BRANDS = (b"heic", b"heix")
 
 
 class Cost(NamedTuple):
@@ -195,7 +194,7 @@ def webp_cost(data: bytes) -> Cost:
 
 def can_read_heic() -> bool:
     """Whether pillow-heif is installed."""
-    return importlib.util.find_spec(PLUGIN) is not None
+    return importlib.util.find_spec("pillow_heif") is not None
 
 
 def is_heic(data: bytes) -> bool:

@@ -13,17 +13,7 @@ from must.base.text import one_line
 from must.data.image import bounds
 from must.data.image.bounds import decode_isolated
 from must.data.image.colors import check_colors, to_rgb
-from must.data.image.cost import (
-    MAX_PIXELS,
-    PLUGIN,
-    Cost,
-    can_read_heic,
-    cost,
-    detect_format,
-    exif_refusal,
-    is_heic,
-    refusal,
-)
+from must.data.image.cost import MAX_PIXELS, Cost, can_read_heic, cost, detect_format, exif_refusal, is_heic, refusal
 
 try:  # libjpeg-turbo: the pixels of Pillow in less time. For plain JPEGs only; damaged ones go to Pillow
     import simplejpeg
@@ -33,7 +23,7 @@ except ImportError:
 # Only formats whose decoders are safe for untrusted bytes: no EPS or WMF, which start other programs.
 Image.init()  # registers the formats that this Pillow was built with
 if can_read_heic():  # and HEIC: the main image only
-    importlib.import_module(PLUGIN).register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+    importlib.import_module("pillow_heif").register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 KNOWN_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "ICO", "TGA")
 FORMATS = tuple(name for name in KNOWN_FORMATS if name in Image.OPEN)
 ENDINGS_BY_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
@@ -53,8 +43,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
     `shorter_side`: when given, a large JPEG may be decoded at a fraction of its size (libjpeg's scaling), but never
     with a shorter side below this many pixels.
     Raises ValueError: the bytes are no image, are damaged, have more than `max_pixels` pixels or too many parts
-    (cost.py), or cost too much (bounds.py). The text is the reason.
-    """
+    (cost.py), or cost too much (bounds.py). The text is the reason."""
     estimate = accepted(data, max_pixels)
     if needs_limits(estimate):
         return decode_isolated(data, max_pixels)
@@ -76,11 +65,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
 
 def decode_view(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = MAX_PIXELS) -> Picture:
     """The result of `view` for the decoded image.
-
-    Raises:
-        UserError: any error of this image.
-        TransientError: another program has ended the process that decoded it.
-    """
+    Raises UserError: any error of this image; TransientError: another program has ended the process that decoded it."""
     try:
         return view(decode(data, max_pixels))
     except TransientError:
@@ -135,8 +120,7 @@ def check(image: Any) -> None:
     """Decodes the image from `identify`, only to check it. Raises ValueError when `decode` would.
 
     Damage to a JPEG shows in its compressed data, so all of them are decoded, but to an eighth of the size and to grey:
-    the later steps (inverse transform, upsampling, colours) cannot fail, and take half the time.
-    """
+    the later steps (inverse transform, upsampling, colours) cannot fail, and take half the time."""
     try:
         if image.format in ("JPEG", "MPO"):
             width, height = image.size

@@ -3,8 +3,7 @@
 A shard's file is named by its sha256, so it is never stale, whichever run or revision has downloaded it. It is
 downloaded under another name, and renamed when it is complete and has the sha256 in the index. All processes of the
 node use the folder at the same time, synchronized by the operating system's file locks (`flock`): a reader of a shard
-has a shared lock, a download or an eviction an exclusive one. The locks of a killed process are released.
-"""
+has a shared lock, a download or an eviction an exclusive one. The locks of a killed process are released."""
 
 from __future__ import annotations
 
@@ -52,13 +51,9 @@ class ShardCache:
 
     def open(self, uri: str, shard: Shard, wait: bool = True) -> int | None:
         """A file descriptor of the shard, downloaded if necessary. The shard stays in the cache until its `release`.
-
         None if there is no room for it; without `wait`, also if another process is downloading it.
-
-        Raises:
-            ValueError: the object is missing, or its bytes are not those of the index.
-            TransientError: the folder was deleted meanwhile.
-        """
+        Raises ValueError: the object is missing, or its bytes are not those of the index; TransientError: the folder
+        was deleted meanwhile."""
         path = self.folder / f"{shard.sha256}.tar"
         try:
             while True:

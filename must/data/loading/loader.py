@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from must.base.errors import TransientError, UserError
 from must.base.processes import begin_worker, start_context
 from must.base.text import printable
-from must.data.augment.draws import ViewSettings
-from must.data.augment.views import FastViews, TrainViews
+from must.data.augment.views import TrainViews
 from must.data.format.index import Index
 from must.data.image.decode import decode_view, reason
 from must.data.image.preprocess import EvalView, Preprocess
@@ -88,11 +87,6 @@ class TrainDataset(Dataset[tuple[Any, ...]]):
         self.warned += 1
 
 
-def make_views(settings: ViewSettings, kind: str = "exact") -> TrainViews:
-    """The views for ``--views``: exact or fast."""
-    return FastViews(settings) if kind == "fast" else TrainViews(settings)
-
-
 def train_batches(
     dataset: TrainDataset, batches: GlobalBatches, workers: int, device: torch.device | None = None
 ) -> Iterator[TrainBatch]:
@@ -113,8 +107,7 @@ def train_batches(
 
 def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
     """The loader's batches. After an error its processes end at once. Otherwise torch's frames in the traceback keep
-    them in a reference cycle; when it is collected, queues are closed first, and each process takes 5 s to end.
-    """
+    them in a reference cycle; when it is collected, queues are closed first, and each process takes 5 s to end."""
     try:
         yield from loader
     except Exception as error:
@@ -132,8 +125,7 @@ def grouped(batches: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatc
 def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
     """Stacks the arrays of the samples, and counts the replacements.
 
-    In a loader process torch's function stacks into shared memory, without another copy.
-    """
+    In a loader process torch's function stacks into shared memory, without another copy."""
     *arrays, numbers, replaced = zip(*samples, strict=True)
     with warnings.catch_warnings():  # Pillow's pixels are read-only, which is no problem here
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")

@@ -2,8 +2,7 @@
 
 Shards are permuted; the samples of a window of consecutive shards are shuffled together; global step s of an epoch
 takes positions [s G, (s + 1) G) of the result, each rank a part of them. So N processes use the same batches as one,
-a run resumes at any step without reading earlier samples, and every rank has the same number of steps.
-"""
+a run resumes at any step without reading earlier samples, and every rank has the same number of steps."""
 
 from collections.abc import Iterator
 from functools import lru_cache, partial

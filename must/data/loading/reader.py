@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from must.base import storage
-from must.base.errors import UserError
+from must.base.parameters import require
 from must.base.processes import close, keep_from_children
 from must.config.defaults import CACHE_GB
 from must.data.format.index import Index, load_index
@@ -52,8 +52,7 @@ class ShardReader:
         self.index: Index = load_index(self.uri, sha256)
         self.shards = self.index.list_shards(split)
         self.sizes = [shard.samples for shard in self.shards]
-        if not sum(self.sizes):
-            raise UserError(f"{uri}: the split '{split}' is empty")
+        require(sum(self.sizes) > 0, f"{uri}: the split '{split}' is empty")
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._process = os.getpid()
@@ -80,8 +79,7 @@ class ShardReader:
         offset, size = int(row[column]), int(row[column + 1])
         name = storage.join(self.uri, self.shards[number].name)
         data = storage.read_bytes(name, offset, size) if file is None else os.pread(file, size, offset)
-        if len(data) != size:
-            raise UserError(f"{name}: is truncated; run `must index verify {self.uri}` for details")
+        require(len(data) == size, f"{name}: is truncated; run `must index verify {self.uri}` for details")
         return data
 
     def _shard(self, number: int) -> OpenShard:
@@ -107,8 +105,7 @@ class ShardReader:
         if storage.is_remote(self.uri):
             return None
         path = storage.local(storage.join(self.uri, shard.name))
-        if not path.is_file():
-            raise UserError(f"{path}: is missing; run `must index verify {self.uri}` for details")
+        require(path.is_file(), f"{path}: is missing; run `must index verify {self.uri}` for details")
         require_size(path, self.uri, shard)
         return keep_from_children(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
 

@@ -4,8 +4,7 @@
 
 Memory depends on the number of processes and the size of a chunk only. A run that was killed is resumed: the sources
 are listed again, and if the listing and the settings are the same as before, chunks that have a record are skipped.
-If several programs share the work (`--part`), each ends after its chunks; see workdir.py.
-"""
+If several programs share the work (`--part`), each ends after its chunks; see workdir.py."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -30,28 +29,8 @@ from must.data.shards import commit
 from must.data.shards.chunk import process_chunk
 from must.data.shards.commit import Task
 from must.data.shards.history import History
-from must.data.shards.listing import (
-    Chunk,
-    Listing,
-    fingerprint,
-    list_sources,
-    open_sources,
-    settings_json,
-    split_chunks,
-)
-from must.data.shards.workdir import (
-    RUN_FILE,
-    SHARDS_LOCK,
-    WORK_FOLDER,
-    WRITTEN_NAME,
-    Part,
-    Workdir,
-    finished_parts,
-    join_listings,
-    make_run,
-    work_root,
-    write_part,
-)
+from must.data.shards.listing import Chunk, Listing, cut_chunks, fingerprint, list_sources, open_sources, settings_json
+from must.data.shards.workdir import SHARDS_LOCK, Workdir, join_listings, make_run, read_parts, refuse_strays, work_root
 from must.data.sources.base import Source, is_within, no_images, not_read
 
 logger = logging.getLogger(__name__)
@@ -82,7 +61,7 @@ def shard(config: ShardConfig) -> Index | None:
             process(task, pool, work)
             if root == config.output:
                 return finish(task, pool, work, check_lock)
-            write_part(Part(task.run, task.numbers, task.listing), work)
+            work.finish_part(task.run, task.numbers, task.listing)
             done = f"part {config.part} is done: {task.listing.items} files"
             logger.info(f"{done}; `must shard` without --part makes the shards")
             return None
@@ -93,12 +72,12 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
     before = storage.generation(storage.join(config.output, INDEX_FILE)) or 0
     previous = index.load_index(config.output) if before else NO_INDEX
     if not before or config.append:
-        refuse_unknown_files(config.output, previous)
+        refuse_strays(config.output, previous)
     if before and config.append:
         resize = previous.settings["resize"]
         message = f"--append: the images in {config.output} were made with --resize {resize}; give the same"
         require(resize == config.resize, message)
-    parts = finished_parts(config, previous.sha256) if work.root == config.output else []
+    parts = read_parts(config, previous.sha256) if work.root == config.output else []
     history = History(config.output, previous if config.append else NO_INDEX)
     if before and not config.append:
         return same_or_refuse(config, list_sources(config, sources, history, work.local), previous)
@@ -109,7 +88,7 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
         listing, numbers = join_listings(parts), sorted(number for part in parts for number in part.numbers)
     else:
         listing = list_sources(config, sources, history, work.local)
-        chunks = list(split_chunks(listing, config.samples_per_shard, work.first, parse_part(config.part)))
+        chunks = list(cut_chunks(listing, config.samples_per_shard, work.first, parse_part(config.part)))
         numbers = [chunk.number for chunk in chunks]
     if not listing.items and work.root == config.output:
         if not before:
@@ -167,19 +146,6 @@ def refuse_source_in_output(config: ShardConfig) -> None:
         require(
             not source or not is_within(source, config.output),
             f"{option} {source}: is inside --output {config.output}; shards need a folder of their own",
-        )
-
-
-def refuse_unknown_files(output: str, previous: Index) -> None:
-    """Raises ValueError for files with names of shards or tables that are not of the index there."""
-    if storage.exists(storage.join(output, WORK_FOLDER, RUN_FILE)):
-        return
-    known = previous.files if previous.sha256 else set()
-    for entry in storage.list_files(output):
-        require(
-            entry.name in known or not WRITTEN_NAME.fullmatch(entry.name),
-            f"{output} holds {entry.name}, which is not of an index of `must shard` there; choose another --output, or "
-            "move the file away",
         )
 
 

@@ -2,8 +2,7 @@
 
 A chunk depends only on its own files, so chunks are processed in any order by any number of processes, and after a kill
 only chunks without a record are processed again. A chunk's record is written after its tars. A shard is a chunk's tar,
-renamed, or several small ones and those with dropped samples, joined.
-"""
+renamed, or several small ones and those with dropped samples, joined."""
 
 from __future__ import annotations
 

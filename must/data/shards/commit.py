@@ -20,16 +20,7 @@ from must.base.workers import Workers
 from must.config import ShardConfig
 from must.data.format.index import REJECTED, Index, Shard
 from must.data.shards.chunk import ChunkResult, ShardJob, assemble
-from must.data.shards.history import (
-    OLD,
-    Duplicates,
-    History,
-    find_duplicates,
-    joined,
-    name_hash,
-    source_place,
-    write_table,
-)
+from must.data.shards.history import Duplicates, History, find_duplicates, joined, name_hash, source_place, write_table
 from must.data.shards.listing import Chunk, Listing, fingerprint
 from must.data.shards.workdir import Run, Workdir
 
@@ -54,8 +45,7 @@ def commit_shards(task: Task, work: Workdir, pool: Workers) -> Index:
     records = Records(task, work)
     splits = in_order({*records.splits, *previous.splits}, config)
     new = ((record.number, split, record.arrays[f"hashes.{split}"]) for record in records for split in record.tars)
-    old = ((OLD, split, hashes) for split, hashes in task.history.contents)
-    duplicates = find_duplicates(chain(old, new), splits, config.drop_duplicates)
+    duplicates = find_duplicates(task.history, new, splits, config.drop_duplicates)
     unchanged = records.samples == len(duplicates.drops)
     rejected = write_rejected(records, duplicates, unchanged)
     if unchanged:
@@ -246,8 +236,7 @@ def earlier_lines(path: str, previous: Index) -> list[Line]:
 def accepted_now(earlier: list[Line], records: Records) -> set[str]:
     """The names in earlier lines that this run has accepted.
 
-    Rejected files are few and new files may be many, so the hashes of the rejected names are searched.
-    """
+    Rejected files are few and new files may be many, so the hashes of the rejected names are searched."""
     places = [source_place(uri) for uri in records.task.listing.uris]
     names = {int.from_bytes(name_hash(place, line.source)): line.source for place in places for line in earlier}
     hashes = np.fromiter(names, np.uint64, len(names))
@@ -258,8 +247,7 @@ def accepted_now(earlier: list[Line], records: Records) -> set[str]:
 def explain_refusal(records: Records, kinds: Counter[str], examples: Iterable[tuple[str, str]]) -> str:
     """Why the run ends without an index, "" if it does not.
 
-    The share is of all revisions: files that are rejected each time must not make every small append fail.
-    """
+    The share is of all revisions: files that are rejected each time must not make every small append fail."""
     config, previous = records.task.config, records.task.previous
     old = sum(counts["samples"] for counts in previous.splits.values()) + previous.dropped
     rejected = kinds.total()

@@ -2,14 +2,13 @@
 for byte-identical images among all chunks. Both use 8-byte hashes in memory: 0.8 GB for 100 million files.
 
 Each revision adds two tables to the output, uint64 [n]: `names-NNNN.npy`, sorted hashes of its files' names and
-sources, and `contents-NNNN.npy`, the first 8 bytes of the sha256 of its samples' files, in the index's order.
-"""
+sources, and `contents-NNNN.npy`, the first 8 bytes of the sha256 of its samples' files, in the index's order."""
 
 import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 
@@ -124,13 +123,14 @@ def rank(split: str) -> int:
 
 
 def find_duplicates(
-    hashes: Iterable[tuple[int, str, np.ndarray]], splits: tuple[str, ...], drop_all: bool
+    history: History, new: Iterable[tuple[int, str, np.ndarray]], splits: tuple[str, ...], drop_all: bool
 ) -> Duplicates:
     """Finds byte-identical images, and decides which to drop. Takes about 50 bytes of memory an image.
 
     Of identical images the first one is kept, in this order: in older shards, in the split `test`, in splits other than
     `train`, in `train`. So no test image is in the training data, and nothing is added that an older shard holds.
-    `hashes`: (chunk or OLD, split, uint64 [samples]); `drop_all`: repeated new images within a split, too."""
+    `new`: (chunk, split, uint64 [samples]); `drop_all`: repeated new images within a split, too."""
+    hashes = chain(((OLD, *pair) for pair in history.contents), new)
     groups = sorted(hashes, key=lambda group: (group[0] != OLD, rank(group[1]), group[0]))
     ends = np.cumsum([len(values) for _, _, values in groups], dtype=np.int64)
     contents = joined(values for _, _, values in groups)
@@ -140,10 +140,10 @@ def find_duplicates(
     chunk_numbers = np.array([chunk for chunk, _, _ in groups], np.int64)
     split_numbers = np.array([splits.index(split) for _, split, _ in groups], np.int64)
     repeat_groups, kept_groups = (np.searchsorted(ends, rows, side="right") for rows in (repeats, keepers[repeats]))
-    new, is_kept_old = (chunk_numbers[repeat_groups] != OLD), (chunk_numbers[kept_groups] == OLD)
-    gone = new & (drop_all | is_kept_old | (split_numbers[repeat_groups] != split_numbers[kept_groups]))
+    is_new, is_kept_old = (chunk_numbers[repeat_groups] != OLD), (chunk_numbers[kept_groups] == OLD)
+    gone = is_new & (drop_all | is_kept_old | (split_numbers[repeat_groups] != split_numbers[kept_groups]))
     drops = np.empty(int(gone.sum()), DROP)
     drops["chunk"], drops["split"] = chunk_numbers[repeat_groups][gone], split_numbers[repeat_groups][gone]
     drops["sample"] = (repeats - np.concatenate([[0], ends])[repeat_groups])[gone]
     drops["kept_in"] = split_numbers[kept_groups][gone]
-    return Duplicates(splits, np.sort(drops), int(new.sum()))
+    return Duplicates(splits, np.sort(drops), int(is_new.sum()))

@@ -2,8 +2,7 @@
 
 Items are ordered by an 8-byte hash of their names. The lines of a listing are in a temporary file; the hashes and the
 lines' offsets are in memory, 16 bytes a file. The result is one file of items in order, and the offsets at which the
-chunks start, so that a worker reads only its own part.
-"""
+chunks start, so that a worker reads only its own part."""
 
 import hashlib
 import json
@@ -25,16 +24,7 @@ from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.shards.history import History
 from must.data.sources.archives import Archives, existing_files, expanded
-from must.data.sources.base import (
-    ARCHIVE,
-    Item,
-    ListingReport,
-    Source,
-    below,
-    find_kind,
-    relative_names,
-    without_long_texts,
-)
+from must.data.sources.base import ARCHIVE, Item, ListingReport, Source, below, find_kind, relative_names
 from must.data.sources.files import Folder, Manifest
 from must.data.sources.tables import TABLE_FILE, Tables, is_table, name_tables
 
@@ -173,7 +163,7 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
         part_folder = folder / f"plan-{number}"
         part_folder.mkdir(parents=True, exist_ok=True)
         source.prepare(part_folder)
-        items = history.unseen(source.uri, without_long_texts(source.items(problems), problems))
+        items = history.unseen(source.uri, problems.without_long_texts(source.items(problems)))
         plans.append((source, split, shuffle(items, part_folder, config.samples_per_shard, part)))
     if problems.unread_labels:
         logger.info(f"{problems.unread_labels} labels are not read; --labels csv reads them")
@@ -208,7 +198,7 @@ class Chunk:
                 yield Item(*json.loads(line))
 
 
-def split_chunks(listing: Listing, size: int, first: int, part: tuple[int, int]) -> Iterator[Chunk]:
+def cut_chunks(listing: Listing, size: int, first: int, part: tuple[int, int]) -> Iterator[Chunk]:
     """All chunks of part I of N, with every N-th number. Each has `size` files, except the last chunk of a source."""
     number, parts = part
     number += first - 1

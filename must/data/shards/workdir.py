@@ -2,8 +2,7 @@
 
 `run.json` describes the run. Several programs may share it: part I of N packs the files whose names' hash modulo N is
 I - 1, as a run in a folder of its own, `.shard-parts/I-of-N`, and needs no other part. `must shard` without `--part`
-then makes the shards of the chunks of all parts, as if they were its own.
-"""
+then makes the shards of the chunks of all parts, as if they were its own."""
 
 import hashlib
 import json
@@ -44,7 +43,6 @@ SHARD_FILE = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.(tar|npy)")  # as in must.base
 OF_INDEX = re.compile(rf"{SHARD_FILE.pattern}|{TABLE.pattern}")  # of no use without an index that names them
 WRITTEN_NAME = re.compile(rf"{OF_INDEX.pattern}|rejected\.jsonl")
 
-
 Run = dict[str, Any]
 """run.json: everything that determines the bytes of a run's chunks. The work of an equal run is resumed."""
 
@@ -64,8 +62,7 @@ class Workdir:
     """The folders of one program of a run.
 
     `uri` has the chunks' tars and records. `local` is a folder on this host for this program's lists; if the output is
-    a bucket, it is temporary and has copies of the records. `folders`: where chunks are, that of part I at I - 1.
-    """
+    a bucket, it is temporary and has copies of the records. `folders`: where chunks are, that of part I at I - 1."""
 
     def __init__(self, output: str, root: str = "") -> None:
         self.output, self.root = output, root or output
@@ -147,6 +144,11 @@ class Workdir:
         entries = storage.list_existing(self.uri)
         return {chunks[entry.name] for entry in entries if entry.name in chunks}
 
+    def finish_part(self, run: Run, numbers: list[int], listing: Listing) -> None:
+        """Notes that all chunks of this part are done."""
+        content = asdict(Part(run, numbers, replace(listing, plans=())))
+        storage.write_bytes(storage.join(self.uri, DONE_FILE), json.dumps(content).encode())
+
     def fetch(self, numbers: list[int]) -> None:
         """Copies the records of these chunks from a bucket to this host."""
         if self.remote:
@@ -170,6 +172,19 @@ class Workdir:
         if len(self.folders) > 1:  # the parts are joined
             storage.delete_folder(storage.join(self.output, PARTS_FOLDER))
         shutil.rmtree(self.local, ignore_errors=True)
+
+
+def refuse_strays(output: str, previous: index.Index) -> None:
+    """Raises ValueError for files with names of shards or tables that are not of the index there."""
+    if storage.exists(storage.join(output, WORK_FOLDER, RUN_FILE)):
+        return
+    known = previous.files if previous.sha256 else set()
+    for entry in storage.list_files(output):
+        require(
+            entry.name in known or not WRITTEN_NAME.fullmatch(entry.name),
+            f"{output} holds {entry.name}, which is not of an index of `must shard` there; choose another --output, or "
+            "move the file away",
+        )
 
 
 def record_name(number: int) -> str:
@@ -205,13 +220,7 @@ class Part:
     listing: Listing
 
 
-def write_part(part: Part, work: Workdir) -> None:
-    """Notes that all chunks of this part are done."""
-    content = asdict(replace(part, listing=replace(part.listing, plans=())))
-    storage.write_bytes(storage.join(work.uri, DONE_FILE), json.dumps(content).encode())
-
-
-def finished_parts(config: ShardConfig, previous: str) -> list[Part]:
+def read_parts(config: ShardConfig, previous: str) -> list[Part]:
     """The parts of a run that adds to the index with the sha256 `previous`; [] if there was no such run."""
     folder = storage.join(config.output, PARTS_FOLDER)
     parts: dict[int, dict[int, Part]] = {}

@@ -1,7 +1,6 @@
 """Images in tar and zip archives and in WebDataset shards, which are read without unpacking them.
 
-So a member's name is never used as a path.
-"""
+So a member's name is never used as a path."""
 
 import bz2
 import gzip
@@ -174,8 +173,7 @@ def split_key(name: str) -> tuple[str, str]:
     """A sample's key and a member's extension as WebDataset splits them: at the first dot of the base name.
 
     The key of a name without a dot, which WebDataset skips, is the whole name: it may be an image. The function of the
-    package webdataset is not used, because importing it imports torch.
-    """
+    package webdataset is not used, because importing it imports torch."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower()

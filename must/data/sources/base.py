@@ -79,21 +79,20 @@ class ListingReport:
         """Reports a file with a reason; a long name is shortened."""
         self.write(name if len(name) <= LONGEST_NAME else name[:200] + "...", reason)
 
+    def without_long_texts(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items of a source; those whose names or labels are too long are rejected."""
+        for item in items:
+            if utf8_size(item.name) > LONGEST_NAME:
+                self.reject(item.name, f"a name of more than {LONGEST_NAME} bytes")
+            elif item.label is not None and utf8_size(item.label) > LONGEST_NAME:
+                self.reject(item.name, f"a label of more than {LONGEST_NAME} bytes")
+            else:
+                yield item
+
 
 def utf8_size(text: str) -> int:
     """Bytes of a name or label in UTF-8."""
     return len(text.encode("utf-8", "surrogatepass"))
-
-
-def without_long_texts(items: Iterable[Item], problems: ListingReport) -> Iterator[Item]:
-    """The items of a source; those whose names or labels are too long are rejected."""
-    for item in items:
-        if utf8_size(item.name) > LONGEST_NAME:
-            problems.reject(item.name, f"a name of more than {LONGEST_NAME} bytes")
-        elif item.label is not None and utf8_size(item.label) > LONGEST_NAME:
-            problems.reject(item.name, f"a label of more than {LONGEST_NAME} bytes")
-        else:
-            yield item
 
 
 class Source(Protocol):
@@ -109,11 +108,8 @@ class Source(Protocol):
 
     def read(self, item: Item, limit: int) -> bytes:
         """An image's bytes, at most `limit` of them.
-
-        Raises:
-            UnreadableError, OSError: this image cannot be read; it is rejected.
-            ValueError: the source as a whole cannot be read, for example because of missing credentials.
-        """
+        Raises UnreadableError, OSError: this image cannot be read; it is rejected; ValueError: the source as a whole
+        cannot be read, for example because of missing credentials."""
 
 
 @contextmanager

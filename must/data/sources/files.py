@@ -1,7 +1,6 @@
 """Folders, bucket prefixes and manifests of image files.
 
-Listings are streamed; the workers read the images.
-"""
+Listings are streamed; the workers read the images."""
 
 import csv
 from collections.abc import Collection, Iterator
@@ -42,8 +41,7 @@ class Manifest(Source):
     """A .csv, .tsv or .jsonl file with the columns path (or image), and optionally label (or class) and split.
 
     Columns are separated by what the first line has most of: commas, semicolons or tabs.
-    Paths are absolute, gs:// URIs, or relative to the manifest.
-    """
+    Paths are absolute, gs:// URIs, or relative to the manifest."""
 
     def __init__(self, uri: str, labels: str, option: str) -> None:
         self.uri, self.labels, self.option = uri, labels, option

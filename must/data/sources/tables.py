@@ -1,8 +1,7 @@
 """Tables as a source: Parquet files, and Hugging Face data sets saved on disk. Rows have images, or paths of them.
 
 A row cannot be read without the rows that were compressed with it. So the listing, which reads a table once and in
-batches, copies its images one after the other to a plain file, which exists for the time of the run.
-"""
+batches, copies its images one after the other to a plain file, which exists for the time of the run."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -15,15 +14,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief, printable, without_secrets
-from must.data.sources.base import (
-    EXPANDED,
-    EXPANSION,
-    Item,
-    ListingReport,
-    folder_label,
-    report_damage,
-    utf8_size,
-)
+from must.data.sources.base import EXPANDED, EXPANSION, Item, ListingReport, folder_label, report_damage, utf8_size
 from must.data.sources.files import beside, is_split, refusal
 
 Batches = Callable[[list[str]], Iterator[Any]]  # the columns with these names -> record batches of some rows
@@ -205,8 +196,7 @@ def open_arrow(path: Path) -> Iterator[tuple[Any, Batches]]:
 class Tables:
     """One or more tables. Those in a bucket are downloaded while they are listed, one after the other.
 
-    `may_be_remote` is set by the listing if a row has the path of a file.
-    """
+    `may_be_remote` is set by the listing if a row has the path of a file."""
 
     may_be_remote = False
 

@@ -1,7 +1,6 @@
 """The stage `must export`: writes a bundle as an ONNX file, or as a folder that open_clip loads.
 
-What was exported is compared with the bundle in PyTorch before any file is written to the output.
-"""
+What was exported is compared with the bundle in PyTorch before any file is written to the output."""
 
 import logging
 import tempfile
@@ -48,8 +47,8 @@ def export(config: ExportConfig) -> dict[str, Any]:
         begin("the model and images to compare on")
         bundle = load_bundle(config.model)
         if metrics:
-            remedy = "run `must evaluate` again"
-            require_same_model(f"--metrics {config.metrics}", metrics.model.weights_sha256, bundle.description, remedy)
+            made_of = metrics.model.weights_sha256
+            require_same_model(f"--metrics {config.metrics}", made_of, bundle.description, "must evaluate")
         pixels = load_images(config, bundle)
         if config.to == "onnx":
             return export_onnx(config, bundle, pixels, metrics, begin)
@@ -162,8 +161,7 @@ def compare(
 ) -> Check:
     """Runs the exported classifier over uint8 pixels [N, S, S, 3] at each batch size.
 
-    `expected` [N, K] are PyTorch's probabilities; `features` [N, D], if the file has embeddings, PyTorch's.
-    """
+    `expected` [N, K] are PyTorch's probabilities; `features` [N, D], if the file has embeddings, PyTorch's."""
     agreements, differences, cosines = [], [], []
     for batch in BATCH_SIZES_TRIED:
         batches = [classifier.outputs(pixels[start : start + batch]) for start in range(0, len(pixels), batch)]

@@ -16,7 +16,6 @@ import onnx
 import torch
 
 from must.base.console import quieted
-from must.base.errors import UserError
 from must.base.parameters import require
 from must.data.image.preprocess import Preprocess, describe_preprocess, normalize_pixels
 from must.deploy.export.inference import InferenceModel
@@ -42,8 +41,7 @@ def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> o
     # Two images: torch.export treats a batch size of one in the example as a constant.
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8) if uint8 else torch.zeros(2, 3, size, size)
     weights = sum(value.numel() * value.element_size() for value in bundle.model.state_dict().values())
-    if weights > PROTOBUF_LIMIT * 0.95:
-        raise UserError(f"the model has {weights / 1e9:.1f} GB, one ONNX file can hold 2")
+    require(weights <= PROTOBUF_LIMIT * 0.95, f"the model has {weights / 1e9:.1f} GB, one ONNX file can hold 2")
     with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             module,
@@ -71,8 +69,7 @@ def check_graph(graph: onnx.ModelProto) -> None:
 def add_metadata(graph: onnx.ModelProto, description: Description, **extra: Any) -> None:
     """Writes the description of the model into metadata_props; values that are not strings as JSON.
 
-    Nothing of a single run (paths, times, speed): the same training gives the same file.
-    """
+    Nothing of a single run (paths, times, speed): the same training gives the same file."""
     provenance = description.provenance
     values = {name: getattr(description, name) for name in METADATA_KEYS} | extra
     values["preprocess_text"] = describe_preprocess(get_preprocess(description))
@@ -125,10 +122,8 @@ def quantize(
     embedding, LayerNorms, attention's softmax and the classifier stay in float32: they are a small part of the
     computation and would cause most of the error. The runtime does not notice a full disk, and reads truncated files.
 
-    Args:
-        pixels: uint8 [N, S, S, 3] for calibration; None: activations are quantized at run time, image by image.
-        folder: for intermediate files.
-    """
+    `pixels`: uint8 [N, S, S, 3] for calibration; None: activations are quantized at run time, image by image;
+    `folder`: for intermediate files."""
     room = QUANTIZER_FILES * graph.ByteSize()
     require(
         shutil.disk_usage(folder).free >= room,

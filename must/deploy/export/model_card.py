@@ -1,7 +1,6 @@
 """The model card: description, measured quality, and limits of a model. model_card.jinja is its template.
 
-The card for a hub (README.md) begins with the hub's metadata as YAML.
-"""
+The card for a hub (README.md) begins with the hub's metadata as YAML."""
 
 import re
 from functools import cache

@@ -147,8 +147,7 @@ def write_classifier(bundle: Bundle, folder: Path) -> None:
 def publish(scratch: Path, output: str) -> None:
     """Moves the files into OUTPUT, its configuration last; deletes the files of an earlier export.
 
-    Without a configuration the folder is no model, so that nobody reads a mixture of two exports.
-    """
+    Without a configuration the folder is no model, so that nobody reads a mixture of two exports."""
     storage.delete(storage.join(output, MODEL_FOLDER_FILE))
     files = sorted((path.name for path in scratch.iterdir()), key=lambda name: (name == MODEL_FOLDER_FILE, name))
     for name in sorted(OPTIONAL_FILES - set(files)):

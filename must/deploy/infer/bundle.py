@@ -54,15 +54,12 @@ class BundleClassifier:
         return {ABSTENTION: json.dumps(abstention)} if abstention else {}
 
 
-def open_bundle(config: PredictConfig) -> BundleClassifier:
-    return BundleClassifier(load_bundle(config.model), config)
-
-
-def open_zero_shot(config: PredictConfig, classes: list[Any] | None = None) -> BundleClassifier:
-    """The model of a classifier file; with --classes, the CLIP model of the name --model. `classes`: entries of a class
-    file, used in place of --classes."""
+def open_bundle(config: PredictConfig, zero_shot: bool, classes: list[Any] | None) -> BundleClassifier:
+    """As `open_with_torch`."""
     if config.classes:
         bundle = named_bundle(config.model, classes or config.classes, config.device)
-    else:
+    elif zero_shot:
         bundle = zero_shot_bundle(load_text_classifier(config.model, "--model"))
+    else:
+        bundle = load_bundle(config.model)
     return BundleClassifier(bundle, config)

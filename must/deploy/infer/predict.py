@@ -33,7 +33,7 @@ def open_model(config: PredictConfig, classes: list[Any] | None = None) -> Class
             not files and not is_work(model),
             f"--classes: the model in {model} has classes of its own; leave --classes out",
         )
-        return open_with_torch(config, zero_shot=True, classes=classes)
+        return open_with_torch(config, classes=classes)
     if DESCRIPTION_FILE in files:
         return open_with_torch(config)
     if ONNX_FILE in files or model.lower().endswith(".onnx"):
@@ -67,8 +67,8 @@ def open_model(config: PredictConfig, classes: list[Any] | None = None) -> Class
 
 
 def open_with_torch(config: PredictConfig, zero_shot: bool = False, classes: list[Any] | None = None) -> Classifier:
-    """A bundle, or a zero-shot model."""
+    """A bundle; with `zero_shot` the model of a classifier file; with --classes the CLIP model of the name --model."""
     load_torch("predict")
-    from must.deploy.infer.bundle import open_bundle, open_zero_shot
+    from must.deploy.infer.bundle import open_bundle
 
-    return open_zero_shot(config, classes) if zero_shot else open_bundle(config)
+    return open_bundle(config, zero_shot, classes)

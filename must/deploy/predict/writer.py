@@ -1,7 +1,6 @@
 """Writers of predictions: a table on the terminal, or a CSV or JSON-lines file that is complete or absent."""
 
 import importlib
-import io
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.text import Rows, cell, printable
+from must.base.text import cell, format_csv, printable
 
 logger = logging.getLogger(__name__)
 
@@ -79,23 +78,21 @@ def open_writer(output: str) -> Iterator[Callable[[Prediction], None]]:
     if not output:
         yield print_row
         return
-    with storage.open_write(output) as binary:
-        text = io.TextIOWrapper(binary, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
-        rows, header = Rows(text), list[str]()
+    with storage.open_write(output) as file:
+        header = list[str]()
 
         def write_csv(prediction: Prediction) -> None:
             row = make_row(prediction)
             if not header:
                 header.extend(row)
-                rows.add(*header)
-            rows.add(*(format_cell(value, 4 if name == "similarity" else 6) for name, value in row.items()))
+                file.write(format_csv([header]))
+            cells = [format_cell(value, 4 if name == "similarity" else 6) for name, value in row.items()]
+            file.write(format_csv([cells]))
 
         def write_json(prediction: Prediction) -> None:
-            text.write(json.dumps({"image": prediction.image, **make_json(prediction)}) + "\n")
+            file.write(json.dumps({"image": prediction.image, **make_json(prediction)}).encode() + b"\n")
 
         yield write_csv if output.lower().endswith(".csv") else write_json
-        text.flush()
-        text.detach()
 
 
 def print_row(prediction: Prediction) -> None:

@@ -13,23 +13,10 @@ from must.base.text import brief, printable
 from must.config import PromoteConfig
 from must.config.work import find_work
 from must.deploy.predict.session import check_onnx
-from must.deploy.promote.registry import (
-    BUNDLE_FOLDER,
-    ONNX_FOLDER,
-    Latest,
-    OtherOnnxError,
-    Registry,
-    hash_file,
-    is_version_of,
-)
+from must.deploy.promote.registry import BUNDLE_FOLDER, ONNX_FOLDER, Latest, OtherOnnxError, Registry, is_version_of
 from must.evaluation.gate import NOTHING_KEPT, read_decision
 from must.evaluation.result import read_metrics
-from must.method.model.description import (
-    Description,
-    load_description,
-    require_same_model,
-    require_weights,
-)
+from must.method.model.description import Description, load_description, require_same_model, require_weights
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +36,9 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
     decision = read_decision(config.decision) if config.decision else None
     metrics = read_metrics(config.metrics) if config.metrics else None
     if metrics:
-        label, remedy = f"--metrics {config.metrics}", "run `must evaluate` again"
-        require_same_model(label, metrics.model.weights_sha256, description, remedy)
+        require_same_model(f"--metrics {config.metrics}", metrics.model.weights_sha256, description, "must evaluate")
     if decision:
-        label, remedy = f"--decision {config.decision}", "run `must gate` again"
-        require_same_model(label, decision.weights_sha256, description, remedy)
+        require_same_model(f"--decision {config.decision}", decision.weights_sha256, description, "must gate")
     require(
         decision is None or decision.passed,
         f"--decision {config.decision}: the gate stopped this model; --decision '' overrules it",
@@ -122,7 +107,7 @@ def store(
     require_no_links(config.model, "--model")
     weights = storage.join(config.model, WEIGHTS_FILE)
     require(storage.exists(weights), f"{weights}: is missing")
-    require_weights(weights, description, hash_file(weights))
+    require_weights(weights, description, storage.compute_sha256(weights))
     bundle = (WEIGHTS_FILE, DESCRIPTION_FILE)
     files = {f"{BUNDLE_FOLDER}/{name}": storage.join(config.model, name) for name in bundle}
     if config.onnx:
@@ -131,8 +116,8 @@ def store(
         files |= {f"{ONNX_FOLDER}/{name}": storage.join(config.onnx, name) for name in names}
         require(ONNX_FILE in names, f"--onnx {config.onnx}: no {ONNX_FILE} there; make it with `must export`")
         if (metadata := check_onnx(storage.join(config.onnx, ONNX_FILE))) is not None:
-            label, remedy = f"--onnx {config.onnx}", "run `must export` again"
-            require_same_model(label, metadata.get("weights_sha256", ""), description, remedy)
+            weights_sha256 = metadata.get("weights_sha256", "")
+            require_same_model(f"--onnx {config.onnx}", weights_sha256, description, "must export")
     try:
         registry.add(version, files, facts)
     except OtherOnnxError as error:

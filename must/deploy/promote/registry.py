@@ -7,11 +7,9 @@
     REGISTRY/NAME/decisions/KEY.json           the decision on a run's data and settings: promoted or stopped, and why
 
 A version's name is its index's revision and its weights' checksum, so that a repeated promotion finds its version; if
-a version has these weights and another ONNX file, the new version's name ends with a checksum of its ONNX files.
-"""
+a version has these weights and another ONNX file, the new version's name ends with a checksum of its ONNX files."""
 
 import hashlib
-import io
 import json
 import re
 import uuid
@@ -227,14 +225,7 @@ def is_version_of(version: str, weights: str) -> bool:
 def model_checksums(files: Files, folder: str, suffix: str) -> dict[str, str]:
     """{name: sha256} of the folder's files with this suffix, which identify the model."""
     names = [name for name in files if name.startswith(f"{folder}/") and name.endswith(suffix)]
-    return {name: hash_file(files[name]) for name in names}
-
-
-def hash_file(uri: str) -> str:
-    """Reads in pieces, as `copy` does."""
-    hashing = storage.HashingFile(io.BytesIO(), limit=0)
-    storage.copy(uri, hashing)
-    return hashing.sha256
+    return {name: storage.compute_sha256(files[name]) for name in names}
 
 
 def copy(source: str, target: str) -> dict[str, Any]:

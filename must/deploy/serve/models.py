@@ -2,8 +2,7 @@
 
 A request uses one model from its beginning to its end. A thread downloads the next model, verifies its checksums, loads
 it and tries it; then one assignment in the event loop makes it the model of new requests. The old model is closed after
-its last request. If a version cannot be loaded, the old model is still served.
-"""
+its last request. If a version cannot be loaded, the old model is still served."""
 
 import asyncio
 import logging
@@ -46,8 +45,7 @@ class ServedModel:
     """A model, the thread that runs it, and the number of requests that use it.
 
     The thread takes single images from a queue and runs them through the model, at most `batch_size` at a time. An
-    image that arrives while no pass runs is run at once, not held back for a larger batch.
-    """
+    image that arrives while no pass runs is run at once, not held back for a larger batch."""
 
     def __init__(self, version: str, classifier: OnnxClassifier, config: ServeConfig) -> None:
         self.version, self.classifier, self.batch_size = version, classifier, config.batch_size

@@ -1,7 +1,6 @@
 """The open inference protocol (v2) in JSON: parses and checks requests and their pictures, and makes the answers.
 
-N images of S x S pixels, K classes.
-"""
+N images of S x S pixels, K classes."""
 
 import base64
 import binascii

@@ -34,8 +34,7 @@ CHUNKS, CHUNK_SIZE = 1000, 100  # chunks of a body, and the average bytes that e
 def serve(config: ServeConfig) -> None:
     """Serves until SIGTERM or SIGINT; returns when the last request is answered.
 
-    With --registry it starts also without a champion, is not ready then, and waits for the first one.
-    """
+    With --registry it starts also without a champion, is not ready then, and waits for the first one."""
     check_no_loop("must serve")
     with listen(config.host, config.port) as listener:
         loop_factory = uvicorn.Config(lambda: None, loop="auto", log_config=None).get_loop_factory()

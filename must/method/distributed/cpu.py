@@ -54,8 +54,7 @@ def division(work: float) -> Division:
     - A large model: loaders get as many whole cores as they need, often none: for ViT-B/16 they take a hundredth of
       the time. In bf16 where the processor has instructions that multiply it.
 
-    The threads do not depend on --workers: sums in another order are not the same to the bit.
-    """
+    The threads do not depend on --workers: sums in another order are not the same to the bit."""
     available, has_bf16 = own_cores(), multiplies_bf16()
     if work < LARGE_WORK:
         return Division(max(1, available - 1), min(2, available), "fp32")

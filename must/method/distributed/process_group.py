@@ -1,8 +1,7 @@
 """Processes: torch.distributed as torchrun sets it up, or a single process without it; and their common stop.
 
 On SIGTERM to one process all save a checkpoint after the same step, and exit with code 75. Here are the handler and the
-agreement between processes; `must/method/train/trainer.py` saves and raises.
-"""
+agreement between processes; `must/method/train/trainer.py` saves and raises."""
 
 import logging
 import os

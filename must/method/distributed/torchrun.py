@@ -3,8 +3,7 @@
     python -m must.method.distributed.torchrun --nproc-per-node=8 -m must train ...
 
 torchrun itself always exits with 1. A retry policy needs the code: 2, the input is wrong; 75, run the same again.
-All options are torchrun's.
-"""
+All options are torchrun's."""
 
 import logging
 import os

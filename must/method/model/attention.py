@@ -2,8 +2,7 @@
 
 The blocks of open_clip use torch's MultiheadAttention, which transposes the batch before its first projection. The
 matrix is then not contiguous, and in bf16 on a CPU copying it takes longer than the other operations of the block.
-This module has the same parameters, under the same names, and computes the same.
-"""
+This module has the same parameters, under the same names, and computes the same."""
 
 from typing import Any
 

@@ -1,24 +1,23 @@
 """The adapted model on disk: ``model.safetensors`` and ``model.json``. Evaluating and exporting need nothing else."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from safetensors.torch import load, save
 
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.data.image.preprocess import Preprocess
+from must.method.distributed.process_group import pick_device
+from must.method.model.backbone import Backbone, build_visual, check_fetches_nothing, load_backbone
+from must.method.model.classifier import TextClassifier, load_class_set, text_classifier
 from must.method.model.description import Description, load_description, require_weights
-
-if TYPE_CHECKING:
-    from must.method.model.backbone import Backbone
-    from must.method.model.classifier import TextClassifier
-    from must.method.model.masked_vit import MaskedViT
-    from must.method.model.memory import Memory, MemoryClassifier
+from must.method.model.masked_vit import MaskedViT
+from must.method.model.memory import Memory, MemoryClassifier, parse_memory
 
 MEMORY_PREFIX = "memory."  # of the memory's tensors in model.safetensors
 LOG_FILE = "train_log.jsonl"  # the training log, beside them; not every bundle has one
@@ -36,8 +35,6 @@ class Bundle:
     @property
     def classifier(self) -> MaskedViT | MemoryClassifier:
         """Images [B, 3, H, W], normalised -> logits [B, K]: the model, with its memory if it has one."""
-        from must.method.model.memory import MemoryClassifier
-
         return MemoryClassifier(self.model, self.memory).eval() if self.memory else self.model
 
 
@@ -46,8 +43,6 @@ def save_bundle(folder: str, model: MaskedViT, description: Description, memory:
     written as model.next.json, so that a save that is killed between the two can be completed (`complete_save`): the
     bundle before is not lost. The memory is in the file of the weights, so that both are always of one model. Returns
     the description as written."""
-    from safetensors.torch import save
-
     tensors = model.state_dict()
     if memory:
         tensors |= {MEMORY_PREFIX + name: value for name, value in memory.state_dict().items()}
@@ -71,12 +66,6 @@ def save_bundle(folder: str, model: MaskedViT, description: Description, memory:
 
 
 def load_bundle(folder: str) -> Bundle:
-    from safetensors.torch import load
-
-    from must.method.model.backbone import build_visual, check_fetches_nothing
-    from must.method.model.masked_vit import MaskedViT
-    from must.method.model.memory import parse_memory
-
     description = load_description(folder)
     uri = storage.join(folder, WEIGHTS_FILE)
     require(storage.exists(uri), f"{uri}: is missing")
@@ -113,8 +102,6 @@ def zero_shot_bundle(
 
     It is read from the classifier's model folder, without a hub, unless `model` or `pretrained` name another model.
     `logit_factor` is a number or 'model'."""
-    from must.method.model.backbone import load_backbone
-
     names = model or classifier.model, pretrained or ("" if model else classifier.pretrained)
     source = names if model or pretrained else classifier.find_model()
     backbone = load_backbone(*source, with_tokenizer=False)
@@ -124,8 +111,6 @@ def zero_shot_bundle(
 
 def untrained(backbone: Backbone, classifier: TextClassifier, model: str, pretrained: str, factor: float) -> Bundle:
     """The image tower of a loaded model with a classifier's weights; `model` and `pretrained` name it."""
-    from must.method.model.masked_vit import MaskedViT
-
     network = MaskedViT(backbone.clip.visual, classifier.weights, factor)
     description = Description(
         architecture=backbone.architecture,
@@ -141,10 +126,6 @@ def untrained(backbone: Backbone, classifier: TextClassifier, model: str, pretra
 
 def named_bundle(model: str, classes: str | list[Any], device: str = "auto") -> Bundle:
     """The zero-shot bundle of a model's name and classes: `must classifier` in memory."""
-    from must.method.distributed.process_group import pick_device
-    from must.method.model.backbone import load_backbone
-    from must.method.model.classifier import load_class_set, text_classifier
-
     class_set, backbone = load_class_set(classes), load_backbone(model)
     classifier = text_classifier(backbone, class_set, pick_device(device))
     backbone.clip.cpu()

@@ -146,10 +146,7 @@ def check_prompts(tokenizer: Any, class_set: ClassSet) -> None:
         return
     for prompt in chain.from_iterable(class_set.prompts):
         length = len(tokenizer.encode(prompt)) + 2
-        require(
-            length <= limit,
-            f"the prompt '{prompt[:80]}' has {length} tokens, the model takes {limit}; shorten it",
-        )
+        require(length <= limit, f"the prompt '{prompt[:80]}' has {length} tokens, the model takes {limit}; shorten it")
 
 
 def load_class_set(source: str | list[Any]) -> ClassSet:

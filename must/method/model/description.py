@@ -1,7 +1,5 @@
 """model.json, the description of an adapted model: all but its weights, with its origin. Needs no torch."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from contextlib import suppress
@@ -189,13 +187,13 @@ def require_weights(uri: str, description: Description, sha256: str) -> None:
     )
 
 
-def require_same_model(label: str, weights_sha256: str, description: Description, remedy: str) -> None:
-    """What was made with the weights `weights_sha256` must belong to the bundle of `description`. `remedy`: the command
-    that makes it of this bundle."""
+def require_same_model(label: str, weights_sha256: str, description: Description, command: str) -> None:
+    """What was made with the weights `weights_sha256` must belong to the bundle of `description`. `command` makes it of
+    this bundle."""
     require(
         weights_sha256 == description.weights_sha256,
         f"{label}: was made of another model (weights {printable(weights_sha256[:12])}, of this bundle "
-        f"{description.weights_sha256[:12]}); {remedy}",
+        f"{description.weights_sha256[:12]}); run `{command}` again",
     )
 
 

@@ -4,8 +4,7 @@
                     open_clip_model.safetensors  weights; in half precision where that loses nothing
                     ...                          files of the tokenizer, if the model has its own
 
-KEY is a hash of the contents, so that classifiers of the same model share a folder.
-"""
+KEY is a hash of the contents, so that classifiers of the same model share a folder."""
 
 from __future__ import annotations
 

@@ -2,8 +2,7 @@
 
 huggingface_hub waits a minute and more for a hub that does not respond; open_clip then tries other file names, and
 reports the error of the last one. Here each file is requested once, with a short timeout, before open_clip runs, so
-that an error is one line and comes early. Imports no torch, which takes seconds.
-"""
+that an error is one line and comes early. Imports no torch, which takes seconds."""
 
 import errno
 import hashlib

@@ -2,8 +2,7 @@
 
 Shapes: B images, L patches, M masked patches an image, W width of the tower, D embedding, K classes, P patch side.
 Source of every formula: Li, Savarese, Hoi, "Masked Unsupervised Self-training for Label-free Image Classification",
-arXiv 2206.02967.
-"""
+arXiv 2206.02967."""
 
 from typing import Any, NamedTuple
 

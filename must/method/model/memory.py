@@ -18,10 +18,7 @@ The idea of a memory of features beside CLIP is that of Tip-Adapter (Zhang et al
 have labels.
 
 Shapes: B images, N images in the memory, K classes, C columns (K, or one more for none of the classes), V numbers a
-vector, S labels kept of an image.
-"""
-
-from __future__ import annotations
+vector, S labels kept of an image."""
 
 import torch
 import torch.nn.functional as F

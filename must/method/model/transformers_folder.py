@@ -5,10 +5,7 @@
     tokenizer.json, or vocab.json and merges.txt, ...
     preprocessor_config.json              how images are prepared
 
-The package transformers is needed only for tokenizers other than CLIP's own byte pairs.
-"""
-
-from __future__ import annotations
+The package transformers is needed only for tokenizers other than CLIP's own byte pairs."""
 
 import gzip
 import json

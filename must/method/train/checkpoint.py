@@ -1,8 +1,7 @@
 """Checkpoints: named by step, complete or ignored, checked by sha256, written in the background.
 
 ``step-000000400.pt`` holds the state, ``step-000000400.json`` (written after it) its size and sha256; ``LAST`` names
-the newest. A checkpoint without a matching description is ignored. The order is that of steps, not of file times.
-"""
+the newest. A checkpoint without a matching description is ignored. The order is that of steps, not of file times."""
 
 import json
 import logging

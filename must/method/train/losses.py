@@ -2,8 +2,7 @@
 
 The gradient on N processes, averaged as DistributedDataParallel averages it, equals the gradient of one process on
 the global batch: the self-training loss is a mean over the confident images of all processes and the class balance is
-that of the global batch. This needs one all-reduce of K + 6 numbers.
-"""
+that of the global batch. This needs one all-reduce of K + 6 numbers."""
 
 from typing import NamedTuple
 
@@ -79,8 +78,7 @@ def must_losses(
         class_balance: [K], running, of this epoch's earlier steps (512 classes and more); None or NaN: none yet.
         totals: of the global batch, if these images are only a micro-batch of it: the gradients of all micro-batches
             then add up to the batch's. Without it these images are this process's part of the batch.
-        prior: [K], sum 1: the class balance's target; None: uniform.
-    """
+        prior: [K], sum 1: the class balance's target; None: uniform."""
     terms = loss_sums(student, labels, strong_images, masked)
     sums, rank_means, local_confident = totals or all_reduce_sums([terms])
     world = dist.get_world_size() if dist.is_initialized() else 1

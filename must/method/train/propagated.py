@@ -8,8 +8,7 @@ teacher's probabilities:
 
 The neighbours are those of the frozen zero-shot tower. Z starts as the propagated labels of the zero-shot model; a step
 replaces it for the images of its batch. The largest TOP values of each Z are stored. N images, K classes, C neighbours,
-T values.
-"""
+T values."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

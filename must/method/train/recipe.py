@@ -4,8 +4,7 @@ A preset has the published settings of a data set (presets.yaml), or computes th
 
 `--preset auto` is for users who cannot tune. The published settings (arXiv 2206.02967) are of ViT-B/16 and ViT-L/14
 with 3,760 to 1.28 million images; tiny towers were measured (docs/training.md). Learning rates between them are
-interpolated linearly in the logarithms.
-"""
+interpolated linearly in the logarithms."""
 
 import hashlib
 import json
@@ -119,12 +118,8 @@ CONFIDENT = 0.4  # share of the images that are confident at the start
 
 
 def auto_settings(images: int, classes: int, width: int, size: int, patch: int) -> Settings:
-    """A pure function of the arguments.
-
-    Args:
-        images: of the split.
-        width, size, patch: of the image tower; `size` and `patch` are sides of its input and of a patch, in pixels.
-    """
+    """A pure function of the arguments. `images`: of the split; `width`, `size`, `patch`: of the image tower;
+    `size` and `patch` are sides of its input and of a patch, in pixels."""
     target = max(images / STEPS_AN_EPOCH, classes)
     batch = 2 ** round(math.log2(min(max(target, BATCHES[0]), BATCHES[1])))
     batch = min(batch, max(images, 1))

@@ -40,8 +40,7 @@ class MustStep:
         student: the zero-shot model, on its device; it is trained in place.
         config: of which it uses the settings of losses, optimizer, teacher and arithmetic.
         steps, steps_per_epoch: of the whole run, for the schedules.
-        prior: [K], sum 1, the class balance's target; empty: uniform.
-    """
+        prior: [K], sum 1, the class balance's target; empty: uniform."""
 
     def __init__(
         self,
@@ -61,8 +60,7 @@ class MustStep:
         patches = (preprocess.size // student.patch_size) ** 2
         self.work = 4.0 * 2 * patches * sum(parameter.numel() for parameter in student.parameters())
         self.precision = auto_precision(world.device, self.work) if config.precision == "auto" else config.precision
-        if config.activation_checkpointing:
-            student.tower.checkpoint_activations()
+        student.tower.checkpointing = config.activation_checkpointing
         self.optimizer = build_optimizer(student, config.layer_decay, config.weight_decay)
         self.prior = torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None
         self.class_balance: Tensor | None = None  # of the epoch's earlier steps, with many classes
@@ -185,8 +183,7 @@ def build_optimizer(model: MaskedViT, layer_decay: float, weight_decay: float) -
     """AdamW, with a group for each (layer, decayed or not): ``lr_scale`` = layer_decay ^ (layers + 1 - layer). The
     learning rate is set by `set_learning_rate` before every step.
 
-    Only one-dimensional tensors have no weight decay: embeddings, projection and classifier are decayed.
-    """
+    Only one-dimensional tensors have no weight decay: embeddings, projection and classifier are decayed."""
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

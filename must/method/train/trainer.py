@@ -3,10 +3,7 @@
 Training starts from the first of these that exists:
 
 1. the newest complete checkpoint of the same run (`Trainer.resume`), unless --no-resume;
-2. the zero-shot model: the classifier file's backbone, with its text embeddings as the head.
-"""
-
-from __future__ import annotations
+2. the zero-shot model: the classifier file's backbone, with its text embeddings as the head."""
 
 import copy
 import logging
@@ -22,13 +19,12 @@ from torch import Tensor
 from must.base import storage
 from must.base.errors import UserError
 from must.base.files import ADAPTED, DESCRIPTION_FILE
-from must.base.parameters import make_part
 from must.base.storage import UnreachableError
 from must.base.text import printable
 from must.config import TrainConfig
-from must.data.augment.draws import ViewSettings
 from must.data.augment.normalize import normalize
-from must.data.loading.loader import PREFETCH, EvalSource, TrainBatch, TrainDataset, grouped, make_views, train_batches
+from must.data.augment.views import FastViews, TrainViews
+from must.data.loading.loader import PREFETCH, EvalSource, TrainBatch, TrainDataset, grouped, train_batches
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import open_reader
 from must.method.distributed.cpu import division, loader_processes, own_cores, prepare_machine, share_cores
@@ -100,8 +96,8 @@ class Trainer:
         preprocess = get_preprocess(self.zero_shot.description)
         if config.mask_token == "mean":
             start_mask_token(self.zero_shot, EvalSource(self.reader, preprocess, CHECK_BATCH, 0), world.device)
-        views = make_part(config, ViewSettings, preprocess=preprocess, patch_size=student.patch_size)
-        self.dataset = TrainDataset(self.reader, make_views(views, config.views), config.seed)
+        views = {"exact": TrainViews, "fast": FastViews}[config.views](config, preprocess, student.patch_size)
+        self.dataset = TrainDataset(self.reader, views, config.seed)
         self.batches = GlobalBatches(
             self.reader.sizes, config.batch_size, config.epochs, config.seed, world.rank, world.size,
             config.shuffle_window, micro_batches=config.accumulate,

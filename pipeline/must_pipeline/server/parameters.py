@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from must.base.errors import UserError
-from must.base.parameters import convert
+from must.base.parameters import convert, require
 from must.base.text import did_you_mean
 from must.runtime.check import check_run
 from must_pipeline.files import documents
@@ -35,8 +35,7 @@ def check_parameters(pipeline: Path, values: dict[str, Any]) -> dict[str, Any]:
         name: convert(value, KINDS[known[name]["parameterType"]], f"parameter {name}") for name, value in values.items()
     }
     missing = sorted(name for name in known.keys() - values.keys() if not known[name].get("isOptional"))
-    if missing:
-        raise UserError(f"parameters missing: {', '.join(missing)}")
+    require(not missing, f"parameters missing: {', '.join(missing)}")
     if (size := len(json.dumps(values).encode())) > LIMIT:
         raise UserError(f"the parameters take {size:,} bytes, Kubeflow Pipelines allows {LIMIT:,}; use a file by URI")
     defaults = {name: each["defaultValue"] for name, each in known.items() if "defaultValue" in each}

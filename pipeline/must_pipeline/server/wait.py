@@ -31,8 +31,7 @@ class Ending(NamedTuple):
 def wait(kfp: Kfp, run_id: str, work_uri: str, again: str) -> Ending:
     """How the run ended, once it is over. Raises TransientError: no answer for SERVER_TIMEOUT seconds.
 
-    The notes of the stages at `work_uri` are summarized if this machine can read them. `again` starts the run again.
-    """
+    The notes of the stages at `work_uri` are summarized if this machine can read them. `again` starts the run again."""
     kubernetes, printed, missed, reported = connect(), "", 0, set[str]()
     latest: dict[str, Any] = {}  # the workflow as it was read last
     while True:

@@ -15,9 +15,8 @@ from timm.data.auto_augment import rand_augment_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
-from must.base.parameters import make_part
 from must.config import TrainConfig
-from must.data.augment.draws import PatchMask, ViewSettings, seed_generators, upright_size
+from must.data.augment.draws import PatchMask, seed_generators, upright_size
 from must.data.augment.normalize import normalize
 from must.data.augment.views import FastViews, TrainViews, fill_color
 from must.data.image.decode import decode, identify
@@ -29,7 +28,7 @@ from tests.golden import facts, golden
 
 PREPROCESS = Preprocess(size=32)
 CONFIG = TrainConfig(shards="", classifier="", output="", mask_patch_size=16)
-SETTINGS = make_part(CONFIG, ViewSettings, preprocess=PREPROCESS, patch_size=8)
+SETTINGS = CONFIG, PREPROCESS, 8
 
 
 @pytest.fixture
@@ -42,7 +41,7 @@ def as_input(pixels):
 
 
 def test_views_are_the_published_ones_for_the_same_seeds(picture):
-    recorded, views = golden("augment"), TrainViews(SETTINGS)
+    recorded, views = golden("augment"), TrainViews(*SETTINGS)
     for seed in range(16):
         seed_generators(seed)
         weak, strong, masked = views(picture)
@@ -67,7 +66,7 @@ def test_views_are_what_torchvision_and_timm_compute(width, height, padding):
         rand_augment_transform("rand-m9-mstd0.5-inc1", hparams),
     ]
     theirs = transforms.Compose(weak), transforms.Compose(strong)
-    views = TrainViews(replace(SETTINGS, weak_padding=padding))
+    views = TrainViews(replace(CONFIG, weak_padding=padding), PREPROCESS, 8)
     for seed in range(30):
         seed_generators(seed)
         random.seed(seed)  # of which timm draws
@@ -111,7 +110,7 @@ def test_digits_are_not_mirrored_and_draw_from_the_named_operations_only():
     ramp = np.zeros((32, 32, 3), dtype=np.uint8)
     ramp[:, :16] = 255
     options = {"strong_scale": (1.0, 1.0), "flip": 0.0, "randaugment_ops": ("SharpnessIncreasing",)}
-    views = TrainViews(replace(SETTINGS, **options))
+    views = TrainViews(replace(CONFIG, **options), PREPROCESS, 8)
     for seed in range(20):
         seed_generators(seed)
         _, strong, _ = views(Image.fromarray(ramp))
@@ -120,7 +119,7 @@ def test_digits_are_not_mirrored_and_draw_from_the_named_operations_only():
 
 def test_posterize_at_the_highest_magnitude_keeps_no_bit(picture):
     options = {"randaugment": "rand-m10-p1-inc1", "randaugment_ops": ("PosterizeIncreasing",), "flip": 0}
-    _, strong, _ = TrainViews(replace(SETTINGS, **options))(picture)
+    _, strong, _ = TrainViews(replace(CONFIG, **options), PREPROCESS, 8)(picture)
     assert (strong == 0).all()
 
 
@@ -129,12 +128,12 @@ def test_a_host_programs_timm_draws_as_it_did(picture):
     random.seed(3)
     expected = random.random()
     random.seed(3)
-    TrainViews(SETTINGS)(picture)
+    TrainViews(*SETTINGS)(picture)
     assert auto_augment.random is timm_transforms.random is before is random  # type: ignore[attr-defined]
     assert random.random() == expected
 
 
-LARGE = replace(SETTINGS, preprocess=Preprocess(size=64))
+LARGE = Preprocess(size=64)
 
 
 def files() -> list[bytes]:
@@ -146,8 +145,8 @@ def files() -> list[bytes]:
 
 @pytest.mark.parametrize("change", [{}, {"weak_padding": 8}, {"flip": 1.0}, {"strong_scale": (0.3, 0.4)}])
 def test_without_randaugment_the_pixels_are_nearly_those_of_the_exact_views(change: dict[str, Any]) -> None:
-    settings = replace(LARGE, randaugment="", **change)
-    exact, fast = TrainViews(settings), FastViews(settings)
+    config = replace(CONFIG, randaugment="", **change)
+    exact, fast = TrainViews(config, LARGE, 8), FastViews(config, LARGE, 8)
     for number, data in enumerate(files()):
         for sample in range(5):
             ours, theirs = (views.of_file(data, (0, 0, sample)) for views in (fast, exact))
@@ -168,7 +167,7 @@ def test_statistics_are_those_of_the_exact_views() -> None:
     """Mean, spread and brightest and darkest pixels of the strong views of one image over many draws."""
     data = files()[0]
     strong = [
-        np.stack([views(LARGE).of_file(data, (0, 0, sample))[1] for sample in range(150)]).astype(float)
+        np.stack([views(CONFIG, LARGE, 8).of_file(data, (0, 0, sample))[1] for sample in range(150)]).astype(float)
         for views in (FastViews, TrainViews)
     ]
     for statistic in (np.mean, np.std):

@@ -14,10 +14,11 @@ from PIL import Image
 
 from benchmarks import image_cost as hard
 from must.base.workers import KilledWorkerError
+from must.data.augment.views import TrainViews
 from must.data.image import bounds
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView
-from must.data.loading.loader import EvalSource, TrainDataset, make_views
+from must.data.loading.loader import EvalSource, TrainDataset
 from must.data.loading.reader import ShardReader
 from must.deploy.predict.images import read_pixels
 from must.deploy.serve.protocol import Refused, decode_pixels
@@ -88,7 +89,7 @@ def test_prediction_training_and_evaluation_go_on(does: str, tmp_path: Path, cap
     run(tmp_path / "in", tmp_path / "out")
     reader = ShardReader(str(tmp_path / "out"), "train")
     (odd,) = (n for n in range(len(reader)) if "odd" in reader.description(n)["source"])
-    assert TrainDataset(reader, make_views(SETTINGS), 0)[0, odd][-1] == 1
+    assert TrainDataset(reader, TrainViews(*SETTINGS), 0)[0, odd][-1] == 1
     assert "(odd.tif) cannot be decoded and is replaced" in capfd.readouterr().err
     for workers in (0, 1):  # a loader's process may have no children of multiprocessing
         source = EvalSource(reader, PREPROCESS, 4, workers)

@@ -278,7 +278,7 @@ def test_going_on_reads_only_what_is_still_to_come(bucket_server: Server, tmp_pa
     reader = open_reader(bucket_server.uri, "train", str(tmp_path / "cache"), 1, window=2)
     order = GlobalBatches(reader.sizes, 4, 1, 0, window=2, first_step=14)
     bucket_server.faults.requests = 0
-    (batch,) = train_batches(TrainDataset(reader, TrainViews(SETTINGS), seed=3), order, 0)
+    (batch,) = train_batches(TrainDataset(reader, TrainViews(*SETTINGS), seed=3), order, 0)
     assert batch.samples.tolist() == [sample for _, sample in next(iter(order))]
     until(lambda: len(list((tmp_path / "cache").glob("*.tar"))) == 2)  # the second one may still be fetched
     assert bucket_server.faults.requests < 10  # size, bytes and offsets of two shards

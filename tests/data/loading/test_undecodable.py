@@ -35,7 +35,7 @@ def shards_with(folder: Path, whole: int, damaged: int) -> str:
 def test_a_damaged_image_is_replaced_by_the_next_and_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     reader = ShardReader(shards_with(tmp_path, 40, 8), "train")
     order = GlobalBatches(reader.sizes, 12, 1, 0)
-    runs = [list(train_batches(TrainDataset(reader, TrainViews(SETTINGS), 0), order, workers)) for workers in (0, 2)]
+    runs = [list(train_batches(TrainDataset(reader, TrainViews(*SETTINGS), 0), order, workers)) for workers in (0, 2)]
     for ours, theirs in zip(*runs, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     asked = [sample for batch in order for _, sample in batch]
@@ -53,7 +53,7 @@ def test_a_damaged_image_is_replaced_by_the_next_and_named(tmp_path: Path, capfd
 def test_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:
     reader = ShardReader(shards_with(tmp_path, 0, REPLACEMENTS), "train")
     with pytest.raises(ValueError, match=f"{REPLACEMENTS} samples in a row cannot be read"):
-        TrainDataset(reader, TrainViews(SETTINGS), 0)[0, 0]
+        TrainDataset(reader, TrainViews(*SETTINGS), 0)[0, 0]
 
 
 def test_training_stops_when_too_many_are_damaged(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from must.data.shards.listing import open_source
 from must.data.sources import archives, tables
-from must.data.sources.base import LONGEST_NAME, ListingReport, without_long_texts
+from must.data.sources.base import LONGEST_NAME, ListingReport
 from tests import zoo
 from tests.common import printed
 from tests.zoo import tar_of, zip_of
@@ -25,7 +25,7 @@ def listed(path: Path, labels: str = "csv", max_bytes: float = math.inf) -> tupl
     source.prepare(path.parent)
     rejected: list[tuple[str, str]] = []
     problems = ListingReport(lambda name, reason: rejected.append((name, reason)), max_bytes)
-    return list(without_long_texts(source.items(problems), problems)), rejected
+    return list(problems.without_long_texts(source.items(problems))), rejected
 
 
 def test_long_names_and_labels_are_rejected_in_short_lines(tmp_path: Path) -> None:

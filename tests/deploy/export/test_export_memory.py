@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from must.data.augment.normalize import normalize
 from must.data.image.preprocess import Preprocess
 from must.deploy.export.graph import add_metadata, check_graph, quantize, to_graph
-from must.deploy.export.inference import InferenceModel
+from must.deploy.export.inference import InferenceModel, SplitAttention
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.backbone import build_visual, load_backbone
 from must.method.model.bundle import Bundle
@@ -88,7 +88,7 @@ def test_int8_leaves_the_memory_and_the_classifier_as_they_are(made: tuple, tmp_
 
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 48, "layers": 3, "head_width": 16}
-TOWERS = {  # changes of VISION, QuickGELU, whether only the class token is computed in the end
+TOWERS = {  # changes of VISION, QuickGELU, whether queries, keys and values have a projection each
     "plain": ({}, False, True),
     "QuickGELU": ({}, True, True),
     "layer scale": ({"ls_init_value": 0.3}, False, True),
@@ -101,7 +101,7 @@ TOWERS = {  # changes of VISION, QuickGELU, whether only the class token is comp
 
 @pytest.mark.parametrize("kind", TOWERS)
 def test_the_same_probabilities_and_features(kind):
-    changes, quick_gelu, class_token_only = TOWERS[kind]
+    changes, quick_gelu, split = TOWERS[kind]
     torch.manual_seed(0)
     visual = build_visual({"embed_dim": 24, "vision_cfg": {**VISION, **changes}, "quick_gelu": quick_gelu})
     for parameter in visual.parameters():  # no weight of one and no bias of zero hides a mistake
@@ -116,4 +116,4 @@ def test_the_same_probabilities_and_features(kind):
         torch.testing.assert_close(embedding, F.normalize(visual(images), dim=-1), atol=1e-6, rtol=1e-5)
         served.embeddings = False
         assert torch.equal(served(images)[0], probability)
-    assert (served.blocks is not None) == class_token_only
+    assert isinstance(served.tower.blocks[0].attn, SplitAttention) == split

@@ -11,10 +11,11 @@ A new one is a class here, a case in `make_tower`, a tiny model in tests/method/
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from must.base.errors import UserError
 
@@ -42,14 +43,23 @@ class Tower(ABC):
     - attention pooling:                             u = n(head(pool({ln_patch(x)}))): the softmax over one key is 1, so
       the patch passes through the value and output projections (and the pool's MLP, if it has one)
 
-    n(v) = v / |v|. The last two are this project's; the paper has class tokens only.
-    """
+    n(v) = v / |v|. The last two are this project's; the paper has class tokens only."""
 
     visual: Any
     width: int  # W
     embed: int  # D
     patch: int  # P, pixels
     blocks: Sequence[nn.Module]
+    checkpointing = False  # activations of the blocks: they are computed again in the backward pass, to save memory
+
+    def run(self, blocks: Iterable[nn.Module], tokens: Tensor, **options: Any) -> Tensor:
+        """Tokens [B, T, W] after these blocks."""
+        for block in blocks:
+            if self.checkpointing:
+                tokens = checkpoint(block, tokens, use_reentrant=False, **options)
+            else:
+                tokens = block(tokens, **options)
+        return tokens
 
     @abstractmethod
     def forward_tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
@@ -96,10 +106,6 @@ class Tower(ABC):
         if block := re.match(r"(?:transformer\.resblocks|trunk\.blocks)\.(\d+)\.", name):
             return int(block[1]) + 1
         return 0 if name.removeprefix("trunk.").startswith(BEFORE_THE_BLOCKS) else len(self.blocks) + 1
-
-    def checkpoint_activations(self) -> None:
-        """Trades memory for work: each block's activations are computed again in the backward pass."""
-        self.visual.set_grad_checkpointing(True)
 
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:

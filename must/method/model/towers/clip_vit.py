@@ -7,7 +7,6 @@ from typing import Any
 import open_clip
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from must.base.parameters import require
 from must.method.model.attention import SelfAttention, attended, is_residual
@@ -26,7 +25,7 @@ class ClipTower(Tower):
             require_attention(block.attn)
 
     def forward_tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
-        return self.visual.transformer(self.embedded(images, replace))
+        return self.run(self.blocks, self.embedded(images, replace))
 
     def embedded(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
         """The input of the first block."""
@@ -41,7 +40,7 @@ class ClipTower(Tower):
     ) -> tuple[Tensor, Tensor | None]:
         if not self.reads_class_token:
             return super().forward_features(images, replace, masked)
-        tokens = self.before_last_block(images, replace)
+        tokens = self.run(self.blocks[:-1], self.embedded(images, replace))
         # Only the class token and the masked patches of the last block are used: the others are keys and values only.
         read = tokens[:, :1] if masked is None else torch.cat([tokens[:, :1], take(tokens[:, 1:], masked)], dim=1)
         read = self.last_block(read, tokens)
@@ -50,23 +49,13 @@ class ClipTower(Tower):
     def forward_neighbours(self, images: Tensor) -> tuple[Tensor, Tensor]:
         if not self.reads_class_token:
             return super().forward_neighbours(images)
-        tokens = self.before_last_block(images, lambda patches: patches)
+        tokens = self.run(self.blocks[:-1], self.embedded(images, lambda patches: patches))
         return self.last_block(tokens[:, :1], tokens), tokens
 
     @property
     def reads_class_token(self) -> bool:
         """Whether the feature needs the class token alone of the last block."""
         return type(self) is ClipTower and is_residual(self.blocks[-1])
-
-    def before_last_block(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
-        """Tokens [B, T, W]."""
-        tokens = self.embedded(images, replace)
-        for block in list(self.blocks)[:-1]:
-            if self.visual.transformer.grad_checkpointing:
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
-        return tokens
 
     def last_block(self, read: Tensor, tokens: Tensor) -> Tensor:
         """The last block's output for the tokens `read` [B, R, W] out of its input `tokens` [B, T, W]."""

@@ -1,7 +1,6 @@
 """timm Vision Transformers inside open_clip: SigLIP and SigLIP2, Perception Encoder, EVA, and others of their kind.
 
-Prefix tokens (class, registers) are optional; the head pools by class token, by mean or by attention.
-"""
+Prefix tokens (class, registers) are optional; the head pools by class token, by mean or by attention."""
 
 import copy
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from must.method.model.towers import HIERARCHICAL, NEEDS_PATCHES, Tower, check_grid, refuse
 
@@ -32,16 +30,8 @@ class TimmTower(Tower):
         patches = replace(patches.flatten(1, -2)).unflatten(1, grid)
         if isinstance(trunk, Eva):
             tokens, rotation = trunk._pos_embed(patches)
-            return self.run(trunk.norm_pre(tokens), rope=rotation)
-        return self.run(trunk.norm_pre(trunk._pos_embed(patches)))
-
-    def run(self, tokens: Tensor, **options: Any) -> Tensor:
-        for block in self.blocks:
-            if self.visual.trunk.grad_checkpointing:
-                tokens = checkpoint(block, tokens, use_reentrant=False, **options)
-            else:
-                tokens = block(tokens, **options)
-        return tokens
+            return self.run(self.blocks, trunk.norm_pre(tokens), rope=rotation)
+        return self.run(self.blocks, trunk.norm_pre(trunk._pos_embed(patches)))
 
     def patches(self, tokens: Tensor) -> Tensor:
         return tokens[:, self.visual.trunk.num_prefix_tokens :]
