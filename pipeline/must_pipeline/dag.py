@@ -30,13 +30,30 @@ def make_pipeline(cluster: Cluster) -> Any:
 
     @dsl.pipeline(name="must", description=DESCRIPTION)
     def must_pipeline(
-        source: str, classes: str, work_uri: str, registry_uri: str = "", model_name: str = "model",
-        model: str = "ViT-B-16/datacomp_xl_s13b_b90k", pretrained: str = "", test_source: str = "",
-        labels: str = "none", split: str = "train=1", shard_settings: dict = {}, evaluate_split: str = "",  # noqa: B006
-        preset: str = "", epochs: int = 0, settings: dict = {}, answers: str = "", precision: str = "fp32",  # noqa: B006
-        embeddings: bool = False, gate: str = "auto", gate_settings: dict = {}, append: bool = False,  # noqa: B006
-        only_new: bool = False, serve: str = "none",
-    ):  # fmt: skip
+        source: str,
+        classes: str,
+        work_uri: str,
+        registry_uri: str = "",
+        model_name: str = "model",
+        model: str = "ViT-B-16/datacomp_xl_s13b_b90k",
+        pretrained: str = "",
+        test_source: str = "",
+        labels: str = "none",
+        split: str = "train=1",
+        shard_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+        evaluate_split: str = "",
+        preset: str = "",
+        epochs: int = 0,
+        settings: dict = {},  # noqa: B006
+        answers: str = "",
+        precision: str = "fp32",
+        embeddings: bool = False,
+        gate: str = "auto",
+        gate_settings: dict = {},  # noqa: B006
+        append: bool = False,
+        only_new: bool = False,
+        serve: str = "none",
+    ):
         """Images and class names in, an adapted, evaluated and promoted ONNX model out.
 
         Args:
