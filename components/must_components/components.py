@@ -3,7 +3,7 @@ returns metadata. None is answered from Kubeflow's cache: what it reads may chan
 
 All share `work_uri` and `run_id`. `index_sha256` names the shards; others are refused. cluster.yaml's registry, tag and
 digests replace the images when the pipeline is compiled. Stages without torch get an image without it, and only
-training gets CUDA. Defaults, {} too, become those of the compiled pipeline."""
+training gets CUDA."""
 
 from typing import Any
 
@@ -18,12 +18,28 @@ TRAIN = f"must-train:{__version__}"  # torch with CUDA
 
 @dsl.component(base_image=TORCH, install_kfp_package=False)
 def inputs(
-    work_uri: str, run_id: str, classes: str, model: str, pretrained: str = "", labels: str = "none",
-    split: str = "train=1", shard_settings: dict = {}, preset: str = "", epochs: int = 0,  # noqa: B006
-    settings: dict = {}, precision: str = "fp32", gate: str = "auto", gate_settings: dict = {},  # noqa: B006
-    model_name: str = "model", serve: str = "none", registry_uri: str = "", tensorboard_uri: str = "",
-    answers: str = "", server: dict = {}, runtime: str = "",  # noqa: B006
-) -> str:  # fmt: skip
+    work_uri: str,
+    run_id: str,
+    classes: str,
+    model: str,
+    pretrained: str = "",
+    labels: str = "none",
+    split: str = "train=1",
+    shard_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+    preset: str = "",
+    epochs: int = 0,
+    settings: dict = {},  # noqa: B006
+    precision: str = "fp32",
+    gate: str = "auto",
+    gate_settings: dict = {},  # noqa: B006
+    model_name: str = "model",
+    serve: str = "none",
+    registry_uri: str = "",
+    tensorboard_uri: str = "",
+    answers: str = "",
+    server: dict = {},  # noqa: B006
+    runtime: str = "",
+) -> str:
     """Checks the run's parameters, its input files and the folders that it writes to, before a later stage would refuse
     them. `runtime` is empty if training is not a TrainJob. Returns a sha256 of class file and model."""
     from must.runtime.supervise import supervised
@@ -39,9 +55,16 @@ def inputs(
 
 @dsl.component(base_image=SHARD, install_kfp_package=False)
 def shard(
-    source: str, work_uri: str, run_id: str, index: dsl.Output[dsl.Dataset], test_source: str = "",
-    labels: str = "none", split: str = "train=1", append: bool = False, settings: dict = {},  # noqa: B006
-) -> str:  # fmt: skip
+    source: str,
+    work_uri: str,
+    run_id: str,
+    index: dsl.Output[dsl.Dataset],
+    test_source: str = "",
+    labels: str = "none",
+    split: str = "train=1",
+    append: bool = False,
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+) -> str:
     """Packs images into WebDataset shards below work_uri. `settings`: other parameters of `must shard` by name.
     Returns the sha256 of the shards' index; `index` is a copy of it."""
     from must.runtime.supervise import supervised
@@ -57,9 +80,16 @@ def shard(
 
 @dsl.component(base_image=SHARD, install_kfp_package=False)
 def shard_part(
-    part: str, source: str, work_uri: str, run_id: str, test_source: str = "", labels: str = "none",
-    split: str = "train=1", append: bool = False, settings: dict = {},  # noqa: B006
-):  # fmt: skip
+    part: str,
+    source: str,
+    work_uri: str,
+    run_id: str,
+    test_source: str = "",
+    labels: str = "none",
+    split: str = "train=1",
+    append: bool = False,
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+):
     """Reads, checks and packs this part's share of the images, by a hash of their names. `part` is I/N, such as 1/4."""
     from must.runtime.notes import part_name
     from must.runtime.supervise import supervised
@@ -72,9 +102,14 @@ def shard_part(
 
 @dsl.component(base_image=TORCH, install_kfp_package=False)
 def classifier(
-    work_uri: str, run_id: str, classes: str, model: str, weights: dsl.Output[dsl.Model], pretrained: str = "",
+    work_uri: str,
+    run_id: str,
+    classes: str,
+    model: str,
+    weights: dsl.Output[dsl.Model],
+    pretrained: str = "",
     fingerprint: str = "",
-) -> str:  # fmt: skip
+) -> str:
     """Computes the zero-shot classifier, or reuses an earlier run's of the same input. `fingerprint`: what the stage
     inputs returns; '' to compute it. Returns the sha256 of the file."""
     from must.runtime.supervise import supervised
@@ -90,12 +125,25 @@ def classifier(
 
 @dsl.component(base_image=TORCH, install_kfp_package=False)
 def champion(
-    work_uri: str, run_id: str, index_sha256: str, classifier: dsl.Input[dsl.Model], model_name: str,
-    version: dsl.OutputPath(str), bundle_uri: dsl.OutputPath(str),  # type: ignore[valid-type]
-    key: dsl.OutputPath(str), split: dsl.OutputPath(str), registry_uri: str = "",  # type: ignore[valid-type]
-    preset: str = "", settings: dict = {}, epochs: int = 0, only_new: bool = False, gate: str = "auto",  # noqa: B006
-    gate_settings: dict = {}, evaluate_split: str = "", answers: str = "",  # noqa: B006
-) -> str:  # fmt: skip
+    work_uri: str,
+    run_id: str,
+    index_sha256: str,
+    classifier: dsl.Input[dsl.Model],
+    model_name: str,
+    version: dsl.OutputPath(str),  # type: ignore[valid-type]
+    bundle_uri: dsl.OutputPath(str),  # type: ignore[valid-type]
+    key: dsl.OutputPath(str),  # type: ignore[valid-type]
+    split: dsl.OutputPath(str),  # type: ignore[valid-type]
+    registry_uri: str = "",
+    preset: str = "",
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+    epochs: int = 0,
+    only_new: bool = False,
+    gate: str = "auto",
+    gate_settings: dict = {},  # noqa: B006
+    evaluate_split: str = "",
+    answers: str = "",
+) -> str:
     """Reads the registry: the champion's version, or none, and its bundle; checks that the run can be evaluated. `key`
     identifies the run's data, classes, settings, answers and gate; `split` is evaluated on. Returns train, or nothing
     new."""
@@ -115,11 +163,21 @@ def champion(
 
 @dsl.component(base_image=TRAIN, install_kfp_package=False)
 def train(
-    work_uri: str, run_id: str, index_sha256: str, classifier: dsl.Input[dsl.Model], bundle: dsl.Output[dsl.Model],
-    training: dsl.Output[dsl.Metrics], preset: str = "", settings: dict = {}, epochs: int = 0,  # noqa: B006
-    processes: str = "auto", nodes: dict = {}, tensorboard_uri: str = "", model_name: str = "",  # noqa: B006
+    work_uri: str,
+    run_id: str,
+    index_sha256: str,
+    classifier: dsl.Input[dsl.Model],
+    bundle: dsl.Output[dsl.Model],
+    training: dsl.Output[dsl.Metrics],
+    preset: str = "",
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+    epochs: int = 0,
+    processes: str = "auto",
+    nodes: dict = {},  # noqa: B006
+    tensorboard_uri: str = "",
+    model_name: str = "",
     answers: str = "",
-) -> str:  # fmt: skip
+) -> str:
     """Trains MUST; a retry resumes from the newest checkpoint. `processes`: a number, or auto for one per GPU; several
     run under torchrun. `nodes`, from cluster.yaml: trains in a TrainJob of Kubeflow Trainer instead, which a retry
     follows; `model_name` is a label of the job. Returns the weights' sha256."""
@@ -144,10 +202,17 @@ def train(
 
 @dsl.component(base_image=TORCH, install_kfp_package=False)
 def evaluate(
-    work_uri: str, run_id: str, index_sha256: str, bundle: dsl.Input[dsl.Model], classifier: dsl.Input[dsl.Model],
-    figures: dsl.Output[dsl.Metrics], confusion: dsl.Output[dsl.ClassificationMetrics],
-    details: dsl.Output[dsl.Artifact], report: dsl.Output[dsl.HTML], split: str = "test",
-) -> float:  # fmt: skip
+    work_uri: str,
+    run_id: str,
+    index_sha256: str,
+    bundle: dsl.Input[dsl.Model],
+    classifier: dsl.Input[dsl.Model],
+    figures: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
+    details: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
+    split: str = "test",
+) -> float:
     """Compares the adapted model with the zero-shot one on one split, labelled or not; `details` is the folder that
     `must evaluate` writes. Returns top-1 of the adapted model, 0..1; -1 if the split has no labels."""
     from must.runtime.supervise import supervised
@@ -166,11 +231,21 @@ def evaluate(
 
 @dsl.component(base_image=TORCH, install_kfp_package=False)
 def gate(
-    work_uri: str, run_id: str, bundle: dsl.Input[dsl.Model], details: dsl.Input[dsl.Artifact],
-    decision: dsl.Output[dsl.Artifact], reasons: dsl.Output[dsl.Markdown], key: str, model_name: str,
-    registry_uri: str = "", champion: str = "none", champion_uri: str = "", gate: str = "auto",
-    gate_settings: dict = {}, split: str = "test",  # noqa: B006
-) -> str:  # fmt: skip
+    work_uri: str,
+    run_id: str,
+    bundle: dsl.Input[dsl.Model],
+    details: dsl.Input[dsl.Artifact],
+    decision: dsl.Output[dsl.Artifact],
+    reasons: dsl.Output[dsl.Markdown],
+    key: str,
+    model_name: str,
+    registry_uri: str = "",
+    champion: str = "none",
+    champion_uri: str = "",
+    gate: str = "auto",
+    gate_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+    split: str = "test",
+) -> str:
     """Compares with the zero-shot model, and with the champion if any (labelled: only with that). `details`: what
     `must evaluate` wrote. A stopped model is recorded under `key`. Returns promote or stop."""
     from must.runtime.supervise import supervised
@@ -185,9 +260,15 @@ def gate(
 
 @dsl.component(base_image=TORCH, install_kfp_package=False)
 def export(
-    work_uri: str, run_id: str, index_sha256: str, bundle: dsl.Input[dsl.Model], details: dsl.Input[dsl.Artifact],
-    onnx: dsl.Output[dsl.Model], precision: str = "fp32", embeddings: bool = False,
-) -> None:  # fmt: skip
+    work_uri: str,
+    run_id: str,
+    index_sha256: str,
+    bundle: dsl.Input[dsl.Model],
+    details: dsl.Input[dsl.Artifact],
+    onnx: dsl.Output[dsl.Model],
+    precision: str = "fp32",
+    embeddings: bool = False,
+) -> None:
     """Exports the model with its class names and preprocessing, and checks it on images of the shards."""
     from must.runtime.supervise import supervised
 
@@ -200,10 +281,18 @@ def export(
 
 @dsl.component(base_image=SHARD, install_kfp_package=False)
 def promote(
-    work_uri: str, run_id: str, bundle: dsl.Input[dsl.Model], onnx: dsl.Input[dsl.Model],
-    details: dsl.Input[dsl.Artifact], decision: dsl.Input[dsl.Artifact], promoted: dsl.Output[dsl.Model], key: str,
-    model_name: str, registry_uri: str = "", champion: str = "none",
-) -> str:  # fmt: skip
+    work_uri: str,
+    run_id: str,
+    bundle: dsl.Input[dsl.Model],
+    onnx: dsl.Input[dsl.Model],
+    details: dsl.Input[dsl.Artifact],
+    decision: dsl.Input[dsl.Artifact],
+    promoted: dsl.Output[dsl.Model],
+    key: str,
+    model_name: str,
+    registry_uri: str = "",
+    champion: str = "none",
+) -> str:
     """Copies bundle and ONNX model, sets LATEST unless another run has changed it. `champion` is the version that the
     model was compared with. Returns the version."""
     from must.runtime.supervise import supervised
@@ -219,9 +308,15 @@ def promote(
 
 @dsl.component(base_image=SHARD, install_kfp_package=False)
 def serve(
-    work_uri: str, run_id: str, version: str, service: dsl.Output[dsl.Artifact], server: dict, model_name: str,
-    registry_uri: str = "", how: str = "write",
-) -> str:  # fmt: skip
+    work_uri: str,
+    run_id: str,
+    version: str,
+    service: dsl.Output[dsl.Artifact],
+    server: dict,
+    model_name: str,
+    registry_uri: str = "",
+    how: str = "write",
+) -> str:
     """Writes a KServe InferenceService beside LATEST, and may apply it. `server`: settings of the server's pods, from
     cluster.yaml. `how`: write, or apply (write and apply). Returns the manifest's URI."""
     from must.runtime.supervise import supervised
