@@ -24,6 +24,7 @@ from must.deploy.promote.promote import version_name
 from must.deploy.promote.registry import Latest, Registry, is_version_of
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
 from must.evaluation.result import Metrics, read_metrics
+from must.method.answers.answers_file import hash_answers
 from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
@@ -126,7 +127,7 @@ def champion(
     latest = models.latest().version
     key = run_key(index_sha256, classifier, training_settings(settings, preset, epochs))
     if answers:
-        key += f"-{hashlib.sha256(storage.read_bytes(answers)).hexdigest()[:8]}"
+        key += f"-{hash_answers(answers)[:8]}"
     rules = json.dumps([gate, gate_settings or {}, split], sort_keys=True).encode()
     key += f"-{hashlib.sha256(rules).hexdigest()[:8]}"
     decided = models.decision(key) if only_new else None

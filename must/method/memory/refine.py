@@ -18,7 +18,8 @@ from torch import Tensor
 
 from must import __version__
 from must.base import storage
-from must.base.files import ADAPTED, CHECKPOINTS, DESCRIPTION_FILE, PREDICTIONS_FILE, REFINED_FILE
+from must.base.files import ADAPTED, CHECKPOINTS, DESCRIPTION_FILE, PREDICTIONS_FILE, REFINED_FILE, VERSION_FILE
+from must.base.lock import HeldError
 from must.base.parameters import require
 from must.base.storage import exists, join
 from must.base.text import NONE_OF_THESE, cell, counted, encoded, format_csv, printable
@@ -118,6 +119,10 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the weights that only training uses
         zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
+    require(
+        not exists(join(config.model.rstrip("/").rpartition("/")[0] or ".", VERSION_FILE)),
+        f"--model {config.model}: is a version of a registry, which stays as promoted; give a copy of the bundle",
+    )
     bundle, before = load_model(config, zero_shot), hash_weights(config.model)
     answers_sha256 = hash_answers(config.answers)  # first: an answer that comes meanwhile is not taken for a used one
     answers = find_answers(config, bundle.description.classes)
@@ -142,10 +147,10 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     origin = replace(origin, selection=replace(selection, check=check, measured=accuracy, abstention=unsure))
     if not origin.config:  # else the images that it was trained on
         origin = replace(origin, index_sha256=source.index.sha256)
-    require(
-        hash_weights(config.model) == before,
-        f"--model {config.model}: another program has written a model there meanwhile, which stays; run this again",
-    )
+    if hash_weights(config.model) != before:
+        raise HeldError(
+            f"--model {config.model}: another program has written a model there meanwhile, which stays; run this again"
+        )
     description = replace(bundle.description, provenance=origin)
     description = save_bundle(config.model, bundle.model, description, refined.memory)
     misfits = [

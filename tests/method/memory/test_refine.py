@@ -395,6 +395,13 @@ def test_a_bundle_of_other_classes_is_refused_and_stays(digits, tmp_path, capfd)
     assert tree(tmp_path) == before
 
 
+def test_a_version_of_a_registry_stays_as_it_was_promoted(digits, tmp_path, capfd):
+    trained(digits, tmp_path)
+    (tmp_path / "version.json").write_text("{}")
+    before = tree(tmp_path)
+    assert "is a version of a registry" in refused(digits, tmp_path, capfd) and tree(tmp_path) == before
+
+
 def meanwhile(monkeypatch, action):
     """Runs `action` while `must refine` reads the images."""
     module: Any = refine_module
