@@ -40,7 +40,7 @@ def predict_images(
     that cannot be read is reported on stderr and skipped.
     `take`: is called with each prediction; then no table is printed."""
     options = Options(config.top_k, threshold(config.abstain, classifier, classifier.where), config.batch_size)
-    view, counts = EvalView(classifier.preprocess), {"images": 0, "unreadable": 0}
+    view, counts, abstained = EvalView(classifier.preprocess), {"images": 0, "unreadable": 0}, 0
     problems = ListingReport(lambda name, why: warn(name, why, counts))
     names = ((name, name) for name in find_images(config.images, problems))
     progress = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # no bar between table rows
@@ -53,13 +53,15 @@ def predict_images(
                 warn(prediction.image, prediction.reason, counts)
                 continue
             counts["images"] += 1
+            abstained += prediction.abstained
             (take or writer)(prediction)
         if problems.skipped and counts["images"]:
             tqdm.write(f"other files, not read: {not_read(problems.skipped)}", file=sys.stderr)
         require(counts["images"] > 0, "none of the images could be read")
     if config.output:
-        missing = f", {counts['unreadable']} could not be read" if counts["unreadable"] else ""
-        logger.info(f"{counts['images']} images{missing} -> {config.output}")
+        numbers = {"without a class": abstained, "could not be read": counts["unreadable"]}
+        also = "".join(f", {count:,} {what}" for what, count in numbers.items() if count)
+        logger.info(f"{counts['images']:,} images{also} -> {config.output}")
     return counts
 
 
