@@ -185,7 +185,7 @@ const finish = async (title) => {
     $("accepted").textContent = `Of the refined labels before your answers correct them, ${reply.accepted.replace(/^No/, "no")} The command below counts again, with your answers.`;
     $("lights").textContent = reply.classes.some(({ light }) => light) ? reply.lights : "";
     const cell = (textContent) => make("td", { textContent });
-    const titles = make("tr", {}, ...["class", "", "labels", "taken", "answers", "right", "confused with"].map((textContent) => make("th", { textContent })));
+    const titles = make("tr", {}, ...["class", "", "labels", "accepted", "answers", "right", "confused with"].map((textContent) => make("th", { textContent })));
     $("classes").replaceChildren(titles, ...reply.classes.map(({ class: name, light, images, accepted, answers, right, confused_with: other }) => make("tr", {},
       make("th", { scope: "row" }, !classes.includes(name) ? named(name) : make("button", { title: "its pictures", onclick: () => open(name) }, named(name))), make("td", { className: light, textContent: light }), cell(images.toLocaleString("en")), cell(accepted?.toLocaleString("en") ?? ""),
       cell(answers), cell(right ? `${percent(right[0])} (${percent(right[1])} to ${percent(right[2])})` : ""), make("td", {}, named(other)))));
