@@ -49,7 +49,9 @@ def test_every_command_keeps_to_one_device_on_a_gpu(digits, tmp_path):
     printed(*pretend, json.dumps([adapt]), cwd=ROOT)
     labels = [(row["image"], row["class"]) for row in read_csv(Path(work, "labels/predictions.csv"))]
     with corrections.open("w", newline="") as file:
-        csv.writer(file).writerows([("image", "class"), *labels[::9]])
+        csv.writer(file).writerows(
+            [("image", "class"), *labels[::9], *((name, "none of these") for name, _ in labels[1::9])]
+        )
     commands = [
         ["review", work, "--add", str(corrections)],
         ["refine", work],

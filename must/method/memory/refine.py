@@ -267,7 +267,10 @@ def refine_pool(
         memory,
         measure_answers(pool, answers, before, labels, remember, risk) if answers.random else None,
         rows,
-        [*find_missing(labels, rows, [*answers.known.values()].count(NO_CLASS)), *find_pairs(zero_shot, columns)],
+        [
+            *find_missing(labels, rows, [*answers.known.values()].count(NO_CLASS)),
+            *find_pairs(zero_shot.to(device), columns.to(device)),
+        ],
     )
 
 
