@@ -62,7 +62,7 @@ def test_every_command_keeps_to_one_device_on_a_gpu(digits, tmp_path):
         ["evaluate", "--model", model, "--baseline", digits.classifier, "--shards", digits.shards, "--output", model],
     ]
     shown = printed(*pretend, json.dumps(commands), cwd=ROOT)
-    assert f"using {len(labels[::9])} answers" in shown and f"-> {model}" in shown
+    assert f"using {len(labels[::9]) + len(labels[1::9])} answers" in shown and f"-> {model}" in shown
 
 
 def test_must_train_accepts_the_settings_of_the_gpu_tests(digits, tmp_path):
