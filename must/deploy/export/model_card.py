@@ -52,6 +52,7 @@ def model_card(description: Description, exported: dict[str, Any], metrics: Metr
     return template().render(
         d=description,
         to=to,
+        knows_none=to == "onnx" and bool(description.provenance.memory and description.provenance.memory.none),
         origin=describe_origin(description, with_memory=to == "onnx"),
         exported=exported,
         check=exported["check"],

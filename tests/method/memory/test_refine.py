@@ -307,6 +307,7 @@ def test_images_like_those_of_none_of_the_classes_get_no_class_in_every_output(d
 
     model, report = str(tmp_path / "model"), tmp_path / "report"
     export(ExportConfig(model=model, shards=digits.shards, split="test", output=str(tmp_path / "onnx")))
+    assert "the rest is the probability of none of the classes" in (tmp_path / "onnx/README.md").read_text()
     evaluate(EvaluateConfig(model=model, shards=digits.shards, output=str(report), workers=0, device="cpu"))
     of_report = list(csv.DictReader(io.StringIO((report / "predictions.csv").read_text())))
     images = [str(path) for path in sorted((digits.images / "test").rglob("*.png"))]
