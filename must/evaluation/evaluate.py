@@ -54,10 +54,11 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         metrics = measure(samples, after, before, tower, description.classes)
         if not world.is_main:
             return metrics
-        correct = after.prediction[samples.labelled] == samples.labels[samples.labelled]
+        labelled = samples.labelled
+        correct = after.prediction[labelled] == samples.labels[labelled]
         metrics = replace(
             metrics,
-            abstention=abstention(config.risk, after.confidence[samples.labelled], correct),
+            abstention=abstention(config.risk, after.confidence[labelled], correct, named=after.named[labelled]),
             label_free=replace(metrics.label_free, training=stability(training_log(config.model))),
             baseline_name=name,
             model=Model(

@@ -49,6 +49,7 @@ class Scores:
     label_log_probability: np.ndarray  # float32 [N], nan without a label
     entropy: np.ndarray  # float32 [N], nats
     similarity: np.ndarray  # float32 [N], to the images that the model remembers; nan without a memory
+    named: np.ndarray  # bool [N], where a class is more probable than none of the classes
     probability_sum: np.ndarray  # float64 [K]
 
     @property
@@ -106,8 +107,8 @@ def score_split(
     scores = []
     for number, total in enumerate(np.sum([part[2] for part in parts], axis=0)):
         columns = concatenate([batch for part in parts for batch in part[1][number]])
-        top, values, of_label, entropy, similarity = (column[order] for column in columns)
-        scores.append(Scores(top, values, of_label, entropy, similarity, total))
+        top, values, of_label, entropy, similarity, named = (column[order] for column in columns)
+        scores.append(Scores(top, values, of_label, entropy, similarity, named, total))
     return Samples(numbers[order], labels[order], sources[order], skipped), scores
 
 
@@ -135,7 +136,8 @@ def score_batch(log_probability: Tensor, similarity: Tensor, labels: np.ndarray)
     of_label = torch.where(index == NO_LABEL, torch.nan, of_label)
     entropy = -(probability * log_probability).sum(-1)
     exact = (probability.cpu() if probability.device.type == "mps" else probability).double()  # MPS has no float64
-    fields = (top.int(), values, of_label, entropy, similarity, exact.sum(0))
+    named = 1 - exact.sum(1) <= values[:, 0].to(exact)
+    fields = (top.int(), values, of_label, entropy, similarity, named, exact.sum(0))
     return tuple(field.cpu().numpy() for field in fields)
 
 

@@ -200,6 +200,7 @@ def copy(uri: str | Path, file: Writable, follow: bool = True) -> None:
 
 
 def compute_sha256(uri: str | Path) -> str:
+    """Of a file or an object, read in parts."""
     hashing = HashingFile(io.BytesIO(), limit=0)
     copy(uri, hashing)
     return hashing.sha256

@@ -174,7 +174,8 @@ def compute_reviews(
             saved, images = make_review(config, source, classes, weights, join_pools(pools), saved)
             saved = replace(saved, complete=part is parts[-1])
             if saved.complete:
-                answered = {*read_answers(config.output)} | {p.sha256 for p in saved.pictures[: SCHEDULE.random_first]}
+                first_asked = {picture.sha256 for picture in saved.pictures[: SCHEDULE.random_first]}
+                answered = {*read_answers(config.output, classes)} | first_asked
                 saved = replace(saved, coverage=coverage_order(saved, images, answered))
             yield saved, images
 

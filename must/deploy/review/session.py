@@ -5,6 +5,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +54,11 @@ class Session:
             self.review, self.effect = review, effect
             self.pictures |= {picture.number: picture for picture in review.pictures}
             self.by_sha256 = {picture.sha256: picture for picture in self.pictures.values()}
-            history = answers_file.read_history(str(self.path.parent), review.classes)
-            self.history = {sha256: answers for sha256, answers in history.items() if sha256 in self.by_sha256}
-            answers = review.answers(str(self.path.parent))  # also those that do not fit the classes: asked again
-            self.outdated = {sha256: answer for sha256, answer in answers.items() if sha256 not in self.history}
+            history = answers_file.read_history(str(self.path.parent))
+            here = {sha256: answers for sha256, answers in history.items() if sha256 in self.by_sha256}
+            self.history = {sha256: answers for sha256, answers in here.items() if answers[-1].fits(review.classes)}
+            # Those that do not fit the classes are asked again, first of all.
+            self.outdated = {sha256: answers[-1] for sha256, answers in here.items() if sha256 not in self.history}
             self.update_effect()
 
     def act(self, action: str, page: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -73,8 +75,8 @@ class Session:
 
     @property
     def measuring(self) -> dict[str, Answer]:
-        """As `answers`, with the outdated ones."""
-        return self.outdated | self.answers
+        """As `answers`, with the outdated ones about pictures that were drawn at random."""
+        return {sha256: answer for sha256, answer in self.outdated.items() if measures(answer)} | self.answers
 
     def update_effect(self) -> None:
         if self.effect is not None:
@@ -150,17 +152,19 @@ class Session:
         return [picture for picture in pictures if picture.sha256 not in answers]
 
     def offer(self, page: str) -> dict[str, Any] | None:
-        now = self.clock()
+        now, answers = self.clock(), self.answers
         elsewhere = {sha256 for sha256, (on, since) in self.shown.items() if on != page and now - since <= RESERVED_S}
-        streams = Counter(answer.sampled for answer in self.answers.values())
+        streams = Counter(answer.sampled for answer in answers.values())
         streams.update(self.offered[sha256] for sha256 in elsewhere if sha256 in self.offered)
         stream = SCHEDULE.stream(streams[RANDOM], streams[COVERAGE])
-        for kind in (stream, COVERAGE if stream == RANDOM else RANDOM):
-            for picture in self.pending(kind):
-                if picture.sha256 not in elsewhere:
-                    self.shown[picture.sha256] = page, now
-                    self.offered[picture.sha256] = kind
-                    return self.describe(picture)
+        kinds = (stream, COVERAGE if stream == RANDOM else RANDOM)
+        asked_again = [(answer.sampled, self.by_sha256[s]) for s, answer in self.outdated.items() if s not in answers]
+        pending = ((kind, picture) for kind in kinds for picture in self.pending(kind))
+        for how, picture in chain(asked_again, pending):
+            if picture.sha256 not in elsewhere:
+                self.shown[picture.sha256] = page, now
+                self.offered[picture.sha256] = how if how in kinds else AGAIN
+                return self.describe(picture)
         return None
 
     def describe(self, picture: Picture) -> dict[str, Any]:
@@ -217,7 +221,7 @@ class Session:
     def how_sampled(self, sha256: str, grid: bool) -> str:
         """The field `sampled` of an answer about a picture that was shown alone. One that was drawn at random stays so,
         also when its answer is changed."""
-        answer = self.answers.get(sha256)
+        answer = self.measuring.get(sha256)
         if measures(answer):
             return RANDOM
         if grid:
@@ -239,7 +243,9 @@ class Session:
             streams = [answer.sampled for answer in answers if answer.when == when]
             if streams[-1] in (RANDOM, COVERAGE):
                 self.offered[sha256] = streams[-1]
-            self.history[sha256] = answers_file.without(answers, when)
+            self.history[sha256] = left = answers_file.without(answers, when)
+            if left and not left[-1].fits(self.review.classes):
+                self.outdated[sha256] = self.history.pop(sha256)[-1]
         self.shown[sha256s[-1]] = page, self.clock()
         self.update_effect()
         return self.reply(page, request, self.describe(pictures[-1])) | {"undone": len(pictures)}

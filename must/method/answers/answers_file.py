@@ -99,7 +99,8 @@ def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[A
         try:
             require(len(line) <= LARGEST_LINE, "is too long")
             entry = json.loads(line)
-            if "classes" in entry:
+            if is_list(entry):
+                require(isinstance(entry["classes"], list), "classes must be a list of names")
                 listed = frozenset(map(str, entry["classes"]))
                 continue
             sha256 = of_form(SHA256, entry["sha256"], "sha256")
@@ -133,19 +134,25 @@ def parse_answer(entry: dict[str, Any], sha256: str, listed: frozenset[str] | No
     return Answer(sha256, label, unsure, **texts, listed=listed)
 
 
+def is_list(entry: dict[str, Any]) -> bool:
+    """Whether an object says which classes the answers after it are about."""
+    return "classes" in entry and "sha256" not in entry
+
+
 def is_object(line: bytes) -> bool:
     """Whether a line is a complete JSON object, even without a newline."""
     return storage.object_or_none(line, dict) is not None
 
 
 def append_answers(path: Path, classes: list[str], answers: Iterable[Answer]) -> None:
-    """As `append`; says which `classes` they are about, if that is needed and not said yet."""
+    """As `append`; says which `classes` they are about, if that is needed, not said yet, and fits a line."""
     new = list(answers)
     lines = [answer.line for answer in new]
     if any(answer.label is None and not answer.unsure for answer in new):
         before = path.read_bytes().split(b"\n") if path.exists() else []
-        said = [content for line in before if (content := storage.object_or_none(line, dict)) and "classes" in content]
-        if not said or said[-1]["classes"] != classes:
+        said = [content for line in before if (content := storage.object_or_none(line, dict)) and is_list(content)]
+        fits = len(json.dumps({"classes": classes})) < LARGEST_LINE
+        if fits and (not said or said[-1]["classes"] != classes):
             lines = [{"classes": classes}, *lines]
     append(path, *lines)
 

@@ -261,7 +261,7 @@ def describe_classes(
     for number in np.unique(labels).tolist():
         mine, answered = labels == number, judged == number
         images, count = int(mine.sum()), None if accepted is None else int((mine & accepted).sum())
-        wrong = np.bincount(truth[answered & (truth != number)] % len(names), minlength=1)
+        wrong = np.bincount(truth[answered & (truth != number) & (truth >= -1)] % len(names), minlength=1)
         rows.append({
             "class": names[number], "light": name_light(count, images), "images": images, "accepted": count,
             "answers": int(answered.sum()),
@@ -298,21 +298,27 @@ class Abstention:
     images: int = 0
 
 
-def abstention(target: float, confidence: np.ndarray, correct: np.ndarray, by: str = "labels") -> Abstention:
-    """From the top probabilities [N] of images with labels, or with answers drawn at random; `correct`: bool [N]."""
+def abstention(
+    target: float, confidence: np.ndarray, correct: np.ndarray, by: str = "labels", named: np.ndarray | None = None
+) -> Abstention:
+    """From the top probabilities [N] of images with labels, or with answers drawn at random; `correct`: bool [N];
+    `named`: bool [N], those that get a class without a threshold; None: all."""
+    every = len(confidence)
+    if named is not None:
+        confidence, correct = confidence[named], correct[named]
     images = len(confidence)
     if not images:
         return Abstention(target, reason="needs labels of images at random")
     wrong = np.concatenate([[0], np.cumsum(~correct[np.argsort(-confidence, kind="stable")])])
     thresholds = np.unique(np.quantile(confidence, np.linspace(0, 1, THRESHOLDS_TRIED)))[::-1]
-    named = [int((confidence >= threshold).sum()) for threshold in thresholds]
-    steps = [Step(float(t), count, int(wrong[count])) for t, count in zip(thresholds, named, strict=True)]
+    counts = [int((confidence >= threshold).sum()) for threshold in thresholds]
+    steps = [Step(float(t), count, int(wrong[count])) for t, count in zip(thresholds, counts, strict=True)]
     last = find_last(steps, first_count(images, target), lambda step: upper_bound(step.errors, step.answers) <= target)
     if not last:
         reason = "too few labels, or too many wrong classes among the surest images"
         return Abstention(target, reason=reason, images=images)
     risk, bound = last.errors / last.answers, upper_bound(last.errors, last.answers)
-    return Abstention(target, by, floor(last.threshold), last.answers / images, risk, bound, "", images)
+    return Abstention(target, by, floor(last.threshold), last.answers / every, risk, bound, "", images)
 
 
 def floor(threshold: float) -> float:

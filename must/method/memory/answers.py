@@ -19,12 +19,14 @@ from must.method.answers.review import NO_CLASS
 
 logger = logging.getLogger(__name__)
 
+OUTDATED = -2  # in place of a class number: an answer that does not fit the classes
+
 
 @dataclass(frozen=True)
 class Answers:
-    """{number in the split: class number, -1 for none of the classes}; `random`: those drawn at random, also with a
-    class that is no longer there, which is -1 too; `copies`: of other images with the same content as the `known` ones;
-    `cohorts`: of all images of the split, as of `find_cohorts`; `contents`: uint64, of all of them too."""
+    """{number in the split: class number, -1 for none of the classes}; `random`: those drawn at random, also OUTDATED
+    ones; `copies`: of other images with the same content as the `known` ones; `cohorts`: of all images of the split, as
+    of `find_cohorts`; `contents`: uint64, of all of them too."""
 
     known: dict[int, int]
     random: dict[int, int]
@@ -49,7 +51,7 @@ class Answers:
 def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
     """The answers about images of the shards, which are known by their content. An answer that does not fit the classes
     teaches nothing: its class is gone, or it is "none of the classes" and one was added. About a picture drawn at
-    random it counts as none of the classes, as its image stays part of the sample."""
+    random any label is wrong, as its image stays part of the sample."""
     if not config.answers:
         return Answers({}, {}, {}, np.empty(0, np.int64), np.empty(0, np.uint64))
     contents = read_hashes(config.shards, load_index(config.shards), config.split)
@@ -70,17 +72,17 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
         else:
             unfit.append(answer)
         if answer.sampled == RANDOM:
-            random[number] = known.get(number, NO_CLASS)
+            random[number] = known.get(number, OUTDATED)
     if gone:
         logger.info(f"{counted(gone, 'answer')} left out: of images that are no longer there")
     if renamed := sum(answer.label is not None for answer in unfit):
         logger.warning(
             f"{counted(renamed, 'answer')} with a class that is no longer there: they teach nothing, and those drawn "
-            "at random count as wrong; if a class has another name now, write it into answers.jsonl"
+            "at random count as wrong; if a class has another name now, write it into answers.jsonl (docs/day-two.md)"
         )
     if earlier := len(unfit) - renamed:
         logger.warning(
-            f"{counted(earlier, 'answer')} of none of the classes, from before a class was added: they teach nothing, "
+            f"{counted(earlier, 'answer')} of none of the classes, from before a name was added: they teach nothing, "
             "and those drawn at random count as wrong, until `must review` has asked about them again"
         )
     cohorts = find_cohorts(read_population(config.answers), contents)

@@ -119,16 +119,16 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
 
     `lists`: the classifier's and the new one, each {name: [images, agreement]}, and their `misfits`;
     `changed`: images with another label; `changes`: [present label, new label, images, examples]; `measured`: of the
-    answers drawn at random with a class of both lists: [their number, the share of right labels by each list, the
-    difference and its 95% interval]."""
+    answers drawn at random that name a class: [their number, the share of right labels by each list, the difference and
+    its 95% interval]; a class that is not in the new list is wrong there. `added`: names that only the new list has;
+    no answer can have one of them, so it is not said that the present list fits better."""
     class_set, classifier = load_class_set(config.classes), load_text_classifier(config.classifier)
     device, backbone = pick_device(config.device), load_backbone(*classifier.find_model())
     bundle = untrained(backbone, classifier, classifier.model, classifier.pretrained, classifier.logit_scale)
     columns = [classifier.weights, build_classifier(backbone, class_set, device)]
     source = EvalSource.open(config, get_preprocess(bundle.description))
     every, answers = set(source.numbers), find_answers(config, list(classifier.classes)).random
-    given = {n: classifier.classes[k] for n, k in answers.items() if k != NO_CLASS}
-    truth = {n: name for n, name in given.items() if n in every and name in class_set.names}
+    truth = {n: classifier.classes[k] for n, k in answers.items() if n in every and k >= 0}
     source.numbers = sorted({*subsample(source, min(config.images, TRIED)).numbers, *truth})
     feature, vectors, numbers, sources = read_features(bundle.model, source, device)
     near, judged = nearest(vectors), []
@@ -144,6 +144,7 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
         "changed": sum(changes.values()),
         "lists": list(tables),
         "misfits": list(misfits),
+        "added": [name for name in class_set.names if name not in classifier.classes],
         "measured": [len(known), float(before.mean()), float(after.mean()), *difference(before, after)]
         if known
         else [],
@@ -212,14 +213,17 @@ def printable_table(result: dict[str, Any], file: str) -> str:
     lines += [f"  {a} -> {b}: {count:,} ({', '.join(shown)})" for a, b, count, shown in result["changes"]]
     if result["measured"]:
         count, before, after, gain, low, high = result["measured"]
-        verdict = f"{file} fits better" if low > 0 else "the present list fits better" if high < 0 else "not decided"
-        answers = f"{counted(count, 'answer')} drawn at random, with a class of both lists"
+        worse = (
+            "not decided: no answer has a name that was added" if result["added"] else "the present list fits better"
+        )
+        verdict = f"{file} fits better" if low > 0 else worse if high < 0 else "not decided"
+        answers = f"{counted(count, 'answer')} drawn at random"
         lines.append(
             f"{verdict}: by {answers}, {before:.1%} -> {after:.1%} of the labels are right, "
             f"{100 * gain:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
         )
     else:
-        lines.append("which list fits better is not known: no answer drawn at random has a class of both (must review)")
+        lines.append("which list fits better is not known: no answer drawn at random names a class (must review)")
     for title, findings in zip(("present list", file), result["misfits"], strict=True):
         lines += [f"does not fit, {title}: {finding['text']}" for finding in findings[:EXAMPLES]]
     return "\n".join(printable(line) for line in lines)

@@ -312,8 +312,8 @@ def measure_answers(
     accuracy = AccuracyEstimate.from_correct(right[0], right[1], with_answers=right[2], unmeasured=unmeasured)
     accepted = accept(risk, ranks, right[3], refined.confidence[others].numpy(), unmeasured)
     named = (with_answers.labels != NO_CLASS).numpy()
-    unsure = abstention(risk, with_answers.confidence.numpy()[named], right[2][named], "answers")
-    shown = None if unsure.coverage is None else replace(unsure, coverage=unsure.coverage * float(named.mean()))
+    unsure = abstention(risk, with_answers.confidence.numpy(), right[2], "answers", named)
+    shown = None if unsure.threshold is None else unsure
     return Measured(images, accuracy, accepted, shown, labels.numpy(), truth.numpy())
 
 

@@ -95,8 +95,11 @@ def apply_correction(
     probabilities: Tensor, values: Tensor, correction: Tensor, none: float, share: Tensor | None = None
 ) -> Tensor:
     """Float32 [N, C]: the probabilities [N, K], and `none` in a last column unless it is 0, corrected; with `share`
-    [N], by this share of the correction. Rows have the sum 1."""
-    corrected = F.pad(probabilities, (0, 1), value=none) if none else probabilities
+    [N], by this share of the correction and of `none`. Rows have the sum 1."""
+    corrected = probabilities
+    if none:
+        column = torch.full_like(probabilities[:, :1], none)
+        corrected = torch.cat([probabilities, column if share is None else column * share[:, None]], 1)
     if correction.shape[0]:
         change = torch.cat([probabilities, values.float()], 1) @ correction.float()
         corrected = corrected + (change if share is None else share[:, None] * change)

@@ -19,7 +19,7 @@ from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews
 from must.deploy.review.review import review as must_review
 from must.deploy.review.review import review_at
 from must.deploy.review.session import RESERVED_S, Session
-from must.method.answers.answers_file import COVERAGE, RANDOM, append, read_answers
+from must.method.answers.answers_file import AGAIN, COVERAGE, RANDOM, append, read_answers
 from must.method.answers.review import Review
 from tests.common import one_line
 from tests.deploy.review.conftest import config_at, labels_of
@@ -241,17 +241,25 @@ def test_the_first_images_measure_with_the_sizes_of_all_cohorts(review, folder):
 
 def test_pictures_of_none_of_the_classes_are_asked_again_after_a_class_was_added(review, folder):
     session = Session(review, str(folder), "ann")
-    first, second = (picture.number for picture in review.pictures[:2])
+    numbers, sha256s = zip(*((picture.number, picture.sha256) for picture in review.pictures), strict=True)
     session.act("next", "page", {})
-    session.act("answer", "page", {"number": first, "kind": "none"})
-    session.act("answer", "page", {"number": second, "kind": "label", "label": "one"})
+    for place in range(3):
+        kind = {"kind": "label", "label": "one"} if place == 1 else {"kind": "none"}
+        session.act("answer", "page", {"number": numbers[place]} | kind)
+    session.act("answer", "page", {"also": [numbers[-1]], "kind": "none", "grid": True})
     more = replace(review, classes=[*review.classes, "ten"])
     later = Session(more, str(folder), "ann")
-    assert later.act("next", "page", {})["picture"]["number"] == first and len(later.answers) == 1
-    measured = more.measured(later.measuring)
-    assert measured.answers == 2 and measured.model.value <= 0.5, "counts as wrong until then"
-    later.act("answer", "page", {"number": first, "kind": "label", "label": "ten"})
-    assert len(later.answers) == 2 and read_answers(str(folder))[review.pictures[0].sha256].label == "ten"
+    assert len(later.answers) == 1 and more.measured(later.measuring).answers == 3
+    shown, asked = later.act("next", "page", {})["picture"], []
+    for label in ("ten", "ten", "one"):
+        asked.append((shown["number"], shown["sampled"]))
+        shown = later.act("answer", "page", {"number": shown["number"], "kind": "label", "label": label})["picture"]
+    assert asked == [(numbers[0], RANDOM), (numbers[2], RANDOM), (numbers[-1], AGAIN)] and shown["number"] == numbers[3]
+    assert read_answers(str(folder))[sha256s[2]].sampled == RANDOM and len(later.answers) == 4
+    again = Session(more, str(folder), "ann")
+    for _ in range(3):
+        again.act("undo", "page", {})
+    assert len(again.answers) == 1 and again.act("next", "page", {})["picture"]["number"] in [n for n, _ in asked]
 
 
 def test_undo_restores_what_was_there_and_takes_nothing_from_others(review, folder):

@@ -41,8 +41,16 @@ def test_none_of_the_classes_is_asked_again_once_a_class_was_added(tmp_path):
     assert [json.loads(text).get("classes") for text in file.read_text().splitlines()].count(["cat", "dog"]) == 1
     append_answers(file, ["cat", "dog", "cow"], [none])
     assert B in read_answers(str(file), ["cat", "dog", "cow"])
+    append(tmp_path / "others.jsonl", line(A, label="cat", classes=["cow"]))
+    assert read_answers(str(tmp_path / "others.jsonl"), ["cat"])[A].label == "cat", "a field of another program"
     append(tmp_path / "others.jsonl", line(B, label=None))
     assert B in read_answers(str(tmp_path / "others.jsonl"), ["any"]), "of another program: the list is not known"
+
+
+def test_a_list_that_is_too_long_for_a_line_is_left_out(tmp_path):
+    names = ["n" * 1_000] * 2_000
+    append_answers(tmp_path / "answers.jsonl", names, [Answer(B, None)])
+    assert read_answers(str(tmp_path), names).keys() == {B} and (tmp_path / "answers.jsonl").stat().st_size < 1_000
 
 
 def test_an_answer_that_is_taken_back_leaves_those_of_others(tmp_path):

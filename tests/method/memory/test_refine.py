@@ -39,6 +39,7 @@ from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import MemoryFacts, get_preprocess, load_description
 from tests.common import ended
 from tests.data.shards.test_shard import tree
+from tests.deploy.serve.server import running
 from tests.evaluation.digits import digits as digits_once
 from tests.method.memory.remembering import unlabeled_digits
 from tests.method.train import lives
@@ -217,7 +218,7 @@ def test_none_of_the_classes_from_before_a_class_was_added_teaches_nothing(digit
     summary, _ = run(digits, tmp_path, answers=folder)
     shown = capsys.readouterr()
     assert summary["answers"] == 10 and selection(tmp_path).measured.answers == 15
-    assert "5 answers of none of the classes, from before a class was added" in shown.out + shown.err
+    assert "5 answers of none of the classes, from before a name was added" in shown.out + shown.err
 
 
 @pytest.mark.parametrize("known, verdict", [(140, "the present list fits better"), (0, "is not known")])
@@ -225,7 +226,9 @@ def test_answers_say_which_of_two_lists_fits_better(digits, truth, tmp_path, cap
     classes = load_description(digits.adapted).classes
     dogs = {name: {"name": name, "prompts": ["a photo of a dog"]} for name in ("two", "three")}
     other = [dogs.get(name, name) for name in classes]
-    (tmp_path / "new.yaml").write_text(yaml.safe_dump({"classes": [*other, "ten"], "templates": list(TEMPLATES)}))
+    (tmp_path / "new.yaml").write_text(
+        yaml.safe_dump({"classes": other if known else [*other, "ten"], "templates": list(TEMPLATES)})
+    )
     answers = answered(tmp_path / "review", truth[:known], lambda label: None if label == "one" else label)
     before = tree(tmp_path)
     values = flags(digits, tmp_path) | {"classes": str(tmp_path / "new.yaml"), "answers": answers}
@@ -233,6 +236,15 @@ def test_answers_say_which_of_two_lists_fits_better(digits, truth, tmp_path, cap
     assert tree(tmp_path) == before and verdict in capsys.readouterr().out
     ones = sum(label == "one" for *_, label in truth[:known])
     assert [len(result["measured"]), *result["measured"][:1]] == ([6, known - ones] if known else [0])
+    assert result["added"] == ([] if known else ["ten"])
+
+
+def test_a_list_without_a_class_that_there_is_does_not_fit_better(digits, truth, tmp_path, capsys):
+    names = ",".join(name for name in load_description(digits.adapted).classes if name != "three")
+    values = flags(digits, tmp_path) | {"classes": names, "answers": answered(tmp_path / "review", truth)}
+    _, before, after, *_ = refine(RefineConfig(**values, workers=0, device="cpu"))["measured"]
+    shown = capsys.readouterr().out
+    assert after < before and "fits better: by" not in shown.replace("the present list fits better", "")
 
 
 def test_every_copy_of_an_answered_image_has_the_answer_and_it_counts_once(digits, tmp_path):
@@ -319,6 +331,12 @@ def test_images_like_those_of_none_of_the_classes_get_no_class_in_every_output(d
         assert float(row["adapted_probability"]) == pytest.approx(found[Path(row["source"]).name].probability, abs=2e-4)
     abstained = [(one.abstained, "/three/" in one.image) for one in predictions[1]]
     assert np.mean([shown == three for shown, three in abstained]) > 0.95
+    metrics = evaluate(EvaluateConfig(model=model, shards=digits.shards, output=str(report), risk=0.3, device="cpu"))
+    named = [not one.abstained for one in load(model).predict(images, abstain=metrics.abstention.threshold)]
+    assert metrics.abstention.coverage == pytest.approx(np.mean(named), abs=1e-9) and np.mean(named) < 0.95
+    with running("--model", tmp_path / "onnx") as server:
+        served = [server.ask("POST", "/classify", Path(one.image).read_bytes())[1] for one in predictions[1][:40]]
+    assert [row["class"] for row in served] == [one.name for one in predictions[1][:40]]
 
 
 def test_alpha_changes_only_if_another_is_right_more_often_beyond_the_error():
