@@ -288,7 +288,8 @@ def measure_answers(
     None: nothing is measured."""
     rows, truth = answer_rows(answers.random, pool.numbers)
     by_content = rows.numpy()[answers.contents[pool.numbers[rows].numpy()].argsort()]
-    images, chosen = choose_measured(answers.cohorts[pool.numbers.numpy()], by_content, fewest_answers(risk))
+    sizes = np.bincount(answers.cohorts[answers.cohorts >= 0])  # as for `must review`, also where the pool is a part
+    images, chosen = choose_measured(answers.cohorts[pool.numbers.numpy()], by_content, fewest_answers(risk), sizes)
     if not len(chosen):
         return None
     truth, rows = truth[torch.isin(rows, torch.from_numpy(chosen))], torch.from_numpy(np.sort(chosen))
