@@ -136,7 +136,7 @@ def score_batch(log_probability: Tensor, similarity: Tensor, labels: np.ndarray)
     of_label = torch.where(index == NO_LABEL, torch.nan, of_label)
     entropy = -(probability * log_probability).sum(-1)
     exact = (probability.cpu() if probability.device.type == "mps" else probability).double()  # MPS has no float64
-    named = 1 - exact.sum(1) <= values[:, 0].to(exact)
+    named = 1 - probability.sum(-1) <= values[:, 0]
     fields = (top.int(), values, of_label, entropy, similarity, named, exact.sum(0))
     return tuple(field.cpu().numpy() for field in fields)
 
