@@ -170,10 +170,9 @@ class Session:
     def describe(self, picture: Picture) -> dict[str, Any]:
         """A picture, and how it was chosen. `likely`: with many classes, the names to begin the list with, in the order
         of the classes, which does not hint at any model's prediction."""
-        answers, classes = self.answers, self.review.classes
-        answer = answers.get(picture.sha256)
+        classes, answer, measuring = self.review.classes, self.answers.get(picture.sha256), self.measuring
         similar = [
-            {"number": other, "open": other in self.pictures and self.pictures[other].sha256 not in answers}
+            {"number": other, "open": other in self.pictures and self.pictures[other].sha256 not in measuring}
             for other in picture.similar
         ]
         return {
@@ -198,8 +197,8 @@ class Session:
         few = isinstance(also, list) and len(also) <= GRID_PICTURES
         require(few, f"`also` must be a list of at most {GRID_PICTURES} numbers")
         browser, who = self.sender(page, request)
-        answers = self.answers
-        others = [picture for picture in map(self.picture, also) if not measures(answers.get(picture.sha256))]
+        measuring = self.measuring
+        others = [picture for picture in map(self.picture, also) if not measures(measuring.get(picture.sha256))]
         sampled = {picture.sha256: GRID if grid else SIMILAR for picture in others}
         if shown is not None or not also:
             sha256 = self.picture(shown).sha256
@@ -256,7 +255,7 @@ class Session:
         """
         sort, classes = request.get("sort", "sure"), self.review.classes
         require(sort in SORTS, "no such order")
-        answers = self.answers
+        answers = self.measuring  # an outdated answer is asked for alone
         unanswered = [picture for picture in self.review.pictures if picture.sha256 not in answers]
         if sort == "differ":
             unanswered = [picture for picture in unanswered if len(set(picture.classes)) > 1]

@@ -100,8 +100,9 @@ def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[A
             require(len(line) <= LARGEST_LINE, "is too long")
             entry = json.loads(line)
             if is_list(entry):
-                require(isinstance(entry["classes"], list), "classes must be a list of names")
-                listed = frozenset(map(str, entry["classes"]))
+                names = entry["classes"]
+                require(names is None or isinstance(names, list), "classes must be a list of names")
+                listed = None if names is None else frozenset(map(str, names))
                 continue
             sha256 = of_form(SHA256, entry["sha256"], "sha256")
             answers = history.pop(sha256, [])  # so that the order is that of the last answers
@@ -145,15 +146,16 @@ def is_object(line: bytes) -> bool:
 
 
 def append_answers(path: Path, classes: list[str], answers: Iterable[Answer]) -> None:
-    """As `append`; says which `classes` they are about, if that is needed, not said yet, and fits a line."""
+    """As `append`; says which `classes` they are about, if that is needed and not said yet; null where the list does
+    not fit a line."""
     new = list(answers)
     lines = [answer.line for answer in new]
     if any(answer.label is None and not answer.unsure for answer in new):
         before = path.read_bytes().split(b"\n") if path.exists() else []
         said = [content for line in before if (content := storage.object_or_none(line, dict)) and is_list(content)]
         fits = len(json.dumps({"classes": classes})) < LARGEST_LINE
-        if fits and (not said or said[-1]["classes"] != classes):
-            lines = [{"classes": classes}, *lines]
+        now, earlier = classes if fits else None, said[-1]["classes"] if said else None
+        lines = [*([] if now == earlier else [{"classes": now}]), *lines]
     append(path, *lines)
 
 

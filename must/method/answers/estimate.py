@@ -308,7 +308,7 @@ def abstention(
         confidence, correct = confidence[named], correct[named]
     images = len(confidence)
     if not images:
-        return Abstention(target, reason="needs labels of images at random")
+        return Abstention(target, reason="no image gets a class" if every else "needs labels of images at random")
     wrong = np.concatenate([[0], np.cumsum(~correct[np.argsort(-confidence, kind="stable")])])
     thresholds = np.unique(np.quantile(confidence, np.linspace(0, 1, THRESHOLDS_TRIED)))[::-1]
     counts = [int((confidence >= threshold).sum()) for threshold in thresholds]

@@ -15,11 +15,9 @@ from must.data.format.index import load_index
 from must.data.shards.history import read_hashes
 from must.method.answers.answers_file import RANDOM, Answer, read_answers
 from must.method.answers.population import POPULATION_FILE, UNKNOWN, find_cohorts, read_population
-from must.method.answers.review import NO_CLASS
+from must.method.answers.review import NO_CLASS, OUTDATED
 
 logger = logging.getLogger(__name__)
-
-OUTDATED = -2  # in place of a class number: an answer that does not fit the classes
 
 
 @dataclass(frozen=True)

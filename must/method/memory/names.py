@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from must.base.console import quieted
 from must.base.text import counted, printable
 from must.config import RefineConfig
 from must.data.loading.loader import EvalSource
@@ -120,15 +121,17 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
     `lists`: the classifier's and the new one, each {name: [images, agreement]}, and their `misfits`;
     `changed`: images with another label; `changes`: [present label, new label, images, examples]; `measured`: of the
     answers drawn at random that name a class: [their number, the share of right labels by each list, the difference and
-    its 95% interval]; a class that is not in the new list is wrong there. `added`: names that only the new list has;
-    no answer can have one of them, so it is not said that the present list fits better."""
+    its 95% interval]; a class that is not in a list is wrong there. `added`: names that only the new list has, and no
+    answer; then it is not said that the present list fits better."""
     class_set, classifier = load_class_set(config.classes), load_text_classifier(config.classifier)
     device, backbone = pick_device(config.device), load_backbone(*classifier.find_model())
     bundle = untrained(backbone, classifier, classifier.model, classifier.pretrained, classifier.logit_scale)
     columns = [classifier.weights, build_classifier(backbone, class_set, device)]
     source = EvalSource.open(config, get_preprocess(bundle.description))
-    every, answers = set(source.numbers), find_answers(config, list(classifier.classes)).random
-    truth = {n: classifier.classes[k] for n, k in answers.items() if n in every and k >= 0}
+    every, known = set(source.numbers), list(dict.fromkeys([*classifier.classes, *class_set.names]))
+    with quieted(logging.ERROR, "must.method.memory.answers"):  # what it says is about `must refine`
+        answers = find_answers(config, known).random
+    truth = {n: known[k] for n, k in answers.items() if n in every and k >= 0}
     source.numbers = sorted({*subsample(source, min(config.images, TRIED)).numbers, *truth})
     feature, vectors, numbers, sources = read_features(bundle.model, source, device)
     near, judged = nearest(vectors), []
@@ -137,16 +140,16 @@ def compare_lists(config: RefineConfig) -> dict[str, Any]:
     labels, tables, misfits = zip(*judged, strict=True)
     pairs = list(zip(*labels, strict=True))
     changes = Counter(pair for pair in pairs if pair[0] != pair[1])
-    known = [(pair, truth[n]) for n, pair in zip(numbers, pairs, strict=True) if n in truth]
-    before, after = (np.array([pair[place] == name for pair, name in known], bool) for place in range(2))
+    judged_by = [(pair, truth[n]) for n, pair in zip(numbers, pairs, strict=True) if n in truth]
+    before, after = (np.array([pair[place] == name for pair, name in judged_by], bool) for place in range(2))
     result = {
         "images": len(sources),
         "changed": sum(changes.values()),
         "lists": list(tables),
         "misfits": list(misfits),
-        "added": [name for name in class_set.names if name not in classifier.classes],
-        "measured": [len(known), float(before.mean()), float(after.mean()), *difference(before, after)]
-        if known
+        "added": [name for name in class_set.names if name not in (*classifier.classes, *truth.values())],
+        "measured": [len(judged_by), float(before.mean()), float(after.mean()), *difference(before, after)]
+        if judged_by
         else [],
         "changes": [
             [*pair, count, [s for s, p in zip(sources, pairs, strict=True) if p == pair][:EXAMPLES]]

@@ -81,6 +81,7 @@ class Refined:
     memory: Memory
     measured: Measured | None
     answered: Tensor  # int64 [R], the rows of answered images
+    outdated: Tensor  # int64, the rows of those whose answer does not fit the classes
     misfits: list[Finding]
 
     @property
@@ -91,6 +92,7 @@ class Refined:
             return None
         sure = self.labels.confidence.numpy() >= self.measured.accepted.threshold
         accepted = sure & self.measured.images
+        accepted[self.outdated.numpy()] = False
         accepted[self.answered.numpy()] = True
         return accepted
 
@@ -100,7 +102,7 @@ class Refined:
         if self.measured is None:
             return []
         others = np.ones(len(self.labels.labels), bool)
-        others[self.answered.numpy()] = False
+        others[self.answered.numpy()] = others[self.outdated.numpy()] = False
         accepted = None if self.accepted is None else self.accepted[others]
         labels, surest = self.labels.labels.numpy(), np.argsort(-self.labels.confidence.numpy(), kind="stable")
         rows = describe_classes(classes, labels[others], accepted, self.measured.labels, self.measured.truth)
@@ -267,6 +269,7 @@ def refine_pool(
         memory,
         measure_answers(pool, answers, before, labels, remember, risk) if answers.random else None,
         rows,
+        answer_rows({n: k for n, k in answers.random.items() if n not in answers.known}, pool.numbers)[0],
         [
             *find_missing(labels, rows, [*answers.known.values()].count(NO_CLASS)),
             *find_pairs(zero_shot.to(device), columns.to(device)),

@@ -250,6 +250,12 @@ def test_pictures_of_none_of_the_classes_are_asked_again_after_a_class_was_added
     more = replace(review, classes=[*review.classes, "ten"])
     later = Session(more, str(folder), "ann")
     assert len(later.answers) == 1 and more.measured(later.measuring).answers == 3
+    for label in review.classes:
+        assert not {numbers[0], numbers[2]} & {
+            tile["number"] for tile in later.act("grid", "p", {"label": label})["pictures"]
+        }
+    later.act("answer", "page", {"also": [numbers[0]], "kind": "label", "label": "one", "grid": True})
+    assert len(later.measuring) == 3, "stays in the sample"
     shown, asked = later.act("next", "page", {})["picture"], []
     for label in ("ten", "ten", "one"):
         asked.append((shown["number"], shown["sampled"]))

@@ -49,6 +49,7 @@ def test_none_of_the_classes_is_asked_again_once_a_class_was_added(tmp_path):
 
 def test_a_list_that_is_too_long_for_a_line_is_left_out(tmp_path):
     names = ["n" * 1_000] * 2_000
+    append_answers(tmp_path / "answers.jsonl", ["cat"], [Answer(A, None)])
     append_answers(tmp_path / "answers.jsonl", names, [Answer(B, None)])
     assert read_answers(str(tmp_path), names).keys() == {B} and (tmp_path / "answers.jsonl").stat().st_size < 1_000
 
