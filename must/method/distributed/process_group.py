@@ -80,6 +80,11 @@ class Preempted(SystemExit):
         self.reason = reason
 
 
+LAST_GROUP = list[Any]()
+"""The gloo group of before. It outlives DDP's reducer: as the last owner, that waits for the group's thread without
+releasing the interpreter's lock, which the thread may need (seen once, torch 2.13: a training that did not end)."""
+
+
 @contextmanager
 def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
     """Joins the process group (torchrun's rendezvous), if torchrun started the process; leaves it at the end.
@@ -102,6 +107,8 @@ def init_distributed(device_name: str, timeout: int) -> Iterator[World]:
         get_error_handler().record_exception(error)
         raise
     finally:
+        if device.type != "cuda":
+            LAST_GROUP[:] = [dist.group.WORLD]
         dist.destroy_process_group()
 
 
