@@ -23,12 +23,12 @@ from must.api.stages import call
 from must.api.work_state import ANSWERS, BUNDLE, LABELS, REPORT, SHARDS, TEST, WorkState, check_places, is_trained
 from must.base import storage
 from must.base.console import quieted, replaced
-from must.base.files import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, REFINED_FILE
+from must.base.files import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, naming_parameters, require
 from must.base.processes import check_processes
 from must.base.progress import load_torch
-from must.base.text import counted, printable
+from must.base.text import counted
 from must.config import AdaptConfig, TrainConfig
 from must.config.work import NEXT_PREFIX
 from must.data.format.index import load_index
@@ -46,7 +46,6 @@ SET_BY_ADAPT = ("shards", "index_sha256", "classifier", "output", "split", "mode
 CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "alpha"}  # settings that may change from one call to the next
 WORTH_TRAINING = 30 * 60  # seconds of training that `--train auto` takes without a GPU
 TRIAL_SECONDS = 5.0  # of the trial steps that measure it
-MISFITS_SHOWN = 3  # lines
 FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/model/vectors.py)
 ADAPT_LOCK = Kind("must adapt", "--output", ".adapt.lock")
 
@@ -105,11 +104,6 @@ def command(config: AdaptConfig) -> Adapted:
     """The stage `must adapt`; prints the paths of what was written."""
     adapted = steps(**config.to_dict())
     logger.info(f"model: {adapted.bundle}\nlabels: {adapted.labels}\nreport: {adapted.report}")
-    misfits = storage.read_json(str(adapted.labels.parent / REFINED_FILE), "output").get("misfits", [])
-    for finding in misfits[:MISFITS_SHOWN]:
-        logger.info(printable(f"names: {finding['text']} ({', '.join(finding['examples'])})"))
-    if len(misfits) > MISFITS_SHOWN:
-        logger.info(f"and {len(misfits) - MISFITS_SHOWN} more in the report")
     return adapted
 
 

@@ -17,7 +17,7 @@ from must.base import storage
 from must.base.console import TO_STDERR, open_closed
 from must.base.errors import UserError
 from must.base.exits import INTERRUPTED, exiting, is_first_rank
-from must.base.files import REPORT_FILE
+from must.base.files import REFINED_FILE, REPORT_FILE
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, format_usage
 from must.base.parameters import convert, require
 from must.base.processes import cores, end_with_parent
@@ -54,9 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if command == "predict" and not file and "model" not in options:
                     refuse_no_model(options.get("images", []))
                 config: Any = configure(command, with_settings(options), file)
-                run(command, config)
+                result = run(command, config)
                 if command == "evaluate" and is_first_rank():
                     logger.info(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
+                if command == "adapt" or (command == "refine" and not config.classes):
+                    print_misfits(str(result.labels.parent) if command == "adapt" else config.output)
                 print_next(command, config)
         except BrokenPipeError:  # `must ... | head`
             sys.stderr.close()
@@ -66,6 +68,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(INTERRUPTED) from None
 
 
+def print_misfits(labels: str) -> None:
+    """Prints the names that do not fit, of the folder of `must refine`."""
+    misfits = storage.read_json(storage.join(labels, REFINED_FILE), "output").get("misfits", [])
+    for finding in misfits[:MISFITS_SHOWN]:
+        logger.info(printable(f"names: {finding['text']} ({', '.join(finding['examples'])})"))
+    if len(misfits) > MISFITS_SHOWN:
+        logger.info(f"and {len(misfits) - MISFITS_SHOWN} more in the report")
+
+
+MISFITS_SHOWN = 3  # lines
 NEXT = {
     "demo": "must adapt {output}/images/unlabeled --classes {output}/classes.yaml --model {output}/model "
     "--test-images {output}/images/test --output {output}/work",

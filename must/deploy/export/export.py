@@ -24,7 +24,7 @@ from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.loading.reader import ShardReader
 from must.deploy.export.inference import LARGEST_DIFFERENCE, run_in_batches
-from must.deploy.predict.session import ABSTENTION, EMBEDDING, LABELS_FILE, OnnxClassifier
+from must.deploy.predict.session import ABSTENTION, EMBEDDING, KNOWS_NONE, LABELS_FILE, OnnxClassifier
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import Bundle, load_bundle
 from must.method.model.description import Selection, get_preprocess, require_same_model
@@ -97,6 +97,7 @@ def export_onnx(
         extra: dict[str, Any] = {EMBEDDING: dimensions | {"length": 1}} if dimensions else {}
         abstention = measured_abstention(metrics, description.provenance.selection)
         extra |= {ABSTENTION: abstention} if abstention else {}
+        extra |= {KNOWS_NONE: True} if bundle.memory and bundle.memory.facts.none else {}
         add_metadata(graph, description, precision=config.precision, input=config.input, arithmetic=method, **extra)
         check_graph(graph)
         path = Path(folder) / ONNX_FILE

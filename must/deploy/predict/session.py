@@ -23,6 +23,7 @@ from must.data.image.preprocess import Preprocess, normalize_pixels
 logger = logging.getLogger(__name__)
 
 LABELS_FILE = "labels.txt"
+KNOWS_NONE = "knows_none"  # in the metadata of a model whose probabilities may have a sum below 1
 SIMILARITY = "similarity"  # the second output of a model with a memory
 EMBEDDING = "embedding"  # the last output of a file that was exported with --embeddings
 

@@ -25,7 +25,7 @@ from must.base.text import printable
 from must.config.predict import ServeConfig
 from must.config.work import PARTS
 from must.data.image.preprocess import EvalView
-from must.deploy.predict.session import OnnxClassifier, model_uri, threshold
+from must.deploy.predict.session import KNOWS_NONE, OnnxClassifier, model_uri, threshold
 from must.deploy.promote.registry import LATEST, Registry
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.protocol import Refused, decode_pixels
@@ -99,9 +99,9 @@ class ServedModel:
         size = self.classifier.preprocess.size
         for images in (1, self.batch_size):
             found = self.classifier(np.full((images, size, size, 3), 127, np.uint8)).probability
-            total = float(found.sum()) / images  # below 1: the rest is none of the classes
-            valid = found.min() >= 0 and 0 < total < 1.01
-            require(bool(valid), f"{self.version}: its outputs are no probabilities; they add up to {total:.3f}")
+            total, least = float(found.sum()) / images, 0.0 if KNOWS_NONE in self.classifier.metadata else 0.99
+            valid = float(found.min()) >= 0 and least < total < 1.01
+            require(valid, f"{self.version}: its probabilities add up to {total:.3f}")
 
 
 def deliver(futures: list[asyncio.Future[Any]], results: Any) -> None:

@@ -64,8 +64,8 @@ class Finding:
         """For refined.json: classes and examples by name, and the finding in a line."""
         names, examples = [classes[k] for k in self.classes], [sources[row] for row in self.rows]
         if self.kind == "none":
-            more = f"{self.images:,} other images are like them" if self.images else "no other image is like them"
-            text = f"{self.answers:,} images have the answer “none of the classes”, {more}: is a class missing?"
+            like = f"the model finds {counted(self.images, 'other image')} like them"
+            text = f"{self.answers:,} images have the answer “none of the classes”, {like}: is a class missing?"
         else:
             text = (
                 f"“{names[0]}” and “{names[1]}” are almost the same to the model: give them other words, or join them"

@@ -22,7 +22,7 @@ from must.base.files import ADAPTED, CHECKPOINTS, DESCRIPTION_FILE, PREDICTIONS_
 from must.base.lock import HeldError
 from must.base.parameters import require
 from must.base.storage import exists, join
-from must.base.text import NONE_OF_THESE, cell, counted, encoded, format_csv, printable
+from must.base.text import NONE_OF_THESE, cell, counted, encoded, format_csv
 from must.config import RefineConfig
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import read_hashes
@@ -182,8 +182,6 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         f"{measured.accuracy.text() + chr(10) + measured.accepted.text() + chr(10) if measured else ''}"
         f"a memory of {refined.memory.facts.images:,} images -> {config.model}"
     )
-    for text, examples in [(f["text"], f["examples"]) for f in misfits if f["kind"] == "none"]:
-        logger.info(printable(f"names: {text} ({', '.join(examples)})"))
     for warning in check.warnings:
         logger.warning(f"warning: {warning}")
     return summary

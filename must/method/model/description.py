@@ -54,7 +54,7 @@ class MemoryFacts:
     images: int  # that it holds
     answers: int = 0
     shared: float = 0.0  # r: how often neighbours share a class, beyond chance
-    none: float = 0.0  # the share of answers "none of the classes"; 0: it knows the classes only
+    none: float = 0.0  # of none of the classes, before corrections and votes; 0: it knows the classes only
 
 
 @dataclass(frozen=True)

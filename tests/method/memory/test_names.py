@@ -50,8 +50,8 @@ def test_answers_of_none_of_the_classes_are_a_finding_with_the_images_like_them(
     assert find_missing(labels, answered, 1) == [], "one such answer is none"
     (found,) = find_missing(labels, answered, 2)
     assert (found.images, found.answers, found.rows) == (2, 2, (4, 2)), "images without an answer come first"
-    text = found.to_dict(["a", "b"], list("uvwxyz"))["text"]
-    assert text == "2 images have the answer “none of the classes”, 2 other images are like them: is a class missing?"
+    said, question = "2 images have the answer “none of the classes”, the model finds", "like them: is a class missing?"
+    assert found.to_dict(["a", "b"], list("uvwxyz"))["text"] == f"{said} 2 other images {question}"
 
 
 @pytest.mark.parametrize(("distance", "found"), [(0.05, [(0, 5)]), (0.15, [])])
