@@ -4,18 +4,22 @@ import asyncio
 import base64
 import json
 import socket
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 import must
 from must.api.cli import main
 from must.base.exits import WRONG_INPUT, find_exit_code
+from must.config import ServeConfig
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels
-from must.deploy.predict.session import OnnxClassifier
+from must.deploy.predict.session import KNOWS_NONE, OnnxClassifier
+from must.deploy.serve.models import ServedModel
 from must.deploy.serve.serve import listen
 from tests.common import ended
 from tests.deploy.serve.server import ask
@@ -117,3 +121,20 @@ def test_an_answer_in_two_packets_does_not_wait_for_the_clients_acknowledgement(
         connection, _ = listener.accept()
         with connection:
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.parametrize(
+    ("factor", "says_so", "served"), [(1, False, True), (0.5, False, False), (0.5, True, True), (2, True, False)]
+)
+def test_probabilities_add_up_to_one_unless_the_file_knows_none(exported, tmp_path, factor, says_so, served):
+    model = onnx.load(exported[1] / "model.onnx")
+    name, last = model.graph.output[0].name, model.graph.node[-1]
+    last.output[:] = ["before" if output == name else output for output in last.output]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(factor, np.float32), "factor"))
+    model.graph.node.append(onnx.helper.make_node("Mul", ["before", "factor"], [name]))
+    if says_so:
+        model.metadata_props.add(key=KNOWS_NONE, value="true")
+    onnx.save(model, tmp_path / "model.onnx")
+    made = ServedModel("v", OnnxClassifier(tmp_path / "model.onnx"), ServeConfig(model=str(tmp_path)))
+    with nullcontext() if served else pytest.raises(ValueError, match="its probabilities add up to"):
+        made.try_out()

@@ -1,0 +1,154 @@
+"""Which pictures a review asks about, for several people, and what counts of their answers."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from must.deploy.review.prepare import compute_reviews
+from must.deploy.review.session import RESERVED_S, Session
+from must.method.answers.answers_file import AGAIN, COVERAGE, RANDOM, append, read_answers
+from tests.deploy.review.conftest import config_at, labels_of
+
+
+def test_two_pages_show_different_pictures_and_one_that_is_left_holds_nothing_up(review, folder):
+    now = [0.0]
+    session = Session(review, str(folder), "", clock=lambda: now[0])
+    ann, bob = session.next("ann")["picture"], session.next("bob")["picture"]
+    first, second, third, *_ = (picture.number for picture in review.pictures)
+    assert (ann["number"], bob["number"]) == (first, second) and session.next("ann")["picture"] == ann
+    reply = session.answer("bob", {"number": bob["number"], "kind": "none"})
+    assert reply["picture"]["number"] == third and reply["state"]["text"].startswith("1 answer: "), "a gap is no end"
+    session.leave("ann")
+    assert session.next("eve")["picture"]["number"] == first
+    now[0] = RESERVED_S + 1
+    assert session.next("bob")["picture"]["number"] == first
+    session.answer("bob", {"number": ann["number"], "kind": "unsure"})
+    assert session.review.measured(session.answers).answers == 1
+
+
+def test_answers_that_do_not_measure_come_no_earlier_in_the_next_sample(review, folder, monkeypatch):
+    """The first pictures of a review hold those with measuring answers; others would be asked again too often."""
+    monkeypatch.setattr("must.deploy.review.prepare.FIRST_IMAGES", 20)
+    lines = [{"sha256": picture.sha256, "label": review.classes[0]} for picture in review.pictures]
+    append(folder / "answers.jsonl", *(line | {"sampled": "grid"} for line in lines[:60]))
+    append(folder / "answers.jsonl", *(line | {"sampled": RANDOM} for line in lines[60:70]))
+    first, _ = next(iter(compute_reviews(config_at(folder))))
+    asked = {picture.sha256 for picture in first.pictures}
+    assert {line["sha256"] for line in lines[60:70]} <= asked and 20 <= len(asked) <= 30 and not first.complete
+    assert sum(line["sha256"] in asked for line in lines[:60]) < 20
+
+
+def test_only_pictures_drawn_at_random_measure_whatever_else_is_answered(review, folder):
+    labels = labels_of(review)
+    session = Session(review, str(folder), "ann")
+    grid = session.grid("page", {"sort": "sure"})
+    most = max(set(called := [one.classes[1] for one in review.pictures]), key=called.count)
+    assert grid["label"] == review.classes[most] and grid["left"] == called.count(most) == max(grid["counts"])
+    assert all(one["predicted"][1] == grid["label"] for one in grid["pictures"]) and len(grid["pictures"]) <= 60
+    wanted = [one["number"] for one in grid["pictures"]][:4]
+    reply = session.answer("page", {"kind": "label", "label": grid["label"], "also": wanted, "grid": True})
+    assert reply["picture"] is None and reply["state"]["text"].startswith("4 answers for teaching only")
+    assert session.review.measured(session.answers) is None and not reply["state"]["gain"]
+    assert session.grid("page", {"label": grid["label"]})["left"] == grid["left"] - 4
+    asked, shown = {RANDOM: [], COVERAGE: []}, session.next("page")["picture"]
+    while len(asked[COVERAGE]) < 12:
+        picture = session.picture(shown["number"])
+        asked[shown["sampled"]].append(picture.number)
+        also = [one["number"] for one in shown["similar"] if one["open"]][:1]
+        request = {"number": picture.number, "kind": "label", "label": labels[picture.sha256], "also": also}
+        shown = session.answer("page", request)["picture"]
+    drawn = len(asked[RANDOM])
+    assert drawn == 26, "one in three after the first twenty"
+    assert asked[RANDOM] == [picture.number for picture in review.pictures[:drawn]], "also those that the grid had"
+    assert asked[COVERAGE] == [number for number in review.coverage if number in asked[COVERAGE]]
+    lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    counts = Counter(line["sampled"] for line in lines)
+    assert counts[RANDOM] == drawn and counts[COVERAGE] == 12 and counts["grid"] == 4 and counts["similar"] > 20
+    assert session.review.measured(session.answers).answers == drawn
+    first = review.pictures[0]
+    session.show("page", {"number": first.number})
+    session.answer("page", {"number": first.number, "kind": "none"})
+    assert session.answers[first.sha256].sampled == RANDOM, "a changed answer about a drawn picture measures"
+    again = {"kind": "label", "label": "one", "also": [first.number], "grid": True}
+    session.answer("page", again)
+    assert session.answers[first.sha256].label is None, "a grid changes no answer that measures"
+    assert all(len(set(one["predicted"])) > 1 for one in session.grid("page", {"sort": "differ"})["pictures"])
+    rows = session.end("page")["rows"]
+    assert [row[0] for row in rows] == ["zero-shot", "the model", "refined labels, without answers"]
+
+
+def test_the_first_images_measure_with_the_sizes_of_all_cohorts(review, folder):
+    """Of two cohorts as large as each other, all answers of the first and a few of the second are among the first
+    images that are looked at."""
+    pictures = [replace(picture, cohort=int(place >= 20)) for place, picture in enumerate(review.pictures[:25])]
+    part = replace(review, pictures=pictures, complete=False, coverage=[], cohorts=[200, 200])
+    lines = [{"sha256": p.sha256, "label": review.classes[0], "sampled": "random"} for p in pictures]
+    append(folder / "answers.jsonl", *lines)
+    answers = part.answers(str(folder))
+    assert part.measured(answers).answers == 20 and part.measured(answers).unmeasured == 5
+    assert replace(part, cohorts=[]).measured(answers).answers == 25, "by the sizes of the part"
+
+
+def test_pictures_of_none_of_the_classes_are_asked_again_after_a_class_was_added(review, folder):
+    session = Session(review, str(folder), "ann")
+    numbers, sha256s = zip(*((picture.number, picture.sha256) for picture in review.pictures), strict=True)
+    session.act("next", "page", {})
+    for place in range(3):
+        kind = {"kind": "label", "label": "one"} if place == 1 else {"kind": "none"}
+        session.act("answer", "page", {"number": numbers[place]} | kind)
+    session.act("answer", "page", {"also": [numbers[-1]], "kind": "none", "grid": True})
+    more = replace(review, classes=[*review.classes, "ten"])
+    later = Session(more, str(folder), "ann")
+    assert len(later.answers) == 1 and more.measured(later.measuring).answers == 3
+    for label in review.classes:
+        assert not {numbers[0], numbers[2]} & {
+            tile["number"] for tile in later.act("grid", "p", {"label": label})["pictures"]
+        }
+    later.act("answer", "page", {"also": [numbers[0]], "kind": "label", "label": "one", "grid": True})
+    assert len(later.measuring) == 3, "stays in the sample"
+    shown, asked = later.act("next", "page", {})["picture"], []
+    for label in ("ten", "ten", "one"):
+        asked.append((shown["number"], shown["sampled"]))
+        shown = later.act("answer", "page", {"number": shown["number"], "kind": "label", "label": label})["picture"]
+    assert asked == [(numbers[0], RANDOM), (numbers[2], RANDOM), (numbers[-1], AGAIN)] and shown["number"] == numbers[3]
+    assert read_answers(str(folder))[sha256s[2]].sampled == RANDOM and len(later.answers) == 4
+    again = Session(more, str(folder), "ann")
+    for _ in range(3):
+        again.act("undo", "page", {})
+    assert len(again.answers) == 1 and again.act("next", "page", {})["picture"]["number"] in [n for n, _ in asked]
+
+
+def test_undo_restores_what_was_there_and_takes_nothing_from_others(review, folder):
+    one, two, three = (picture.number for picture in review.pictures[:3])
+    added = [{"sha256": review.pictures[9 + n].sha256, "label": review.classes[0]} for n in range(5)]
+    (folder / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in added))
+
+    def label(session):
+        return {session.by_sha256[sha256].number: answer.label for sha256, answer in session.answers.items()}
+
+    def answer(session, browser, number, label, **more):
+        request = {"number": number, "kind": "label", "label": label, "who": browser, "browser": browser}
+        session.answer("tab", request | more)
+
+    session = Session(review, str(folder), "ann")
+    with pytest.raises(ValueError, match="no answer to take back"):
+        session.undo("tab", {})
+    answer(session, "ann", one, "one", also=[two, three])
+    answer(session, "bob", two, "two")
+    answer(session, "ann", three, "three")
+    session = Session(review, str(folder), "")  # the program was started again
+    assert [one["answer"] for one in session.next("tab", {"who": "ann"})["state"]["recent"]] == ["three", "one"]
+    answer(session, "eve", three, "seven")
+    before = label(session)
+    assert session.undo("new tab", {"browser": "eve", "who": "eve"})["undone"] == 1
+    assert label(session) == before | {three: "three"}
+    session.undo("tab", {"who": "ann"})
+    assert label(session) == before | {three: "one"}
+    assert session.undo("tab", {"who": "ann"})["undone"] == 3
+    others = {number: name for number, name in before.items() if number not in (one, three)}
+    assert label(session) == others and others[two] == "two" and len(others) == 6
+    with pytest.raises(ValueError, match="no answer to take back"):
+        session.undo("tab", {"who": "ann"})
+    assert label(Session(review, str(folder), "")) == others
