@@ -68,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(INTERRUPTED) from None
 
 
+MISFITS_SHOWN = 3  # lines
+
+
 def print_misfits(labels: str) -> None:
     """Prints the names that do not fit, of the folder of `must refine`."""
     misfits = storage.read_json(storage.join(labels, REFINED_FILE), "output").get("misfits", [])
@@ -77,7 +80,6 @@ def print_misfits(labels: str) -> None:
         logger.info(f"and {len(misfits) - MISFITS_SHOWN} more in the report")
 
 
-MISFITS_SHOWN = 3  # lines
 NEXT = {
     "demo": "must adapt {output}/images/unlabeled --classes {output}/classes.yaml --model {output}/model "
     "--test-images {output}/images/test --output {output}/work",

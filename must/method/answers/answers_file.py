@@ -33,6 +33,7 @@ from must.base.parameters import require
 from must.method.answers.population import population_file
 
 RANDOM, COVERAGE, GRID, SIMILAR, AGAIN, ADDED = "random", "coverage", "grid", "similar", "again", "added"
+NO_CLASS, OUTDATED = -1, -2  # in place of class numbers: none of the classes; an answer that does not fit the classes
 LARGEST_LINE = 1 << 20  # bytes
 NO_ANSWER = "is not the JSON object of an answer, with sha256 and label; delete the line, or restore an earlier copy"
 
@@ -55,6 +56,12 @@ class Answer:
         if self.label is not None:
             return self.label in classes
         return self.unsure or self.listed is None or self.listed.issuperset(classes)
+
+    def find_number(self, class_numbers: dict[str, int]) -> int:
+        """Of its class; NO_CLASS for none of the classes, OUTDATED if it does not fit the classes."""
+        if not self.fits(class_numbers):
+            return OUTDATED
+        return NO_CLASS if self.label is None else class_numbers[self.label]
 
     @property
     def line(self) -> dict[str, Any]:

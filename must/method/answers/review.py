@@ -36,8 +36,6 @@ REVIEW_FILE = "review.json"
 IMAGES_FILE = "review.safetensors"  # beside it, once features of all images were computed
 FORMAT = 5
 FIRST_IMAGES = 128  # images, drawn at random, for the first questions
-NO_CLASS = -1  # a picture that shows none of the classes
-OUTDATED = -2  # in place of a class number: an answer that does not fit the classes
 ZERO_SHOT, MODEL, REFINED = range(3)  # positions in a picture's `classes`
 
 
@@ -133,15 +131,10 @@ class Review:
         }
 
     def truth(self, answers: dict[str, Answer]) -> tuple[list[Picture], np.ndarray]:
-        """(the pictures with a sure answer, int64 [A] of their class numbers, NO_CLASS for none of the classes,
-        OUTDATED for an answer that does not fit the classes)."""
+        """(the pictures with a sure answer, int64 [A] of their numbers, as of `Answer.find_number`)."""
         pairs = [(picture, answers.get(picture.sha256)) for picture in self.pictures]
         sure = [(picture, answer) for picture, answer in pairs if answer and not answer.unsure]
-        fitting = [answer.fits(self.class_numbers) for _, answer in sure]
-        labels = [
-            OUTDATED if not fits else NO_CLASS if answer.label is None else self.class_numbers[answer.label]
-            for fits, (_, answer) in zip(fitting, sure, strict=True)
-        ]
+        labels = [answer.find_number(self.class_numbers) for _, answer in sure]
         return [picture for picture, _ in sure], np.array(labels, np.int64)
 
     def drawn(self, answers: dict[str, Answer]) -> tuple[list[Picture], np.ndarray, list[Picture]]:

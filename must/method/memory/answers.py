@@ -13,9 +13,8 @@ from must.base.text import counted
 from must.config import RefineConfig
 from must.data.format.index import load_index
 from must.data.shards.history import read_hashes
-from must.method.answers.answers_file import RANDOM, Answer, read_answers
+from must.method.answers.answers_file import OUTDATED, RANDOM, Answer, read_answers
 from must.method.answers.population import POPULATION_FILE, UNKNOWN, find_cohorts, read_population
-from must.method.answers.review import NO_CLASS, OUTDATED
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +52,7 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
     if not config.answers:
         return Answers({}, {}, {}, np.empty(0, np.int64), np.empty(0, np.uint64))
     contents = read_hashes(config.shards, load_index(config.shards), config.split)
+    class_numbers = {name: number for number, name in enumerate(classes)}
     numbers = defaultdict[int, list[int]](list)
     for number, value in enumerate(contents.tolist()):
         numbers[value].append(number)
@@ -64,13 +64,14 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
         if number < 0:
             gone += 1
             continue
-        if answer.fits(classes):
-            known[number] = NO_CLASS if answer.label is None else classes.index(answer.label)
-            copies |= dict.fromkeys(others, known[number])
-        else:
+        label = answer.find_number(class_numbers)
+        if label == OUTDATED:
             unfit.append(answer)
+        else:
+            known[number] = label
+            copies |= dict.fromkeys(others, label)
         if answer.sampled == RANDOM:
-            random[number] = known.get(number, OUTDATED)
+            random[number] = label
     if gone:
         logger.info(f"{counted(gone, 'answer')} left out: of images that are no longer there")
     if renamed := sum(answer.label is not None for answer in unfit):

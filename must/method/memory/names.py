@@ -25,8 +25,8 @@ from must.base.console import quieted
 from must.base.text import counted, printable
 from must.config import RefineConfig
 from must.data.loading.loader import EvalSource
+from must.method.answers.answers_file import NO_CLASS
 from must.method.answers.estimate import difference
-from must.method.answers.review import NO_CLASS
 from must.method.distributed.process_group import pick_device
 from must.method.memory.answers import find_answers
 from must.method.memory.pool import Predicted, run_model, subsample
@@ -81,12 +81,14 @@ def find_missing(labels: Predicted, answered: Tensor, none: int) -> list[Finding
         labels: refined, of N images.
         answered: int64 [A], the rows of images with an answer, of which `none` are "none of the classes".
     """
-    sure = labels.confidence.where(labels.labels == NO_CLASS, -1.0)
-    sure[answered] -= 1
     if none < FEWEST_NONE:
         return []
-    rows = sure.topk(min(EXAMPLES, none)).indices
-    return [Finding("none", (), int((sure > 0).sum()), tuple(rows.tolist()), none)]
+    shown = labels.labels == NO_CLASS
+    others = shown.clone()
+    others[answered] = False
+    order = labels.confidence + others.float()  # an answered image has a confidence of 1, another one more than 1
+    rows = order.where(shown, 0.0).argsort(descending=True, stable=True)[: min(EXAMPLES, int(shown.sum()))]
+    return [Finding("none", (), int(others.sum()), tuple(rows.tolist()), none)]
 
 
 def find_pairs(probabilities: Tensor, columns: Tensor) -> list[Finding]:

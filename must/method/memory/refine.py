@@ -26,7 +26,7 @@ from must.base.text import NONE_OF_THESE, cell, counted, encoded, format_csv
 from must.config import RefineConfig
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import read_hashes
-from must.method.answers.answers_file import hash_answers
+from must.method.answers.answers_file import NO_CLASS, hash_answers
 from must.method.answers.estimate import (
     Abstention,
     Accepted,
@@ -38,7 +38,6 @@ from must.method.answers.estimate import (
     find_ranks,
 )
 from must.method.answers.population import choose_measured
-from must.method.answers.review import NO_CLASS
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
 from must.method.memory.answers import Answers, find_answers

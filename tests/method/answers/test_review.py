@@ -9,7 +9,7 @@ import pytest
 
 from must.base.parameters import make_record
 from must.method.answers import review
-from must.method.answers.answers_file import COVERAGE, RANDOM, Answer
+from must.method.answers.answers_file import COVERAGE, NO_CLASS, RANDOM, Answer
 from must.method.answers.estimate import (
     AccuracyEstimate,
     accept,
@@ -20,7 +20,7 @@ from must.method.answers.estimate import (
     find_ranks,
     share,
 )
-from must.method.answers.review import NO_CLASS, SCHEDULE, Picture, Review, order_by_coverage, random_order, similarity
+from must.method.answers.review import SCHEDULE, Picture, Review, order_by_coverage, random_order, similarity
 
 
 def make_review(count, classes=("a", "b", "c")):

@@ -49,7 +49,7 @@ def test_answers_of_none_of_the_classes_are_a_finding_with_the_images_like_them(
     answered = torch.tensor([0, 3, 5])
     assert find_missing(labels, answered, 1) == [], "one such answer is none"
     (found,) = find_missing(labels, answered, 2)
-    assert (found.images, found.answers, found.rows) == (2, 2, (4, 2)), "images without an answer come first"
+    assert (found.images, found.answers, found.rows) == (2, 2, (4, 2, 0)), "images without an answer come first"
     said, question = "2 images have the answer “none of the classes”, the model finds", "like them: is a class missing?"
     assert found.to_dict(["a", "b"], list("uvwxyz"))["text"] == f"{said} 2 other images {question}"
 
