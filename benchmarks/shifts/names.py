@@ -60,7 +60,7 @@ def main() -> None:
                 false[row] += "false" in verdicts
                 shares.setdefault(row, []).append(measured)
     for row, count in lists.items():
-        right, none, wrong = np.nanmean(shares[row], 0)
+        right, none, wrong = np.mean(shares[row], 0)
         print(
             f"{row} {count:3} lists, {hits[row]:3} found, {false[row]:3} with a false finding; right {right:.1%}, "
             f"none {none:.0%} and {wrong:.1%}"
@@ -118,7 +118,9 @@ def judge(
     others = torch.ones(len(real), dtype=torch.bool)
     others[answered] = False
     parts = (labels.labels == real)[others], none[others & (real < 0)], none[others & (real >= 0)]
-    return {judge_one(finding) for finding in findings}, [float(part.float().mean()) for part in parts]
+    return {judge_one(finding) for finding in findings}, [
+        float(part.float().mean()) if len(part) else 0.0 for part in parts
+    ]
 
 
 if __name__ == "__main__":
