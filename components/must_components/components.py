@@ -35,7 +35,6 @@ def inputs(
     model_name: str = "model",
     serve: str = "none",
     registry_uri: str = "",
-    tensorboard_uri: str = "",
     answers: str = "",
     server: dict = {},  # noqa: B006
     runtime: str = "",
@@ -48,8 +47,7 @@ def inputs(
         "inputs", "must_components.cluster:check_inputs", run_id, work_uri, classes=classes, model=model,
         pretrained=pretrained, labels=labels, split=split, shard_settings=shard_settings, preset=preset, epochs=epochs,
         settings=settings, precision=precision, gate=gate, gate_settings=gate_settings, model_name=model_name,
-        serve=serve, registry_uri=registry_uri, tensorboard_uri=tensorboard_uri, answers=answers, server=server,
-        runtime=runtime,
+        serve=serve, registry_uri=registry_uri, answers=answers, server=server, runtime=runtime,
     )  # fmt: skip
 
 
@@ -174,7 +172,6 @@ def train(
     epochs: int = 0,
     processes: str = "auto",
     nodes: dict = {},  # noqa: B006
-    tensorboard_uri: str = "",
     model_name: str = "",
     answers: str = "",
 ) -> str:
@@ -185,7 +182,7 @@ def train(
 
     values: dict[str, Any] = {
         "index_sha256": index_sha256, "classifier": classifier.path, "output": bundle.path, "preset": preset,
-        "settings": settings, "epochs": epochs, "tensorboard_uri": tensorboard_uri, "answers": answers,
+        "settings": settings, "epochs": epochs, "answers": answers,
     }  # fmt: skip
     function = "must.runtime.stages:train"
     if nodes:

@@ -22,7 +22,7 @@ PROBE_FILE = ".must-may-write"  # is written and deleted, to test the permission
 def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     """Returns a sha256 that changes with the content of the class file and with the files of a local or remote model.
     Refuses what a later stage could not read or write. `values`: the run's parameters, by the pipeline's names;
-    `tensorboard_uri` of cluster.yaml; `work_uri`: if given, the folders to which later stages write are tested."""
+    `work_uri`: if given, the folders to which later stages write are tested."""
     from must.method.model.classifier import BUNDLED_SET, load_class_set
 
     check_run(values)
@@ -30,7 +30,6 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
         check_writable("work_uri", work_uri)
         registry = WorkUri(work_uri).registry(values.get("registry_uri", ""))
         check_writable("registry_uri", storage.join(registry, values.get("model_name", "model")))
-        check_writable("tensorboard_uri", values.get("tensorboard_uri", ""))
     names = ("classes", "model", "pretrained", "answers")
     classes, model, pretrained, answers = (values.get(name) or "" for name in names)
     if classes != BUNDLED_SET or answers:

@@ -2,21 +2,15 @@
 
 As a program it is one process of training on several nodes: torchrun -m must.runtime.training JOB. JOB is a folder or
 URI that every node can access. Its job.yaml holds the parameters of `must train`; the bundle is written to its folder
-bundle. Only paths below work_uri outlive the nodes.
+bundle. Only paths below work_uri outlive the nodes."""
 
-TensorBoard's files are copied to another folder or bucket while they grow, so that the curves can be watched there."""
-
-import logging
 import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +18,15 @@ import yaml
 
 from must.api.stages import call
 from must.base import storage
-from must.base.exits import BUG, PREEMPTED, exiting, format_error, handling
+from must.base.exits import BUG, PREEMPTED, exiting, handling
 from must.base.files import DESCRIPTION_FILE
 from must.base.parameters import require
-from must.base.processes import check_processes, child_environment, end_with_parent, every
+from must.base.processes import check_processes, child_environment, end_with_parent
 from must.method.model.description import RunSummary, load_description, summary_at
 from must.method.train.recipe import run_key
 from must.runtime.check import training_settings
 from must.runtime.notes import Facts
 from must.runtime.places import JobUri, WorkUri
-
-logger = logging.getLogger(__name__)
 
 
 def parse_processes(text: str) -> int:
@@ -70,39 +62,6 @@ def launch(values: dict[str, Any], processes: int) -> RunSummary:
     return summary_at(values["output"])
 
 
-COPY_EVERY_S = 60.0  # seconds
-
-
-@contextmanager
-def mirrored(folder: str, uri: str) -> Iterator[None]:
-    """Copies TensorBoard's changed files while the block runs, and once more at its end. Does nothing if `uri` is ''.
-
-    A failed copy is only a warning: it must not stop the training."""
-    if not uri:
-        yield
-        return
-    copy = partial(copy_changed, Path(folder), uri, {})
-    try:
-        with every(COPY_EVERY_S, copy):
-            yield
-    finally:
-        copy()
-
-
-def copy_changed(folder: Path, uri: str, sizes: dict[str, int]) -> None:
-    with suppress(FileNotFoundError):
-        for path in sorted(folder.rglob("*tfevents*")):
-            name, size = str(path.relative_to(folder)), path.stat().st_size
-            if sizes.get(name) == size:
-                continue
-            try:
-                storage.write_bytes(storage.join(uri, name), path.read_bytes())
-                sizes[name] = size
-            except (ValueError, OSError) as error:
-                logger.warning(f"must: {uri}: the curves could not be copied: {format_error(error)}")
-                return
-
-
 CHECKPOINT_SECONDS = 60  # between checkpoints: a pod that is preempted may have only half a second to save one
 
 
@@ -121,22 +80,20 @@ def job_values(
 
 def train(
     facts: Facts, work_uri: str, *, index_sha256: str, classifier: str, output: str, preset: str = "",
-    settings: dict[str, Any], epochs: int = 0, processes: str = "auto", tensorboard_uri: str = "", answers: str = "",
+    settings: dict[str, Any], epochs: int = 0, processes: str = "auto", answers: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Trains, or resumes training. `answers`: URI of people's answers about the images, or ''."""
     key, job = job_values(work_uri, index_sha256, classifier, preset, settings, epochs)
-    curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
     count = parse_processes(processes)
     facts.checkpoints = job["checkpoints"]
     facts.save()
-    with mirrored(f"{output}/tensorboard", curves):
-        job |= {"classifier": classifier, "output": output}
-        summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
-        facts.result = f"{summary.steps:,} steps, {summary.images_per_s} images/s"
-        if answers:
-            labels = WorkUri(work_uri).labels(key)
-            teach(job, output, answers, labels)
-            facts.result += f"; labels with the answers in {labels}"
+    job |= {"classifier": classifier, "output": output}
+    summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
+    facts.result = f"{summary.steps:,} steps, {summary.images_per_s} images/s"
+    if answers:
+        labels = WorkUri(work_uri).labels(key)
+        teach(job, output, answers, labels)
+        facts.result += f"; labels with the answers in {labels}"
     return describe_bundle(output, summary)
 
 
@@ -178,9 +135,8 @@ def train_job(job: str) -> None:
     """Trains; rank 0 then copies the bundle to JOB, its description last."""
     storage.wait_for_credentials(job)  # the launcher has written there
     content = yaml.safe_load(storage.read_bytes(JobUri(job).description))
-    storage.wait_for_credentials(content["tensorboard"])
     first = os.environ.get("RANK", "0") == "0"
-    with tempfile.TemporaryDirectory() as folder, mirrored(folder, content["tensorboard"] if first else ""):
+    with tempfile.TemporaryDirectory() as folder:
         call("train", **content["train"], output=folder)
         if first and content["answers"]:
             leave_process_group()

@@ -92,8 +92,8 @@ def make_pipeline(cluster: Cluster) -> Any:
             registry = {"registry_uri": registry_uri, "model_name": model_name}
             inputs = add(
                 "inputs", labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
-                gate_settings=gate_settings, serve=serve, tensorboard_uri=cluster.tensorboard, answers=answers,
-                server=server, runtime=cluster.training.runtime if cluster.trains_in_trainjob else "", **registry,
+                gate_settings=gate_settings, serve=serve, answers=answers, server=server,
+                runtime=cluster.training.runtime if cluster.trains_in_trainjob else "", **registry,
                 **names, **recipe,
             )  # fmt: skip
             weights = add("classifier", fingerprint=inputs.output, **names).outputs["weights"]
@@ -117,8 +117,7 @@ def make_pipeline(cluster: Cluster) -> Any:
                 if cluster.trains_in_trainjob:
                     pods = {"nodes": encode_nodes(cluster), "model_name": model_name}
                 bundle = add(
-                    "train", classifier=weights, answers=answers, tensorboard_uri=cluster.tensorboard, **pods,
-                    **shards, **recipe,
+                    "train", classifier=weights, answers=answers, **pods, **shards, **recipe,
                 ).outputs["bundle"]  # fmt: skip
                 details = add("evaluate", bundle=bundle, classifier=weights, split=champion["split"], **shards).outputs[
                     "details"

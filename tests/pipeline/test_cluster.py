@@ -96,7 +96,6 @@ def test_what_all_pods_of_a_cluster_have(name):
         assert found.environment(stage)["MUST_RETRIES"] == own_tries
     # What comes of these parameters: tests/components/test_serving.py and test_train_job.py.
     assert found.constant("serve", "server") == encode_server(cluster)
-    assert found.constant("train", "tensorboard_uri") == cluster.tensorboard
     if cluster.trains_in_trainjob:
         assert found.constant("train", "nodes") == encode_nodes(cluster)
     else:
@@ -174,7 +173,6 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("volume: {claim: x}", "volume: claim and mount go together"),
         ("volume: {claim: a.b, mount: /data}", "volume.claim 'a.b': Kubeflow makes a volume's name of it"),
         ("volume: {claim: x, mount: /dev/shm}", "volume.mount '/dev/shm': expected a folder such as /data"),
-        ("tensorboard: /logs", "tensorboard '/logs': must be a bucket's URI or lie below volume.mount"),
         ("gpu: {node_selector: {a: b}}", "gpu.node_selector contradicts gpu.count 0"),
         ("gpu: {count: 1, stages: [trian]}", "gpu.stages 'trian': unknown; did you mean 'train'?"),
         ("gpu: {count: 1, stages: [shard]}", "gpu.stages 'shard': does not use a GPU; these do: classifier, train"),
@@ -189,7 +187,6 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("timeouts: {train: 0}", "timeouts.train: seconds above 0"),
         ("training: {nodes: 2, as: pod}", "training.as pod contradicts training.nodes 2"),
         ("env: {MUST_RETRIES: x}", "env 'MUST_RETRIES': names that begin so are set by the pipeline"),
-        ("tensorboard: http://x", "tensorboard 'http://x': must be a bucket's URI"),
         ("training: {processes: all}", "training.processes 'all': a number of processes a node, or auto"),
         ("{gpu: {count: 4}, training: {processes: 8}}", "training.processes 8 contradicts gpu.count 4"),
         ("{gpu: {count: 1, stages: [evaluate]}, training: {nodes: 2}}", "contradicts training.nodes"),

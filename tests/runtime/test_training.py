@@ -1,14 +1,12 @@
-"""The stage train: people's answers reach the model and the labels, and its curves a bucket."""
+"""The stage train: people's answers reach the model and the labels."""
 
 import hashlib
 import json
 import shutil
 
-from must.base import storage
 from must.method.answers.answers_file import append
-from must.runtime import training
-from must.runtime.training import mirrored, teach
-from tests.common import read_csv, until
+from must.runtime.training import teach
+from tests.common import read_csv
 
 
 def test_answers_reach_the_trained_model_and_the_labels(digits, tmp_path):
@@ -29,14 +27,3 @@ def test_answers_reach_the_trained_model_and_the_labels(digits, tmp_path):
     rows = read_csv(tmp_path / "labels" / "predictions.csv")
     labels = {row["image"].rpartition("/")[2]: row["class"] for row in rows}
     assert all(labels[path.name] == path.parent.name for path in pictures)
-
-
-def test_curves_are_copied_to_a_bucket_while_the_training_runs(bucket_server, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "COPY_EVERY_S", 0.05)
-    folder, copy = tmp_path / "tensorboard", f"{bucket_server.uri}/curves/events.out.tfevents.1"
-    with mirrored(str(folder), f"{bucket_server.uri}/curves"):
-        folder.mkdir()
-        (folder / "events.out.tfevents.1").write_bytes(b"a")
-        until(lambda: storage.exists(copy))
-        (folder / "events.out.tfevents.1").write_bytes(b"ab")
-    assert storage.read_bytes(copy) == b"ab"

@@ -40,8 +40,7 @@ LINES = 30  # of a failed job's log and of its events, for its last message
 
 def train_on_nodes(
     facts: Facts, work_uri: str, *, index_sha256: str, classifier: str, output: str, nodes: dict[str, Any],
-    preset: str = "", settings: dict[str, Any], epochs: int = 0, tensorboard_uri: str = "", model_name: str = "",
-    answers: str = "",
+    preset: str = "", settings: dict[str, Any], epochs: int = 0, model_name: str = "", answers: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Trains in the run's TrainJob. Exits with the nodes' code if it fails, with 75 if this process is stopped.
 
@@ -52,10 +51,9 @@ def train_on_nodes(
     facts.trainjob = f"must-train-{hashlib.sha256(job.uri.encode()).hexdigest()[:12]}"
     facts.checkpoints = values["checkpoints"]
     facts.save()
-    curves = storage.join(tensorboard_uri, key) if tensorboard_uri else ""
     labels = WorkUri(work_uri).labels(key)
     parameters = {**values, "classifier": job.classifier}
-    content = {"train": parameters, "tensorboard": curves, "answers": answers, "labels": labels}
+    content = {"train": parameters, "answers": answers, "labels": labels}
     storage.write_bytes(job.classifier, storage.read_bytes(classifier))  # the nodes cannot read this pod's files
     storage.write_bytes(job.description, yaml.safe_dump(content).encode())
     if (cluster := Cluster.of_this_pod()) is None:

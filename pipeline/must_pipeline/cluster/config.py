@@ -101,7 +101,6 @@ class Cluster:
     shard: Sharding = field(default_factory=Sharding)
     server: Server = field(default_factory=Server)
     training: Training = field(default_factory=Training)
-    tensorboard: str = ""
 
     def image(self, name: str) -> str:
         """The full name of one of IMAGES."""

@@ -2,16 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from fnmatch import fnmatch
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from must.base.errors import UserError
 from must.base.parameters import convert_fields, read_mapping, require
 from must.base.text import did_you_mean
-from must_components.serving.service import is_reachable
 from must_pipeline.cluster.config import Cluster, Pool
 from must_pipeline.stages import IMAGES, STAGES
 
@@ -107,14 +104,6 @@ def list_rules(cluster: Cluster) -> Iterator[tuple[bool, str]]:
         "credentials.kind workload-identity needs service_account: the one that is bound to a cloud identity",
     )
     yield bool(volume.claim) == bool(volume.mount), "volume: claim and mount go together"
-    kept = not cluster.tensorboard
-    with suppress(UserError):  # an unknown scheme
-        kept = kept or is_reachable(cluster.tensorboard, volume.mount)
-    yield (
-        kept,
-        f"tensorboard '{cluster.tensorboard}': must be a bucket's URI or lie below volume.mount; a pod's own disk does "
-        "not stay",
-    )
     for key in ("node_selector", "tolerations"):
         rule = "set the number of GPUs a node, or leave the pool out"
         yield gpu.count > 0 or not getattr(gpu, key), f"gpu.{key} contradicts gpu.count 0: {rule}"
