@@ -210,7 +210,6 @@ def refine(
     split: Text = "train",
     alpha: float | Literal["auto"] = "auto",
     risk: float = 0.05,
-    classes: Text = "",
     images: int = 1000000,
     memory_images: int = 10000,
     batch_size: int = 256,

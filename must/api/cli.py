@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 result = run(command, config)
                 if command == "evaluate" and is_first_rank():
                     logger.info(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
-                if command == "adapt" or (command == "refine" and not config.classes):
+                if command in ("adapt", "refine"):
                     print_misfits(str(result.labels.parent) if command == "adapt" else config.output)
                 print_next(command, config)
         except BrokenPipeError:  # `must ... | head`
@@ -104,8 +104,6 @@ def print_next(command: str, config: Any) -> None:
     values = vars(config)
     if values.get("part", "1/1") != "1/1" or values.get("to", "onnx") != "onnx" or not is_first_rank():
         return  # other parts follow, or nothing uses the output
-    if command == "refine" and values["classes"]:
-        return  # it wrote nothing
     template = NEXT.get(command, "")
     if command in NEXT_IN_WORK:
         work = find_work(STAGES[command].config, {name: values[name] for name in ("model", "output")})

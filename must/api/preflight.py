@@ -22,8 +22,7 @@ def preflight(config: Any) -> None:
     for field in list_parameters(type(config)):
         kind, value = field.metadata["kind"], getattr(config, field.name)
         if value and ("output" in kind or kind == "apart"):
-            if getattr(config, "writes", True):
-                check_output(value, flag(field.name), kind)
+            check_output(value, flag(field.name), kind)
         elif value and kind:
             check_input(config, kind, value, flag(field.name))
 

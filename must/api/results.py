@@ -147,8 +147,6 @@ def make_result(config: StageConfig, output: Any) -> Any:
             selection = load_description(config.output).provenance.selection
             alpha = selection.alpha if selection else 1.0
             return Trained(config.output, output.steps, output.images, output.seconds, alpha, asdict(output))
-        case configs.RefineConfig() if config.classes:
-            return Refined("", "", output["images"], output["changed"] / output["images"], output)
         case configs.RefineConfig():
             predictions = storage.join(config.output, PREDICTIONS_FILE)
             return Refined(config.output, predictions, output["images"], output["changed"], output)

@@ -117,12 +117,6 @@ class RefineConfig(StageConfig):
         above=0,
         below=1,
     )
-    classes: str = param(
-        "only compare: the neighbours' agreement, labels and findings with these class names, beside those of the "
-        "classifier's, on at most 2,000 images; nothing is written",
-        "",
-        metavar="NAMES|FILE",
-    )
     images: int = param(
         "largest number of images, taken at even intervals; time grows with its square", 1_000_000, at_least=1
     )
@@ -132,11 +126,6 @@ class RefineConfig(StageConfig):
     cache: str = defaults.cache(group="reading shards")
     cache_gb: float = defaults.cache_gb()
     device: str = defaults.device(group="how it runs", often=True)
-
-    @property
-    def writes(self) -> bool:
-        """Whether the folders of the outputs must be writable."""
-        return not self.classes
 
 
 @dataclass(kw_only=True)

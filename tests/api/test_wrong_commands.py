@@ -62,7 +62,6 @@ refine work/labels                                                           | n
 refine work --model work                                                     | --model: is given twice
 refine work --answers nowhere                                                | --answers nowhere: no answers.jsonl there
 refine work --classifier classes.txt                                         | is damaged or no file of `must classifier`
-refine work --classes new.txt                                                | no such file; give
 refine work --classifier none                                                | --classifier none: no such file
 refine work --split trian                                                    | hold no split 'trian'
 refine work --images 0                                                       | --images must be at least 1

@@ -56,7 +56,6 @@ def test_every_command_keeps_to_one_device_on_a_gpu(digits, tmp_path):
         ["review", work, "--add", str(corrections)],
         ["refine", work],
         ["evaluate", work],
-        ["refine", work, "--classes", classes],
         ["predict", photos, "--model", f"{work}/model"],
         ["train", *data, *settings, "--output", model],
         ["evaluate", "--model", model, "--baseline", digits.classifier, "--shards", digits.shards, "--output", model],

@@ -42,7 +42,7 @@ from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
 from must.method.memory.answers import Answers, find_answers
 from must.method.memory.build import build_memory, find_neighbours, predict_left_out
-from must.method.memory.names import Finding, compare_lists, find_missing, find_pairs
+from must.method.memory.names import Finding, find_missing, find_pairs
 from must.method.memory.pool import Pool, Predicted, compare_predictions, read_pool, subsample
 from must.method.memory.propagate import answer_rows
 from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
@@ -114,9 +114,7 @@ class Refined:
 
 def refine(config: RefineConfig) -> dict[str, Any]:
     """Writes the model with its memory to --model, and predictions.csv, one row per image, and refined.json to OUTPUT;
-    returns the content of refined.json. With --classes it only compares two lists and writes nothing."""
-    if config.classes:
-        return compare_lists(config)
+    returns the content of refined.json."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the weights that only training uses
         zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))

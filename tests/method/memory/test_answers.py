@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
-from must.api.demo import TEMPLATES
 from must.api.model import load
-from must.config import EvaluateConfig, ExportConfig, RefineConfig, ShardConfig
+from must.config import EvaluateConfig, ExportConfig, ShardConfig
 from must.data.loading.reader import ShardReader
 from must.data.shards.build import shard
 from must.deploy.export.export import export, measured_abstention
@@ -20,12 +18,10 @@ from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import Answer, append, append_answers
 from must.method.answers.population import POPULATION_FILE, record_population, shorten
 from must.method.answers.review import fingerprint
-from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle
 from must.method.model.description import load_description
-from tests.data.shards.test_shard import tree
 from tests.deploy.serve.server import running
-from tests.method.memory.refining import accuracy, answer_lines, answered, flags, run, selection, trained, weights
+from tests.method.memory.refining import accuracy, answer_lines, answered, run, selection, trained, weights
 from tests.method.memory.remembering import unlabeled_digits
 from tests.method.train.lives import same
 
@@ -101,32 +97,6 @@ def test_none_of_the_classes_from_before_a_class_was_added_teaches_nothing(digit
     shown = capsys.readouterr()
     assert summary["answers"] == 10 and selection(tmp_path).measured.answers == 15
     assert "5 answers of none of the classes, from before a name was added" in shown.out + shown.err
-
-
-@pytest.mark.parametrize("known, verdict", [(140, "the present list fits better"), (0, "is not known")])
-def test_answers_say_which_of_two_lists_fits_better(digits, truth, tmp_path, capsys, known, verdict):
-    classes = load_description(digits.adapted).classes
-    dogs = {name: {"name": name, "prompts": ["a photo of a dog"]} for name in ("two", "three")}
-    other = [dogs.get(name, name) for name in classes]
-    (tmp_path / "new.yaml").write_text(
-        yaml.safe_dump({"classes": other if known else [*other, "ten"], "templates": list(TEMPLATES)})
-    )
-    answers = answered(tmp_path / "review", truth[:known], lambda label: None if label == "one" else label)
-    before = tree(tmp_path)
-    values = flags(digits, tmp_path) | {"classes": str(tmp_path / "new.yaml"), "answers": answers}
-    result = refine(RefineConfig(**values, workers=0, device="cpu"))
-    assert tree(tmp_path) == before and verdict in capsys.readouterr().out
-    ones = sum(label == "one" for *_, label in truth[:known])
-    assert [len(result["measured"]), *result["measured"][:1]] == ([6, known - ones] if known else [0])
-    assert result["added"] == ([] if known else ["ten"])
-
-
-def test_a_list_without_a_class_that_there_is_does_not_fit_better(digits, truth, tmp_path, capsys):
-    names = ",".join(name for name in load_description(digits.adapted).classes if name != "three")
-    values = flags(digits, tmp_path) | {"classes": names, "answers": answered(tmp_path / "review", truth)}
-    _, before, after, *_ = refine(RefineConfig(**values, workers=0, device="cpu"))["measured"]
-    shown = capsys.readouterr().out
-    assert after < before and "fits better: by" not in shown.replace("the present list fits better", "")
 
 
 def test_every_copy_of_an_answered_image_has_the_answer_and_it_counts_once(digits, tmp_path):
