@@ -20,7 +20,18 @@ from must.api.functions import resumable
 from must.api.inputs import ImageSource, fingerprint_source, identify_model, read_classes, to_source
 from must.api.preflight import check_device, require_apart
 from must.api.stages import call
-from must.api.work_state import ANSWERS, BUNDLE, LABELS, REPORT, SHARDS, TEST, WorkState, check_places, is_trained
+from must.api.work_state import (
+    ANSWERS,
+    BUNDLE,
+    FEATURES,
+    LABELS,
+    REPORT,
+    SHARDS,
+    TEST,
+    WorkState,
+    check_places,
+    is_trained,
+)
 from must.base import storage
 from must.base.console import quieted, replaced
 from must.base.files import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE
@@ -42,7 +53,7 @@ from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, published
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/models.md says why
-SET_BY_ADAPT = ("shards", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
+SET_BY_ADAPT = ("shards", "features", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
 CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "alpha"}  # settings that may change from one call to the next
 WORTH_TRAINING = 30 * 60  # seconds of training that `--train auto` takes without a GPU
 TRIAL_SECONDS = 5.0  # of the trial steps that measure it
@@ -163,9 +174,9 @@ def steps(
             call("shard", source=uri, output=state.part(SHARDS), **pack)
         state.compare_images()
         state.keep_trained()
-        common = {"shards": state.part(SHARDS), "device": device, "workers": workers}
+        common = {"shards": state.part(SHARDS), "features": state.part(FEATURES), "device": device, "workers": workers}
         training = settings | {"classifier": state.part(CLASSIFIER_FILE), "output": state.part(BUNDLE)}
-        training |= {"shards": state.part(SHARDS), "device": device}
+        training |= {"shards": state.part(SHARDS), "features": state.part(FEATURES), "device": device}
         if not state.weights_sha256() and (state.part(BUNDLE) / CHECKPOINTS).exists():
             call("train", **training)  # a kill while the model was written left checkpoints without it
         up_to_date = state.labels_are_up_to_date() and state.report_is_up_to_date()

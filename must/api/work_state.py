@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 SHARDS, TEST, BUNDLE, LABELS, REPORT = "shards", "test", "model", "labels", "report"
 ANSWERS = "review"  # of people; they stay where they are, as they belong to a picture's sha256
+FEATURES = "features"  # stay, too, unless all is made anew: they belong to a picture's sha256, and to a tower
+AGAIN = "again"
 OF_CLASSIFIER = ("classes", "model", "pretrained")
 MADE_FROM = {
     "classes.yaml": ("classes",),
@@ -51,6 +53,7 @@ MADE_FROM = {
     MANIFEST: ("images",),
     SHARDS: ("images",),
     TEST: ("test_images",),
+    FEATURES: (AGAIN,),
     BUNDLE: ("images", *OF_CLASSIFIER, "settings"),
     LABELS: ("images", *OF_CLASSIFIER, "settings"),
     REPORT: ("images", *OF_CLASSIFIER, "settings", "test_images"),
@@ -91,6 +94,7 @@ class WorkState:
                 self.damaged = True
         if again or (others and before != inputs):
             self.changed = {name for name in inputs if again or before.get(name) != inputs[name]}
+            self.changed |= {AGAIN} if again else set()
             key = hashlib.sha256(json.dumps([inputs, again]).encode()).hexdigest()[:12]
             self.folder = work / f"{NEXT_PREFIX}{key}"
             why = f"{', '.join(sorted(self.changed))} changed since"

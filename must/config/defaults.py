@@ -25,6 +25,11 @@ def shards(work: str = "shards", **more: Any) -> Any:
     return param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", work=work, **more)
 
 
+def features(work: str = "to features", **more: Any) -> Any:
+    text = "folder of the pictures' features; those that are missing are computed and added; empty: they are not kept"
+    return param(text, "", metavar="URI", kind="output", work=work, **more)
+
+
 def output(text: str, work: str, **more: Any) -> Any:
     return param(text, often=True, kind="output", work=f"to {work}", **{"metavar": "URI"} | more)
 

@@ -31,6 +31,7 @@ class EvaluateConfig(StageConfig):
     labels: Literal["auto", "ignore"] = param(
         "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
     )
+    features: str = defaults.features()
     refined: str = param(
         "folder of `must refine`, whose labels the report compares with zero-shot's",
         "",
@@ -101,6 +102,7 @@ class RefineConfig(StageConfig):
         work="answers",
     )
     split: str = param("split of unlabeled images", "train", metavar="NAME")
+    features: str = defaults.features()
     output: str = defaults.output("folder for predictions.csv and refined.json", "labels")
     alpha: float | Literal["auto"] = param(
         "weight interpolation between the zero-shot (0) and the trained model (1); auto: the one given before, else as "
@@ -139,6 +141,7 @@ class ReviewConfig(StageConfig):
     baseline: str = defaults.classifier("the classifier file that it was trained with")
     shards: str = defaults.shards()
     split: str = param("split whose pictures are shown", "train", metavar="NAME", often=True)
+    features: str = defaults.features()
     output: str = defaults.output("folder on this machine for review.json and answers.jsonl", "review", metavar="DIR")
     add: str = param(
         "answers made elsewhere: a .csv file with the columns image and class; adds them, and ends", "", metavar="FILE"

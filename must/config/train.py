@@ -188,6 +188,7 @@ class TrainConfig(StageConfig):
         group="the model",
         between=(0, 1),
     )
+    features: str = defaults.features(work="")
     log_every: int = param("steps between log lines", 10, group="how it runs", at_least=1)
     tensorboard: bool = param("also write the log's numbers as TensorBoard's files, in OUTPUT/tensorboard", True)
     timeout: int = defaults.timeout()

@@ -31,6 +31,7 @@ PARTS = {
     "classifier": Part(files.CLASSIFIER_FILE, "", "classifier file of `must classifier`", True),
     "shards": Part("shards", files.INDEX_FILE, "shards of `must shard`", True),
     "test": Part("test", files.INDEX_FILE, "labelled images of `must adapt`"),
+    "features": Part("features", "", "features of the images"),
     "labels": Part("labels", files.REFINED_FILE, "labels of `must refine`", True),
     "metrics": Part(f"report/{files.METRICS_FILE}", "", "report of `must evaluate`", True),
     "onnx": Part("onnx", files.ONNX_FILE, "ONNX file of `must export`"),

@@ -2,10 +2,8 @@
 
 import logging
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import torch
 
 from must import __version__
 from must.base import storage
@@ -13,20 +11,20 @@ from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, RE
 from must.base.text import cell, counted, encoded, format_csv, printable
 from must.config import EvaluateConfig
 from must.data.format.index import Index, load_index
-from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalSource
+from must.data.loading.reader import open_reader
 from must.data.shards.history import read_hashes
 from must.evaluation.metrics import measure
-from must.evaluation.report.map import read_vectors
+from must.evaluation.report.map import MAP_IMAGES, Vectors
 from must.evaluation.report.page import render_report
 from must.evaluation.report.provenance import stability, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Data, Metrics, Model, RefinedLabels, write_metrics
-from must.evaluation.scores import Samples, Scores, score_split
+from must.evaluation.scores import Samples, Scores, find_samples, score
 from must.evaluation.table import text_table
 from must.method.answers.estimate import abstention
 from must.method.distributed.process_group import World, init_distributed
-from must.method.memory.alpha import CLASSIFIER_PREFIXES
+from must.method.memory.features import Features, hash_tower, read_features, spread
 from must.method.model.bundle import Bundle, load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess, require_classes, require_same_model
@@ -49,7 +47,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
             name = "baseline" if baseline.description.provenance else "zero-shot"
             require_classes(f"--baseline {config.baseline}", description.classes, baseline.description.classes)
         index = load_index(config.shards, config.index_sha256)  # fails early if there is none
-        samples, after, before, tower = score(config, bundle, baseline, world)
+        samples, vectors, after, before, tower = score_models(config, bundle, baseline, world)
         samples = replace(samples, answered=find_answered(samples, config, index, (bundle, baseline)))
         metrics = measure(samples, after, before, tower, description.classes)
         if not world.is_main:
@@ -77,8 +75,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), table)
         write_metrics(storage.join(config.output, METRICS_FILE), metrics)
         # last: a folder with report.html has all files, and an error here leaves the numbers
-        vectors = read_vectors(config, bundle, samples, world.device) if baseline else None
-        report = render_report(config, metrics, samples, after, before, refined, vectors)
+        report = render_report(config, metrics, samples, after, before, refined, vectors if baseline else None)
         storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
         logger.info(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
         if samples.skipped:
@@ -107,34 +104,32 @@ def load_baseline(uri: str) -> Bundle:
     return zero_shot_bundle(load_text_classifier(uri, "--baseline"))
 
 
-def score(
+def score_models(
     config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None, world: World
-) -> tuple[Samples, Scores, Scores | None, Scores | None]:
-    """One pass for all models; two if the baseline's preprocessing differs. The last scores: of the model without its
-    memory, None if it has none."""
-    models = [bundle.classifier, *([bundle.model] if bundle.memory else [])]
-    preprocess = get_preprocess(bundle.description)
-    other = [bundle.model if is_same_network(baseline, bundle) else baseline.classifier] if baseline else []
-    same_pixels = not baseline or get_preprocess(baseline.description) == preprocess
+) -> tuple[Samples, Vectors, Scores, Scores | None, Scores | None]:
+    """(the images, vectors of some for the map, the scores of the model, of the baseline, and of the model without its
+    memory; None if it has none). A tower that both have runs once."""
+    towers: dict[str, Features] = {}
 
-    def run(models: list[Any], preprocess: Preprocess) -> tuple[Samples, list[Scores]]:
-        source = EvalSource.open(config, preprocess, world.rank, world.size)
-        return score_split(models, source, bundle.description.classes, world, config.labels == "auto")
+    def read(one: Bundle) -> Features:
+        source = EvalSource.open(config, get_preprocess(one.description))
+        key = hash_tower(one.model, source.preprocess)
+        if key not in towers or one.memory:  # whose vectors must be of its own whitenings
+            towers[key] = read_features(one.model, source, world, config.features, memory=one.memory, fit=False)
+        return towers[key]
 
-    samples, scores = run(models + (other if same_pixels else []), preprocess)
-    if baseline and not same_pixels:
-        scores += run(other, get_preprocess(baseline.description))[1]
-    return samples, scores[0], scores[-1] if baseline else None, scores[1] if bundle.memory else None
-
-
-def is_same_network(baseline: Bundle, bundle: Bundle) -> bool:
-    """Whether the baseline, without a memory, has the weights of the bundle, as before any training."""
-    first, second = (
-        {name: value for name, value in each.model.state_dict().items() if name.startswith(CLASSIFIER_PREFIXES)}
-        for each in (baseline, bundle)
-    )
-    same = not baseline.memory and baseline.model.logit_factor == bundle.model.logit_factor
-    return same and first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    features = read(bundle)
+    reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
+    samples, rows = find_samples(features, reader, bundle.description.classes, config.labels == "auto")
+    after = score(bundle.model, bundle.memory, features, rows, samples.labels)
+    tower = score(bundle.model, None, features, rows, samples.labels) if bundle.memory else None
+    before = None
+    if baseline:
+        other = read(baseline)
+        before = score(baseline.model, baseline.memory, other, other.find_rows()[1], samples.labels)
+    shown = spread(len(rows), MAP_IMAGES)
+    vectors = features.vectors if features.vectors.shape[1] else features.embedding
+    return samples, (shown, vectors[rows[shown]].float().numpy()), after, before, tower
 
 
 def predictions_csv(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> bytes:

@@ -1,21 +1,20 @@
-"""One pass over a split: every model's predictions for every image, small enough to keep for millions of images."""
+"""A model's predictions for every image of a split, small enough to keep for millions of images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from must.base.errors import UserError
-from must.base.parameters import require
-from must.base.progress import bar
-from must.data.augment.normalize import normalize
-from must.data.loading.loader import EvalSource
-from must.method.distributed.process_group import World
+from must.data.loading.reader import ShardReader
+from must.method.memory.features import Features
 from must.method.model.masked_vit import MaskedViT
-from must.method.model.memory import MemoryClassifier
+from must.method.model.memory import Memory
 
+AT_ONCE = 1_024  # images that a memory is asked about at a time
 TOP_K = 5
 NO_LABEL = -1
 
@@ -63,67 +62,37 @@ class Scores:
         return self.top_probability[:, 0]
 
 
-def score_split(
-    models: Sequence[MaskedViT | MemoryClassifier],
-    source: EvalSource,
-    classes: Sequence[str],
-    world: World,
-    use_labels: bool = True,
-) -> tuple[Samples, list[Scores]]:
-    """Runs models with the same preprocessing over this process's part of a split, then collects all parts.
-
-    Every process returns the full result, in the order of sample numbers."""
+def find_samples(
+    features: Features, reader: ShardReader, classes: Sequence[str], use_labels: bool = True
+) -> tuple[Samples, np.ndarray]:
+    """(the images of the split whose pictures have features, with their labels; int64 [N], their rows)."""
+    numbers, rows = features.find_rows()
     lookup = {name: number for number, name in enumerate(classes)}
-    samples: list[tuple[np.ndarray, ...]] = []
-    collected: list[list[tuple[np.ndarray, ...]]] = [[] for _ in models]
-    sums, problem = np.zeros((len(models), len(classes))), ""
-    for model in models:
-        model.to(world.device).eval()
-    with (
-        torch.inference_mode(),
-        bar(total=len(source.numbers), unit="img", desc="evaluate", leave=False, quiet=not world.is_main) as progress,
-    ):
-        for batch in source:
-            names = batch.labels if use_labels else [None] * len(batch.labels)
-            try:
-                labels = label_numbers(names, lookup, batch.sources)
-            except ValueError as error:  # raised after the collective, so that no other process waits for this one
-                problem = str(error)
-                break
-            samples.append((batch.samples.numpy(), labels, np.array(batch.sources, dtype=object)))
-            images = normalize(batch.pixels.to(world.device), source.preprocess)
-            for output, rows, total in zip(classify(models, images), collected, sums, strict=True):
-                *arrays, of_batch = score_batch(*output, labels)
-                rows.append(tuple(arrays))
-                total += of_batch
-            progress.update(len(images))
-    parts = world.gather((samples, collected, sums, source.skipped, problem))
-    for *_, error_text in parts:
-        require(not error_text, error_text)
-    skipped, batches = sum(part[3] for part in parts), [batch for part in parts for batch in part[0]]
-    require(bool(batches), f"none of the split's {skipped} images can be decoded; check them: must index verify")
-    numbers, labels, sources = concatenate(batches)
-    order = np.argsort(numbers, kind="stable")
-    scores = []
-    for number, total in enumerate(np.sum([part[2] for part in parts], axis=0)):
-        columns = concatenate([batch for part in parts for batch in part[1][number]])
-        top, values, of_label, entropy, similarity, named = (column[order] for column in columns)
-        scores.append(Scores(top, values, of_label, entropy, similarity, named, total))
-    return Samples(numbers[order], labels[order], sources[order], skipped), scores
+    descriptions = [reader.description(number) for number in numbers.tolist()]
+    sources = [description.get("source", "") for description in descriptions]
+    names = [description.get("label") if use_labels else None for description in descriptions]
+    skipped = len(features.split) - len(numbers)
+    return Samples(numbers, label_numbers(names, lookup, sources), np.array(sources, dtype=object), skipped), rows
 
 
-def classify(models: Sequence[MaskedViT | MemoryClassifier], images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields (log probabilities [B, K], similarity [B], nan without a memory) of each model. A network that is there
-    with and without a memory runs once."""
-    networks = {model.model for model in models if isinstance(model, MemoryClassifier)}
-    outputs = {network: network.classify(images) for network in networks}
-    for model in models:
-        if isinstance(model, MemoryClassifier):
-            probability, similarity = model.vote(*outputs[model.model])
-            yield probability.log(), similarity
-        else:
-            logits = outputs[model][0] if model in outputs else model(images)
-            yield logits.float().log_softmax(dim=-1), torch.full((len(images),), torch.nan)
+@torch.inference_mode()
+def score(model: MaskedViT, memory: Memory | None, features: Features, rows: np.ndarray, labels: np.ndarray) -> Scores:
+    """The predictions of a model, with its memory if it has one, for the images [N] with these rows of the features and
+    these labels. The features are of its tower; vectors of its memory's whitenings."""
+    columns, total = list[tuple[np.ndarray, ...]](), np.zeros(model.classifier.shape[1])
+    for start in range(0, len(rows), AT_ONCE):
+        block = torch.from_numpy(rows[start : start + AT_ONCE])
+        output = features.logits(model, block).log_softmax(-1)
+        similarity = torch.full((len(block),), torch.nan)
+        if memory:
+            vectors = F.normalize(features.vectors[block].to(output.device).float(), dim=1)
+            probability, similarity = memory(output.exp(), vectors)
+            output = probability.log()
+        *arrays, of_block = score_batch(output, similarity, labels[start : start + AT_ONCE])
+        columns.append(tuple(arrays))
+        total += of_block
+    top, values, of_label, entropy, similarity, named = concatenate(columns)
+    return Scores(top, values, of_label, entropy, similarity, named, total)
 
 
 def score_batch(log_probability: Tensor, similarity: Tensor, labels: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -42,7 +42,7 @@ def test_accuracy_is_that_of_the_model_on_the_files(digits, evaluated):
             logits = bundle.model(normalize(pixels, get_preprocess(bundle.description)))
         assert metrics[name]["top1"] == pytest.approx((logits.argmax(1).numpy() == labels).mean(), abs=1e-12)
         loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels)).item()
-        assert metrics[name]["nll"] == pytest.approx(loss, rel=1e-5)
+        assert metrics[name]["nll"] == pytest.approx(loss, rel=1e-4)
     assert metrics["adapted"]["top1"] > metrics["baseline"]["top1"]
 
 
@@ -185,7 +185,7 @@ def test_a_model_with_a_memory_is_measured_as_it_is_used_and_without_it(digits, 
     assert 0 < metrics["similarity"] < 1 and before["similarity"] is None and before["tower"] is None
 
 
-@pytest.mark.parametrize("name, passes", [("zero_shot", {"classify": 1}), ("adapted", {"classify": 1, "forward": 1})])
+@pytest.mark.parametrize("name, passes", [("zero_shot", 1), ("adapted", 2)])
 def test_a_network_with_and_without_its_memory_runs_once(digits, refined, tmp_path, monkeypatch, name, passes):
     """The report of a model that was not trained takes one pass."""
     model, images = refined.parent / "model", Counter()
@@ -201,8 +201,7 @@ def test_a_network_with_and_without_its_memory_runs_once(digits, refined, tmp_pa
 
         monkeypatch.setattr(MaskedViT, method, count)
     metrics = evaluate(evaluation(digits, tmp_path / "report", model=str(model)))
-    of_the_map = {"classify": 120}  # whose vectors are computed besides
-    assert images == {method: 120 * times + of_the_map.get(method, 0) for method, times in passes.items()}
+    assert images == {"classify": 120 * passes}
     assert (metrics.tower.top1 == metrics.baseline.top1) is (name == "zero_shot")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import os
@@ -157,6 +158,12 @@ class EvalSource:
     @property
     def index(self) -> Index:
         return self.reader.index
+
+    def only(self, numbers: Sequence[int]) -> EvalSource:
+        """A source of these images of the split."""
+        source = copy.copy(self)
+        source.numbers, source.skipped = numbers, 0
+        return source
 
     def __len__(self) -> int:
         return len(self.reader)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +68,10 @@ class ShardReader:
     def description(self, sample: int) -> dict[str, Any]:
         """{'source': name in the source, 'label': class name or None, ...}"""
         return json.loads(self._member(sample, 2))
+
+    def sources(self, samples: Iterable[int]) -> list[str]:
+        """Their names in the source."""
+        return [self.description(int(sample)).get("source", "") for sample in samples]
 
     def find_shard(self, sample: int) -> int:
         """Number of the shard with this sample."""

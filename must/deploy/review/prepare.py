@@ -1,33 +1,26 @@
-"""Computes the review: one pass of the zero-shot and the adapted model over the images, then the effect of answers."""
+"""Computes the review from the features of the images, then the effect of answers."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from itertools import count, repeat
-from typing import Self
+from functools import cached_property
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from must.base import storage
-from must.base.errors import UserError
 from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.processes import cores
 from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
-from must.data.shards.history import read_hashes
+from must.data.loading.reader import ShardReader
 from must.method.answers.answers_file import RANDOM, read_answers
 from must.method.answers.population import find_cohorts, read_population, record_population, shorten
 from must.method.answers.review import (
-    FIRST_IMAGES,
-    IMAGES_FILE,
     MOST_BY_COVERAGE,
     REFINED,
     SCHEDULE,
@@ -39,7 +32,8 @@ from must.method.answers.review import (
 )
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.build import build_memory, predict_left_out
-from must.method.memory.pool import Pool, Predicted, fit_whitening, join_pools, read_pool, subsample
+from must.method.memory.features import read_features
+from must.method.memory.pool import Pool, Predicted
 from must.method.memory.propagate import answer_rows, refine_probabilities
 from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
@@ -66,23 +60,6 @@ class Images:
     numbers: Tensor  # int64 [N], in the split
     values: Tensor  # float16 [N, D], unit vectors of the model's memory
     probabilities: Tensor  # float16 [N, K], of the model without its memory
-
-    def save(self, folder: str) -> None:
-        storage.write_bytes(
-            storage.join(folder, IMAGES_FILE),
-            save({name: vars(self)[name] for name in ("numbers", "values", "probabilities")}),
-        )
-
-    @classmethod
-    def load(cls, folder: str) -> Self:
-        uri = storage.join(folder, IMAGES_FILE)
-        try:
-            images = cls(**load(storage.read_bytes(uri)))
-            require(len(images.numbers) == len(images.values) == len(images.probabilities), "lengths")
-        except (OSError, SafetensorError, TypeError, ValueError):
-            why = f"{uri}: is missing or damaged; delete review.json there, and `must review` makes both again"
-            raise UserError(why) from None
-        return images
 
     @cached_property
     def neighbours(self) -> tuple[Tensor, Tensor]:
@@ -139,87 +116,67 @@ class AnswerEffect:
             logger.exception("the effect of the answers could not be computed")
 
 
-def compute_reviews(
-    config: ReviewConfig, saved: Review | None = None, pause: Callable[[int, int], None] = lambda *_: None
-) -> Iterator[tuple[Review, Images]]:
-    """Yields the review after the first images, drawn at random, and after all images; only the latter where there are
-    few images or a review was `saved`. The pictures of the earlier review come first. Of several copies of a file, only
-    the first that is drawn is asked about.
-    `pause`: called before every batch with two numbers of images: computed, in this part; may raise to stop."""
+def compute_review(
+    config: ReviewConfig, saved: Review | None = None, pause: Callable[[], object] = lambda: None
+) -> tuple[Review, Images]:
+    """The review, unless it is `saved`, and its images, from the features of all images. `pause`: called before every
+    batch of images whose features are not there yet; it may raise to stop."""
     bundle, zero_shot = load_bundle(config.model), zero_shot_bundle(load_text_classifier(config.baseline))
     classes = bundle.description.classes
     require_classes(f"--baseline {config.baseline}", classes, zero_shot.description.classes)
-    weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
-    with init_distributed(config.device, timeout=600) as process:
-        require(process.size == 1, "must review runs in one process")
+    limit = max(100, min(config.images, MOST_PROBABILITIES // len(classes)))
+    with init_distributed(config.device, timeout=600) as world:
+        require(world.size == 1, "must review runs in one process")
         source = EvalSource.open(config, get_preprocess(bundle.description))
-        hashes = read_hashes(config.shards, source.index, config.split)
-        answers = read_answers(config.output).items()
-        drawn = shorten(sha256 for sha256, answer in answers if answer.sampled == RANDOM)
-        record_population(config.output, hashes, drawn)
-        source = subsample(source, max(100, min(config.images, MOST_PROBABILITIES // len(classes))))
-        model, memory = bundle.model, bundle.memory
-        whitening = (memory.tokens, memory.embedding) if memory else fit_whitening(model, source, process.device)
-        every, pools = list(source.numbers), list[Pool]()
-        first = set[int]()
-        if not saved and len(every) > 2 * FIRST_IMAGES:
-            first = set(np.random.default_rng(config.seed).choice(every, FIRST_IMAGES, replace=False).tolist())
-            # Only those whose answers measure: they are not asked again. Others would come too often in the sample.
-            first |= {*every} & {*np.flatnonzero(np.isin(hashes, drawn)).tolist()}
-        parts = [part for part in (sorted(first), [number for number in every if number not in first]) if part]
-        for part in parts:
-            source.numbers = part
-            source.pause = partial(next, map(pause, count(0, source.batch_size), repeat(len(part))))
-            pools.append(read_pool(model, source, process.device, (zero_shot.model,), whitening))
-            saved, images = make_review(config, source, classes, weights, join_pools(pools), saved)
-            saved = replace(saved, complete=part is parts[-1])
-            if saved.complete:
-                first_asked = {picture.sha256 for picture in saved.pictures[: SCHEDULE.random_first]}
-                answered = {*read_answers(config.output, classes)} | first_asked
-                saved = replace(saved, coverage=coverage_order(saved, images, answered))
-            yield saved, images
+        source.pause = pause
+        features = read_features(bundle.model, source, world, config.features, limit, bundle.memory)
+        images = Images(features.numbers, features.vectors, features.probabilities(bundle.model))
+        if saved:
+            return saved, images
+        others = features
+        if bundle.description.provenance.config:
+            others = read_features(zero_shot.model, source, world, config.features, limit)
+        names = source.reader.sources(features.numbers)
+        pool = features.pool(bundle.model, [others.probabilities(zero_shot.model)], names)
+    review = make_review(config, source.reader, classes, pool, images, features.split)
+    asked = {picture.sha256 for picture in review.pictures[: SCHEDULE.random_first]}
+    answered = {*read_answers(config.output, classes)} | asked
+    return replace(review, coverage=coverage_order(review, images, answered)), images
 
 
 def make_review(
-    config: ReviewConfig, source: EvalSource, classes: list[str], weights: str, features: Pool, earlier: Review | None
-) -> tuple[Review, Images]:
-    """Classes of the zero-shot model, of the model with a memory of the images before any answer, and refined."""
-    images = Images(features.numbers, features.vectors, features.probabilities)
-    memory, refined = build_memory(
-        features, answer_rows({}, features.numbers), torch.device("cpu"), near=images.neighbours
-    )
+    config: ReviewConfig, reader: ShardReader, classes: list[str], pool: Pool, images: Images, contents: np.ndarray
+) -> Review:
+    """Classes of the zero-shot model, of the model with a memory of the images before any answer, and refined.
+    `contents`: uint64, of all images of the split."""
+    memory, refined = build_memory(pool, answer_rows({}, pool.numbers), torch.device("cpu"), near=images.neighbours)
     similar = images.neighbours[0]
-    zero_shot, adapted = Predicted.from_probabilities(features.others[0]), Predicted.from_probabilities(refined)
-    with_memory = predict_left_out(memory, features, torch.arange(len(features.numbers))).labels
+    zero_shot, adapted = Predicted.from_probabilities(pool.others[0]), Predicted.from_probabilities(refined)
+    with_memory = predict_left_out(memory, pool, torch.arange(len(pool.numbers))).labels
     predicted = torch.stack([zero_shot.labels, with_memory, refined.argmax(1)], 1)
     likely = refined.topk(min(LIKELY, len(classes))).indices
     labels, confidence = predicted[:, REFINED].numpy(), adapted.confidence.numpy()
-    known = {picture.number: picture.sha256 for picture in earlier.pictures} if earlier else {}
-    index_of = {number: index for index, number in enumerate(features.numbers.tolist())}
-    first = [index_of[number] for number in known if number in index_of]
-    others = np.setdiff1d(np.arange(len(labels)), first)
-    order = [*first, *(others[random_order(labels[others], config.seed)].tolist() if len(others) else ())]
-    pictures: dict[str, Picture] = {}
-    for index in order:
-        number, classes_of_image = int(features.numbers[index]), predicted[index].tolist()
+    pictures = list[Picture]()
+    for index in random_order(labels, config.seed).tolist():
+        number, classes_of_image = int(pool.numbers[index]), predicted[index].tolist()
         candidates = dict.fromkeys([*classes_of_image, *likely[index].tolist()])  # the predicted classes are included
-        sha256 = known.get(number) or fingerprint(source.reader.image(number))
-        picture = Picture(
-            number, features.sources[index], sha256, tuple(classes_of_image), round(float(confidence[index]), 4),
+        pictures.append(Picture(
+            number, pool.sources[index], fingerprint(reader.image(number)), tuple(classes_of_image),
+            round(float(confidence[index]), 4),
             tuple(sorted(list(candidates)[:LIKELY], key=lambda k: -float(refined[index, k]))),
-            tuple(features.numbers[similar[index, :SIMILAR_SHOWN]].tolist()),
-        )  # fmt: skip
-        pictures.setdefault(sha256, picture)
+            tuple(pool.numbers[similar[index, :SIMILAR_SHOWN]].tolist()),
+        ))  # fmt: skip
+    drawn = shorten(sha256 for sha256, answer in read_answers(config.output).items() if answer.sampled == RANDOM)
+    record_population(config.output, contents, drawn)
     population = read_population(config.output)
-    cohorts = find_cohorts(population, shorten(pictures)).tolist()
-    every = find_cohorts(population, read_hashes(config.shards, source.index, config.split))
-    drawn = [replace(picture, cohort=cohort) for picture, cohort in zip(pictures.values(), cohorts, strict=True)]
-    review = Review(
-        model_sha256=weights, shards=config.shards, index_sha256=source.index.sha256, split=config.split,
-        classes=list(classes), images=len(features.numbers), complete=False, pictures=drawn, coverage=[],
-        cohorts=np.bincount(every[every >= 0], minlength=1).tolist(),
+    cohorts = find_cohorts(population, shorten(picture.sha256 for picture in pictures)).tolist()
+    every = find_cohorts(population, contents)
+    return Review(
+        model_sha256=fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE))), shards=config.shards,
+        index_sha256=reader.index.sha256, split=config.split, classes=list(classes), images=len(pool.numbers),
+        pictures=[replace(picture, cohort=cohort) for picture, cohort in zip(pictures, cohorts, strict=True)],
+        coverage=[], cohorts=np.bincount(every[every >= 0], minlength=1).tolist(),
     )  # fmt: skip
-    return review, images
 
 
 def coverage_order(review: Review, images: Images, answered: set[str]) -> list[int]:

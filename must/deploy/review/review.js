@@ -94,8 +94,7 @@ function show({ state, picture: next }) {
   picture = next;
   also = new Set();
   if (!next) {
-    if (!state.complete) setTimeout(() => { if (view === "done" && !picture) one(); }, 2000);
-    return finish(state.complete ? "All pictures are answered." : "All pictures so far are answered; the others are still looked at.");
+    return finish("All pictures are answered.");
   }
   look("ask");
   $("broken").hidden = true;

@@ -28,7 +28,7 @@ from must.deploy.review.page import App
 from must.deploy.review.session import Session
 from must.deploy.serve.serve import check_no_loop, format_url, listen, serve_until_signal
 from must.method.answers.population import POPULATION_FILE
-from must.method.answers.review import IMAGES_FILE, MODEL, REVIEW_FILE, Review, fingerprint
+from must.method.answers.review import MODEL, REVIEW_FILE, Review, fingerprint
 from must.method.model.description import load_description
 
 logger = logging.getLogger(__name__)
@@ -65,11 +65,10 @@ def review(config: ReviewConfig) -> None:
 
 def prepare_review(config: ReviewConfig) -> Review:
     load_torch("review")
-    from must.deploy.review.prepare import compute_reviews  # imports torch
+    from must.deploy.review.prepare import compute_review  # imports torch
 
-    *_, (review, images) = compute_reviews(config)
+    review, _ = compute_review(config)
     review.save(config.output)
-    images.save(config.output)
     return review
 
 
@@ -78,8 +77,8 @@ class StoppedError(Exception):
 
 
 def compute_questions(config: ReviewConfig, app: App, saved: Review | None, ending: threading.Event) -> None:
-    """Computes the review: first of some images, so that questions can begin, then of all images; or ends before, once
-    `ending` is set. Raises the errors of `compute_reviews`."""
+    """Computes the review and the images that show the effect of answers, or ends before, once `ending` is set. Raises
+    the errors of `compute_review`."""
 
     def show(review: Review, effect: Any = None) -> None:
         if app.session:
@@ -87,27 +86,21 @@ def compute_questions(config: ReviewConfig, app: App, saved: Review | None, endi
         else:
             app.session = Session(review, config.output, config.signature, effect, commands=list_commands(config))
 
-    def pause(done: int, part: int) -> None:
+    def pause() -> None:
         if ending.is_set():
             raise StoppedError
-        app.wait = f"Looking at the first {counted(part, 'image')}: {done:,} done ..."
 
-    complete = storage.exists(storage.join(config.output, IMAGES_FILE))
     if saved:
         show(saved)
-    from must.deploy.review.prepare import AnswerEffect, Images, compute_reviews, limit_threads  # imports torch
+    from must.deploy.review.prepare import AnswerEffect, compute_review, limit_threads  # imports torch
 
     limit_threads()
-    if saved and complete:
-        show(saved, AnswerEffect(Images.load(config.output)))
-        return
-    (Path(storage.local(config.output)) / IMAGES_FILE).unlink(missing_ok=True)  # of another review
+    app.wait = "Looking at the pictures ..."
     with suppress(StoppedError):
-        for review, images in compute_reviews(config, saved, pause):
+        review, images = compute_review(config, saved, pause)
+        if not saved:
             review.save(config.output)
-            show(review, AnswerEffect(images))
-        images.save(config.output)  # last: this file marks the review as complete
-        logger.info(f"must review: all {counted(len(images.numbers), 'image')} looked at")
+        show(review, AnswerEffect(images))
 
 
 def review_at(config: ReviewConfig) -> Review | None:
@@ -158,10 +151,8 @@ def open_browser(url: str) -> None:
 
 
 def summarize(config: ReviewConfig, session: Session) -> str:
-    """What the answers measure, and the next commands. Also writes relabelled.csv, once all images were looked at."""
-    lines = [session.review.text(session.measuring)]
-    if session.review.complete:
-        lines.append(write_relabelled(config, session))
+    """What the answers measure, and the next commands. Also writes relabelled.csv."""
+    lines = [session.review.text(session.measuring), write_relabelled(config, session)]
     return "\n".join([*lines, *(next_lines(config) if session.answers else [])])
 
 

@@ -85,8 +85,7 @@ class Session:
             self.effect.update(dict(zip(numbers, labels.tolist(), strict=True)))
 
     def state(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The progress that the page shows. `gain`: in points with its interval; None without random answers;
-        `complete`: false while more pictures are looked at."""
+        """The progress that the page shows. `gain`: in points with its interval; None without random answers."""
         effect = self.effect.text() if self.effect is not None else ""
         answers = self.answers
         measured = self.review.measured(self.measuring)
@@ -96,7 +95,6 @@ class Session:
         return {
             "answers": len(answers),
             "of": len(self.review.pictures),
-            "complete": self.review.complete,
             "verdict": measured.verdict if measured else "",
             "gain": [100 * end for end in measured.gain] if measured else None,
             "text": f"{self.review.text(self.measuring)} {effect}".strip(),

@@ -7,37 +7,21 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-import torch
 
-from must.config import EvaluateConfig
-from must.data.loading.loader import EvalSource
 from must.evaluation.report.gallery import Pictures
-from must.evaluation.scores import Samples
-from must.method.memory.pool import read_pool, subsample
-from must.method.model.bundle import Bundle
-from must.method.model.description import get_preprocess
 
 COLOURS, MAP_SIDE = 10, 96  # classes with a colour of their own; pixels of a picture on the map
 MAP_IMAGES = 240  # at most
 PERPLEXITY = 15.0  # about how many neighbours an image has
 MAP_ROUNDS, EARLY = 400, 100
 
-Vectors = tuple[np.ndarray, np.ndarray]  # int64 [N], rows of `Samples`; float32 [N, V], unit vectors
-
-
-def read_vectors(config: EvaluateConfig, bundle: Bundle, samples: Samples, device: torch.device) -> Vectors:
-    """Of at most MAP_IMAGES of the images. Runs in this process only."""
-    source = subsample(EvalSource.open(config, get_preprocess(bundle.description)), MAP_IMAGES)
-    memory = bundle.memory.to(device) if bundle.memory else None
-    pool = read_pool(bundle.model, source, device, whitening=(memory.tokens, memory.embedding) if memory else None)
-    return np.searchsorted(samples.numbers, pool.numbers.numpy()), pool.vectors.float().numpy()
+Vectors = tuple[np.ndarray, np.ndarray]  # int64 [N], rows of `Samples`, MAP_IMAGES at most; float32 [N, V]
 
 
 def draw_map(pictures: Pictures, vectors: Vectors) -> dict[str, Any]:
     """`points`: an image each; `classes`: the most frequent predictions with their colours. All other classes share the
     last colour."""
-    shown = np.linspace(0, len(vectors[0]) - 1, min(MAP_IMAGES, len(vectors[0]))).astype(int)
-    rows, positions = vectors[0][shown].tolist(), lay_out(vectors[1][shown]).tolist()
+    rows, positions = vectors[0].tolist(), lay_out(vectors[1]).tolist()
     predictions, labels = pictures.after.prediction, pictures.samples.labels
     frequent = Counter(predictions[rows].tolist()).most_common(COLOURS)
     colours = {number: colour for colour, (number, _) in enumerate(frequent)}

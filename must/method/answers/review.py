@@ -33,9 +33,7 @@ from must.method.answers.estimate import (
 from must.method.answers.population import choose_measured
 
 REVIEW_FILE = "review.json"
-IMAGES_FILE = "review.safetensors"  # beside it, once features of all images were computed
-FORMAT = 5
-FIRST_IMAGES = 128  # images, drawn at random, for the first questions
+FORMAT = 6
 ZERO_SHOT, MODEL, REFINED = range(3)  # positions in a picture's `classes`
 
 
@@ -84,9 +82,8 @@ class Review:
     split: str
     classes: list[str]
     images: int  # among which the pictures were chosen
-    complete: bool  # false: these are the first images, and the others are still looked at
     pictures: list[Picture]  # in the order in which they are drawn at random
-    coverage: list[int]  # numbers of pictures, in the order by coverage; empty until all images were looked at
+    coverage: list[int]  # numbers of pictures, in the order by coverage
     cohorts: list[int]  # images of each cohort in the shards
     format: int = FORMAT
 
@@ -181,8 +178,7 @@ class Review:
             return "No answers yet."
         measured, unsure = self.measured(answers), sum(answer.unsure for answer in answers.values())
         others = sum(answer.sampled != RANDOM and not answer.unsure for answer in answers.values())
-        so_far = "" if self.complete else f"So far, by the first {counted(self.images, 'image')}: "
-        parts = [f"{so_far}{measured.text()}."] if measured else []
+        parts = [f"{measured.text()}."] if measured else []
         if others:
             parts.append(f"{counted(others, 'answer')} for teaching only: not drawn at random.")
         if unsure:

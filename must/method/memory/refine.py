@@ -42,12 +42,14 @@ from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
 from must.method.memory.answers import Answers, find_answers
 from must.method.memory.build import build_memory, find_neighbours, predict_left_out
+from must.method.memory.features import Features, read_features
 from must.method.memory.names import Finding, find_missing, find_pairs
-from must.method.memory.pool import Pool, Predicted, compare_predictions, read_pool, subsample
+from must.method.memory.pool import Pool, Predicted, compare_predictions
 from must.method.memory.propagate import answer_rows
 from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import Selection, get_preprocess, load_description, require_classes
+from must.method.model.masked_vit import MaskedViT
 from must.method.model.memory import Memory
 
 logger = logging.getLogger(__name__)
@@ -127,11 +129,15 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     answers = find_answers(config, bundle.description.classes)
     with init_distributed(config.device, timeout=600) as world:
         require(world.size == 1, "must refine runs in one process")
-        source = subsample(EvalSource.open(config, get_preprocess(bundle.description)), config.images)
-        answers = answers.among(source.numbers)
-        bundle = change_alpha(config, bundle, zero_shot, source, world.device, answers)
-        others = (zero_shot.model,) if bundle.description.provenance.config else ()
-        pool = read_pool(bundle.model, source, world.device, others)
+        source = EvalSource.open(config, get_preprocess(bundle.description))
+
+        def read(model: MaskedViT) -> Features:
+            return read_features(model, source, world, config.features, config.images)
+
+        bundle = change_alpha(config, bundle, zero_shot, read, world.device, answers)
+        trained, features = bool(bundle.description.provenance.config), read(bundle.model)
+        others = [read(zero_shot.model).probabilities(zero_shot.model)] if trained else []
+        pool = features.pool(bundle.model, others, source.reader.sources(features.numbers))
         answers = answers.among(pool.numbers.tolist())  # without those about images that cannot be decoded
         refined = refine_pool(
             pool, zero_shot.model.classifier.detach(), answers, world.device, config.memory_images, config.risk
@@ -160,7 +166,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "must_version": __version__,
         "weights_sha256": description.weights_sha256,  # of --model
         "images": len(pool.numbers),
-        "undecodable": source.skipped,
+        "undecodable": features.undecodable,
         "answers": len(answers.known),
         "answers_sha256": answers_sha256,
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
@@ -170,7 +176,8 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "index_sha256": source.index.sha256,  # of the shards that `samples` are in
         "config": config.to_dict(),
     }
-    table = predictions_csv(pool.sources, description.classes, refined, trained=bool(others))
+    images, rows = features.find_rows()
+    table = predictions_csv(source.reader.sources(images), rows, description.classes, refined, trained)
     storage.write_bytes(join(config.output, PREDICTIONS_FILE), table)
     storage.write_bytes(join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))
     logger.info(
@@ -208,8 +215,9 @@ def load_model(config: RefineConfig, zero_shot: Bundle) -> Bundle:
 
 
 def change_alpha(
-    config: RefineConfig, bundle: Bundle, zero_shot: Bundle, source: EvalSource, device: torch.device, answers: Answers
-) -> Bundle:
+    config: RefineConfig, bundle: Bundle, zero_shot: Bundle, read: Callable[[MaskedViT], Features],
+    device: torch.device, answers: Answers,
+) -> Bundle:  # fmt: skip
     """The bundle with the alpha that is given, or that the answers choose."""
     provenance = bundle.description.provenance
     if not provenance.config:
@@ -226,7 +234,7 @@ def change_alpha(
         networks = [interpolate(zero_shot.model, trained.model, alpha) for alpha in alphas]
         correct = []
         for network in networks:
-            pool = read_pool(network, source, device)
+            pool = read(network).pool(network)
             _, labels = build_memory(pool, answer_rows({}, pool.numbers), device)
             correct.append(labels.argmax(1)[answer_rows(answers.random, pool.numbers)[0]].numpy())
         truth = np.array([answers.random[n] for n in pool.numbers.tolist() if n in answers.random])
@@ -316,16 +324,16 @@ def measure_answers(
     return Measured(images, accuracy, accepted, shown, labels.numpy(), truth.numpy())
 
 
-def predictions_csv(sources: list[str], classes: list[str], refined: Refined, trained: bool) -> bytes:
+def predictions_csv(sources: list[str], rows: np.ndarray, classes: list[str], refined: Refined, trained: bool) -> bytes:
     """Columns: image, refined class and its probability, then class and probability of the zero-shot model and, where
     it was trained, of the model without its memory; `accepted`, true or false, where something can be promised.
 
     The class is empty where a person answered that the image shows none of the classes, and where that is most
-    probable."""
+    probable. `rows`: int64, of each image, that of its picture."""
     names, columns = [*map(cell, classes), ""], {"image": [cell(source) for source in sources]}
 
     def add(name: str, column: str, predicted: Predicted) -> None:
-        pairs = list(zip(predicted.labels.tolist(), predicted.confidence.tolist(), strict=True))
+        pairs = list(zip(predicted.labels[rows].tolist(), predicted.confidence[rows].tolist(), strict=True))
         columns[name] = [names[label] for label, _ in pairs]
         columns[column] = [f"{probability:.6f}" for _, probability in pairs]
 
@@ -334,5 +342,5 @@ def predictions_csv(sources: list[str], classes: list[str], refined: Refined, tr
     if trained:
         add("model", "model_probability", refined.model)
     if refined.accepted is not None:
-        columns["accepted"] = [str(bool(accepted)).lower() for accepted in refined.accepted]
+        columns["accepted"] = [str(bool(accepted)).lower() for accepted in refined.accepted[rows]]
     return format_csv([list(columns), *map(list, zip(*columns.values(), strict=True))])

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from must.data.loading.loader import EvalSource
 from must.method.distributed.process_group import World
-from must.method.memory.pool import fit_whitening, read_pool
+from must.method.memory.features import read_features
 from must.method.memory.propagate import RARE, ROUNDS
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.memory import SMALLEST_PROBABILITY
@@ -44,38 +44,33 @@ class PropagatedLabels:
     images: int  # number of decodable images
 
     @classmethod
-    def compute(cls, zero_shot: MaskedViT, source: EvalSource, world: World) -> tuple[Self, Tensor]:
+    def compute(cls, zero_shot: MaskedViT, source: EvalSource, world: World, folder: str = "") -> tuple[Self, Tensor]:
         """(the zero-shot model's propagated labels, the largest Z of each decodable image).
 
-        Every process calls this with a source of the full split, predicts its share and gets the labels of all images.
-        """
-        images = len(source.reader)
-        fitted = [part.cpu() for part in fit_whitening(zero_shot, source, world.device)]
-        tokens, embedding = (part.to(world.device) for part in world.gather(fitted)[0])  # the same in every process
-        source.numbers = source.numbers[world.rank :: world.size]
-        pool = read_pool(zero_shot, source, world.device, whitening=(tokens, embedding))
-        top = pool.probabilities.float().topk(min(TOP, pool.probabilities.shape[-1]))
-        parts = world.gather((pool.numbers, pool.vectors, top.values, top.indices))
-        numbers, vectors, values, classes = (torch.cat([part[i] for part in parts]) for i in range(4))
-        order = numbers.argsort()
-        numbers = numbers[order].to(world.device)
-        near, cosines = nearest(vectors[order].to(world.device).float())
+        Every process calls this with a source of the full split, and gets the labels of all images. `folder`: as of
+        `read_features`."""
+        features = read_features(zero_shot, source, world, folder)
+        P = features.probabilities(zero_shot)
+        top = P.float().topk(min(TOP, P.shape[-1]))
+        pictures = features.numbers.to(world.device)
+        near, cosines = nearest(features.vectors.to(world.device).float())
         weights = neighbour_weights(cosines)
+        numbers, rows = (torch.from_numpy(part).to(world.device) for part in features.find_rows())
 
-        def scatter(rows: Tensor) -> Tensor:
-            """Rows of decodable images -> rows of all images, with zeros for the others."""
-            scattered = rows.new_zeros(images, *rows.shape[1:])
-            scattered[numbers] = rows
+        def scatter(values: Tensor) -> Tensor:
+            """Rows of pictures -> rows of all images, with zeros for those that cannot be decoded."""
+            scattered = values.new_zeros(len(source.reader), *values.shape[1:])
+            scattered[numbers] = values[rows]
             return scattered
 
-        first = scatter(classes[order].to(world.device)), scatter(values[order].to(world.device))
-        total = torch.zeros(pool.probabilities.shape[-1], device=world.device)
+        first = scatter(top.indices.to(world.device)), scatter(top.values.to(world.device))
+        total = torch.zeros(P.shape[-1], device=world.device)
         largest = first[0].clone(), first[1].clone()
-        self = cls(scatter(numbers[near]), scatter(weights), first, *largest, total, len(near))
+        self = cls(scatter(pictures[near]), scatter(weights), first, *largest, total, len(numbers))
         self.total = self.sum_labels(numbers)
         for _ in range(ROUNDS):
             blocks = numbers.split(IMAGES_AT_ONCE)
-            tops = [self(self.gather_zero_shot(block), block).topk(classes.shape[1]) for block in blocks]
+            tops = [self(self.gather_zero_shot(block), block).topk(first[0].shape[1]) for block in blocks]
             self.values[numbers] = torch.cat([part.values for part in tops])
             self.classes[numbers] = torch.cat([part.indices for part in tops])
             self.total = self.sum_labels(numbers)

@@ -31,11 +31,11 @@ from must.method.distributed.cpu import division, loader_processes, own_cores, p
 from must.method.distributed.process_group import Preempted, StopSignal, World, init_distributed
 from must.method.memory.alpha import Weights, interpolate, load_trained
 from must.method.memory.build import LARGEST_MEMORY, build_memory
-from must.method.memory.pool import Predicted, compare_predictions, read_pool, subsample
+from must.method.memory.features import read_features
+from must.method.memory.pool import Predicted, compare_predictions
 from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.description import Description, RunSummary, Selection, get_preprocess
-from must.method.model.masked_vit import MaskedViT
 from must.method.train.checkpoint import exclusive_checkpoints
 from must.method.train.log import GB, Size, TrainLog, in_words, summarize_run
 from must.method.train.propagated import PropagatedLabels, count_bytes
@@ -142,9 +142,10 @@ class Trainer:
         source = EvalSource(self.reader, step.preprocess, CHECK_BATCH, self.loaders)
         source.pause = partial(stop.check, "predicting all images")
         if config.pseudo_labels == "propagated":
-            step.propagated, confidence = PropagatedLabels.compute(self.reference, source, self.world)
+            step.propagated, confidence = PropagatedLabels.compute(self.reference, source, self.world, config.features)
         elif config.confident_share:
-            confidence = zero_shot_confidence(self.reference, source, self.world.device)
+            features = read_features(self.reference, source, self.world, config.features, MEASURED)
+            confidence = features.probabilities(self.reference).float().amax(-1)
         if config.confident_share:
             step.threshold = self.world.gather(find_threshold(config.confident_share, confidence))[0]
 
@@ -277,10 +278,14 @@ class Trainer:
         network = interpolate(zero_shot, trained, alpha)
         source = EvalSource(self.reader, get_preprocess(description), CHECK_BATCH, self.loaders)
         source.pause = partial(stop.check, "checking the model")
-        pool = read_pool(network, subsample(source, LARGEST_MEMORY), device, (zero_shot,))
+        alone = replace(self.world, rank=0, size=1)  # the other processes do not wait for this
+        before, features = (
+            read_features(model, source, alone, config.features, LARGEST_MEMORY) for model in (zero_shot, network)
+        )
+        pool = features.pool(network, [before.probabilities(zero_shot)])
         memory, refined = build_memory(pool, torch.zeros(2, 0, dtype=torch.int64), device)
-        before, after = Predicted.from_probabilities(pool.others[0]), Predicted.from_probabilities(refined)
-        check = compare_predictions(before, after, description.classes)
+        predicted = Predicted.from_probabilities(pool.others[0]), Predicted.from_probabilities(refined)
+        check = compare_predictions(*predicted, description.classes)
         for warning in check.warnings:
             logger.warning(f"warning: {warning}")
         selection = Selection(alpha=alpha, by="--alpha", check=check)
@@ -304,13 +309,3 @@ def find_threshold(share: float, confidence: Tensor) -> float:
         return 0.0
     threshold = np.quantile(confidence.float().cpu().numpy(), 1 - share)  # torch.quantile takes 2^24 numbers at most
     return min(float(threshold), MAX_THRESHOLD)
-
-
-@torch.inference_mode()
-def zero_shot_confidence(zero_shot: MaskedViT, source: EvalSource, device: torch.device) -> Tensor:
-    """[N]: the zero-shot confidence of at most 2,000 images; undecodable ones are skipped."""
-    confidence = [
-        zero_shot(normalize(batch.pixels.to(device), source.preprocess)).float().softmax(-1).amax(-1).cpu()
-        for batch in subsample(source, MEASURED)
-    ]
-    return torch.cat(confidence) if confidence else torch.empty(0)

@@ -6,6 +6,7 @@ import pytest
 
 from must.config import ReviewConfig
 from must.data.loading.reader import ShardReader
+from must.deploy.review.prepare import compute_review
 from must.deploy.review.review import prepare_review
 from must.method.answers.review import Review
 from tests.evaluation.digits import digits
@@ -20,7 +21,7 @@ def config_at(folder, **more):
 
 @pytest.fixture(scope="session")
 def prepared():
-    """A folder with review.json and review.safetensors, made once; tests copy it."""
+    """A folder with review.json, made once; tests copy it."""
     return made_once("review", lambda folder: prepare_review(config_at(folder)))
 
 
@@ -33,6 +34,11 @@ def folder(prepared, tmp_path):
 @pytest.fixture
 def review(folder):
     return Review.load(str(folder))
+
+
+@pytest.fixture
+def images(folder, review):
+    return compute_review(config_at(folder), review)[1]
 
 
 def labels_of(review):

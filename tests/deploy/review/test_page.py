@@ -6,14 +6,13 @@ import os
 import re
 import shutil
 import threading
-from dataclasses import replace
 
 import pytest
 import uvicorn
 
 from must.data.loading.reader import ShardReader
 from must.deploy.review.page import App
-from must.deploy.review.prepare import AnswerEffect, Images
+from must.deploy.review.prepare import AnswerEffect
 from must.deploy.review.session import Session
 from must.deploy.serve.serve import format_url, listen
 from tests.common import ROOT
@@ -114,16 +113,6 @@ def shown(page, number):
     expect(page.locator(f"#picture[data-number='{number}']")).to_be_visible()
 
 
-def test_a_page_waits_for_pictures_that_are_still_looked_at(review, folder, serve, visit):
-    session = Session(replace(review, complete=False, pictures=review.pictures[:1], coverage=[]), str(folder), "ann")
-    page = visit(serve(App(session, reader_of(review), "token")))
-    shown(page, review.pictures[0].number)
-    page.keyboard.press("1")
-    expect(page.locator("#done")).to_contain_text("the others are still looked at")
-    session.set_review(review, None)
-    shown(page, review.pictures[1].number)
-
-
 def test_keys_answer_and_undo_survives_a_new_tab(review, folder, place, visit):
     page = visit(place[0])
     numbers = [picture.number for picture in review.pictures]
@@ -198,8 +187,8 @@ def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(re
     shown(page, review.pictures[0].number)
 
 
-def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it(review, folder, serve, visit):
-    effect = AnswerEffect(Images.load(str(folder)))
+def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it(review, folder, images, serve, visit):
+    effect = AnswerEffect(images)
     session = Session(review, str(folder), "ann", effect, commands=["must refine 'a b'"])
     page = visit(serve(App(session, reader_of(review), "token")))
     labels = labels_of(review)

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from must.deploy.review.prepare import compute_reviews
 from must.deploy.review.session import RESERVED_S, Session
 from must.method.answers.answers_file import AGAIN, COVERAGE, RANDOM, append, read_answers
-from tests.deploy.review.conftest import config_at, labels_of
+from tests.deploy.review.conftest import labels_of
 
 
 def test_two_pages_show_different_pictures_and_one_that_is_left_holds_nothing_up(review, folder):
@@ -26,18 +25,6 @@ def test_two_pages_show_different_pictures_and_one_that_is_left_holds_nothing_up
     assert session.next("bob")["picture"]["number"] == first
     session.answer("bob", {"number": ann["number"], "kind": "unsure"})
     assert session.review.measured(session.answers).answers == 1
-
-
-def test_answers_that_do_not_measure_come_no_earlier_in_the_next_sample(review, folder, monkeypatch):
-    """The first pictures of a review hold those with measuring answers; others would be asked again too often."""
-    monkeypatch.setattr("must.deploy.review.prepare.FIRST_IMAGES", 20)
-    lines = [{"sha256": picture.sha256, "label": review.classes[0]} for picture in review.pictures]
-    append(folder / "answers.jsonl", *(line | {"sampled": "grid"} for line in lines[:60]))
-    append(folder / "answers.jsonl", *(line | {"sampled": RANDOM} for line in lines[60:70]))
-    first, _ = next(iter(compute_reviews(config_at(folder))))
-    asked = {picture.sha256 for picture in first.pictures}
-    assert {line["sha256"] for line in lines[60:70]} <= asked and 20 <= len(asked) <= 30 and not first.complete
-    assert sum(line["sha256"] in asked for line in lines[:60]) < 20
 
 
 def test_only_pictures_drawn_at_random_measure_whatever_else_is_answered(review, folder):
@@ -83,7 +70,7 @@ def test_the_first_images_measure_with_the_sizes_of_all_cohorts(review, folder):
     """Of two cohorts as large as each other, all answers of the first and a few of the second are among the first
     images that are looked at."""
     pictures = [replace(picture, cohort=int(place >= 20)) for place, picture in enumerate(review.pictures[:25])]
-    part = replace(review, pictures=pictures, complete=False, coverage=[], cohorts=[200, 200])
+    part = replace(review, pictures=pictures, coverage=[], cohorts=[200, 200])
     lines = [{"sha256": p.sha256, "label": review.classes[0], "sampled": "random"} for p in pictures]
     append(folder / "answers.jsonl", *lines)
     answers = part.answers(str(folder))

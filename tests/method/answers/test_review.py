@@ -27,7 +27,7 @@ def make_review(count, classes=("a", "b", "c")):
     pictures = [Picture(n, f"{n}.png", f"{n:064x}", (n % 3, 1, 2), 0.5, (0, 1, 2), ()) for n in range(count)]
     return Review(
         model_sha256="0" * 64, shards="", index_sha256="", split="train", classes=list(classes), images=count,
-        complete=True, pictures=pictures, coverage=[], cohorts=[],
+        pictures=pictures, coverage=[], cohorts=[],
     )  # fmt: skip
 
 

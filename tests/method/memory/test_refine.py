@@ -145,8 +145,8 @@ def test_a_version_of_a_registry_stays_as_it_was_promoted(digits, tmp_path, capf
 def meanwhile(monkeypatch, action):
     """Runs `action` while `must refine` reads the images."""
     module: Any = refine_module
-    read = module.read_pool
-    monkeypatch.setattr(module, "read_pool", lambda *values: (action(), read(*values))[1])
+    read = module.read_features
+    monkeypatch.setattr(module, "read_features", lambda *values: (action(), read(*values))[1])
 
 
 def test_a_model_that_another_program_writes_meanwhile_stays(digits, tmp_path, monkeypatch):
