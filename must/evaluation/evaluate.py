@@ -17,7 +17,7 @@ from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import read_hashes
 from must.evaluation.metrics import measure
-from must.evaluation.report.map import read_vectors
+from must.evaluation.report.map import read_features
 from must.evaluation.report.page import render_report
 from must.evaluation.report.provenance import stability, training_log
 from must.evaluation.report.verdict import verdict
@@ -77,8 +77,8 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), table)
         write_metrics(storage.join(config.output, METRICS_FILE), metrics)
         # last: a folder with report.html has all files, and an error here leaves the numbers
-        vectors = read_vectors(config, bundle, samples, world.device) if baseline else None
-        report = render_report(config, metrics, samples, after, before, refined, vectors)
+        features = read_features(config, bundle, samples, world.device) if baseline else None
+        report = render_report(config, metrics, samples, after, before, refined, features)
         storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
         logger.info(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
         if samples.skipped:
