@@ -19,7 +19,6 @@ from must.data.shards.history import read_hashes
 from must.evaluation.metrics import measure
 from must.evaluation.report.map import read_features
 from must.evaluation.report.page import render_report
-from must.evaluation.report.provenance import stability, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Data, Metrics, Model, RefinedLabels, write_metrics
 from must.evaluation.scores import Samples, Scores, score_split
@@ -59,7 +58,6 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         metrics = replace(
             metrics,
             abstention=abstention(config.risk, after.confidence[labelled], correct, named=after.named[labelled]),
-            label_free=replace(metrics.label_free, training=stability(training_log(config.model))),
             baseline_name=name,
             model=Model(
                 config.model, description.backbone, description.pretrained, description.logit_factor,

@@ -42,15 +42,13 @@ class Scores:
     """One model's predictions. N images, K classes, T = min(5, K).
 
     Full probability vectors are not kept (for ImageNet's training images they would take 5 GB): the five best are
-    enough for the labelled metrics, and the sum of the vectors is enough for the label-free ones."""
+    enough for the metrics."""
 
     top: np.ndarray  # int32 [N, T], the most probable classes, best first
     top_probability: np.ndarray  # float32 [N, T]
     label_log_probability: np.ndarray  # float32 [N], nan without a label
-    entropy: np.ndarray  # float32 [N], nats
     similarity: np.ndarray  # float32 [N], to the images that the model remembers; nan without a memory
     named: np.ndarray  # bool [N], where a class is more probable than none of the classes
-    probability_sum: np.ndarray  # float64 [K]
 
     @property
     def prediction(self) -> np.ndarray:
@@ -76,7 +74,7 @@ def score_split(
     lookup = {name: number for number, name in enumerate(classes)}
     samples: list[tuple[np.ndarray, ...]] = []
     collected: list[list[tuple[np.ndarray, ...]]] = [[] for _ in models]
-    sums, problem = np.zeros((len(models), len(classes))), ""
+    problem = ""
     for model in models:
         model.to(world.device).eval()
     with (
@@ -92,23 +90,20 @@ def score_split(
                 break
             samples.append((batch.samples.numpy(), labels, np.array(batch.sources, dtype=object)))
             images = normalize(batch.pixels.to(world.device), source.preprocess)
-            for output, rows, total in zip(classify(models, images), collected, sums, strict=True):
-                *arrays, of_batch = score_batch(*output, labels)
-                rows.append(tuple(arrays))
-                total += of_batch
+            for output, rows in zip(classify(models, images), collected, strict=True):
+                rows.append(score_batch(*output, labels))
             progress.update(len(images))
-    parts = world.gather((samples, collected, sums, source.skipped, problem))
+    parts = world.gather((samples, collected, source.skipped, problem))
     for *_, error_text in parts:
         require(not error_text, error_text)
-    skipped, batches = sum(part[3] for part in parts), [batch for part in parts for batch in part[0]]
+    skipped, batches = sum(part[2] for part in parts), [batch for part in parts for batch in part[0]]
     require(bool(batches), f"none of the split's {skipped} images can be decoded; check them: must index verify")
     numbers, labels, sources = concatenate(batches)
     order = np.argsort(numbers, kind="stable")
     scores = []
-    for number, total in enumerate(np.sum([part[2] for part in parts], axis=0)):
+    for number in range(len(models)):
         columns = concatenate([batch for part in parts for batch in part[1][number]])
-        top, values, of_label, entropy, similarity, named = (column[order] for column in columns)
-        scores.append(Scores(top, values, of_label, entropy, similarity, named, total))
+        scores.append(Scores(*(column[order] for column in columns)))
     return Samples(numbers[order], labels[order], sources[order], skipped), scores
 
 
@@ -134,10 +129,8 @@ def score_batch(log_probability: Tensor, similarity: Tensor, labels: np.ndarray)
     index = torch.from_numpy(labels).to(probability.device)
     of_label = log_probability.gather(1, index.clamp(min=0)[:, None])[:, 0]
     of_label = torch.where(index == NO_LABEL, torch.nan, of_label)
-    entropy = -(probability * log_probability).sum(-1)
-    exact = (probability.cpu() if probability.device.type == "mps" else probability).double()  # MPS has no float64
     named = 1 - probability.sum(-1) <= values[:, 0]
-    fields = (top.int(), values, of_label, entropy, similarity, named, exact.sum(0))
+    fields = (top.int(), values, of_label, similarity, named)
     return tuple(field.cpu().numpy() for field in fields)
 
 
