@@ -63,11 +63,7 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "Pillow, draft to no less than 280x224": pillow_reduced,
     "torchvision.io.decode_jpeg": torchvision,
     "simplejpeg": simplejpeg.decode_jpeg,
-    "simplejpeg, as a Pillow image  (--views exact)": as_picture,
-    "simplejpeg, fast": lambda data: simplejpeg.decode_jpeg(data, fastdct=True, fastupsample=True),
-    "simplejpeg, fast, reduced 1/2^n  (--views fast)": lambda data: simplejpeg.decode_jpeg(
-        data, fastdct=True, fastupsample=True, min_width=280, min_height=224, min_factor=2
-    ),
+    "simplejpeg, as a Pillow image": as_picture,
 }
 
 

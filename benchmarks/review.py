@@ -22,7 +22,7 @@ import must
 from must.api.demo import CLASSES, asset_folder, digit_parts
 from must.config import ReviewConfig
 from must.data.loading.reader import ShardReader
-from must.deploy.review.prepare import Images, compute_reviews
+from must.deploy.review.prepare import Images, compute_review
 from must.method.answers.estimate import share
 from must.method.answers.review import random_order
 from must.method.model.bundle import save_bundle, zero_shot_bundle
@@ -65,7 +65,7 @@ def prepare_images(folder: Path, epochs: int) -> tuple[Images, torch.Tensor]:
         bundle = zero_shot_bundle(load_text_classifier(classifier))
         save_bundle(model, bundle.model, bundle.description)
     config = ReviewConfig(model=model, baseline=classifier, shards=shards, output=str(folder / "review"), workers=0)
-    *_, (_, images) = compute_reviews(config)
+    _, images = compute_review(config)
     reader, labels = ShardReader(shards, "train"), [CLASSES.index(label) for _, label in digit_parts()["unlabeled"]]
     sources = [Path(reader.description(number)["source"]).stem for number in images.numbers.tolist()]
     return images, torch.tensor([labels[int(source)] for source in sources])

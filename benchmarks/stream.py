@@ -37,7 +37,7 @@ from torchvision.datasets import ImageFolder
 
 from must.config import ShardConfig, TrainConfig
 from must.data.augment.draws import AugmentParams, PatchMask, seed_views
-from must.data.augment.views import FastViews, TrainViews, fill_color, posterize
+from must.data.augment.views import TrainViews, fill_color, posterize
 from must.data.image.decode import decode
 from must.data.image.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from must.data.loading.loader import TrainDataset, train_batches
@@ -61,7 +61,7 @@ def main() -> None:
     images, shards = Path(args.folder) / f"images-{args.images}", Path(args.folder) / f"shards-{args.images}"
     torch.set_num_threads(1)
     if args.way:
-        loader = plain(images, args.workers) if args.way == "plain" else must_loader(shards, args.workers, args.way)
+        loader = plain(images, args.workers) if args.way == "plain" else must_loader(shards, args.workers)
         print(json.dumps(consume(loader)))
         return
     make_images(images, args.images)
@@ -69,7 +69,7 @@ def main() -> None:
     print(f"{args.images} images, {args.workers} loader process(es), {os.cpu_count()} cores")
     best: dict[str, dict[str, float]] = {}
     for _ in range(args.repeat):
-        for way in ("plain", "exact", "fast"):
+        for way in ("plain", "must"):
             command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
             speed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             if way not in best or speed["a core"] > best[way]["a core"]:
@@ -83,8 +83,7 @@ def main() -> None:
 
 NAMES = {
     "plain": "ImageFolder + DataLoader",
-    "exact": "must, --views exact",
-    "fast": "must, --views fast",
+    "must": "must",
 }
 
 
@@ -140,10 +139,10 @@ def plain(images: Path, workers: int) -> Iterable[Any]:
     return (views for views, _ in loader)
 
 
-def must_loader(shards: Path, workers: int, way: str) -> Iterable[Any]:
+def must_loader(shards: Path, workers: int) -> Iterable[Any]:
     reader = ShardReader(str(shards), "train")
     order = GlobalBatches(reader.sizes, BATCH, 1, 0)
-    dataset = TrainDataset(reader, (FastViews if way == "fast" else TrainViews)(*SETTINGS), 0)
+    dataset = TrainDataset(reader, TrainViews(*SETTINGS), 0)
     return train_batches(dataset, order, workers, torch.device("cpu"))
 
 
@@ -169,7 +168,7 @@ def breakdown(images: Path) -> None:
             lambda i: [to_input(pictures[i].crop((0, 0, SIZE, SIZE))) for _ in range(2)], None
         ],
     }  # fmt: skip
-    print(f"\n{'ms an image, one process':<40}{'plain':>8}{'exact':>8}")
+    print(f"\n{'ms an image, one process':<40}{'plain':>8}{'must':>8}")
     for name, functions in rows.items():
         cells = "".join(f"{milliseconds(f, len(files)):>8.2f}" if f else f"{'':>8}" for f in functions)
         print(f"{name:<40}{cells}")

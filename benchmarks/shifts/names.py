@@ -23,7 +23,9 @@ from benchmarks.shifts.run import order_review, prepare, truth
 from benchmarks.shifts.tasks import DEVELOPMENT, HELD_OUT, VARIANTS, task, variant
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
-from must.method.memory.names import Finding, find_missing, find_pairs, read_features
+from must.method.distributed.process_group import World
+from must.method.memory.features import read_features
+from must.method.memory.names import Finding, find_missing, find_pairs
 from must.method.memory.pool import Predicted
 from must.method.memory.propagate import refine_probabilities
 from must.method.model.bundle import zero_shot_bundle
@@ -48,7 +50,8 @@ def main() -> None:
         classifier = load_text_classifier(file)
         bundle = zero_shot_bundle(classifier)
         source = EvalSource(open_reader(shards, "train"), get_preprocess(bundle.description), 256, 0)
-        feature, vectors, *_ = read_features(bundle.model, source, torch.device("cpu"))
+        features = read_features(bundle.model, source, World(0, 1, torch.device("cpu")))
+        feature, vectors = features.embedding.float(), features.vectors.float()
         hidden = torch.tensor(truth(shards, "train", data.hidden))
         for kind, numbers, columns, target in spoil(classifier.weights, hidden):
             P = (classifier.logit_scale * feature @ columns).softmax(1)

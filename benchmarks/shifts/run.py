@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,17 +28,21 @@ from benchmarks.shifts.families import ROOT
 from benchmarks.shifts.pretrain import pretrain
 from benchmarks.shifts.tasks import DEVELOPMENT, HELD_OUT, TOWERS, VARIANTS, Task, task, variant
 from must.config import ClassifierConfig, ShardConfig, TrainConfig
+from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader, open_reader
 from must.data.shards.build import shard
 from must.deploy.review.prepare import LISTED_CLASSES
 from must.method.answers.review import SCHEDULE, order_by_coverage
+from must.method.distributed.process_group import World
 from must.method.memory.alpha import interpolate, load_trained
 from must.method.memory.build import build_memory, find_neighbours
-from must.method.memory.pool import Pool, read_pool
+from must.method.memory.features import read_features
+from must.method.memory.pool import Pool
 from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
 from must.method.model.description import get_preprocess
+from must.method.model.masked_vit import MaskedViT
 from must.method.train.trainer import train
 
 ALPHAS = (0.0, 0.5, 1.0)
@@ -120,9 +125,7 @@ def measure(folder: str, shards: str, classifier_file: str, data: Task) -> dict[
     for alpha in ALPHAS:
         network = interpolate(zero_shot.model, trained.model, alpha)
         preprocess, cpu = get_preprocess(zero_shot.description), torch.device("cpu")
-        pool = read_pool(network, EvalSource(open_reader(shards, "train"), preprocess, 256, 0), cpu)
-        whitening = (pool.tokens, pool.embedding)
-        test = read_pool(network, EvalSource(open_reader(shards, "test"), preprocess, 256, 0), cpu, whitening=whitening)
+        pool, test = read_pools(network, shards, preprocess)
         near = find_neighbours(pool, cpu)
         P, values = test.probabilities.float(), test.vectors.float()
 
@@ -147,6 +150,14 @@ def measure(folder: str, shards: str, classifier_file: str, data: Task) -> dict[
         kind: {name: round(float(np.mean(v)), 2) for name, v in rows[kind].items()} for kind in ("present", "all")
     }
     return averages | {"labels": rows["labels"], "errors": round(100 / len(labels) ** 0.5, 2)}
+
+
+def read_pools(network: MaskedViT, shards: str, preprocess: Preprocess) -> list[Pool]:
+    """Of the splits train and test, whose vectors are whitened as those of train."""
+    with TemporaryDirectory() as folder:
+        sources = [EvalSource(open_reader(shards, split), preprocess, 256, 0) for split in ("train", "test")]
+        parts = [read_features(network, one, World(0, 1, torch.device("cpu")), folder) for one in sources]
+        return [part.pool(network) for part in parts]
 
 
 def draw_answers(pool: Pool, classes: int) -> Iterator[tuple[int, str, Tensor]]:

@@ -141,9 +141,6 @@ class TrainConfig(StageConfig):
         "operations to draw from, by timm's names (Rotate, ShearX, ...); all if empty", factory=list, metavar="NAME,..."
     )
 
-    views: Literal["exact", "fast"] = param(
-        "exact: the published views bit for bit; fast: the same crops and operations by faster arithmetic", "exact"
-    )
     shuffle_window: int = param("shards whose images are shuffled together", 16, group="reading shards", at_least=1)
     max_replaced: float = param(
         "largest share of undecodable images (the next image takes their place); above it training stops",

@@ -15,12 +15,11 @@ from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.data.shards.history import read_hashes
 from must.evaluation.metrics import measure
-from must.evaluation.report.map import MAP_IMAGES, Vectors
+from must.evaluation.report.map import MAP_IMAGES
 from must.evaluation.report.page import render_report
-from must.evaluation.report.provenance import stability, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Data, Metrics, Model, RefinedLabels, write_metrics
-from must.evaluation.scores import Samples, Scores, find_samples, score
+from must.evaluation.scores import Samples, Scores, read_samples, score
 from must.evaluation.table import text_table
 from must.method.answers.estimate import abstention
 from must.method.distributed.process_group import World, init_distributed
@@ -47,7 +46,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
             name = "baseline" if baseline.description.provenance else "zero-shot"
             require_classes(f"--baseline {config.baseline}", description.classes, baseline.description.classes)
         index = load_index(config.shards, config.index_sha256)  # fails early if there is none
-        samples, vectors, after, before, tower = score_models(config, bundle, baseline, world)
+        samples, shown, after, before, tower = score_models(config, bundle, baseline, world)
         samples = replace(samples, answered=find_answered(samples, config, index, (bundle, baseline)))
         metrics = measure(samples, after, before, tower, description.classes)
         if not world.is_main:
@@ -57,7 +56,6 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         metrics = replace(
             metrics,
             abstention=abstention(config.risk, after.confidence[labelled], correct, named=after.named[labelled]),
-            label_free=replace(metrics.label_free, training=stability(training_log(config.model))),
             baseline_name=name,
             model=Model(
                 config.model, description.backbone, description.pretrained, description.logit_factor,
@@ -75,7 +73,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), table)
         write_metrics(storage.join(config.output, METRICS_FILE), metrics)
         # last: a folder with report.html has all files, and an error here leaves the numbers
-        report = render_report(config, metrics, samples, after, before, refined, vectors if baseline else None)
+        report = render_report(config, metrics, samples, after, before, refined, shown if baseline else None)
         storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
         logger.info(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
         if samples.skipped:
@@ -106,9 +104,9 @@ def load_baseline(uri: str) -> Bundle:
 
 def score_models(
     config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None, world: World
-) -> tuple[Samples, Vectors, Scores, Scores | None, Scores | None]:
-    """(the images, vectors of some for the map, the scores of the model, of the baseline, and of the model without its
-    memory; None if it has none). A tower that both have runs once."""
+) -> tuple[Samples, tuple[np.ndarray, np.ndarray], Scores, Scores | None, Scores | None]:
+    """(the images; rows of some of them and their features, for the map; the scores of the model, of the baseline, and
+    of the model without its memory, None if it has none). A tower that both have runs once."""
     towers: dict[str, Features] = {}
 
     def read(one: Bundle) -> Features:
@@ -118,18 +116,17 @@ def score_models(
             towers[key] = read_features(one.model, source, world, config.features, memory=one.memory, fit=False)
         return towers[key]
 
-    features = read(bundle)
     reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
-    samples, rows = find_samples(features, reader, bundle.description.classes, config.labels == "auto")
-    after = score(bundle.model, bundle.memory, features, rows, samples.labels)
-    tower = score(bundle.model, None, features, rows, samples.labels) if bundle.memory else None
-    before = None
+    samples = read_samples(reader, bundle.description.classes, config.labels == "auto")  # before any pass
+    features = read(bundle)
+    numbers, rows = features.find_rows()
+    samples, before = samples.only(numbers), None
+    after = score(bundle.model, bundle.memory, features, samples.labels, world.device)
+    tower = score(bundle.model, None, features, samples.labels, world.device) if bundle.memory else None
     if baseline:
-        other = read(baseline)
-        before = score(baseline.model, baseline.memory, other, other.find_rows()[1], samples.labels)
+        before = score(baseline.model, baseline.memory, read(baseline), samples.labels, world.device)
     shown = spread(len(rows), MAP_IMAGES)
-    vectors = features.vectors if features.vectors.shape[1] else features.embedding
-    return samples, (shown, vectors[rows[shown]].float().numpy()), after, before, tower
+    return samples, (shown, features.embedding[rows[shown]].float().numpy()), after, before, tower
 
 
 def predictions_csv(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> bytes:

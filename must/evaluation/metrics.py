@@ -3,7 +3,6 @@
 Pure functions of arrays. N images, K classes. The figures without labels (agreement, confidence, class balance) do not
 measure accuracy; docs/evaluation.md says how well they separated good adaptations from bad ones."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from must.evaluation.result import Accuracy, Compared, Interval, LabelFree, Metrics, ModelFigures, Paired
 from must.evaluation.scores import NO_LABEL, Samples, Scores
 from must.method.answers.estimate import binomial_tail, difference, share
-from must.method.memory.pool import Predicted, compare_predictions
+from must.method.memory.pool import Predicted, compare_predictions, count_effective
 
 BINS = 15
 MATRIX_LIMIT = 200  # classes up to which the confusion matrices are written out
@@ -162,55 +161,33 @@ def mcnemar(fixed: int, broken: int) -> float:
     return min(1.0, 2 * binomial_tail(min(fixed, broken), fixed + broken, 0.5))
 
 
-CONFIDENT_ABOVE = 0.7
-"""Probability from which a prediction counts as confident: the method's threshold for pseudo-labels."""
+def label_free(scores: Scores, classes: int) -> ModelFigures:
+    """Label-free figures of one model. N images, K `classes`.
 
-
-def label_free(scores: Scores) -> ModelFigures:
-    """Label-free figures of one model. N images, K classes.
-
-    - confidence: mean probability of the predicted class; confident: share of images above 0.7.
-    - histogram: predicted images a class [K]; effective_classes: exp of its entropy, K when all are equally frequent.
-    - mutual_information: (H(mean p) - mean H(p)) / log K, 0..1: high if predictions are confident and balanced (Bridle
-      et al. 1991, "Unsupervised classifiers, mutual information and phantom targets")."""
-    images, classes = len(scores.top), len(scores.probability_sum)
+    - confidence: mean probability of the predicted class.
+    - histogram: predicted images a class [K]; effective_classes: see pool.count_effective."""
     histogram = np.bincount(scores.prediction, minlength=classes)
-    mean = scores.probability_sum / images
     return ModelFigures(
         confidence=float(scores.confidence.mean(dtype=np.float64)),
-        confident=float((scores.confidence > CONFIDENT_ABOVE).mean()),
         histogram=histogram.tolist(),
-        effective_classes=float(np.exp(entropy(histogram / images))),
-        mutual_information=(entropy(mean) - float(scores.entropy.mean(dtype=np.float64))) / math.log(classes),
+        effective_classes=count_effective(torch.from_numpy(histogram)),
     )
 
 
-def compare(before: Scores, after: Scores) -> Compared:
+def compare(before: Scores, after: Scores, classes: int) -> Compared:
     """Label-free figures of two models on the same images.
 
     - agreement: share of equal predictions.
-    - agreement_confident: the same among the first model's confident images; None if there are none.
-    - histogram_distance: total variation between the predicted class histograms, 0 (equal) to 1 (disjoint).
     - vanished: class numbers that the first model predicts for at least 1% of the images and the second for fewer
       than a tenth of that; dominant: class numbers with more than three times their former share, and over 20%."""
-    classes, images = len(before.probability_sum), len(before.top)
-    same = before.prediction == after.prediction
-    confident = before.confidence > CONFIDENT_ABOVE
+    images = len(before.top)
     old = np.bincount(before.prediction, minlength=classes) / images
     new = np.bincount(after.prediction, minlength=classes) / images
     return Compared(
-        agreement=float(same.mean()),
-        agreement_confident=float(same[confident].mean()) if confident.any() else None,
-        histogram_distance=float(np.abs(old - new).sum() / 2),
+        agreement=float((before.prediction == after.prediction).mean()),
         vanished=np.flatnonzero((old >= 0.01) & (new < old / 10)).tolist(),
         dominant=np.flatnonzero((new > 3 * old) & (new > 0.2)).tolist(),
     )
-
-
-def entropy(share: np.ndarray) -> float:
-    """Entropy in nats."""
-    positive = share[share > 0]
-    return float(-(positive * np.log(positive)).sum())
 
 
 def predicted(scores: Scores) -> Predicted:
@@ -224,7 +201,7 @@ def measure(
     chosen, compared = samples.labelled, None
     if before:
         check = compare_predictions(predicted(before), predicted(after), classes)
-        compared = replace(compare(before, after), check=check)
+        compared = replace(compare(before, after, len(classes)), check=check)
     has_memory = not np.isnan(after.similarity).any()
     metrics = Metrics(
         images=len(samples.numbers),
@@ -234,7 +211,9 @@ def measure(
         classes=classes,
         similarity=round(float(after.similarity.mean()), 4) if has_memory else None,
         bootstrap_replicates=REPLICATES,
-        label_free=LabelFree(label_free(after), label_free(before) if before else None, compared),
+        label_free=LabelFree(
+            label_free(after, len(classes)), label_free(before, len(classes)) if before else None, compared
+        ),
     )
     if not chosen.any():
         return metrics

@@ -58,10 +58,8 @@ class ModelFigures:
     """One model on all images, without labels: see metrics.label_free."""
 
     confidence: float
-    confident: float
     histogram: list[int]
     effective_classes: float
-    mutual_information: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,6 @@ class Compared:
     """Two models on all images, without labels: see metrics.compare."""
 
     agreement: float
-    agreement_confident: float | None
-    histogram_distance: float
     vanished: list[int]
     dominant: list[int]
     check: CheckResult | None = None
@@ -81,7 +77,6 @@ class LabelFree:
     adapted: ModelFigures
     baseline: ModelFigures | None = None
     compared: Compared | None = None
-    training: dict[str, float] | None = None  # see report.provenance.stability
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """A model's predictions for every image of a split, small enough to keep for millions of images."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +31,11 @@ class Samples:
     skipped: int = 0  # images that could not be decoded
     answered: np.ndarray | None = None  # bool [N], images whose answers are in a model: their labels measure nothing
 
+    def only(self, numbers: np.ndarray) -> Samples:
+        """Those that could be decoded."""
+        skipped = len(self.numbers) - len(numbers)
+        return Samples(self.numbers[numbers], self.labels[numbers], self.sources[numbers], skipped)
+
     @property
     def labelled(self) -> np.ndarray:
         """bool [N], the images that accuracies are measured on"""
@@ -41,15 +48,13 @@ class Scores:
     """One model's predictions. N images, K classes, T = min(5, K).
 
     Full probability vectors are not kept (for ImageNet's training images they would take 5 GB): the five best are
-    enough for the labelled metrics, and the sum of the vectors is enough for the label-free ones."""
+    enough for the metrics."""
 
     top: np.ndarray  # int32 [N, T], the most probable classes, best first
     top_probability: np.ndarray  # float32 [N, T]
     label_log_probability: np.ndarray  # float32 [N], nan without a label
-    entropy: np.ndarray  # float32 [N], nats
     similarity: np.ndarray  # float32 [N], to the images that the model remembers; nan without a memory
     named: np.ndarray  # bool [N], where a class is more probable than none of the classes
-    probability_sum: np.ndarray  # float64 [K]
 
     @property
     def prediction(self) -> np.ndarray:
@@ -62,37 +67,34 @@ class Scores:
         return self.top_probability[:, 0]
 
 
-def find_samples(
-    features: Features, reader: ShardReader, classes: Sequence[str], use_labels: bool = True
-) -> tuple[Samples, np.ndarray]:
-    """(the images of the split whose pictures have features, with their labels; int64 [N], their rows)."""
-    numbers, rows = features.find_rows()
+def read_samples(reader: ShardReader, classes: Sequence[str], use_labels: bool = True) -> Samples:
+    """All images of the split, with their labels. Raises UserError: a label is no class."""
     lookup = {name: number for number, name in enumerate(classes)}
-    descriptions = [reader.description(number) for number in numbers.tolist()]
+    descriptions = [reader.description(number) for number in range(len(reader))]
     sources = [description.get("source", "") for description in descriptions]
-    names = [description.get("label") if use_labels else None for description in descriptions]
-    skipped = len(features.split) - len(numbers)
-    return Samples(numbers, label_numbers(names, lookup, sources), np.array(sources, dtype=object), skipped), rows
+    labels = label_numbers([one.get("label") if use_labels else None for one in descriptions], lookup, sources)
+    return Samples(np.arange(len(labels)), labels, np.array(sources, dtype=object))
 
 
 @torch.inference_mode()
-def score(model: MaskedViT, memory: Memory | None, features: Features, rows: np.ndarray, labels: np.ndarray) -> Scores:
-    """The predictions of a model, with its memory if it has one, for the images [N] with these rows of the features and
-    these labels. The features are of its tower; vectors of its memory's whitenings."""
-    columns, total = list[tuple[np.ndarray, ...]](), np.zeros(model.classifier.shape[1])
+def score(
+    model: MaskedViT, memory: Memory | None, features: Features, labels: np.ndarray, device: torch.device
+) -> Scores:
+    """The predictions of a model, with its memory if it has one, for the images of `find_rows` with these labels, int64
+    [N]. The features are of its tower; their vectors are of its memory's whitenings."""
+    memory = memory.to(device).eval() if memory else None
+    rows = features.find_rows()[1]
+    columns = list[tuple[np.ndarray, ...]]()
     for start in range(0, len(rows), AT_ONCE):
         block = torch.from_numpy(rows[start : start + AT_ONCE])
-        output = features.logits(model, block).log_softmax(-1)
+        output = features.logits(model, block, device).log_softmax(-1)
         similarity = torch.full((len(block),), torch.nan)
         if memory:
-            vectors = F.normalize(features.vectors[block].to(output.device).float(), dim=1)
+            vectors = F.normalize(features.vectors[block].to(device).float(), dim=1)
             probability, similarity = memory(output.exp(), vectors)
             output = probability.log()
-        *arrays, of_block = score_batch(output, similarity, labels[start : start + AT_ONCE])
-        columns.append(tuple(arrays))
-        total += of_block
-    top, values, of_label, entropy, similarity, named = concatenate(columns)
-    return Scores(top, values, of_label, entropy, similarity, named, total)
+        columns.append(score_batch(output, similarity, labels[start : start + AT_ONCE]))
+    return Scores(*concatenate(columns))
 
 
 def score_batch(log_probability: Tensor, similarity: Tensor, labels: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -103,10 +105,8 @@ def score_batch(log_probability: Tensor, similarity: Tensor, labels: np.ndarray)
     index = torch.from_numpy(labels).to(probability.device)
     of_label = log_probability.gather(1, index.clamp(min=0)[:, None])[:, 0]
     of_label = torch.where(index == NO_LABEL, torch.nan, of_label)
-    entropy = -(probability * log_probability).sum(-1)
-    exact = (probability.cpu() if probability.device.type == "mps" else probability).double()  # MPS has no float64
     named = 1 - probability.sum(-1) <= values[:, 0]
-    fields = (top.int(), values, of_label, entropy, similarity, named, exact.sum(0))
+    fields = (top.int(), values, of_label, similarity, named)
     return tuple(field.cpu().numpy() for field in fields)
 
 

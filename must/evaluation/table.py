@@ -33,8 +33,7 @@ def text_table(metrics: Metrics) -> str:
     else:
         baseline, adapted = metrics.label_free.baseline, metrics.label_free.adapted
         rows.append((f"{metrics.images} images, no labels", *([name] if baseline else []), "adapted", "difference"))
-        for key, title in (("confidence", "mean confidence"), ("confident", "confident (> 0.7)")):
-            rows.append(metric_row(title, getattr(baseline, key) if baseline else None, getattr(adapted, key), None))
+        rows.append(metric_row("mean confidence", baseline.confidence if baseline else None, adapted.confidence, None))
         if compared := metrics.label_free.compared:
             rows.append((f"same class as {name}", "", percent(compared.agreement)))
     lines = [align(rows)]

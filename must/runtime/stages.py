@@ -21,7 +21,7 @@ from must.base.parameters import require
 from must.base.text import encoded
 from must.data.format.index import load_index
 from must.deploy.promote.promote import version_name
-from must.deploy.promote.registry import Latest, Registry, is_version_of
+from must.deploy.promote.registry import Latest, Registry
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
 from must.evaluation.result import Metrics, read_metrics
 from must.method.answers.answers_file import hash_answers
@@ -203,7 +203,7 @@ def gate(
     metrics, against = storage.join(details, METRICS_FILE), "the zero-shot model"
     replaces, champion_metrics = champion != "none", ""
     with tempfile.TemporaryDirectory() as folder:
-        if replaces and is_version_of(champion, version_name(bundle, load_description(bundle))):
+        if replaces and champion == version_name(bundle, load_description(bundle)):
             replaces, champion_uri = False, ""
             against += f", because this model is the champion, {champion}"
         elif replaces and not champion_uri:

@@ -11,9 +11,9 @@ import pytest
 
 from must.config import EvaluateConfig
 from must.evaluation.metrics import MATRIX_LIMIT, measure
-from must.evaluation.report.map import lay_out, squared_distances
+from must.evaluation.report.map import lay_out
 from must.evaluation.report.page import list_worse, render_report
-from must.evaluation.report.provenance import command_line, next_steps, stability, training_log
+from must.evaluation.report.provenance import command_line, next_steps, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Data, Model
 from must.evaluation.scores import Samples
@@ -77,17 +77,17 @@ def test_the_report_is_complete_in_itself(evaluated):
 
 def test_on_the_map_similar_images_are_near_each_other():
     generator = np.random.default_rng(0)
-    groups = np.repeat(np.arange(4), 20)
-    values = 4 * np.eye(4, 16)[groups] + 0.3 * generator.normal(size=(80, 16))
+    groups = np.repeat(np.arange(3), 20)
+    values = 4 * np.eye(3, 16)[groups] + 0.3 * generator.normal(size=(60, 16))
     places = lay_out(values)
-    assert places.shape == (80, 2) and places.min() == 0 and places.max() == 1 and (places == lay_out(values)).all()
-    distances = squared_distances(places) + 9 * np.eye(80)
+    assert places.shape == (60, 2) and places.min() == 0 and places.max() == 1 and (places == lay_out(values)).all()
+    distances = np.square(places[:, None] - places).sum(2) + 9 * np.eye(60)
     assert (groups[distances.argmin(1)] == groups).all()
     copies = generator.normal(size=(30, 8))
     copies[10:22] = copies[3]
-    for same in (copies, np.ones((50, 8)), np.repeat(np.eye(2), 30, 0), np.eye(2), np.ones((4, 1)), np.zeros((0, 3))):
+    for same in (copies, np.ones((50, 8)), np.repeat(np.eye(2), 30, 0), np.eye(2), np.ones((1, 8))):
         with np.errstate(over="raise", invalid="raise"):
-            assert np.isfinite(lay_out(same)).all() and len(lay_out(same)) == len(same), "copies of one image"
+            assert np.isfinite(lay_out(same)).all() and lay_out(same).shape == (len(same), 2), "copies of one image"
 
 
 def synthetic(classes, images=400, labelled=True, after_quality=3.0):
@@ -249,12 +249,10 @@ def test_the_command_to_reproduce_can_be_pasted():
     assert "--split" not in words, "defaults are left out"
 
 
-def test_the_last_tenth_of_the_steps_counts_and_lines_that_are_no_lines_are_left_out(tmp_path):
-    assert stability(training_log(str(tmp_path))) is None, "no log"
-    lines = [{"step": step, "stability": 0.5 if step < 90 else 0.9, "agreement": 0.7} for step in range(9, 100, 10)]
+def test_lines_of_the_log_that_are_no_lines_are_left_out(tmp_path):
+    assert training_log(str(tmp_path)) == [], "no log"
+    lines = [{"step": step, "stability": 0.5, "agreement": 0.7} for step in range(9, 100, 10)]
     others = [[1], "text", {"stability": 0.1}, {"step": 10**400}]
     text = "\n".join(json.dumps(line) for line in [*others, *lines])
     (tmp_path / "train_log.jsonl").write_text(text + '\n{"step": 19, "stab')
     assert training_log(str(tmp_path)) == lines
-    found = {"stability": pytest.approx(0.9), "agreement": pytest.approx(0.7), "log_lines": 1}
-    assert stability(lines) == found

@@ -48,17 +48,12 @@ def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_p
     assert f"this model is the champion, {version}" in capsys.readouterr().out
 
 
-def test_the_champion_with_another_onnx_file_is_promoted_as_a_version_of_its_own(tmp_path, given, capsys):
-    version, seen = "none", []
-    for precision in ("fp32", "int8", "uint8", "uint8"):  # the last one: a retry
-        made = make_onnx(tmp_path / "onnx" / "model.onnx", precision)
-        uri = "" if version == "none" else f"{given['registry_uri']}/digits/{version}/bundle"
-        assert ask(tmp_path, given, champion=version, champion_uri=uri) == "promote"
-        assert (f"is the champion, {version}" in capsys.readouterr().out) is bool(uri)
-        version = promoted(tmp_path, given, version)
-        assert (tmp_path / "registry" / "digits" / version / "onnx" / "model.onnx").read_bytes() == made
-        seen.append(version)
-    assert len(set(seen[:3])) == 3 and seen[3] == seen[2]
+def test_the_champion_with_another_onnx_file_is_refused_in_one_line(tmp_path, given):
+    assert ask(tmp_path, given, champion="none", champion_uri="") == "promote"
+    version = promoted(tmp_path, given, "none")
+    make_onnx(tmp_path / "onnx" / "model.onnx", "int8")
+    with pytest.raises(ValueError, match=r"other ONNX files \(different: onnx/model.onnx\); give another --version"):
+        promoted(tmp_path, given, version)
 
 
 def test_zero_shot_that_is_the_champion_is_promoted_again_and_replaces_no_other(tmp_path, given):

@@ -22,7 +22,6 @@ from torchvision import transforms
 
 from must.base.errors import UserError
 from must.config import TrainConfig
-from must.data.image.decode import orientation
 from must.data.image.preprocess import resized
 
 GENERATOR = random.Random()
@@ -130,11 +129,6 @@ def record_op(name: str, done: list[Operation], *arguments: float, **_: object) 
     if name == "GaussianBlurRand":  # the only one with another random number
         return [*done, Operation("GaussianBlur", (GENERATOR.uniform(0.1, 2.0 * arguments[0]),))]
     return [*done, Operation(name, arguments)]
-
-
-def upright_size(header: Any) -> tuple[int, int]:
-    """Width and height of the image after applying its orientation."""
-    return header.size[::-1] if orientation(header) in (5, 6, 7, 8) else header.size
 
 
 def no_pixels(height: int, width: int) -> torch.Tensor:

@@ -8,16 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps
 from timm.data import auto_augment
 from timm.data.auto_augment import NAME_TO_OP
 
 from must.config import TrainConfig
-from must.data.augment.draws import AugmentParams, AugmentSampler, Operation, seed_views, upright_size
+from must.data.augment.draws import AugmentParams, AugmentSampler, Operation, seed_views
 from must.data.image.cost import MAX_PIXELS
-from must.data.image.decode import decode, decode_reduced, identify, orientation
+from must.data.image.decode import decode
 from must.data.image.preprocess import Preprocess, resized
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -59,16 +57,14 @@ class TrainViews:
         view = image.crop((x, y, x + w, y + h)).resize((self.size, self.size), BICUBIC)
         if draw.flip:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.asarray(apply_ops(view, draw.operations, self.fill, BICUBIC))
+        return np.asarray(apply_ops(view, draw.operations, self.fill))
 
 
-def apply_ops(
-    image: Image.Image, operations: Sequence[Operation], fill: tuple[int, int, int], filter: Image.Resampling
-) -> Image.Image:
+def apply_ops(image: Image.Image, operations: Sequence[Operation], fill: tuple[int, int, int]) -> Image.Image:
     """RandAugment's operations, by timm."""
     for name, arguments in operations:
         function: Any = posterize if name.startswith("Posterize") else NAME_TO_OP[name]
-        image = function(image, *arguments, fillcolor=fill, resample=filter)
+        image = function(image, *arguments, fillcolor=fill, resample=BICUBIC)
     return image
 
 
@@ -81,58 +77,3 @@ def fill_color(mean: tuple[float, ...]) -> tuple[int, int, int]:
     """The colour of pixels that a rotation or shift brings in: the rounded mean of the model's preprocessing."""
     red, green, blue = (round(255 * channel) for channel in mean)
     return red, green, blue
-
-
-FACTORS = (8, 4, 2)
-UPRIGHT = 1
-
-
-class FastViews(TrainViews):
-    """`--views fast`: the random parameters of the exact views, but faster. Not bit-equal to the published views.
-
-    JPEGs are decoded at 1/2, 1/4 or 1/8 of their size if both views allow it, with approximate cosine transforms
-    and colour upsampling; images are resized by torch's bicubic filter; rotation, shear and shift interpolate linearly.
-    """
-
-    def of_file(
-        self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`seeds`: seed, epoch, sample. Views are uint8 [H, W, 3], the numbers of the masked patches [M]."""
-        header = identify(data, max_pixels)
-        seed_views(*seeds)
-        width, height = upright_size(header)
-        draw = self.draws(width, height)
-        if self.padding:  # for small images, which take little time
-            image = decode(data, max_pixels)
-            return self.weak(image, draw), self.strong(image, draw), draw.masked
-        shortest, factor, pixels = min(*header.size, *draw.strong[2:]), 1, None
-        if orientation(header) == UPRIGHT:
-            factor = next((factor for factor in FACTORS if shortest >= factor * self.size), 1)
-            pixels = decode_reduced(data, header, factor)
-        if pixels is None:
-            factor, pixels = 1, np.asarray(decode(data, max_pixels))
-        planes = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
-        resized_width, resized_height = resized(width, height, self.size)
-        scale_x, scale_y = width / resized_width / factor, height / resized_height / factor
-        weak_x, weak_y = draw.weak
-        weak = crop(planes, weak_x * scale_x, weak_y * scale_y, self.size * scale_x, self.size * scale_y, self.size)
-        x, y, strong_width, strong_height = (side / factor for side in draw.strong)
-        strong = crop(planes, x, y, strong_width, strong_height, self.size)
-        array = as_array(strong.flip(-1) if draw.flip else strong)
-        if draw.operations:
-            operated = apply_ops(Image.fromarray(array), draw.operations, self.fill, Image.Resampling.BILINEAR)
-            array = np.asarray(operated)
-        return as_array(weak), array, draw.masked
-
-
-def crop(pixels: torch.Tensor, x: float, y: float, w: float, h: float, size: int) -> torch.Tensor:
-    """The part of an image, to the nearest pixel, at `size` x `size`: uint8 [1, 3, size, size]."""
-    start_x, start_y = round(x), round(y)
-    part = pixels[:, :, start_y : max(round(y + h), start_y + 1), start_x : max(round(x + w), start_x + 1)]
-    part = part.contiguous(memory_format=torch.channels_last)  # torch is slower without this copy
-    return F.interpolate(part, (size, size), mode="bicubic", antialias=True)
-
-
-def as_array(pixels: torch.Tensor) -> np.ndarray:
-    """[1, 3, H, W] -> [H, W, 3]"""
-    return pixels[0].permute(1, 2, 0).contiguous().numpy()

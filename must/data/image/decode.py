@@ -5,7 +5,6 @@ import io
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import numpy as np
 from PIL import Image
 
 from must.base.errors import TransientError, UserError
@@ -169,26 +168,12 @@ def reason(error: BaseException) -> str:
     return text[:200]
 
 
-def decode_turbo(data: bytes, image: Any, colors: str = "", **options: Any) -> np.ndarray | None:
-    """uint8 [H, W, 1 or 3] of `image`, which Pillow has opened and not decoded; None if Pillow should decode it."""
+def decode_plain(data: bytes, image: Any) -> Image.Image | None:
+    """`image`, which Pillow has opened and not decoded, by simplejpeg; None if Pillow should decode it."""
     if simplejpeg is None or image.format != "JPEG" or image.mode not in SPACES:
         return None
     try:
-        return simplejpeg.decode_jpeg(data, colors or SPACES[image.mode], strict=True, **options)
+        pixels = simplejpeg.decode_jpeg(data, SPACES[image.mode], strict=True)
     except ValueError:
         return None
-
-
-def decode_plain(data: bytes, image: Any) -> Image.Image | None:
-    """As `decode_turbo`, as an image."""
-    pixels = decode_turbo(data, image)
-    return None if pixels is None else Image.frombuffer(image.mode, image.size, pixels, "raw", image.mode, 0, 1)
-
-
-def decode_reduced(data: bytes, image: Any, factor: int) -> np.ndarray | None:
-    """As `decode_turbo`, RGB at 1 / factor (1, 2, 4 or 8) of the size, rounded up, by a faster method: the inverse
-    cosine transform and the upsampling of colours are approximate; values differ by a few levels."""
-    width, height = (-(-side // factor) for side in image.size)
-    return decode_turbo(
-        data, image, "RGB", fastdct=True, fastupsample=True, min_height=height, min_width=width, min_factor=1
-    )
+    return Image.frombuffer(image.mode, image.size, pixels, "raw", image.mode, 0, 1)

@@ -40,6 +40,8 @@ def open_source(
         require(storage.exists(uri), f"{option} {uri}: there is no such file")
         require(storage.is_remote(uri) or storage.local(uri).is_file(), f"{option} {uri}: not a file")
         return Manifest(uri, labels, option)
+    arrow = f"{option} {uri}: Arrow files are not read; write a Parquet file: dataset.to_parquet(FILE)"
+    require(not uri.lower().endswith(".arrow"), arrow)
     columns = (image_column, label_column)
     if ARCHIVE.search(uri):
         files = existing_files(uri, option)
@@ -53,14 +55,16 @@ def open_source(
         require(os.access(path, os.R_OK), f"{option} {uri}: no permission to read it")
         require(path.is_dir(), f"{option} {uri}: expected a folder of images, {kinds}")
     inside = below(uri, exclude)
-    found = []
+    found, has_arrow = [], False
     for entry in storage.list_files(uri):
         if (inside and entry.name.startswith(inside)) or find_kind(entry.name) == "hidden":
             continue
         if find_kind(entry.name) is None and "." in entry.name.rpartition("/")[2]:
             return Folder(uri, labels, exclude)
+        has_arrow = has_arrow or entry.name.lower().endswith(".arrow")
         if ARCHIVE.search(entry.name) or is_table(entry.name):
             found.append(entry.name)
+    require(bool(found) or not has_arrow, arrow)
     if archives := sorted(filter(ARCHIVE.search, found)):
         files = [storage.join(uri, name) for name in archives]
         return Archives(uri, files, labels, option, archives, Folder(uri, labels, exclude, set(archives)))

@@ -1,4 +1,4 @@
-"""Tables as a source: Parquet files, and Hugging Face data sets saved on disk. Rows have images, or paths of them.
+"""Tables as a source: Parquet files. Rows have images, or paths of them.
 
 A row cannot be read without the rows that were compressed with it. So the listing, which reads a table once and in
 batches, copies its images one after the other to a plain file, which exists for the time of the run."""
@@ -110,11 +110,8 @@ PACKED = 10  # a row group may be so many times as large as its file, or have on
 ROWS_READ = 32  # rows in memory at the same time; fewer if they may be large
 AT_ONCE = 100_000_000  # bytes of these rows
 
-TABLE_FILE = re.compile(r"\.(parquet|arrow)$", re.IGNORECASE)
-# A split is in a file's name, as on hubs, or is the folder of a file data-00000-of-00002.arrow, as `datasets` saves.
-SPLIT = re.compile(r"(?:.*/)?(?!data-)([a-z][a-z0-9_]{0,49})(?:/data)?-\d{5}-of-\d{5}\.(?:parquet|arrow)", re.DOTALL)
-CACHE = re.compile(r"(?:.*/)?cache-[^/]*\.arrow", re.DOTALL)  # results of `datasets`, which it writes beside its files
-END = b"\xff\xff\xff\xff\0\0\0\0"  # of a complete stream
+TABLE_FILE = re.compile(r"\.parquet$", re.IGNORECASE)
+SPLIT = re.compile(r"(?:.*/)?([a-z][a-z0-9_]{0,49})-\d{5}-of-\d{5}\.parquet", re.DOTALL)  # as files on hubs are named
 
 
 class Table(NamedTuple):
@@ -126,7 +123,7 @@ class Table(NamedTuple):
 
 
 def is_table(name: str) -> bool:
-    return TABLE_FILE.search(name) is not None and not CACHE.fullmatch(name)
+    return TABLE_FILE.search(name) is not None
 
 
 def name_tables(files: Iterable[tuple[str, str]]) -> list[Table]:
@@ -167,32 +164,6 @@ def open_parquet(path: Path, where: str, limit: float) -> Iterator[tuple[Any, Ba
         yield file.schema_arrow, lambda names: file.iter_batches(rows, columns=names, use_threads=False)
 
 
-@contextmanager
-def open_arrow(path: Path) -> Iterator[tuple[Any, Batches]]:
-    """The schema and rows of a stream, as `datasets` saves it, or of a file in Arrow's other format."""
-    import pyarrow
-    from pyarrow import ipc
-
-    with pyarrow.memory_map(str(path)) as source:
-        if source.read(6) == b"ARROW1":
-            table = ipc.open_file(source)
-            batches: Iterator[Any] = map(table.get_batch, range(table.num_record_batches))
-        else:
-            source.seek(max(0, source.size() - len(END)))
-            if source.read() != END:
-                raise ValueError("its end is missing")
-            source.seek(0)
-            table = batches = ipc.open_stream(source)
-
-        def small_batches(names: list[str]) -> Iterator[Any]:
-            for batch in batches:
-                chosen = batch.select(names)
-                chosen.validate(full=True)  # otherwise its offsets would be used unchecked
-                yield from (chosen.slice(start, ROWS_READ) for start in range(0, chosen.num_rows, ROWS_READ))
-
-        yield table.schema, small_batches
-
-
 class Tables:
     """One or more tables. Those in a bucket are downloaded while they are listed, one after the other.
 
@@ -216,9 +187,8 @@ class Tables:
 
     def read_items(self, number: int, table: Table, path: Path, where: str, problems: ListingReport) -> Iterator[Item]:
         limit = min(problems.max_bytes, EXPANDED)
-        opened = open_arrow(path) if table.uri.lower().endswith("arrow") else open_parquet(path, where, limit)
         remaining, offset = max(EXPANDED, EXPANSION * path.stat().st_size), 0
-        with opened as (schema, batches), storage.open_write(self.packed(number)) as file:
+        with open_parquet(path, where, limit) as (schema, batches), storage.open_write(self.packed(number)) as file:
             columns = choose(schema, *self.columns, self.labels, where)
             names = [name for name in dict.fromkeys(columns[:3]) if name is not None]
             rows = chain.from_iterable(read_rows(batch, columns) for batch in batches(names))

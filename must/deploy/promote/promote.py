@@ -13,7 +13,7 @@ from must.base.text import brief, printable
 from must.config import PromoteConfig
 from must.config.work import find_work
 from must.deploy.predict.session import check_onnx
-from must.deploy.promote.registry import BUNDLE_FOLDER, ONNX_FOLDER, Latest, OtherOnnxError, Registry, is_version_of
+from must.deploy.promote.registry import BUNDLE_FOLDER, ONNX_FOLDER, Latest, Registry
 from must.evaluation.gate import NOTHING_KEPT, read_decision
 from must.evaluation.result import read_metrics
 from must.method.model.description import Description, load_description, require_same_model, require_weights
@@ -47,7 +47,7 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
     version = config.version or version_name(config.model, description)
     current = registry.latest().version
     require(
-        not decision or decision.outcome != NOTHING_KEPT or not current or is_version_of(current, version),
+        not decision or decision.outcome != NOTHING_KEPT or not current or current == version,
         f"--decision {config.decision}: nothing was kept of the adaptation, the model is zero-shot's; "
         f"{registry.uri} has a champion, which stays",
     )
@@ -66,11 +66,10 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
     }
     expected = {"": None, "none": ""}.get(config.champion, config.champion)
     require_onnx(registry, config, version, current)
-    if not config.version and expected not in (None, current) and is_version_of(current, version):
+    if not config.version and expected not in (None, current) and current == version:
         logger.info(f"{registry.uri}: LATEST is this model, {current}: another run with the same data promoted it")
-        version = current
     else:
-        version = store(registry, config, description, version, facts)
+        store(registry, config, description, version, facts)
     latest = registry.set_champion(version, "promoted", expected)
     before = latest.previous[-1] if latest.previous else "nothing"
     state = "already" if version == current else f"now (before: {before})"
@@ -84,10 +83,9 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
 def require_onnx(registry: Registry, config: PromoteConfig, version: str, current: str) -> None:
     """A champion that `must serve` can serve is not replaced by a model without an ONNX file."""
     file = f"{ONNX_FOLDER}/{ONNX_FILE}"
-    same = version if registry.has(version) else current if is_version_of(current, version) else ""
     served = bool(current) and registry.has(current) and file in registry.checksums(current)
     require(
-        bool(config.onnx) or not served or (bool(same) and file in registry.checksums(same)),
+        bool(config.onnx) or not served or (registry.has(version) and file in registry.checksums(version)),
         f"{registry.uri}: `must serve` can serve the champion, {current}, and not this model, which has no ONNX file: "
         f"{advise_export(config)}",
     )
@@ -101,9 +99,8 @@ def advise_export(config: PromoteConfig) -> str:
 
 def store(
     registry: Registry, config: PromoteConfig, description: Description, version: str, facts: dict[str, Any]
-) -> str:
-    """Adds the model to the registry unless it has it; returns the version. Without --version, the name is extended if
-    a version with the same weights has another ONNX file."""
+) -> None:
+    """Adds the model to the registry unless it has it."""
     require_no_links(config.model, "--model")
     weights = storage.join(config.model, WEIGHTS_FILE)
     require(storage.exists(weights), f"{weights}: is missing")
@@ -118,14 +115,7 @@ def store(
         if (metadata := check_onnx(storage.join(config.onnx, ONNX_FILE))) is not None:
             weights_sha256 = metadata.get("weights_sha256", "")
             require_same_model(f"--onnx {config.onnx}", weights_sha256, description, "must export")
-    try:
-        registry.add(version, files, facts)
-    except OtherOnnxError as error:
-        if config.version:
-            raise
-        version = f"{version}-{error.key}"
-        registry.add(version, files, facts)
-    return version
+    registry.add(version, files, facts)
 
 
 def roll_back(registry: Registry, to: str) -> Latest:

@@ -6,10 +6,9 @@
     REGISTRY/NAME/VERSION/onnx/                model.onnx, labels.txt, ...
     REGISTRY/NAME/decisions/KEY.json           the decision on a run's data and settings: promoted or stopped, and why
 
-A version's name is its index's revision and its weights' checksum, so that a repeated promotion finds its version; if
-a version has these weights and another ONNX file, the new version's name ends with a checksum of its ONNX files."""
+A version's name is its index's revision and its weights' checksum, so that a repeated promotion finds its version.
+A version has one set of ONNX files."""
 
-import hashlib
 import json
 import re
 import uuid
@@ -48,14 +47,6 @@ class Latest:
 
 class OvertakenError(HeldError):
     """Another run promoted a model meanwhile, and this run's model was not compared with it: start the run again."""
-
-
-class OtherOnnxError(UserError):
-    """The version has other ONNX files. `key`: a short checksum of those that were to be added."""
-
-    def __init__(self, text: str, key: str) -> None:
-        super().__init__(text)
-        self.key = key
 
 
 class Registry:
@@ -104,7 +95,7 @@ class Registry:
     def add(self, version: str, files: Files, facts: dict[str, Any]) -> None:
         """Copies files to the version's folder; writes its description last. An existing version is not changed, except
         that ONNX files are added to one that has none.
-        Raises OtherOnnxError: it has other ones; TransientError: another program is writing the version."""
+        Raises UserError: it has other ones; TransientError: another program is writing the version."""
         storage.remove_leftovers(self.uri)
         try:  # the lock: two promotions with the same weights and different ONNX files must not mix their files
             with locked(self.make_uri(version), PROMOTION) as check:
@@ -145,13 +136,12 @@ class Registry:
             )
         new = model_checksums(files, ONNX_FOLDER, ".onnx")
         old = {name: stored[name] for name in stored if name.startswith(f"{ONNX_FOLDER}/") and name.endswith(".onnx")}
-        if new and old and new != old:
-            differ = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
-            raise OtherOnnxError(
-                f"{uri}: is there already with other ONNX files (different: {', '.join(differ)}); give another "
-                "--version",
-                hashlib.sha256(json.dumps(new, sort_keys=True).encode()).hexdigest()[:8],
-            )
+        differ = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
+        require(
+            not (new and old and differ),
+            f"{uri}: is there already with other ONNX files (different: {', '.join(differ)}); give another --version, "
+            "or another --name",
+        )
         return {name: files[name] for name in files if name.startswith(f"{ONNX_FOLDER}/") and not old}
 
     def set_champion(self, version: str, reason: str, expected: str | None = None, back: bool = False) -> Latest:
@@ -215,11 +205,6 @@ def parse_latest(data: bytes | None, uri: str) -> Latest:
     command = f"must promote --model {bundle} --registry {registry} --name {name}"
     damage = f"{uri} is damaged; delete it, then promote the champion again: {command}"
     return storage.parse_object(data, parse, UserError(damage))
-
-
-def is_version_of(version: str, weights: str) -> bool:
-    """Whether a version's name is `weights`, or `weights` with the checksum of another ONNX file."""
-    return re.fullmatch(re.escape(weights) + r"(-[0-9a-f]{8})?", version) is not None
 
 
 def model_checksums(files: Files, folder: str, suffix: str) -> dict[str, str]:

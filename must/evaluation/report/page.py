@@ -12,7 +12,7 @@ from must.config import EvaluateConfig
 from must.evaluation.report import charts
 from must.evaluation.report.charts import points, signed
 from must.evaluation.report.gallery import SMALL_SIDE, Pictures
-from must.evaluation.report.map import Vectors, draw_map
+from must.evaluation.report.map import Features, draw_map
 from must.evaluation.report.provenance import commands, next_steps, provenance, training_curves, training_log
 from must.evaluation.report.verdict import verdict
 from must.evaluation.result import Metrics, RefinedLabels
@@ -44,9 +44,9 @@ def template() -> jinja2.Template:
 
 def render_report(
     config: EvaluateConfig, metrics: Metrics, samples: Samples, after: Scores, before: Scores | None,
-    refined: RefinedLabels | None = None, vectors: Vectors | None = None,
+    refined: RefinedLabels | None = None, features: Features | None = None,
 ) -> str:  # fmt: skip
-    """The page. Class and file names are escaped by the template. `vectors`: of the images on the map."""
+    """The page. Class and file names are escaped by the template. `features`: of the images on the map."""
     pictures = Pictures(config, metrics, samples, after, before, refined)
     headline = verdict(metrics)
     page = template().render(
@@ -61,7 +61,7 @@ def render_report(
         zip=zip,
         pairs=pictures.changed_pairs(),
         gallery=pictures.gallery(),
-        map=draw_map(pictures, vectors) if vectors else None,
+        map=draw_map(pictures, features) if features else None,
         reliability=reliability(metrics),
         histogram=histogram(metrics),
         refined=refined,

@@ -15,9 +15,6 @@ from must.evaluation.report.charts import Line
 from must.evaluation.result import Metrics
 from must.method.model.bundle import LOG_FILE
 
-LAST_SHARE = 0.1
-"""Share of the training, at its end, over which `stability` takes means."""
-
 
 def training_log(bundle: str) -> list[dict[str, Any]]:
     """The lines of train_log.jsonl beside the bundle's weights; none if there is no log.
@@ -28,16 +25,6 @@ def training_log(bundle: str) -> list[dict[str, Any]]:
     texts = storage.read_bytes(uri).splitlines() if storage.exists(uri) else []
     lines = [storage.object_or_none(text, dict) for text in texts]
     return [line for line in lines if line and is_number(line.get("step"))]
-
-
-def stability(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Means over the last tenth of the training, on images of the training split; no label is involved. `stability`:
-    share of images to which student and teacher give the same class; `agreement`: to which the teacher gives the
-    zero-shot class. None if no line has them, as of a bundle that was not trained."""
-    lines = [line for line in lines if is_number(line.get("stability"))]
-    tail = [line for line in lines if line["step"] >= (1 - LAST_SHARE) * lines[-1]["step"]]
-    means = {name: sum(line[name] for line in tail) / len(tail) for name in ("stability", "agreement") if tail}
-    return means | {"log_lines": len(tail)} if tail else None
 
 
 def is_number(value: Any) -> bool:

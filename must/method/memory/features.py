@@ -71,15 +71,16 @@ class Features:
     split: np.ndarray  # uint64 [M], the contents of all images of the split
     undecodable: int  # images of the split
 
-    def logits(self, model: MaskedViT, rows: Tensor) -> Tensor:
-        """Float32 [B, K] of rows [B], of a model whose tower these features are of, on its device."""
-        head = model.classifier.detach().float()
-        return model.logit_factor * F.normalize(self.embedding[rows].to(head.device).float(), dim=1) @ head
+    def logits(self, model: MaskedViT, rows: Tensor, device: torch.device) -> Tensor:
+        """Float32 [B, K] of rows [B], of a model whose tower these features are of."""
+        embedding, head = self.embedding[rows].to(device).float(), model.classifier.detach().to(device).float()
+        return model.logit_factor * F.normalize(embedding, dim=1) @ head
 
     def probabilities(self, model: MaskedViT) -> Tensor:
         """Float16 [N, K]."""
         blocks = torch.arange(len(self.embedding)).split(AT_ONCE)
-        return torch.cat([self.logits(model, rows).softmax(-1).half().cpu() for rows in blocks])
+        device = model.classifier.device
+        return torch.cat([self.logits(model, rows, device).softmax(-1).half().cpu() for rows in blocks])
 
     def pool(self, model: MaskedViT, others: Sequence[Tensor] = (), sources: Sequence[str] = ()) -> Pool:
         """`others`: float16 [N, K], probabilities of other models for the same pictures; `sources`: their names."""

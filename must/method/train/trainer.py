@@ -23,7 +23,7 @@ from must.base.storage import UnreachableError
 from must.base.text import printable
 from must.config import TrainConfig
 from must.data.augment.normalize import normalize
-from must.data.augment.views import FastViews, TrainViews
+from must.data.augment.views import TrainViews
 from must.data.loading.loader import PREFETCH, EvalSource, TrainBatch, TrainDataset, grouped, train_batches
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import open_reader
@@ -96,7 +96,7 @@ class Trainer:
         preprocess = get_preprocess(self.zero_shot.description)
         if config.mask_token == "mean":
             start_mask_token(self.zero_shot, EvalSource(self.reader, preprocess, CHECK_BATCH, 0), world.device)
-        views = {"exact": TrainViews, "fast": FastViews}[config.views](config, preprocess, student.patch_size)
+        views = TrainViews(config, preprocess, student.patch_size)
         self.dataset = TrainDataset(self.reader, views, config.seed)
         self.batches = GlobalBatches(
             self.reader.sizes, config.batch_size, config.epochs, config.seed, world.rank, world.size,

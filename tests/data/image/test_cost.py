@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import image_cost as hard
-from must.data.augment.views import FastViews, TrainViews
+from must.data.augment.views import TrainViews
 from must.data.image import bounds, colors
 from must.data.image.cost import MAX_PARTS, MAX_SCANS
 from must.data.image.decode import check, decode, identify
@@ -158,8 +158,7 @@ def test_memory_follows_the_pixels(tmp_path: Path, mode: str, act: str, limit: f
     assert int(printed(*command)) / side**2 < limit
 
 
-@pytest.mark.parametrize("views", [TrainViews, FastViews])
-def test_the_shards_limit_of_pixels_holds_in_training_and_evaluation(tmp_path: Path, views: type[TrainViews]) -> None:
+def test_the_shards_limit_of_pixels_holds_in_training_and_evaluation(tmp_path: Path) -> None:
     """Shown with a lower limit: the index's is the one that counts, and images above it are expensive to test with.
     Training replaces the image by the next one, evaluation leaves it out."""
     zoo.fill(tmp_path / "in", 20)
@@ -169,6 +168,6 @@ def test_the_shards_limit_of_pixels_holds_in_training_and_evaluation(tmp_path: P
     index.write_text(index.read_text().replace('"max_pixels": 89478485', '"max_pixels": 500'))
     reader = ShardReader(str(tmp_path / "out"), "train")
     (odd,) = (n for n in range(len(reader)) if reader.description(n)["source"] == "odd")
-    assert TrainDataset(reader, views(*SETTINGS), 0)[0, odd][-2:] == ((odd + 1) % len(reader), 1)
+    assert TrainDataset(reader, TrainViews(*SETTINGS), 0)[0, odd][-2:] == ((odd + 1) % len(reader), 1)
     source = EvalSource(reader, PREPROCESS, 8, 0)
     assert sum(len(batch.labels) for batch in source) == 20 and source.skipped == 1

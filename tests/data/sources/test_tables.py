@@ -1,4 +1,4 @@
-"""Parquet files and data sets that `datasets` has saved: the same shards as from the files themselves, or one line."""
+"""Parquet files: the same shards as from the files themselves, or one line."""
 
 import json
 import os
@@ -146,46 +146,26 @@ def test_splits_by_column_and_by_the_names_of_files(tmp_path: Path) -> None:
     assert set(contents(tmp_path / "two", "test")) == set(PICTURES[20:])
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def test_what_datasets_saves_has_its_classes_names(tmp_path: Path) -> None:
     import datasets
 
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "a dog"])})
     numbers = [number % 2 if number else -1 for number in range(40)]
     images = [{"bytes": data, "path": f"{number}.png"} for number, data in enumerate(PICTURES)]
     whole = datasets.Dataset.from_dict({"image": images, "label": numbers}, features=features)
-    folder = tmp_path_factory.mktemp("saved")
-    whole.save_to_disk(folder / "one", num_shards=3)
-    parts = {"train": whole.select(range(30)), "test": whole.select(range(30, 40)).shuffle(seed=1)}
-    datasets.DatasetDict(parts).save_to_disk(folder / "splits")
-    (folder / "splits" / "train" / "cache-0123456789abcdef.arrow").write_bytes(b"a cached result")
-    whole.to_parquet(folder / "whole.parquet")
-    return folder
+    whole.to_parquet(tmp_path / "whole.parquet")
+    run(tmp_path / "whole.parquet", tmp_path / "out", labels="csv", workers=2, samples_per_shard=9)
+    assert contents(tmp_path / "out") == dict(zip(PICTURES, [None, *NAMES[1:]], strict=True))
+    whole.save_to_disk(tmp_path / "saved")
+    for source in (tmp_path / "saved", next((tmp_path / "saved").glob("*.arrow"))):
+        message = rf"^--source {source}: Arrow files are not read; .* dataset.to_parquet\(FILE\)$"
+        refused(source, tmp_path / "no", message)
 
 
-EXPECTED = dict(zip(PICTURES, [None, *NAMES[1:]], strict=True))
-
-
-@pytest.mark.parametrize("name", ["one", "whole.parquet"])
-def test_what_datasets_saves_has_its_classes_names(saved: Path, tmp_path: Path, name: str) -> None:
-    run(saved / name, tmp_path / "out", labels="csv", workers=2, samples_per_shard=9)
-    assert contents(tmp_path / "out") == EXPECTED
-
-
-def test_the_splits_of_a_saved_dictionary(saved: Path, tmp_path: Path) -> None:
-    run(saved / "splits", tmp_path / "out", labels="csv")
-    assert contents(tmp_path / "out") | contents(tmp_path / "out", "test") == EXPECTED
-    assert set(contents(tmp_path / "out", "test")) == set(PICTURES[30:])
-    run(saved / "splits" / "train", tmp_path / "train", labels="csv", split={"train": 0.5, "test": 0.5})
-    assert len(contents(tmp_path / "train")) < 30
-
-
-@pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_a_damaged_table_is_named(tmp_path: Path, saved: Path, kind: str) -> None:
+def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     write(tmp_path / "whole.parquet")
-    whole = tmp_path / "whole.parquet" if kind == "parquet" else next((saved / "one").glob("*.arrow"))
-    data = whole.read_bytes()
-    path = tmp_path / f"bad.{kind}"
+    data = (tmp_path / "whole.parquet").read_bytes()
+    path = tmp_path / "bad.parquet"
     for cut in (0, 3, len(data) // 2, len(data) - 8, len(data) - 1):
         path.write_bytes(data[:cut])
         refused(path, tmp_path / "out", f"^--source {path}: the table is damaged.{{0,800}}$")
@@ -201,12 +181,7 @@ def test_without_pyarrow_one_line_says_what_to_install(tmp_path: Path, monkeypat
     refused(tmp_path / "a.parquet", tmp_path / "out", message)
 
 
-def test_arrows_own_files_and_labels_out_of_range(tmp_path: Path) -> None:
-    table = pa.table({"image": PICTURES, "label": NAMES})
-    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table, max_chunksize=9)
-    run(tmp_path / "a.arrow", tmp_path / "out", labels="csv")
-    assert contents(tmp_path / "out") == dict(zip(PICTURES, NAMES, strict=True))
+def test_labels_out_of_range_are_refused(tmp_path: Path) -> None:
     features = {"label": {"_type": "ClassLabel", "names": ["cat"]}}
     description = {"huggingface": json.dumps({"info": {"features": features}})}
     other = pa.table({"image": PICTURES[:1], "label": [1]}).replace_schema_metadata(description)

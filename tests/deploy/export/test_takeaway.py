@@ -126,7 +126,7 @@ def test_a_folder_that_is_not_loaded_or_another_models_classifier_is_one_line(ma
     from must.deploy.export.open_clip import open_clip_features
 
     with pytest.raises(ValueError, match="whose image tower is of another shape"):
-        exported_folder(made("clip")._replace(classifier=made("clipa").classifier), tmp_path / "ours")
+        exported_folder(made("clip")._replace(classifier=made("siglip").classifier), tmp_path / "ours")
     with one_line("open_clip does not load what was"):
         open_clip_features(tmp_path, torch.zeros(1, 3, SIZE, SIZE))
 

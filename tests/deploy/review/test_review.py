@@ -220,7 +220,7 @@ def test_a_class_is_read_as_a_spreadsheet_writes_it(tmp_path):
 def test_what_a_model_says_is_always_likely(monkeypatch, tmp_path):
     monkeypatch.setattr("must.deploy.review.prepare.LIKELY", 2)
     monkeypatch.setattr("must.deploy.review.session.BUTTONS", 5)
-    review, images = compute_review(config_at(tmp_path))
+    review, _ = compute_review(config_at(tmp_path))
     assert {*review.coverage} <= {picture.number for picture in review.pictures}
     session = Session(review, str(tmp_path), "")
     for picture in review.pictures:

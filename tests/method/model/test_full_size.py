@@ -15,8 +15,7 @@ import torch
 from tests.common import ROOT, printed
 
 NAMES = ["ViT-B-32-quickgelu"]
-ALL = ["ViT-B-16", "ViT-L-14-quickgelu", "coca_ViT-B-32", "ViT-B-16-SigLIP", "ViT-B-32-SigLIP2-256", "PE-Core-B-16"]
-ALL += ["ViT-L-14-CLIPA", "EVA02-B-16"]
+ALL = ["ViT-B-16", "ViT-L-14-quickgelu", "ViT-B-16-SigLIP", "ViT-B-32-SigLIP2-256", "PE-Core-B-16", "EVA02-B-16"]
 if os.environ.get("REQUIRE_FULL_SIZE"):  # minutes each
     NAMES += ALL
 MOST_MEMORY = 20e9  # bytes

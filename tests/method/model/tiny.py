@@ -50,14 +50,11 @@ def timm(name: str, pool: str, projection: str | None = None, **more: Any) -> di
     return {**TIMM, "timm_model_name": f"must_tiny_{name}", "timm_pool": pool, "timm_proj": projection, **more}
 
 
-MEAN = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "norm_kwargs": {"eps": 1e-6}}
 OWN_TEXT = {"custom_text": True}
 # family -> (embed_dim, vision_cfg, more of the model's configuration)
 FAMILIES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "clip": (EMBED, CLIP, {"quick_gelu": True}),
     "clip, layer scale": (EMBED, {**CLIP, "ls_init_value": 0.1}, {}),
-    "clipa": (EMBED, {**CLIP, **MEAN}, {}),
-    "coca": (EMBED, {**CLIP, "attentional_pool": True, "attn_pooler_queries": 5, "output_tokens": True}, {}),
     "siglip": (WIDTH, timm("siglip", "map", "none"), {**OWN_TEXT, "init_logit_bias": -10.0, "init_logit_scale": 2.3}),
     "timm, mean": (EMBED, timm("gap", "", "linear"), {}),
     "timm, class token": (EMBED, timm("token", "token", timm_drop_path=0.1), OWN_TEXT),
@@ -69,9 +66,6 @@ FAMILIES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
 def model_config(family: str) -> dict[str, Any]:
     embed, vision, more = FAMILIES[family]
     text = {"context_length": 24, "vocab_size": 576, "width": 32, "heads": 2, "layers": 1}
-    if family == "coca":
-        more = {"multimodal_cfg": {**text, "attn_pooler_heads": 2}, "custom_text": True, **more}
-        text = {**text, "embed_cls": True, "output_tokens": True}
     return {"embed_dim": embed, "vision_cfg": vision, "text_cfg": text, **more}
 
 
@@ -97,8 +91,6 @@ def model_folder(family: str, folder: Path) -> str:
     clip = open_clip.create_model(f"local-dir:{folder}")
     with torch.no_grad():
         for name, parameter in clip.named_parameters():
-            if name == "text_decoder.text_projection":  # CoCa's: open_clip leaves what was in memory, NaN at times
-                parameter.zero_()
             if name not in ("logit_scale", "logit_bias"):
                 parameter += 0.02 * torch.randn_like(parameter)
     weights = {name: value.contiguous() for name, value in clip.state_dict().items()}

@@ -108,7 +108,7 @@ def test_a_model_that_an_older_run_left_is_not_taken_for_that_of_this_one(digits
     train(config(digits, tmp_path / "fresh", **values, lr=0.001))
     train(config(digits, tmp_path / "run", **values))
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "read_pool", Mock(side_effect=Preempted))
+        patch.setattr(trainer, "build_memory", Mock(side_effect=Preempted))
         with pytest.raises(Preempted):
             train(config(digits, tmp_path / "run", **values, lr=0.001, resume=False))
     train(config(digits, tmp_path / "run", **values, lr=0.001))

@@ -1,4 +1,4 @@
-"""open_clip's own VisionTransformer: with a class token (OpenAI, LAION, ...), mean (CLIPA) or attention pool (CoCa)."""
+"""open_clip's own VisionTransformer with a class token (OpenAI, LAION, ...)."""
 
 import copy
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class ClipTower(Tower):
         self.visual = visual
         self.width, self.embed, self.patch = visual.conv1.out_channels, visual.output_dim, visual.patch_size[0]
         self.blocks = visual.transformer.resblocks
-        visual.output_tokens = False  # CoCa's towers return all tokens besides the feature
+        visual.output_tokens = False  # some towers return all tokens besides the feature
         for block in filter(is_residual, self.blocks):  # `forward_features` computes the last block itself
             require_attention(block.attn)
 
@@ -55,7 +55,7 @@ class ClipTower(Tower):
     @property
     def reads_class_token(self) -> bool:
         """Whether the feature needs the class token alone of the last block."""
-        return type(self) is ClipTower and is_residual(self.blocks[-1])
+        return is_residual(self.blocks[-1])
 
     def last_block(self, read: Tensor, tokens: Tensor) -> Tensor:
         """The last block's output for the tokens `read` [B, R, W] out of its input `tokens` [B, T, W]."""
@@ -87,53 +87,13 @@ def require_attention(attention: Any) -> None:
     )
 
 
-class ClipMeanTower(ClipTower):
-    """Mean of the patches (CLIPA); there is a class token too, which takes part in attention only."""
-
-    def feature(self, tokens: Tensor) -> Tensor:
-        visual, patches = self.visual, tokens[:, 1:]
-        if visual.final_ln_after_pool:
-            return visual.ln_post(patches.mean(dim=1)) @ visual.proj
-        return visual.ln_post(patches).mean(dim=1) @ visual.proj
-
-    def patch_norm(self) -> nn.Module:
-        return copy.deepcopy(self.visual.ln_post)
-
-
-class CocaTower(ClipTower):
-    """Attention pooling with many queries (CoCa), of which the first one gives the image's feature."""
-
-    def __init__(self, visual: Any) -> None:
-        super().__init__(visual)
-        require_attention(visual.attn_pool.attn)
-
-    def feature(self, tokens: Tensor) -> Tensor:
-        return self.pooled(self.visual.attn_pool.ln_k(tokens))
-
-    def project_patches(self, normed: Tensor) -> Tensor:
-        return self.pooled(normed.flatten(0, 1).unsqueeze(1)).unflatten(0, normed.shape[:2])
-
-    def patch_norm(self) -> nn.Module:
-        return copy.deepcopy(self.visual.attn_pool.ln_k)
-
-    def pooled(self, keys: Tensor) -> Tensor:
-        """Feature [N, D] of normalised tokens [N, T, W]."""
-        visual, pool = self.visual, self.visual.attn_pool
-        query = pool.ln_q(pool.query)[:1].expand(keys.shape[0], 1, -1)
-        return visual.ln_post(attended(pool.attn, query, keys)[:, 0]) @ visual.proj
-
-
 def clip_tower(visual: Any) -> Tower:
     name = "VisionTransformer"
     if visual.patch_size[0] != visual.patch_size[1] or visual.proj is None:
         refuse(name, "it has no square patches or no projection")
     check_grid(name, visual.image_size, visual.patch_size[0])
     if visual.attn_pool is not None:
-        if visual.pool_type != "tok":
-            refuse(name, f"its attentional pooling '{visual.attn_pool_type or visual.pool_type}' is not supported")
-        return CocaTower(visual)
-    if visual.pool_type == "avg":
-        return ClipMeanTower(visual)
+        refuse(name, "its attention pooling (CoCa) is not supported (see docs/models.md)")
     if visual.pool_type != "tok":
-        refuse(name, f"its pooling '{visual.pool_type}' is not supported")
+        refuse(name, f"its pooling '{visual.pool_type}' (CLIPA) is not supported (see docs/models.md)")
     return ClipTower(visual)
