@@ -23,13 +23,14 @@ from benchmarks.shifts.run import order_review, prepare, truth
 from benchmarks.shifts.tasks import DEVELOPMENT, HELD_OUT, VARIANTS, task, variant
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
-from must.method.memory.names import Finding, find_missing, find_pairs, read_features
-from must.method.memory.pool import Predicted
+from must.method.memory.names import Finding, find_missing, find_pairs
+from must.method.memory.pool import Predicted, run_model
 from must.method.memory.propagate import refine_probabilities
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess
-from must.method.model.vectors import nearest
+from must.method.model.masked_vit import MaskedViT
+from must.method.model.vectors import Whitening, join_vectors, nearest
 
 SPOILT, GAPS, ANSWERS = 4, (0.05, 0.15), (0, 60, 120, 240)
 NEW = -2  # the number of a column that is no class
@@ -48,7 +49,7 @@ def main() -> None:
         classifier = load_text_classifier(file)
         bundle = zero_shot_bundle(classifier)
         source = EvalSource(open_reader(shards, "train"), get_preprocess(bundle.description), 256, 0)
-        feature, vectors, *_ = read_features(bundle.model, source, torch.device("cpu"))
+        feature, vectors = read_features(bundle.model, source)
         hidden = torch.tensor(truth(shards, "train", data.hidden))
         for kind, numbers, columns, target in spoil(classifier.weights, hidden):
             P = (classifier.logit_scale * feature @ columns).softmax(1)
@@ -65,6 +66,15 @@ def main() -> None:
             f"{row} {count:3} lists, {hits[row]:3} found, {false[row]:3} with a false finding; right {right:.1%}, "
             f"none {none:.0%} and {wrong:.1%}"
         )
+
+
+@torch.inference_mode()
+def read_features(model: MaskedViT, source: EvalSource) -> tuple[Tensor, Tensor]:
+    """(unit features float32 [N, D], unit vectors float32 [N, V]) of the source's images, kept in memory."""
+    outputs = run_model(model, source, torch.device("cpu"), "predictions")
+    features, flats = zip(*((feature, flat.half()) for *_, feature, flat in outputs), strict=True)
+    joined, flat = torch.cat(features), torch.cat(flats)
+    return joined, join_vectors(Whitening.fit(flat)(flat), Whitening.fit(joined)(joined))
 
 
 def spoil(weights: Tensor, hidden: Tensor) -> Iterator[tuple[str, list[int], Tensor, set[int]]]:
