@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from must.api.demo import asset_folder
+from must.base import storage
 from must.config import ClassifierConfig, EvaluateConfig, ReviewConfig, ShardConfig
+from must.data.augment.normalize import normalize
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.data.shards.build import shard
@@ -141,7 +143,7 @@ def test_a_pass_that_is_killed_goes_on_and_ends_with_the_same_bytes(digits, tmp_
     monkeypatch.setattr("must.method.model.vectors.FITTED", 64)
     whole = read(digits, tmp_path / "whole")
     assert passes.pop("classify") == 150
-    writes, write_bytes = [], module.storage.write_bytes
+    writes, write_bytes = [], storage.write_bytes
 
     def write_or_die(uri, data):
         writes.append(uri)
@@ -150,7 +152,7 @@ def test_a_pass_that_is_killed_goes_on_and_ends_with_the_same_bytes(digits, tmp_
         write_bytes(uri, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.storage, "write_bytes", write_or_die)
+        patch.setattr(storage, "write_bytes", write_or_die)
         with pytest.raises(KilledError):
             read(digits, tmp_path / "killed")
     again = read(digits, tmp_path / "killed")
@@ -174,7 +176,7 @@ def test_another_tower_has_features_of_its_own_and_probabilities_are_the_models(
     source = EvalSource(open_reader(digits.shards, "train"), get_preprocess(bundle.description), 16, 0)
     found = read_features(bundle.model, source, ALONE, str(tmp_path))
     assert passes["classify"] == 300 and len([*tmp_path.iterdir()]) == 2
-    logits = torch.cat([bundle.model(module.normalize(b.pixels, source.preprocess)) for b in source]).detach()
+    logits = torch.cat([bundle.model(normalize(b.pixels, source.preprocess)) for b in source]).detach()
     assert torch.allclose(found.probabilities(bundle.model).float(), logits.softmax(1), atol=2e-3)
     said = Predicted.from_probabilities(found.probabilities(bundle.model)).labels
     assert (said == logits.argmax(1)).float().mean() > 0.99
