@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +24,8 @@ from must.data.sources.files import Folder, Manifest
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, ClassSet, load_class_set, make_class_set
 
 ACCEPTED = (
-    "a folder, a list of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch Dataset of "
-    "images or (image, label) pairs"
+    "a folder, a list or a Series of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch "
+    "Dataset of images or (image, label) pairs"
 )
 MANIFEST = "adapt-images.jsonl"  # paths, and
 FOLDER = "adapt-images"  # images that were in memory, as they are written to WORK
@@ -43,13 +44,17 @@ def to_source(images: Any, folder: Path) -> ImageSource:
     their labels, and paths to a table there."""
     if isinstance(images, str | os.PathLike):
         return ImageSource(os.fspath(images))
-    if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
-        paths, table = [Path(item).absolute() for item in images], folder / MANIFEST
-        for path in paths:
-            require(path.is_file(), f"images: {path}: no such file")
-        storage.write_bytes(str(table), "".join(json.dumps({"path": str(path)}) + "\n" for path in paths).encode())
-        return ImageSource(str(table))
-    return write_images(list_items(images), folder / FOLDER)
+    items, paths = list_items(images), list[Path]()
+    for item in items:
+        if not isinstance(item, str | os.PathLike):
+            as_image(item, f"images: number {len(paths)}")  # if it is none, the files before it need not be decoded
+            return write_images(chain(paths, [item], items), folder / FOLDER)
+        paths.append(Path(item).absolute())
+        require(paths[-1].is_file(), f"images: {paths[-1]}: no such file")
+    require(len(paths) > 0, "images: there are none")
+    table = folder / MANIFEST
+    storage.write_bytes(str(table), "".join(json.dumps({"path": str(path)}) + "\n" for path in paths).encode())
+    return ImageSource(str(table))
 
 
 def fingerprint_source(source: ImageSource, label: str, exclude: str, fewest: int = 0) -> str:
@@ -98,7 +103,7 @@ def list_items(images: Any) -> Iterator[Any]:
         images = find_image_column(images)
     elif hasattr(images, "columns"):
         raise UserError(f"images: a table; give one of its columns, such as images=table[{str(images.columns[0])!r}]")
-    elif hasattr(images, "__len__") and hasattr(images, "__getitem__"):
+    elif not isinstance(images, Iterable) and hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         images = map(images.__getitem__, range(len(images)))
     require(isinstance(images, Iterable), f"images: {type(images).__name__} is none of those known: {ACCEPTED}")
     for item in images:
@@ -127,7 +132,6 @@ def write_images(items: Iterable[Any], folder: Path) -> ImageSource:
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, compress_level=1)
         digest.update(f"{image.mode}{image.size}".encode() + image.tobytes())
-    require(folder.exists(), "images: there are none")
     return ImageSource(str(folder), digest.hexdigest())
 
 
