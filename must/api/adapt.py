@@ -23,6 +23,7 @@ from must.api.stages import call
 from must.api.work_state import ANSWERS, BUNDLE, LABELS, REPORT, SHARDS, TEST, WorkState, check_places, is_trained
 from must.base import storage
 from must.base.console import quieted, replaced
+from must.base.errors import UserError
 from must.base.files import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, naming_parameters, require
@@ -128,8 +129,8 @@ def steps(
     with shown, opened(folder) as scratch:
         source = to_source(images, scratch)
         inputs = {
-            "images": fingerprint_source(source, "images", output, FEWEST_IMAGES),
-            "test_images": fingerprint_source(ImageSource(test_images), "test_images", output, 1),
+            "images": fingerprint_source(source, "--images", output, FEWEST_IMAGES),
+            "test_images": fingerprint_source(ImageSource(test_images), "--test-images", output, 1),
             "classes": class_key,
             "model": identify_model(model),
             "pretrained": identify_model(pretrained),
@@ -149,7 +150,7 @@ def steps(
                 if not (state.part(TEST) / INDEX_FILE).exists():
                     is_table = test_images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(test_images).is_file()
                     labels = {"labels": "csv" if is_table else "folder", "split": {"test": 1.0}}
-                    call("shard", source=test_images, **labels, **pack, output=state.part(TEST))
+                    shard("--test-images", source=test_images, **labels, **pack, output=state.part(TEST))
                 check_labels(test_images, state)
         except BaseException:
             state.abandon()
@@ -160,7 +161,7 @@ def steps(
                 uri = state.part(written.name)
                 if not uri.exists():  # else of a call that was interrupted, with the same key
                     written.rename(uri)
-            call("shard", source=uri, output=state.part(SHARDS), **pack)
+            shard("--images", source=uri, output=state.part(SHARDS), **pack)
         state.compare_images()
         state.keep_trained()
         common = {"shards": state.part(SHARDS), "device": device, "workers": workers}
@@ -179,6 +180,15 @@ def steps(
             logger.info("nothing has changed")
         state.finish()
     return Adapted(folder)
+
+
+def shard(flag: str, **values: Any) -> None:
+    """Runs must shard, whose errors about the source name the flag that it was given with."""
+    try:
+        call("shard", **values)
+    except UserError as error:
+        error.args = (re.sub("^--source", flag, str(error)),)
+        raise
 
 
 def make_model(state: WorkState, common: dict[str, Any]) -> None:
@@ -232,15 +242,15 @@ def check_labels(test_images: str, state: WorkState) -> None:
     labels = load_index(str(state.part(TEST))).labels
     require(
         bool(labels),
-        f"test_images {test_images}: none of the images has a label; give a folder that holds a folder of each class",
+        f"--test-images {test_images}: none of the images has a label; give a folder that holds a folder of each class",
     )
     classes = set(read_header(str(state.part(CLASSIFIER_FILE)), "--classifier").classes)
     unknown = [label for label in labels if label not in classes]
     names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
     require(
         not unknown,
-        f"test_images {test_images}: {counted(len(unknown), 'label')} not among the classes ({names}); rename them, or "
-        "add the class",
+        f"--test-images {test_images}: {counted(len(unknown), 'label')} not among the classes ({names}); rename them, "
+        "or add the class",
     )
 
 

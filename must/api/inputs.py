@@ -20,7 +20,7 @@ from must.data.image.colors import is_transparent, to_rgb
 from must.data.image.decode import decode, identify, orientation, upright
 from must.data.shards.listing import open_source
 from must.data.sources.base import ListingReport, no_images
-from must.data.sources.files import Folder, Manifest
+from must.data.sources.files import Folder, Manifest, beside
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, ClassSet, load_class_set, make_class_set
 
 ACCEPTED = (
@@ -58,30 +58,27 @@ def to_source(images: Any, folder: Path) -> ImageSource:
 
 
 def fingerprint_source(source: ImageSource, label: str, exclude: str, fewest: int = 0) -> str:
-    """Changes when the images change: names, sizes and times of a local folder's or table's files, and the table, or
-    those of an archive; wherever the folder is. A bucket's is its URI; "" that of no source. `exclude`: a folder that
-    is not read. Raises UserError: on this machine there are fewer than `fewest` images."""
-    if not source.source or storage.is_remote(source.source) or "{" in source.source:
+    """Changes when the images change: names, sizes and times of the files on this machine that the source reads, and
+    the content of a manifest; wherever they are. A bucket's is its URI; "" that of no source. `exclude`: a folder that
+    is not read. Raises UserError: in a folder or a manifest on this machine are fewer than `fewest` images."""
+    if not source.source or storage.is_remote(source.source):
         return source.source
-    path = Path(source.source)
-    where = label if path.name in (MANIFEST, FOLDER) else f"{label} {source.source}"
-    require(path.exists(), f"{where}: there is no such folder or file")
-    listing = open_source(source.source, "none", label, exclude)
-    if not isinstance(listing, Folder | Manifest):
-        status = path.stat()
-        return hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
-    problems = ListingReport(lambda _name, _reason: None)
-    names = sorted(item.name for item in listing.items(problems))
-    require(len(names) > 0 or not fewest, f"{where}: {no_images(problems.skipped)}")
-    enough = f"at least {fewest} are needed, and hundreds are better"
-    require(len(names) >= fewest, f"{where}: too few images ({len(names)}); {enough}")
+    path, problems = storage.local(source.source), ListingReport(lambda _name, _reason: None)
+    uri = source.source.removeprefix("file://")
+    listing = open_source(uri, "none", label, exclude)
+    base = storage.join(uri, "") if path.is_dir() else beside(uri, "")
+    names = sorted(name.removeprefix(base) for name in listing.files(problems))
+    if isinstance(listing, Folder | Manifest):
+        where = label if path.name in (MANIFEST, FOLDER) else f"{label} {source.source}"
+        require(len(names) > 0 or not fewest, f"{where}: {no_images(problems.skipped)}")
+        enough = f"at least {fewest} are needed, and hundreds are better"
+        require(len(names) >= fewest, f"{where}: too few images ({len(names)}); {enough}")
     if source.key:
         return source.key
-    digest = hashlib.sha256(b"" if isinstance(listing, Folder) else path.read_bytes())
-    base = path if isinstance(listing, Folder) else path.parent
+    digest = hashlib.sha256(path.read_bytes() if isinstance(listing, Manifest) else b"")
     for name in names:
         with suppress(OSError, ValueError):
-            status = (base / name).stat()
+            status = Path(base, name).stat()
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 

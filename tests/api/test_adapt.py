@@ -21,7 +21,7 @@ from must.data.image.decode import decode
 from must.method.model.bundle import load_bundle
 from must.method.model.description import get_preprocess
 from tests.api.conftest import PROMPTS
-from tests.common import read_csv
+from tests.common import one_line, read_csv
 from tests.evaluation.digits import decode_pixels
 from tests.zoo import turned
 
@@ -114,16 +114,12 @@ def test_loaders_that_training_counts_itself_are_the_other_stages_default(digits
     assert must.adapt(**given).metrics["images"] == 12
 
 
-def test_a_bucket_is_packed_by_its_uri(tmp_path, monkeypatch):
-    def call(name, **values):
-        if name == "shard":
-            raise must.UserError(str(values["source"]))
-
-    monkeypatch.setattr("must.api.adapt.call", call)
-    with pytest.raises(must.UserError, match=r"^gs://bucket/photos$"):
-        must.adapt(
-            "gs://bucket/photos", classes=np.array(["cat", "dog"]), model=asset_folder(), output=tmp_path / "work"
-        )
+@pytest.mark.parametrize("flag", ["images", "test_images"])
+def test_a_bucket_without_images_is_refused_by_its_uri(bucket_server, digits, tmp_path, flag):
+    missing = f"{bucket_server.uri}/nothing"
+    few = {"images": sorted(digits.images.glob("train/*/*.png"))[:12], "test_images": "", "train": "no"}
+    with one_line(f"^{flag} {missing}: no images in there$"):
+        must.adapt(**inputs(digits, tmp_path / "work", **few | {flag: missing}))
 
 
 def test_class_names_from_folder_names(digits, tmp_path):

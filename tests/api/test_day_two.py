@@ -10,14 +10,18 @@ import signal
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 import must
 from must.api import adapt as adapt_module
 from must.api import work_state
 from must.api.demo import CLASSES, asset_folder, digit_parts
+from must.api.inputs import ImageSource, fingerprint_source
+from tests import zoo
 from tests.api.conftest import MORE, PHOTOS, adapt, answer, checksums, label_of, labels, weights, write_photos
 from tests.forked import CONTEXT
 from tests.zoo import put
@@ -53,6 +57,55 @@ def test_the_same_again_wherever_the_folder_is_and_however_it_is_written_does_no
     (place.parent / "moved").rename(place / "photos")
     (place.parent / "elsewhere").rename(place / "work")
     assert checksums(place) == before
+
+
+def tars(folder, start):
+    zoo.put(folder, {"week/a.tar": zoo.tar_of((f"{start}.png", b"1"), ("more.png", b"2"))})
+
+
+def tables(folder, start):
+    table = pyarrow.table({"image": [b"an image" * start, b"another"]})
+    folder.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, folder / "a.parquet")
+
+
+def data_set(folder, start):
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [picture for picture, _ in digit_parts()["validation"][start : start + 3]]}
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows)}).save_to_disk(folder / "saved")
+
+
+def named_in_a_table(folder, start):
+    photos = sorted(write_photos(folder.parent / "photos", range(2)).iterdir())
+    folder.mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.table({"file": list(map(str, photos))}), folder / "a.parquet")
+    os.utime(folder / "a.parquet", (1, 1))
+    os.utime(photos[0], (start, start))
+
+
+@pytest.mark.parametrize(
+    "fill, pattern",
+    [(tars, ""), (tars, "/week/{a,b}.tar"), (tables, ""), (data_set, ""), (named_in_a_table, "")],
+)
+def test_what_is_new_or_gone_or_other_below_a_folder_is_seen(tmp_path, fill, pattern):
+    """Of archives and tables: in a folder below, in place too; a moved folder is the same."""
+
+    def look(name="source"):
+        return fingerprint_source(ImageSource(f"{tmp_path / name}{pattern}"), "--images", "")
+
+    source = tmp_path / "source"
+    fill(source, 1)
+    (file,) = (path for path in source.rglob("*") if path.suffix in (".tar", ".parquet", ".arrow"))
+    another = shutil.copy(file, file.with_stem("b"))
+    first = look()
+    fill(source, 2)
+    second = look()
+    source.rename(tmp_path / "moved")
+    assert look("moved") == second != first
+    (tmp_path / "moved").rename(source)
+    if not pattern:
+        another.unlink()
+        assert look() not in (first, second)
 
 
 def test_a_copy_without_the_files_times_is_packed_and_found_to_be_the_same(place, ran, caplog):

@@ -106,6 +106,9 @@ class Source(Protocol):
     def items(self, problems: ListingReport) -> Iterator[Item]:
         """All images, in any order. Their names and labels may be of any length."""
 
+    def files(self, problems: ListingReport) -> Iterator[str]:
+        """The paths of the files that hold the images. Without `prepare`; of a source on this machine."""
+
     def read(self, item: Item, limit: int) -> bytes:
         """An image's bytes, at most `limit` of them.
         Raises UnreadableError, OSError: this image cannot be read; it is rejected; ValueError: the source as a whole

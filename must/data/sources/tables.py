@@ -5,7 +5,7 @@ batches, copies its images one after the other to a plain file, which exists for
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -193,6 +193,10 @@ def open_arrow(path: Path) -> Iterator[tuple[Any, Batches]]:
         yield table.schema, small_batches
 
 
+def open_table(path: Path, where: str, limit: float) -> AbstractContextManager[tuple[Any, Batches]]:
+    return open_arrow(path) if where.lower().endswith("arrow") else open_parquet(path, where, limit)
+
+
 class Tables:
     """One or more tables. Those in a bucket are downloaded while they are listed, one after the other.
 
@@ -216,9 +220,8 @@ class Tables:
 
     def read_items(self, number: int, table: Table, path: Path, where: str, problems: ListingReport) -> Iterator[Item]:
         limit = min(problems.max_bytes, EXPANDED)
-        opened = open_arrow(path) if table.uri.lower().endswith("arrow") else open_parquet(path, where, limit)
         remaining, offset = max(EXPANDED, EXPANSION * path.stat().st_size), 0
-        with opened as (schema, batches), storage.open_write(self.packed(number)) as file:
+        with open_table(path, where, limit) as (schema, batches), storage.open_write(self.packed(number)) as file:
             columns = choose(schema, *self.columns, self.labels, where)
             names = [name for name in dict.fromkeys(columns[:3]) if name is not None]
             rows = chain.from_iterable(read_rows(batch, columns) for batch in batches(names))
@@ -243,6 +246,17 @@ class Tables:
                 else:
                     self.may_be_remote = True
                     yield Item(beside(table.name, file_path), 0, label, split, [number, file_path])
+
+    def files(self, problems: ListingReport) -> Iterator[str]:
+        """The tables; and the files whose names are in a table, if it holds no images itself."""
+        for table in self.tables:
+            yield table.uri
+            path, where = storage.local(table.uri), f"{self.option} {table.uri}"
+            with report_damage(where, "table"), open_table(path, where, problems.max_bytes) as (schema, batches):
+                image = choose(schema, *self.columns, self.labels, where).image
+                if str(storage_type(schema.field(image).type)) in TEXT:
+                    names = chain.from_iterable(batch.column(image).to_pylist() for batch in batches([image]))
+                    yield from (beside(table.uri, name) for name in names if name)
 
     def packed(self, number: int) -> Path:
         return self.folder / f"table-{number}.images"
