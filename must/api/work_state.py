@@ -144,7 +144,7 @@ class WorkState:
         if added or gone:
             logger.info(f"{counted(added, 'new image')}, {gone:,} gone")
         else:
-            logger.info(f"no image is new, and none gone{'' if same else '; names or copies of images changed'}")
+            logger.info(f"no image is new, and none gone{'' if same else '; names, order or copies of images changed'}")
         if same:
             remove(self.folder / SHARDS)
             self.changed -= {"images"}

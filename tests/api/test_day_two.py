@@ -23,6 +23,7 @@ from must.api.demo import CLASSES, asset_folder, digit_parts
 from must.api.inputs import ImageSource, fingerprint_source
 from tests import zoo
 from tests.api.conftest import MORE, PHOTOS, adapt, answer, checksums, label_of, labels, weights, write_photos
+from tests.common import read_csv
 from tests.forked import CONTEXT
 from tests.zoo import put
 
@@ -155,13 +156,24 @@ def test_more_photos_and_answers_that_stay(place, ran, caplog):
     assert (work / "models").is_dir() and adapted.predict(photos / "IMG_0000.png")[0].name in names
 
 
+def test_labels_are_in_the_order_of_the_images(place, tmp_path, ran, caplog):
+    caplog.set_level(logging.INFO)
+    named = [row["image"] for row in read_csv(place / "work/labels/predictions.csv")]
+    assert named == sorted(named) and len(named) == PHOTOS, "of a folder: of the names"
+    photos = [place / "photos" / f"IMG_{n:04d}.png" for n in (30, 4, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2)]
+    for images in (photos, photos[::-1]):
+        adapted = adapt(place, images=images, output=tmp_path / "work")
+        assert adapted.to_frame()["image"].tolist() == list(map(str, images))
+    assert "names, order or copies of images changed" in caplog.text and ran[-3:] == ["shard", "refine", "evaluate"]
+
+
 def test_photos_with_new_names_have_them_in_the_labels(place, ran, caplog):
     caplog.set_level(logging.INFO)
     work, table = place / "work", labels(place / "work")
     for path in (place / "photos").iterdir():
         path.rename(path.with_name(f"new-{path.name}"))
     adapt(place)
-    assert ran[:2] == ["shard", "refine"] and "none gone; names or copies of images changed" in caplog.text
+    assert ran[:2] == ["shard", "refine"] and "none gone; names, order or copies of images changed" in caplog.text
     assert labels(work) == {f"new-{name}": label for name, label in table.items()}
 
 

@@ -97,7 +97,7 @@ def shuffle(items: Iterable[Item], folder: Path, chunk_size: int, part: tuple[in
         for item in items:
             line, name = json.dumps(item).encode() + b"\n", item.name.encode("utf-8", "surrogateescape")
             order = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest())
-            digest = int.from_bytes(hashlib.sha256(line).digest())
+            digest = int.from_bytes(hashlib.sha256(json.dumps(item[:-1]).encode() + b"\n").digest())  # without its row
             total += digest
             if order % parts == number - 1:
                 share += digest

@@ -47,6 +47,7 @@ class Item(NamedTuple):
     label: str | None
     split: str | None  # if the source has splits
     locator: Any  # what the source needs to read it
+    row: int | None = None  # its place in a list or a table
 
 
 class UnreadableError(Exception):

@@ -63,7 +63,7 @@ class Manifest(Source):
             elif self.labels == "none":
                 problems.unread_labels += label not in (None, "")
                 label = None
-            yield Item(path, 0, str(label) if label not in (None, "") else None, split or None, 0)
+            yield Item(path, 0, str(label) if label not in (None, "") else None, split or None, 0, line)
 
     def files(self, problems: ListingReport) -> Iterator[str]:
         return (beside(self.uri, item.name) for item in self.items(problems))

@@ -6,7 +6,7 @@ batches, copies its images one after the other to a plain file, which exists for
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,10 +213,12 @@ class Tables:
         self.folder = folder
 
     def items(self, problems: ListingReport) -> Iterator[Item]:
+        row = count()
         for number, table in enumerate(self.tables):
             where = f"{self.option} {table.uri}"
             with storage.local_copy(table.uri) as path, report_damage(where, "table"):
-                yield from self.read_items(number, table, path, where, problems)
+                items = self.read_items(number, table, path, where, problems)
+                yield from (item._replace(row=next(row)) for item in items)
 
     def read_items(self, number: int, table: Table, path: Path, where: str, problems: ListingReport) -> Iterator[Item]:
         limit = min(problems.max_bytes, EXPANDED)

@@ -172,7 +172,8 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "index_sha256": source.index.sha256,  # of the shards that `samples` are in
         "config": config.to_dict(),
     }
-    table = predictions_csv(pool.sources, description.classes, refined, trained=bool(others))
+    order = source.reader.sort_as_source(pool.numbers.tolist(), pool.sources)
+    table = predictions_csv(pool.sources, description.classes, refined, order, trained=bool(others))
     storage.write_bytes(join(config.output, PREDICTIONS_FILE), table)
     storage.write_bytes(join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))
     logger.info(
@@ -318,9 +319,10 @@ def measure_answers(
     return Measured(images, accuracy, accepted, shown, labels.numpy(), truth.numpy())
 
 
-def predictions_csv(sources: list[str], classes: list[str], refined: Refined, trained: bool) -> bytes:
+def predictions_csv(sources: list[str], classes: list[str], refined: Refined, order: list[int], trained: bool) -> bytes:
     """Columns: image, refined class and its probability, then class and probability of the zero-shot model and, where
     it was trained, of the model without its memory; `accepted`, true or false, where something can be promised.
+    `order`: of the rows.
 
     The class is empty where a person answered that the image shows none of the classes, and where that is most
     probable."""
@@ -337,4 +339,5 @@ def predictions_csv(sources: list[str], classes: list[str], refined: Refined, tr
         add("model", "model_probability", refined.model)
     if refined.accepted is not None:
         columns["accepted"] = [str(bool(accepted)).lower() for accepted in refined.accepted]
-    return format_csv([list(columns), *map(list, zip(*columns.values(), strict=True))])
+    rows = list(zip(*columns.values(), strict=True))
+    return format_csv([list(columns), *(rows[position] for position in order)])

@@ -96,7 +96,7 @@ def test_test_images_of_which_none_can_be_decoded_are_refused(tmp_path: Path) ->
     """Fewer of them are rejected than end a run."""
     zoo.fill(tmp_path / "in", 6)
     zoo.put(tmp_path / "test", {"cat/a.png": b"no image"})
-    with pytest.raises(ValueError, match="none of the files of .*test is an image; all reasons are in "):
+    with pytest.raises(ValueError, match=r"none of the files of .*test is an image; all reasons are in "):
         run(tmp_path / "in", tmp_path / "out", test_source=str(tmp_path / "test"), labels="folder")
 
 
