@@ -6,6 +6,7 @@ that is no UTF-8 as a lone surrogate, which no encoder accepts."""
 import csv
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +57,16 @@ def printable(text: object, limit: int = 0) -> str:
     change the direction of writing, and bytes that are no UTF-8. At most `limit` characters, if that is not 0."""
     line = "".join(character if character.isprintable() else "?" for character in without_secrets(str(text)))
     return line if not limit or len(line) <= limit else line[: limit - 1] + "…"
+
+
+def compose(name: str) -> str:
+    """A name with composed characters (NFC): macOS writes é in the names of files as e and an accent."""
+    return unicodedata.normalize("NFC", name)
+
+
+def without_invisible(name: str) -> str:
+    """The name without characters that only format the others, such as a space of no width."""
+    return "".join(character for character in name if unicodedata.category(character) != "Cf")
 
 
 def one_line(error: object) -> str:

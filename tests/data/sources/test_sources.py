@@ -104,6 +104,15 @@ def make_archive(folder: Path, kind: str) -> Path:
     return Path(shutil.make_archive(str(folder.parent / "archive"), kind, folder))
 
 
+@pytest.mark.parametrize("labels", ["folder", "csv"])
+def test_labels_in_two_forms_of_unicode_are_one(tmp_path: Path, labels: str) -> None:
+    zoo.fill(tmp_path / "in", 4, labels=("cafe\u0301", "caf\xe9"))
+    rows = [f"{path},{path.parent.name}" for path in (tmp_path / "in").rglob("*.png")]
+    (tmp_path / "list.csv").write_text("\n".join(["image,class", *rows]))
+    source = tmp_path / ("in" if labels == "folder" else "list.csv")
+    assert run(source, tmp_path / "out", labels=labels).labels == ("caf\xe9",)
+
+
 @pytest.mark.parametrize("kind", ["tar", "bztar", "xztar", "zip"])
 def test_an_archive_gives_what_its_folder_gives(tmp_path: Path, kind: str) -> None:
     zoo.fill(tmp_path / "in", 20, labels=("cat", "grün 猫"))
