@@ -25,7 +25,8 @@ def test_the_last_line_about_a_picture_counts(tmp_path):
 
 def test_answers_fit_names_in_another_form_of_unicode(tmp_path):
     """As macOS writes them."""
-    append(tmp_path / "answers.jsonl", {"classes": ["cafe\u0301", "bar"]}, line(A, label="cafe\u0301"), line(B, label=None))
+    listed = {"classes": ["cafe\u0301", "bar"]}
+    append(tmp_path / "answers.jsonl", listed, line(A, label="cafe\u0301"), line(B, label=None))
     assert read_answers(str(tmp_path), ["caf\xe9", "bar"]).keys() == {A, B}
 
 
