@@ -6,6 +6,7 @@
 A call with the same words goes on where it was stopped, and does what is new since: other photos, classes or settings
 (must/api/work_state.py). Everything is checked before anything is written."""
 
+import json
 import logging
 import os
 import re
@@ -20,16 +21,27 @@ from must.api.functions import resumable
 from must.api.inputs import ImageSource, fingerprint_source, identify_model, read_classes, to_source
 from must.api.preflight import check_device, require_apart
 from must.api.stages import call
-from must.api.work_state import ANSWERS, BUNDLE, LABELS, REPORT, SHARDS, TEST, WorkState, check_places, is_trained
+from must.api.work_state import (
+    ANSWERS,
+    BUNDLE,
+    LABELS,
+    OF_CLASSIFIER,
+    REPORT,
+    SHARDS,
+    TEST,
+    WorkState,
+    check_places,
+    is_trained,
+)
 from must.base import storage
 from must.base.console import quieted, replaced
 from must.base.errors import UserError
 from must.base.files import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, naming_parameters, require
-from must.base.processes import check_processes
+from must.base.processes import check_processes, describe_machine
 from must.base.progress import load_torch
-from must.base.text import counted
+from must.base.text import counted, duration
 from must.config import AdaptConfig, TrainConfig
 from must.config.work import NEXT_PREFIX
 from must.data.format.index import load_index
@@ -218,16 +230,23 @@ def should_train(
             logger.info("the model was trained on other images, and has a memory of these; --train yes trains it again")
         if same or train == "auto":
             return False
-    load_torch("adapt")
-    import torch
-
-    from must.method.train.log import duration
-
-    if train == "yes" or (common["device"] in ("auto", "cuda") and torch.cuda.is_available()):
+    if train == "yes":
         return True
-    trial = {"classifier": state.part(CLASSIFIER_FILE), "output": state.part(BUNDLE), "seconds": TRIAL_SECONDS}
-    with quieted(logging.WARNING, "must"):
-        seconds = call("plan", **settings | trial | common)["seconds"]
+    names, index = (*OF_CLASSIFIER, "settings"), load_index(str(state.part(SHARDS)))
+    about = [describe_machine(), settings | {"device": common["device"]}, index.sha256]
+    about = json.loads(json.dumps([*about, [state.inputs[name] for name in names]], default=str))
+    if state.trial.get("about") != about:
+        load_torch("adapt")
+        import torch
+
+        if common["device"].startswith(("auto", "cuda")) and torch.cuda.is_available():
+            return True
+        trial = {"classifier": state.part(CLASSIFIER_FILE), "output": state.part(BUNDLE), "seconds": TRIAL_SECONDS}
+        with quieted(logging.WARNING, "must"):
+            seconds = call("plan", **settings | trial | common)["seconds"]
+        state.trial = {"seconds": seconds, "about": about}
+        state.write_record()
+    seconds = state.trial["seconds"]
     if seconds <= WORTH_TRAINING:
         return True
     logger.info(

@@ -102,6 +102,15 @@ def join_lines(names: Sequence[str]) -> bytes:
     return encoded("".join(visible(" ".join(name.split())) + "\n" for name in names))
 
 
+def duration(seconds: float) -> str:
+    """90 seconds, 5.0 minutes, 3.2 hours, 2.5 days."""
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:.1f} days"
+    if seconds >= 2 * 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+
+
 def uncell(text: str) -> str:
     """The name in a cell that `cell` wrote."""
     return text.removeprefix("'")

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ from must.api import work_state
 from must.api.demo import CLASSES, asset_folder, digit_parts
 from must.api.inputs import ImageSource, fingerprint_source
 from tests import zoo
-from tests.api.conftest import MORE, PHOTOS, adapt, answer, checksums, label_of, labels, weights, write_photos
-from tests.common import read_csv
+from tests.api.conftest import FAST, MORE, PHOTOS, adapt, answer, checksums, label_of, labels, weights, write_photos
+from tests.common import printed, read_csv
 from tests.forked import CONTEXT
 from tests.zoo import put
 
@@ -349,6 +350,26 @@ def test_a_trained_model_gets_a_memory_of_new_photos_and_is_not_replaced(place, 
     assert weights(work / "before") == trained
     adapt(place, ["zero", "one", "two", "three"], train="no")
     assert weights(work / "before") == trained, "what took hours is not dropped for what took none"
+
+
+def test_the_trial_of_training_is_remembered(place, ran, monkeypatch, caplog):
+    """The same call again does not import torch; with other workers it is tried anew."""
+    monkeypatch.setattr(module, "WORTH_TRAINING", 0)
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 0.1)
+    caplog.set_level(logging.INFO)
+    settings = {"train": "auto", "preset": "digits", "epochs": 1, "batch_size": 20}
+    adapt(place, **settings)
+    adapt(place, **settings)
+    assert ran == ["refine", "evaluate", "plan"]
+    assert "not trained: training would take" in caplog.messages[-2] and caplog.messages[-1] == "nothing has changed"
+    adapt(place, **settings | {"workers": 1})
+    assert ran == ["refine", "evaluate", "plan", "plan"]
+    record = place / "work/adapt.json"
+    record.write_text(re.sub('"seconds": [0-9.]+', '"seconds": 1e6', record.read_text()))
+    values = {"images": place / "photos", "classes": list(CLASSES), "output": place / "work"} | FAST | settings
+    paths = {name: str(values[name]) for name in ("images", "output", "model")}
+    code = f"import sys, must; must.adapt(**{values | paths | {'workers': 1}}); print('torch' in sys.modules)"
+    assert printed(sys.executable, "-c", code) == "False\n"
 
 
 def test_again_makes_all_anew(place, ran):
