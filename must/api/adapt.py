@@ -6,6 +6,7 @@
 A call with the same words goes on where it was stopped, and does what is new since: other photos, classes or settings
 (must/api/work_state.py). Everything is checked before anything is written."""
 
+import json
 import logging
 import os
 import re
@@ -25,6 +26,7 @@ from must.api.work_state import (
     BUNDLE,
     FEATURES,
     LABELS,
+    OF_CLASSIFIER,
     REPORT,
     SHARDS,
     TEST,
@@ -34,12 +36,13 @@ from must.api.work_state import (
 )
 from must.base import storage
 from must.base.console import quieted, replaced
+from must.base.errors import UserError
 from must.base.files import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, naming_parameters, require
-from must.base.processes import check_processes
+from must.base.processes import check_processes, describe_machine
 from must.base.progress import load_torch
-from must.base.text import counted
+from must.base.text import counted, duration
 from must.config import AdaptConfig, TrainConfig
 from must.config.work import NEXT_PREFIX
 from must.data.format.index import load_index
@@ -139,8 +142,8 @@ def steps(
     with shown, opened(folder) as scratch:
         source = to_source(images, scratch)
         inputs = {
-            "images": fingerprint_source(source, "images", output, FEWEST_IMAGES),
-            "test_images": fingerprint_source(ImageSource(test_images), "test_images", output, 1),
+            "images": fingerprint_source(source, "--images", output, FEWEST_IMAGES),
+            "test_images": fingerprint_source(ImageSource(test_images), "--test-images", output, 1),
             "classes": class_key,
             "model": identify_model(model),
             "pretrained": identify_model(pretrained),
@@ -160,7 +163,7 @@ def steps(
                 if not (state.part(TEST) / INDEX_FILE).exists():
                     is_table = test_images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(test_images).is_file()
                     labels = {"labels": "csv" if is_table else "folder", "split": {"test": 1.0}}
-                    call("shard", source=test_images, **labels, **pack, output=state.part(TEST))
+                    shard("--test-images", source=test_images, **labels, **pack, output=state.part(TEST))
                 check_labels(test_images, state)
         except BaseException:
             state.abandon()
@@ -171,7 +174,7 @@ def steps(
                 uri = state.part(written.name)
                 if not uri.exists():  # else of a call that was interrupted, with the same key
                     written.rename(uri)
-            call("shard", source=uri, output=state.part(SHARDS), **pack)
+            shard("--images", source=uri, output=state.part(SHARDS), **pack)
         state.compare_images()
         state.keep_trained()
         common = {"shards": state.part(SHARDS), "features": state.part(FEATURES), "device": device, "workers": workers}
@@ -190,6 +193,15 @@ def steps(
             logger.info("nothing has changed")
         state.finish()
     return Adapted(folder)
+
+
+def shard(flag: str, **values: Any) -> None:
+    """Runs must shard, whose errors about the source name the flag that it was given with."""
+    try:
+        call("shard", **values)
+    except UserError as error:
+        error.args = (re.sub("^--source", flag, str(error)),)
+        raise
 
 
 def make_model(state: WorkState, common: dict[str, Any]) -> None:
@@ -219,16 +231,23 @@ def should_train(
             logger.info("the model was trained on other images, and has a memory of these; --train yes trains it again")
         if same or train == "auto":
             return False
-    load_torch("adapt")
-    import torch
-
-    from must.method.train.log import duration
-
-    if train == "yes" or (common["device"] in ("auto", "cuda") and torch.cuda.is_available()):
+    if train == "yes":
         return True
-    trial = {"classifier": state.part(CLASSIFIER_FILE), "output": state.part(BUNDLE), "seconds": TRIAL_SECONDS}
-    with quieted(logging.WARNING, "must"):
-        seconds = call("plan", **settings | trial | common)["seconds"]
+    names, index = (*OF_CLASSIFIER, "settings"), load_index(str(state.part(SHARDS)))
+    about = [describe_machine(), settings | {"device": common["device"]}, index.sha256]
+    about = json.loads(json.dumps([*about, [state.inputs[name] for name in names]], default=str))
+    if state.trial.get("about") != about:
+        load_torch("adapt")
+        import torch
+
+        if common["device"].startswith(("auto", "cuda")) and torch.cuda.is_available():
+            return True
+        trial = {"classifier": state.part(CLASSIFIER_FILE), "output": state.part(BUNDLE), "seconds": TRIAL_SECONDS}
+        with quieted(logging.WARNING, "must"):
+            seconds = call("plan", **settings | trial | common)["seconds"]
+        state.trial = {"seconds": seconds, "about": about}
+        state.write_record()
+    seconds = state.trial["seconds"]
     if seconds <= WORTH_TRAINING:
         return True
     logger.info(
@@ -243,15 +262,15 @@ def check_labels(test_images: str, state: WorkState) -> None:
     labels = load_index(str(state.part(TEST))).labels
     require(
         bool(labels),
-        f"test_images {test_images}: none of the images has a label; give a folder that holds a folder of each class",
+        f"--test-images {test_images}: none of the images has a label; give a folder that holds a folder of each class",
     )
     classes = set(read_header(str(state.part(CLASSIFIER_FILE)), "--classifier").classes)
     unknown = [label for label in labels if label not in classes]
     names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
     require(
         not unknown,
-        f"test_images {test_images}: {counted(len(unknown), 'label')} not among the classes ({names}); rename them, or "
-        "add the class",
+        f"--test-images {test_images}: {counted(len(unknown), 'label')} not among the classes ({names}); rename them, "
+        "or add the class",
     )
 
 

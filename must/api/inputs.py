@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +20,12 @@ from must.data.image.colors import is_transparent, to_rgb
 from must.data.image.decode import decode, identify, orientation, upright
 from must.data.shards.listing import open_source
 from must.data.sources.base import ListingReport, no_images
-from must.data.sources.files import Folder, Manifest
+from must.data.sources.files import Folder, Manifest, beside
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, ClassSet, load_class_set, make_class_set
 
 ACCEPTED = (
-    "a folder, a list of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch Dataset of "
-    "images or (image, label) pairs"
+    "a folder, a list or a Series of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch "
+    "Dataset of images or (image, label) pairs"
 )
 MANIFEST = "adapt-images.jsonl"  # paths, and
 FOLDER = "adapt-images"  # images that were in memory, as they are written to WORK
@@ -43,40 +44,41 @@ def to_source(images: Any, folder: Path) -> ImageSource:
     their labels, and paths to a table there."""
     if isinstance(images, str | os.PathLike):
         return ImageSource(os.fspath(images))
-    if isinstance(images, list | tuple) and images and all(isinstance(item, str | os.PathLike) for item in images):
-        paths, table = [Path(item).absolute() for item in images], folder / MANIFEST
-        for path in paths:
-            require(path.is_file(), f"images: {path}: no such file")
-        storage.write_bytes(str(table), "".join(json.dumps({"path": str(path)}) + "\n" for path in paths).encode())
-        return ImageSource(str(table))
-    return write_images(list_items(images), folder / FOLDER)
+    items, paths = list_items(images), list[Path]()
+    for item in items:
+        if not isinstance(item, str | os.PathLike):
+            as_image(item, f"images: number {len(paths)}")  # if it is none, the files before it need not be decoded
+            return write_images(chain(paths, [item], items), folder / FOLDER)
+        paths.append(Path(item).absolute())
+        require(paths[-1].is_file(), f"images: {paths[-1]}: no such file")
+    require(len(paths) > 0, "images: there are none")
+    table = folder / MANIFEST
+    storage.write_bytes(str(table), "".join(json.dumps({"path": str(path)}) + "\n" for path in paths).encode())
+    return ImageSource(str(table))
 
 
 def fingerprint_source(source: ImageSource, label: str, exclude: str, fewest: int = 0) -> str:
-    """Changes when the images change: names, sizes and times of a local folder's or table's files, and the table, or
-    those of an archive; wherever the folder is. A bucket's is its URI; "" that of no source. `exclude`: a folder that
-    is not read. Raises UserError: on this machine there are fewer than `fewest` images."""
-    if not source.source or storage.is_remote(source.source) or "{" in source.source:
+    """Changes when the images change: names, sizes and times of the files on this machine that the source reads, and
+    the content of a manifest; wherever they are. A bucket's is its URI; "" that of no source. `exclude`: a folder that
+    is not read. Raises UserError: in a folder or a manifest on this machine are fewer than `fewest` images."""
+    if not source.source or storage.is_remote(source.source):
         return source.source
-    path = Path(source.source)
-    where = label if path.name in (MANIFEST, FOLDER) else f"{label} {source.source}"
-    require(path.exists(), f"{where}: there is no such folder or file")
-    listing = open_source(source.source, "none", label, exclude)
-    if not isinstance(listing, Folder | Manifest):
-        status = path.stat()
-        return hashlib.sha256(f"{status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
-    problems = ListingReport(lambda _name, _reason: None)
-    names = sorted(item.name for item in listing.items(problems))
-    require(len(names) > 0 or not fewest, f"{where}: {no_images(problems.skipped)}")
-    enough = f"at least {fewest} are needed, and hundreds are better"
-    require(len(names) >= fewest, f"{where}: too few images ({len(names)}); {enough}")
+    path, problems = storage.local(source.source), ListingReport(lambda _name, _reason: None)
+    uri = source.source.removeprefix("file://")
+    listing = open_source(uri, "none", label, exclude)
+    base = storage.join(uri, "") if path.is_dir() else beside(uri, "")
+    names = sorted(name.removeprefix(base) for name in listing.files(problems))
+    if isinstance(listing, Folder | Manifest):
+        where = label if path.name in (MANIFEST, FOLDER) else f"{label} {source.source}"
+        require(len(names) > 0 or not fewest, f"{where}: {no_images(problems.skipped)}")
+        enough = f"at least {fewest} are needed, and hundreds are better"
+        require(len(names) >= fewest, f"{where}: too few images ({len(names)}); {enough}")
     if source.key:
         return source.key
-    digest = hashlib.sha256(b"" if isinstance(listing, Folder) else path.read_bytes())
-    base = path if isinstance(listing, Folder) else path.parent
+    digest = hashlib.sha256(path.read_bytes() if isinstance(listing, Manifest) else b"")
     for name in names:
         with suppress(OSError, ValueError):
-            status = (base / name).stat()
+            status = Path(base, name).stat()
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -98,7 +100,7 @@ def list_items(images: Any) -> Iterator[Any]:
         images = find_image_column(images)
     elif hasattr(images, "columns"):
         raise UserError(f"images: a table; give one of its columns, such as images=table[{str(images.columns[0])!r}]")
-    elif hasattr(images, "__len__") and hasattr(images, "__getitem__"):
+    elif not isinstance(images, Iterable) and hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         images = map(images.__getitem__, range(len(images)))
     require(isinstance(images, Iterable), f"images: {type(images).__name__} is none of those known: {ACCEPTED}")
     for item in images:
@@ -127,7 +129,6 @@ def write_images(items: Iterable[Any], folder: Path) -> ImageSource:
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, compress_level=1)
         digest.update(f"{image.mode}{image.size}".encode() + image.tobytes())
-    require(folder.exists(), "images: there are none")
     return ImageSource(str(folder), digest.hexdigest())
 
 

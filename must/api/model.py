@@ -110,9 +110,8 @@ def is_single(images: Any) -> bool:
 
 
 def is_image(item: Any) -> bool:
-    """Whether it is one image in memory, not a collection of them."""
-    dimensions = getattr(item, "ndim", None)
-    return isinstance(item, bytes | dict) or not isinstance(item, Iterable) or (dimensions or 4) < 4
+    """Whether it is one image in memory, not a collection of them, as is an array or a Series of one dimension."""
+    return isinstance(item, bytes | dict) or not isinstance(item, Iterable) or getattr(item, "ndim", 1) in (2, 3)
 
 
 def named_images(images: Any, problems: ListingReport) -> Iterator[tuple[str, Any]]:

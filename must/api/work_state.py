@@ -82,6 +82,8 @@ class WorkState:
             exchange(work, unfinished.parent)
         record = work / RECORD_FILE
         before = storage.read_json(str(record), "adapt") if record.exists() else {}
+        trial = before.pop("trial", None)
+        self.trial: dict[str, Any] = trial if isinstance(trial, dict) and not again else {}
         others = [name for name in MADE_FROM if (work / name).exists()]
         require(
             bool(before) or not others or is_work(str(work)),
@@ -103,7 +105,12 @@ class WorkState:
             logger.info(f"{why}; {work.name} is exchanged at the end")
         self.new = not (self.folder / RECORD_FILE).exists()  # made by this call
         self.folder.mkdir(parents=True, exist_ok=True)
-        storage.write_bytes(str(self.folder / RECORD_FILE), json.dumps(inputs, indent=1).encode())
+        self.write_record()
+
+    def write_record(self) -> None:
+        """adapt.json: the inputs, and the trial of training, if there was one."""
+        trial = {"trial": self.trial} if self.trial else {}
+        storage.write_bytes(str(self.folder / RECORD_FILE), json.dumps(self.inputs | trial, indent=1).encode())
 
     def abandon(self) -> None:
         """Removes what this call has made; for inputs that are refused."""
@@ -148,7 +155,7 @@ class WorkState:
         if added or gone:
             logger.info(f"{counted(added, 'new image')}, {gone:,} gone")
         else:
-            logger.info(f"no image is new, and none gone{'' if same else '; names or copies of images changed'}")
+            logger.info(f"no image is new, and none gone{'' if same else '; names, order or copies of images changed'}")
         if same:
             remove(self.folder / SHARDS)
             self.changed -= {"images"}

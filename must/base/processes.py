@@ -8,8 +8,10 @@ scripts and notebooks can shard and train without `if __name__ == "__main__"`.""
 
 import ctypes
 import gc
+import importlib.metadata
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -226,3 +228,13 @@ def cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
             if int(quota) > 0:
                 available = min(available, int(quota) // int(period))
     return max(1, available)
+
+
+def describe_machine() -> list[str]:
+    """What the speed of a training depends on here: processor, cores, Nvidia's GPUs, torch's version. Without torch."""
+    facts = [f"{cores()} cores", os.environ.get("CUDA_VISIBLE_DEVICES", ""), str(Path("/dev/dxg").exists())]
+    with suppress(importlib.metadata.PackageNotFoundError):
+        facts.append(f"torch {importlib.metadata.version('torch')}")
+    files = [Path("/proc/cpuinfo"), *sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
+    texts = (file.read_text() for file in files if file.exists())
+    return [*facts, *(found[0] for text in texts if (found := re.search(r"^model(?: name|:).*", text, re.M | re.I)))]

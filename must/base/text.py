@@ -6,6 +6,7 @@ that is no UTF-8 as a lone surrogate, which no encoder accepts."""
 import csv
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -58,6 +59,16 @@ def printable(text: object, limit: int = 0) -> str:
     return line if not limit or len(line) <= limit else line[: limit - 1] + "…"
 
 
+def compose(name: str) -> str:
+    """A name with composed characters (NFC): macOS writes é in the names of files as e and an accent."""
+    return unicodedata.normalize("NFC", name)
+
+
+def without_invisible(name: str) -> str:
+    """The name without characters that only format the others, such as a space of no width."""
+    return "".join(character for character in name if unicodedata.category(character) != "Cf")
+
+
 def one_line(error: object) -> str:
     """The error's message without line breaks; the name of its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -89,6 +100,15 @@ def visible(text: str) -> str:
 def join_lines(names: Sequence[str]) -> bytes:
     """A text file with one name per line."""
     return encoded("".join(visible(" ".join(name.split())) + "\n" for name in names))
+
+
+def duration(seconds: float) -> str:
+    """90 seconds, 5.0 minutes, 3.2 hours, 2.5 days."""
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:.1f} days"
+    if seconds >= 2 * 3600:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
 def uncell(text: str) -> str:

@@ -17,11 +17,13 @@ from must.api.adapted import Adapted
 from must.api.demo import CLASSES, asset_folder
 from must.api.inputs import as_image, folder_names, make_entries, read_classes, to_source
 from must.data.augment.normalize import normalize
+from must.data.image.decode import decode
 from must.method.model.bundle import load_bundle
 from must.method.model.description import get_preprocess
 from tests.api.conftest import PROMPTS
-from tests.common import read_csv
+from tests.common import one_line, read_csv
 from tests.evaluation.digits import decode_pixels
+from tests.zoo import turned
 
 SETTINGS = {"train": "yes", "preset": "digits", "epochs": 2, "batch_size": 50, "workers": 0, "device": "cpu"}
 
@@ -112,16 +114,12 @@ def test_loaders_that_training_counts_itself_are_the_other_stages_default(digits
     assert must.adapt(**given).metrics["images"] == 12
 
 
-def test_a_bucket_is_packed_by_its_uri(tmp_path, monkeypatch):
-    def call(name, **values):
-        if name == "shard":
-            raise must.UserError(str(values["source"]))
-
-    monkeypatch.setattr("must.api.adapt.call", call)
-    with pytest.raises(must.UserError, match=r"^gs://bucket/photos$"):
-        must.adapt(
-            "gs://bucket/photos", classes=np.array(["cat", "dog"]), model=asset_folder(), output=tmp_path / "work"
-        )
+@pytest.mark.parametrize("flag", ["images", "test_images"])
+def test_a_bucket_without_images_is_refused_by_its_uri(bucket_server, digits, tmp_path, flag):
+    missing = f"{bucket_server.uri}/nothing"
+    few = {"images": sorted(digits.images.glob("train/*/*.png"))[:12], "test_images": "", "train": "no"}
+    with one_line(f"^{flag} {missing}: no images in there$"):
+        must.adapt(**inputs(digits, tmp_path / "work", **few | {flag: missing}))
 
 
 def test_class_names_from_folder_names(digits, tmp_path):
@@ -159,9 +157,36 @@ def test_every_kind_of_images_has_the_same_pixels(tmp_path, kind):
     assert (made.splits, made.rejected) == ({"train": len(images)}, 0)
 
 
-def test_paths_are_read_where_they_are(digits, tmp_path):
-    source = to_source(sorted(digits.images.glob("train/*/*.png"))[:30], tmp_path).source
-    assert must.shard(source=source, output=tmp_path / "shards", workers=1).splits == {"train": 30}
+PATHS = {
+    "a list": list,
+    "a Series of some rows": lambda paths: pytest.importorskip("pandas").Series(paths, range(5, 5 + len(paths))),
+    "an array": lambda paths: np.array(list(map(str, paths))),
+    "a generator": iter,
+    "pairs": lambda paths: [(path, path.parent.name) for path in paths],
+}
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_paths_are_read_where_they_are(digits, tmp_path, kind):
+    paths = sorted(digits.images.glob("train/*/*.png"))[:30]
+    source = to_source(PATHS[kind](paths), tmp_path)
+    assert (Path(source.source).name, source.key) == ("adapt-images.jsonl", ""), "none is decoded and written again"
+    assert must.shard(source=source.source, output=tmp_path / "shards", workers=1).splits == {"train": 30}
+    with pytest.raises(must.UserError, match=r"^images: number 30: float is no image$"):
+        to_source([*paths, float("nan")], tmp_path)
+
+
+@pytest.mark.parametrize("turbo", [True, False])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "TIFF"])
+def test_the_bytes_of_a_file_are_turned_once(tmp_path, monkeypatch, kind, turbo):
+    if not turbo:
+        monkeypatch.setattr("must.data.image.decode.simplejpeg", None)
+    data = turned(6, kind=kind)
+    (tmp_path / "file").write_bytes(data)
+    forms = [data, {"bytes": data, "path": None}, tmp_path / "file", Image.open(tmp_path / "file")]
+    source, _ = to_source([*forms[:2], *((form, 3) for form in forms)], tmp_path)
+    written = [np.asarray(Image.open(file)) for file in sorted(Path(source).rglob("*.png"))]
+    assert len(written) == 6 and all(np.array_equal(image, decode(data)) for image in written)
 
 
 def test_a_dataset_without_images_or_of_splits_is_refused(tmp_path):

@@ -7,18 +7,24 @@ import os
 import re
 import shutil
 import signal
+import sys
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 import must
 from must.api import adapt as adapt_module
 from must.api import work_state
 from must.api.demo import CLASSES, asset_folder, digit_parts
-from tests.api.conftest import MORE, PHOTOS, adapt, answer, checksums, label_of, labels, weights, write_photos
+from must.api.inputs import ImageSource, fingerprint_source
+from tests import zoo
+from tests.api.conftest import FAST, MORE, PHOTOS, adapt, answer, checksums, label_of, labels, weights, write_photos
+from tests.common import printed, read_csv
 from tests.forked import CONTEXT
 from tests.zoo import put
 
@@ -53,6 +59,55 @@ def test_the_same_again_wherever_the_folder_is_and_however_it_is_written_does_no
     (place.parent / "moved").rename(place / "photos")
     (place.parent / "elsewhere").rename(place / "work")
     assert checksums(place) == before
+
+
+def tars(folder, start):
+    zoo.put(folder, {"week/a.tar": zoo.tar_of((f"{start}.png", b"1"), ("more.png", b"2"))})
+
+
+def tables(folder, start):
+    table = pyarrow.table({"image": [b"an image" * start, b"another"]})
+    folder.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(table, folder / "a.parquet")
+
+
+def data_set(folder, start):
+    datasets = pytest.importorskip("datasets")
+    rows = {"image": [picture for picture, _ in digit_parts()["validation"][start : start + 3]]}
+    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows)}).save_to_disk(folder / "saved")
+
+
+def named_in_a_table(folder, start):
+    photos = sorted(write_photos(folder.parent / "photos", range(2)).iterdir())
+    folder.mkdir(exist_ok=True)
+    parquet.write_table(pyarrow.table({"file": list(map(str, photos))}), folder / "a.parquet")
+    os.utime(folder / "a.parquet", (1, 1))
+    os.utime(photos[0], (start, start))
+
+
+@pytest.mark.parametrize(
+    "fill, pattern",
+    [(tars, ""), (tars, "/week/{a,b}.tar"), (tables, ""), (data_set, ""), (named_in_a_table, "")],
+)
+def test_what_is_new_or_gone_or_other_below_a_folder_is_seen(tmp_path, fill, pattern):
+    """Of archives and tables: in a folder below, in place too; a moved folder is the same."""
+
+    def look(name="source"):
+        return fingerprint_source(ImageSource(f"{tmp_path / name}{pattern}"), "--images", "")
+
+    source = tmp_path / "source"
+    fill(source, 1)
+    (file,) = (path for path in source.rglob("*") if path.suffix in (".tar", ".parquet", ".arrow"))
+    another = shutil.copy(file, file.with_stem("b"))
+    first = look()
+    fill(source, 2)
+    second = look()
+    source.rename(tmp_path / "moved")
+    assert look("moved") == second != first
+    (tmp_path / "moved").rename(source)
+    if not pattern:
+        another.unlink()
+        assert look() not in (first, second)
 
 
 def test_a_copy_without_the_files_times_is_packed_and_found_to_be_the_same(place, ran, caplog):
@@ -102,13 +157,24 @@ def test_more_photos_and_answers_that_stay(place, ran, caplog):
     assert (work / "models").is_dir() and adapted.predict(photos / "IMG_0000.png")[0].name in names
 
 
+def test_labels_are_in_the_order_of_the_images(place, tmp_path, ran, caplog):
+    caplog.set_level(logging.INFO)
+    named = [row["image"] for row in read_csv(place / "work/labels/predictions.csv")]
+    assert named == sorted(named) and len(named) == PHOTOS, "of a folder: of the names"
+    photos = [place / "photos" / f"IMG_{n:04d}.png" for n in (30, 4, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2)]
+    for images in (photos, photos[::-1]):
+        adapted = adapt(place, images=images, output=tmp_path / "work")
+        assert adapted.to_frame()["image"].tolist() == list(map(str, images))
+    assert "names, order or copies of images changed" in caplog.text and ran[-3:] == ["shard", "refine", "evaluate"]
+
+
 def test_photos_with_new_names_have_them_in_the_labels(place, ran, caplog):
     caplog.set_level(logging.INFO)
     work, table = place / "work", labels(place / "work")
     for path in (place / "photos").iterdir():
         path.rename(path.with_name(f"new-{path.name}"))
     adapt(place)
-    assert ran[:2] == ["shard", "refine"] and "none gone; names or copies of images changed" in caplog.text
+    assert ran[:2] == ["shard", "refine"] and "none gone; names, order or copies of images changed" in caplog.text
     assert labels(work) == {f"new-{name}": label for name, label in table.items()}
 
 
@@ -284,6 +350,26 @@ def test_a_trained_model_gets_a_memory_of_new_photos_and_is_not_replaced(place, 
     assert weights(work / "before") == trained
     adapt(place, ["zero", "one", "two", "three"], train="no")
     assert weights(work / "before") == trained, "what took hours is not dropped for what took none"
+
+
+def test_the_trial_of_training_is_remembered(place, ran, monkeypatch, caplog):
+    """The same call again does not import torch; with other workers it is tried anew."""
+    monkeypatch.setattr(module, "WORTH_TRAINING", 0)
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 0.1)
+    caplog.set_level(logging.INFO)
+    settings = {"train": "auto", "preset": "digits", "epochs": 1, "batch_size": 20}
+    adapt(place, **settings)
+    adapt(place, **settings)
+    assert ran == ["refine", "evaluate", "plan"]
+    assert "not trained: training would take" in caplog.messages[-2] and caplog.messages[-1] == "nothing has changed"
+    adapt(place, **settings | {"workers": 1})
+    assert ran == ["refine", "evaluate", "plan", "plan"]
+    record = place / "work/adapt.json"
+    record.write_text(re.sub('"seconds": [0-9.]+', '"seconds": 1e6', record.read_text()))
+    values = {"images": place / "photos", "classes": list(CLASSES), "output": place / "work"} | FAST | settings
+    paths = {name: str(values[name]) for name in ("images", "output", "model")}
+    code = f"import sys, must; must.adapt(**{values | paths | {'workers': 1}}); print('torch' in sys.modules)"
+    assert printed(sys.executable, "-c", code) == "False\n"
 
 
 def test_again_makes_all_anew(place, ran):

@@ -44,6 +44,8 @@ def test_several_are_a_list_whatever_they_are(onnx, digits, paths):
     assert [one.image for one in mixed[-2:]] == ["1", paths[1]] and len(mixed) == len(inside) + 2
     batch = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths[:3]])
     assert [one.name for one in onnx(batch)] == [one.name for one in onnx(paths[:3])]
+    for table in (np.array(paths[:3]), pytest.importorskip("pandas").Series(paths[:3], [7, 8, 9])):
+        assert [one.image for one in onnx(table)] == paths[:3]
 
 
 def test_every_kind_of_model_says_what_must_predict_says(onnx, digits, paths, tmp_path):

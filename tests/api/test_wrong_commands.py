@@ -25,8 +25,8 @@ PLAN = "plan --shards work/shards --classifier work/classifier.safetensors"
 EXPORT = "export work --output new --to open_clip"
 PROMOTE = "promote work --registry reg --name digits"
 LINES = f"""
-adapt fotos --classes classes.txt --model model --output work                | images fotos: there is no such folder or file
-adapt fotos --classes classes.txt --model model --output work --again        | images fotos: there is no such folder or file
+adapt fotos --classes classes.txt --model model --output work                | --images fotos: there is no such folder or file
+adapt fotos --classes classes.txt --model model --output work --again        | --images fotos: there is no such folder or file
 adapt photos more --classes classes.txt --model model --output work          | more: unexpected; write a value after its flag
 adapt photos --classes clases.txt --model model --output work                | --classes clases.txt: no such file
 adapt photos --classes cat --model model --output work                       | must adapt: --classes 'cat': no such file, and one name; give a file with a name a line, the names themselves
@@ -44,8 +44,8 @@ adapt photos --classes classes.txt --model model --output work/model         | i
 adapt photos --classes classes.txt --model model --output classes.txt        | is a file; give a folder
 adapt photos --classes classes.txt --model model                             | missing: --output
 {ADAPT} --pretrained openai                                                  | --pretrained openai: model has weights of its own
-{ADAPT} --test-images tset                                                   | test_images tset: there is no such folder or file
-{ADAPT} --test-images classes.txt                                            | test_images classes.txt: expected a folder of images
+{ADAPT} --test-images tset                                                   | --test-images tset: there is no such folder or file
+{ADAPT} --test-images classes.txt                                            | --test-images classes.txt: expected a folder of images
 {ADAPT} --epoch 3                                                            | --epoch: unknown; did you mean --epochs?
 {ADAPT} --images other                                                       | --images: is given twice
 {ADAPT} --epochs 3 --settings epochs=3                                       | --epochs: is given twice

@@ -139,7 +139,11 @@ def upright(pixels: Image.Image, exif: int) -> Image.Image:
     """The image as RGB, rotated or mirrored by `exif`, the value of EXIF's orientation."""
     rgb = pixels.convert("RGB") if pixels.mode != "RGB" else pixels
     del pixels
-    return rgb.transpose(ROTATIONS[exif]) if exif in ROTATIONS else rgb
+    if exif not in ROTATIONS:
+        return rgb
+    turned = rgb.transpose(ROTATIONS[exif])
+    turned.info.clear()  # of the file: whoever asks for the orientation again must not turn it twice
+    return turned
 
 
 def orientation(image: Any) -> int:

@@ -73,6 +73,15 @@ class ShardReader:
         """Their names in the source."""
         return [self.description(int(sample)).get("source", "") for sample in samples]
 
+    def sort_as_source(self, samples: list[int], names: list[str]) -> list[int]:
+        """The positions in `samples` in the order of the images' source: by row in a list or a table, else by name.
+        `names`: in the source, of each sample."""
+        rows = [-1] * len(samples)
+        if "row" in self.description(samples[0]):
+            found = (self.description(sample).get("row") for sample in samples)
+            rows = [row if isinstance(row, int) else -1 for row in found]
+        return sorted(range(len(samples)), key=lambda position: (rows[position], names[position]))
+
     def find_shard(self, sample: int) -> int:
         """Number of the shard with this sample."""
         return int(np.searchsorted(self.starts, sample, side="right")) - 1

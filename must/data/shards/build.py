@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from must.base import storage
-from must.base.errors import UserError
 from must.base.files import INDEX_FILE
 from must.base.lock import locked
 from must.base.parameters import require
@@ -31,7 +30,7 @@ from must.data.shards.commit import Task
 from must.data.shards.history import History
 from must.data.shards.listing import Chunk, Listing, cut_chunks, fingerprint, list_sources, open_sources, settings_json
 from must.data.shards.workdir import SHARDS_LOCK, Workdir, join_listings, make_run, read_parts, refuse_strays, work_root
-from must.data.sources.base import Source, is_within, no_images, not_read
+from must.data.sources.base import Source, is_within, not_read
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +90,6 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
         chunks = list(cut_chunks(listing, config.samples_per_shard, work.first, parse_part(config.part)))
         numbers = [chunk.number for chunk in chunks]
     if not listing.items and work.root == config.output:
-        if not before:
-            raise UserError(nothing_found(config, listing))
         return nothing_new(config, previous)
     run = make_run(config, previous.sha256, listing.key)
     return Task(config, listing, chunks, numbers, previous, history, before, run)
@@ -164,14 +161,6 @@ def same_or_refuse(config: ShardConfig, listing: Listing, previous: Index) -> In
 def nothing_new(config: ShardConfig, previous: Index) -> Index:
     logger.info(f"{config.output}: nothing new in {config.source}; it stays at revision {previous.revision}")
     return previous
-
-
-def nothing_found(config: ShardConfig, listing: Listing) -> str:
-    where = f"--source {config.source}: "
-    if listing.rejected and not listing.skipped:
-        name, reason = listing.rejected[0]
-        return f"{where}no images that can be read; {name}: {reason}"
-    return where + no_images(listing.skipped)
 
 
 @contextmanager

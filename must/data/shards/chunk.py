@@ -159,7 +159,8 @@ def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: di
             if split not in writers:
                 file = stack.enter_context(storage.open_write(work.tar(chunk.number, split)))
                 writers[split] = TarWriter(file)
-            text = {"source": item.name, "label": item.label, "sha256": digest.hex()}
+            text: dict[str, Any] = {"source": item.name, "label": item.label, "sha256": digest.hex()}
+            text |= {} if item.row is None else {"row": item.row}
             key = f"{chunk.number:06d}-{position:06d}"
             writers[split].add_sample(key, extension, stored, json.dumps(text).encode())
             writers[split].hashes += digest[:8]

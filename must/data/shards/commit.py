@@ -256,6 +256,8 @@ def explain_refusal(records: Records, kinds: Counter[str], examples: Iterable[tu
     if records.samples == 0 and not previous.sha256:
         why = "; ".join(f"{count} x {printable(reason)}" for reason, count in kinds.most_common(2))
         return f"none of the {files} files of {config.source} is an image: {why}; all reasons are in {path}"
+    if config.test_source and "test" not in {*records.splits, *previous.splits}:
+        return f"none of the files of {config.test_source} is an image; all reasons are in {path}"
     if rejected > max(FEW_REJECTED, config.max_rejected * files):
         first = "; ".join(f"{printable(name)}: {printable(reason)}" for name, reason in islice(examples, 3))
         return (

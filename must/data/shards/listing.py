@@ -9,9 +9,9 @@ import json
 import logging
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import chain, groupby, islice, pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.shards.history import History
 from must.data.sources.archives import Archives, existing_files, expanded
-from must.data.sources.base import ARCHIVE, Item, ListingReport, Source, below, find_kind, relative_names
+from must.data.sources.base import ARCHIVE, Item, ListingReport, Source, below, find_kind, no_images, relative_names
 from must.data.sources.files import Folder, Manifest
 from must.data.sources.tables import TABLE_FILE, Tables, is_table, name_tables
 
@@ -100,7 +101,7 @@ def shuffle(items: Iterable[Item], folder: Path, chunk_size: int, part: tuple[in
         for item in items:
             line, name = json.dumps(item).encode() + b"\n", item.name.encode("utf-8", "surrogateescape")
             order = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest())
-            digest = int.from_bytes(hashlib.sha256(line).digest())
+            digest = int.from_bytes(hashlib.sha256(json.dumps(item[:-1]).encode() + b"\n").digest())  # without its row
             total += digest
             if order % parts == number - 1:
                 share += digest
@@ -158,7 +159,8 @@ def open_sources(config: ShardConfig) -> list[tuple[Source, str]]:
 
 def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history: History, folder: Path) -> Listing:
     """The files of the part `config.part`. Every part lists all files; part 1 reports those that cannot be listed.
-    `folder`: an empty local one, for the time of the run."""
+    `folder`: an empty local one, for the time of the run. Raises UserError: a source has no images; where new ones are
+    added to an index, only the test source needs some."""
     part = parse_part(config.part)
     rejected: list[tuple[str, str]] = []
     problems = ListingReport(lambda name, reason: rejected.append((name, reason)), max_bytes(config))
@@ -167,7 +169,13 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
         part_folder = folder / f"plan-{number}"
         part_folder.mkdir(parents=True, exist_ok=True)
         source.prepare(part_folder)
-        items = history.unseen(source.uri, problems.without_long_texts(source.items(problems)))
+        before, skipped = len(rejected), problems.skipped.copy()
+        listed = problems.without_long_texts(source.items(problems))
+        some = list(islice(listed, 1))
+        if not some and (split or not len(history.names)):
+            why = nothing_found(rejected[before:], problems.skipped - skipped)
+            raise UserError(f"--{split and 'test-'}source {source.uri}: {why}")
+        items = history.unseen(source.uri, chain(some, listed))
         plans.append((source, split, shuffle(items, part_folder, config.samples_per_shard, part)))
     if problems.unread_labels:
         logger.info(f"{problems.unread_labels} labels are not read; --labels csv reads them")
@@ -181,6 +189,14 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
         totals=tuple(plan.total for _, _, plan in plans),
         plans=tuple(plans),
     )
+
+
+def nothing_found(rejected: list[tuple[str, str]], skipped: Mapping[str, int]) -> str:
+    """Why a source has no image. `rejected`: (name, reason); `skipped`: numbers of other files, by extension."""
+    if rejected and not skipped:
+        name, reason = min(rejected)
+        return f"no images that can be read; {name}: {reason}"
+    return no_images(skipped)
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,11 @@ class Archives:
         beside: Source | None = None,
     ) -> None:
         self.uri, self.labels, self.option = uri, labels, option
-        self.files, self.names, self.beside = files, names, beside
+        self.archives, self.names, self.beside = files, names, beside
         self.paths = list(files)  # of local copies, not compressed
 
     def prepare(self, folder: Path) -> None:
-        for number, file in enumerate(self.files):
+        for number, file in enumerate(self.archives):
             path, kind = storage.local(file), file.lower().rpartition(".")[2]
             if storage.is_remote(file):
                 path = folder / f"archive-{number}.{kind}"
@@ -81,7 +81,7 @@ class Archives:
             self.paths[number] = str(path)
 
     def items(self, problems: ListingReport) -> Iterator[Item]:
-        for number, (file, path) in enumerate(zip(self.files, self.paths, strict=True)):
+        for number, (file, path) in enumerate(zip(self.archives, self.paths, strict=True)):
             members = zip_members if path.lower().endswith(".zip") else tar_members
             prefix = self.names[number] + "/" if self.names else ""
             with report_damage(f"{self.option} {file}", "archive"):
@@ -95,6 +95,11 @@ class Archives:
                         problems.reject(prefix + name, "empty file")
         if self.beside:
             yield from self.beside.items(problems)
+
+    def files(self, problems: ListingReport) -> Iterator[str]:
+        yield from self.archives
+        if self.beside:
+            yield from self.beside.files(problems)
 
     def read(self, item: Item, limit: int) -> bytes:
         if self.beside and not item.locator:

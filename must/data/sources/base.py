@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from must.base import storage
 from must.base.errors import MustError, UserError
-from must.base.text import one_line, printable
+from must.base.text import compose, one_line, printable
 from must.data.image.cost import can_read_heic
 
 PHONES = frozenset({"heic", "heif"})
@@ -47,6 +47,7 @@ class Item(NamedTuple):
     label: str | None
     split: str | None  # if the source has splits
     locator: Any  # what the source needs to read it
+    row: int | None = None  # its place in a list or a table
 
 
 class UnreadableError(Exception):
@@ -80,14 +81,15 @@ class ListingReport:
         self.write(name if len(name) <= LONGEST_NAME else name[:200] + "...", reason)
 
     def without_long_texts(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items of a source; those whose names or labels are too long are rejected."""
+        """The items of a source, with labels in composed characters; those whose names or labels are too long are
+        rejected."""
         for item in items:
             if utf8_size(item.name) > LONGEST_NAME:
                 self.reject(item.name, f"a name of more than {LONGEST_NAME} bytes")
             elif item.label is not None and utf8_size(item.label) > LONGEST_NAME:
                 self.reject(item.name, f"a label of more than {LONGEST_NAME} bytes")
             else:
-                yield item
+                yield item if item.label is None else item._replace(label=compose(item.label))
 
 
 def utf8_size(text: str) -> int:
@@ -105,6 +107,9 @@ class Source(Protocol):
 
     def items(self, problems: ListingReport) -> Iterator[Item]:
         """All images, in any order. Their names and labels may be of any length."""
+
+    def files(self, problems: ListingReport) -> Iterator[str]:
+        """The paths of the files that hold the images. Without `prepare`; of a source on this machine."""
 
     def read(self, item: Item, limit: int) -> bytes:
         """An image's bytes, at most `limit` of them.

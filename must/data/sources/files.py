@@ -33,6 +33,9 @@ class Folder(Source):
                 label = folder_label(entry.name) if self.labels == "folder" else None
                 yield Item(entry.name, entry.size, label, None, 0)
 
+    def files(self, problems: ListingReport) -> Iterator[str]:
+        return (storage.join(self.uri, item.name) for item in self.items(problems))
+
     def read(self, item: Item, limit: int) -> bytes:
         return storage.read_bytes(storage.join(self.uri, item.name), 0, limit)
 
@@ -60,7 +63,10 @@ class Manifest(Source):
             elif self.labels == "none":
                 problems.unread_labels += label not in (None, "")
                 label = None
-            yield Item(path, 0, str(label) if label not in (None, "") else None, split or None, 0)
+            yield Item(path, 0, str(label) if label not in (None, "") else None, split or None, 0, line)
+
+    def files(self, problems: ListingReport) -> Iterator[str]:
+        return (beside(self.uri, item.name) for item in self.items(problems))
 
     def rows(self) -> Iterator[tuple[int, Any]]:
         """(line number, columns), as a stream. The columns are None for a line that is no JSON object."""

@@ -6,7 +6,7 @@ batches, copies its images one after the other to a plain file, which exists for
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,10 +180,12 @@ class Tables:
         self.folder = folder
 
     def items(self, problems: ListingReport) -> Iterator[Item]:
+        row = count()
         for number, table in enumerate(self.tables):
             where = f"{self.option} {table.uri}"
             with storage.local_copy(table.uri) as path, report_damage(where, "table"):
-                yield from self.read_items(number, table, path, where, problems)
+                items = self.read_items(number, table, path, where, problems)
+                yield from (item._replace(row=next(row)) for item in items)
 
     def read_items(self, number: int, table: Table, path: Path, where: str, problems: ListingReport) -> Iterator[Item]:
         limit = min(problems.max_bytes, EXPANDED)
@@ -213,6 +215,17 @@ class Tables:
                 else:
                     self.may_be_remote = True
                     yield Item(beside(table.name, file_path), 0, label, split, [number, file_path])
+
+    def files(self, problems: ListingReport) -> Iterator[str]:
+        """The tables; and the files whose names are in a table, if it holds no images itself."""
+        for table in self.tables:
+            yield table.uri
+            path, where = storage.local(table.uri), f"{self.option} {table.uri}"
+            with report_damage(where, "table"), open_parquet(path, where, problems.max_bytes) as (schema, batches):
+                image = choose(schema, *self.columns, self.labels, where).image
+                if str(storage_type(schema.field(image).type)) in TEXT:
+                    names = chain.from_iterable(batch.column(image).to_pylist() for batch in batches([image]))
+                    yield from (beside(table.uri, name) for name in names if name)
 
     def packed(self, number: int) -> Path:
         return self.folder / f"table-{number}.images"

@@ -12,7 +12,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
-from must.base.text import NONE_OF_THESE, brief, close_to, counted, uncell
+from must.base.text import NONE_OF_THESE, brief, close_to, compose, counted, uncell
 from must.config.evaluate import ReviewConfig
 from must.data.loading.reader import ShardReader
 from must.method.answers.answers_file import ADDED, RANDOM, Answer, append_answers, read_answers
@@ -93,7 +93,7 @@ def read_correction_rows(uri: str) -> Iterator[tuple[int, str, str]]:
             f"{where}: the first line must name the columns image and class; it is: {brief(first)}",
         )
         for row in table:
-            yield table.line_num, row["image"] or "", row["class"] or ""
+            yield table.line_num, row["image"] or "", compose(row["class"] or "")
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{where}: is no CSV file in UTF-8: {error}") from None
 

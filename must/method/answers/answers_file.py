@@ -30,6 +30,7 @@ from must.base.errors import UserError
 from must.base.files import ANSWERS_FILE
 from must.base.names import SHA256, of_form
 from must.base.parameters import require
+from must.base.text import compose
 from must.method.answers.population import population_file
 
 RANDOM, COVERAGE, GRID, SIMILAR, AGAIN, ADDED = "random", "coverage", "grid", "similar", "again", "added"
@@ -109,7 +110,7 @@ def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[A
             if is_list(entry):
                 names = entry["classes"]
                 require(names is None or isinstance(names, list), "classes must be a list of names")
-                listed = None if names is None else frozenset(map(str, names))
+                listed = None if names is None else frozenset(compose(str(name)) for name in names)
                 continue
             sha256 = of_form(SHA256, entry["sha256"], "sha256")
             answers = history.pop(sha256, [])  # so that the order is that of the last answers
@@ -138,6 +139,7 @@ def parse_answer(entry: dict[str, Any], sha256: str, listed: frozenset[str] | No
     unsure = entry.get("unsure") is True
     label = None if unsure else entry["label"]
     require(label is None or isinstance(label, str), "label must be a class name or null")
+    label = label and compose(label)
     texts = {name: str(entry.get(name, "")) for name in ("image", "who", "when", "sampled")}
     return Answer(sha256, label, unsure, **texts, listed=listed)
 

@@ -177,7 +177,9 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "config": config.to_dict(),
     }
     images, rows = features.find_rows()
-    table = predictions_csv(source.reader.sources(images), rows, description.classes, refined, trained)
+    names = source.reader.sources(images)
+    order = source.reader.sort_as_source(images.tolist(), names)
+    table = predictions_csv([names[n] for n in order], rows[order], description.classes, refined, trained)
     storage.write_bytes(join(config.output, PREDICTIONS_FILE), table)
     storage.write_bytes(join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))
     logger.info(

@@ -17,7 +17,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import make_record, parse_yaml, require
-from must.base.text import brief
+from must.base.text import brief, compose, without_invisible
 from must.config import ClassifierConfig
 from must.method.model.description import LARGEST_LOGIT_FACTOR
 
@@ -231,8 +231,8 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
             )
         names.append(name)
         prompts.append(tuple(listed or (template.replace("{}", name) for template in templates)))
-    repeated = sorted(name for name, count in Counter(names).items() if count > 1) if not allow_repeats else []
-    require(not repeated, f"{where}: class {', '.join(map(brief, repeated[:5]))} appears more than once")
+    if not allow_repeats:
+        refuse_repeats(names, [entry["name"] if isinstance(entry, dict) else entry for entry in classes], where)
     without = next((name for name in names if name not in shares), "")
     require(
         not (shares and without), f"{where}: class {brief(without)} has no share; give one to every class or to none"
@@ -242,13 +242,24 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
     return ClassSet(unique(names), tuple(prompts), tuple(templates), relative)
 
 
+def refuse_repeats(names: list[str], written: list[Any], where: str) -> None:
+    """Raises UserError: two of the names are equal, or look so. `written`: as they are in the file."""
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    forms = {str(form).strip() for form, name in zip(written, names, strict=True) if name in repeated}
+    why = "" if len(forms) == len(repeated) else ", in Unicode forms that look the same"
+    require(not repeated, f"{where}: class {', '.join(map(brief, repeated[:5]))} appears more than once{why}")
+    alike = Counter(map(without_invisible, names))
+    same = next((name for name, count in alike.items() if count > 1), "")
+    require(not same, f"{where}: two classes are {brief(same)}, but for a character that cannot be seen; delete that")
+
+
 def parse_name(name: Any, where: str) -> str:
     """A class name, which may be a number in YAML."""
     if isinstance(name, float) or (type(name) is int and name.bit_length() <= LONGEST_NUMBER):
         name = str(name)
     hint = " (YAML reads yes, no, on and off as true and false: quote them)" if isinstance(name, bool) else ""
     require(is_text(name), f"{where} is {brief(name)}, which is no name{hint}")
-    return name.strip()
+    return compose(name.strip())
 
 
 def is_text(value: Any) -> bool:

@@ -73,14 +73,6 @@ class Size:
         ]
 
 
-def duration(seconds: float) -> str:
-    if seconds >= 48 * 3600:
-        return f"{seconds / 86400:.1f} days"
-    if seconds >= 2 * 3600:
-        return f"{seconds / 3600:.1f} hours"
-    return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
-
-
 class TrainLog:
     """Every process of a run has one and calls its methods; the main process writes. A resumed run starts with the
     lines in its checkpoint, in any folder. It ends a run with too many problems."""

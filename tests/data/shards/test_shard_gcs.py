@@ -79,6 +79,8 @@ def test_an_empty_prefix_and_a_missing_bucket_are_one_line(bucket_server, tmp_pa
             run(source, tmp_path / "out")
         assert "\n" not in str(error.value) and not os.path.lexists(tmp_path / "out")
     zoo.fill(tmp_path / "in", 2)
+    with pytest.raises(ValueError, match=f"^--test-source {bucket_server.uri}/nothing: no images in there$"):
+        run(tmp_path / "in", tmp_path / "out", test_source=bucket_server.uri + "/nothing", labels="folder")
     with pytest.raises(ValueError, match=r"there is no (bucket|container) 'no-such-bucket'"):
         run(tmp_path / "in", f"{missing}/out")
 

@@ -86,10 +86,31 @@ def test_a_source_without_images_is_one_line(tmp_path: Path, source: str, conten
     if content is not None:
         (tmp_path / source).write_text(content)
     refused(tmp_path / source, tmp_path / "out", message, labels="csv")
+    refused(tmp_path / source, tmp_path / "out", message, labels="csv", append=True)
+    zoo.fill(tmp_path / "in", 6)
+    options = {"test_source": str(tmp_path / source), "labels": "csv"}
+    refused(tmp_path / "in", tmp_path / "out", message, **options)
+
+
+def test_test_images_of_which_none_can_be_decoded_are_refused(tmp_path: Path) -> None:
+    """Fewer of them are rejected than end a run."""
+    zoo.fill(tmp_path / "in", 6)
+    zoo.put(tmp_path / "test", {"cat/a.png": b"no image"})
+    with pytest.raises(ValueError, match=r"none of the files of .*test is an image; all reasons are in "):
+        run(tmp_path / "in", tmp_path / "out", test_source=str(tmp_path / "test"), labels="folder")
 
 
 def make_archive(folder: Path, kind: str) -> Path:
     return Path(shutil.make_archive(str(folder.parent / "archive"), kind, folder))
+
+
+@pytest.mark.parametrize("labels", ["folder", "csv"])
+def test_labels_in_two_forms_of_unicode_are_one(tmp_path: Path, labels: str) -> None:
+    zoo.fill(tmp_path / "in", 4, labels=("cafe\u0301", "caf\xe9"))
+    rows = [f"{path},{path.parent.name}" for path in (tmp_path / "in").rglob("*.png")]
+    (tmp_path / "list.csv").write_text("\n".join(["image,class", *rows]))
+    source = tmp_path / ("in" if labels == "folder" else "list.csv")
+    assert run(source, tmp_path / "out", labels=labels).labels == ("caf\xe9",)
 
 
 @pytest.mark.parametrize("kind", ["tar", "bztar", "xztar", "zip"])

@@ -211,10 +211,10 @@ def test_corrections_come_back_as_a_table_of_images_and_classes(folder, review, 
 
 def test_a_class_is_read_as_a_spreadsheet_writes_it(tmp_path):
     """With semicolons, with spaces around, and with the apostrophe that stands before a name like a formula."""
-    cells = ["'-none", "-none", " one ", '"two "', "none of these"]
+    cells = ["'-none", "-none", " one ", '"two "', "none of these", "cafe\u0301"]
     (tmp_path / "c.csv").write_text("image;class\n" + "".join(f"{n}.png;{cell}\n" for n, cell in enumerate(cells)))
-    labels = read_corrections(str(tmp_path / "c.csv"), ["-none", "one", "two"])
-    assert list(labels.values()) == ["-none", "-none", "one", "two", None]
+    labels = read_corrections(str(tmp_path / "c.csv"), ["-none", "one", "two", "caf\xe9"])
+    assert list(labels.values()) == ["-none", "-none", "one", "two", None, "caf\xe9"]
 
 
 def test_what_a_model_says_is_always_likely(monkeypatch, tmp_path):

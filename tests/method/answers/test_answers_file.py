@@ -23,6 +23,13 @@ def test_the_last_line_about_a_picture_counts(tmp_path):
     assert found[A].label == "dog" and found[B].unsure and found[B].label is None
 
 
+def test_answers_fit_names_in_another_form_of_unicode(tmp_path):
+    """As macOS writes them."""
+    listed = {"classes": ["cafe\u0301", "bar"]}
+    append(tmp_path / "answers.jsonl", listed, line(A, label="cafe\u0301"), line(B, label=None))
+    assert read_answers(str(tmp_path), ["caf\xe9", "bar"]).keys() == {A, B}
+
+
 def test_an_answer_of_a_class_that_is_gone_is_left_out(tmp_path):
     file = tmp_path / "answers.jsonl"
     append(file, line(A, label="dog"), line(A, label="cow"), line(B, label=None))

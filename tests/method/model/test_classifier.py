@@ -106,6 +106,8 @@ MANY_PROMPTS += "".join(f"- {{name: {n}, prompts: *own}}\n" for n in range(3000)
         ("classes: [cat, '']\n", "class 2 is '', which is no name$"),
         ("classes: [cat, no]\n", "class 2 is .*, which is no name .YAML reads yes, no"),
         ("classes: [cat, cat]\n", "class 'cat' appears more than once"),
+        ("cafe\u0301\ncaf\xe9\n".encode(), "class 'café' appears more than once, in Unicode forms that look the same"),
+        ("cat\ncat\u200b\n".encode(), "two classes are 'cat', but for a character that cannot be seen"),
         ("classes: [cat, dog]\ntemplates: ['a photo']\n", "'a photo' has no {}"),
         ("classes: [cat, dog]\ntemplates: a {}\n", "must be a list"),
         ("classes: [cat, {name: dog, prompts: []}]\n", "prompts of class 'dog'"),
