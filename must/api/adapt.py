@@ -149,7 +149,11 @@ def steps(
             "pretrained": identify_model(pretrained),
             "settings": {name: value for name, value in settings.items() if name not in CHANGEABLE},
         }
-        state = WorkState(folder, inputs, again)
+        words = {
+            "images": images, "classes": classes, "model": model, "pretrained": pretrained, "test_images": test_images,
+            "train": train, "device": device, "settings": settings, "max_rejected": max_rejected,
+        }  # fmt: skip
+        state = WorkState(folder, inputs, again, record_words(words))
         workers = wanted.workers if isinstance(wanted.workers, int) else None  # those who read images, too
         pack = {"max_rejected": max_rejected, "workers": None if workers is None else max(1, workers)}
         try:
@@ -189,10 +193,28 @@ def steps(
                 logger.info("this is the result of the memory alone; now training, and the same with the trained model")
             call("train", **training)
             make_model(state, common)
-        elif up_to_date and not state.changed and not state.damaged:
+            up_to_date = False
+        state.exports |= state.find_old_exports()
+        if up_to_date and not state.changed and not state.damaged and not state.exports:
             logger.info("nothing has changed")
         state.finish()
+        for to, made in state.exports.items():
+            call("export", model=folder, to=to, output=folder / to, **made)
+        state.end_exports()
     return Adapted(folder)
+
+
+def record_words(words: dict[str, Any]) -> dict[str, Any]:
+    """The call in JSON, for `must adapt WORK`: paths on this machine from the root, without what cannot be written."""
+    recorded = dict[str, Any]()
+    for name, value in words.items():
+        if isinstance(value, str | os.PathLike):
+            value = os.fspath(value)
+            if value and "://" not in value and Path(value).exists():
+                value = str(Path(value).absolute())
+        with suppress(TypeError, ValueError):
+            recorded[name] = json.loads(json.dumps(value))
+    return recorded
 
 
 def shard(flag: str, **values: Any) -> None:

@@ -17,7 +17,7 @@ from must.base.errors import UserError
 from must.base.parameters import StageConfig, load, read_yaml
 from must.base.progress import load_torch
 from must.base.workers import killed_workers
-from must.config.work import with_work
+from must.config.work import with_words, with_work
 
 
 class Stage(NamedTuple):
@@ -77,6 +77,8 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
     The preset of training is `auto` if none is named."""
     config = STAGES[stage].config
     values = with_work(config, (read_yaml(config, file) if file else {}) | values)
+    if config is configs.AdaptConfig:
+        values = with_words(values)
     if issubclass(config, configs.TrainConfig):
         values = values | {"preset": values.get("preset") or "auto"}
     return load(config, values)

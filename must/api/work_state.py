@@ -17,12 +17,14 @@ import numpy as np
 
 from must.api.inputs import FOLDER, MANIFEST
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import (
     CHECKPOINTS,
     CLASSIFIER_FILE,
     DESCRIPTION_FILE,
     INDEX_FILE,
     METRICS_FILE,
+    ONNX_FILE,
     PREDICTIONS_FILE,
     RECORD_FILE,
     REFINED_FILE,
@@ -31,7 +33,7 @@ from must.base.files import (
 )
 from must.base.parameters import require
 from must.base.text import counted
-from must.config.work import NEXT_PREFIX, is_work
+from must.config.work import NEXT_PREFIX, WORDS, is_work
 from must.data.format.index import load_index
 from must.data.shards.history import joined, read_contents
 from must.method.answers.answers_file import hash_answers
@@ -66,14 +68,15 @@ PATHS_IN = (
     f"{REPORT}/{REPORT_FILE}",
 )
 """Files that name the folders that a stage was given."""
-DERIVED = ("onnx", "open_clip", "decision.json")  # of a model that is replaced; other stages made them
+EXPORTS = ("onnx", "open_clip")  # of a model; `must export` made them
+DERIVED = (*EXPORTS, "decision.json")  # go with a model that is replaced
 BEFORE, EXCHANGE, ASIDE = "before", "exchange.json", "old"
 
 
 class WorkState:
     """The parts of WORK: those that are up to date, where they are; the others, where they are made."""
 
-    def __init__(self, work: Path, inputs: dict[str, Any], again: bool) -> None:
+    def __init__(self, work: Path, inputs: dict[str, Any], again: bool, words: dict[str, Any]) -> None:
         """Completes an exchange that was interrupted, and decides where the call works. Writes adapt.json there.
         Raises UserError: there are files of others with the names of parts."""
         self.work, self.folder, self.changed, self.damaged = work, work, set[str](), False
@@ -82,7 +85,8 @@ class WorkState:
             exchange(work, unfinished.parent)
         record = work / RECORD_FILE
         before = storage.read_json(str(record), "adapt") if record.exists() else {}
-        trial = before.pop("trial", None)
+        trial, exports, _ = (before.pop(name, None) for name in ("trial", "exports", WORDS))
+        self.words, self.exports = words, dict[str, dict[str, Any]](exports or {})
         self.trial: dict[str, Any] = trial if isinstance(trial, dict) and not again else {}
         others = [name for name in MADE_FROM if (work / name).exists()]
         require(
@@ -108,9 +112,10 @@ class WorkState:
         self.write_record()
 
     def write_record(self) -> None:
-        """adapt.json: the inputs, and the trial of training, if there was one."""
-        trial = {"trial": self.trial} if self.trial else {}
-        storage.write_bytes(str(self.folder / RECORD_FILE), json.dumps(self.inputs | trial, indent=1).encode())
+        """adapt.json: the inputs, the words of the call, the trial of training, and exports to make again."""
+        parts = {"trial": self.trial, "exports": self.exports}
+        more = {WORDS: self.words} | {name: value for name, value in parts.items() if value}
+        storage.write_bytes(str(self.folder / RECORD_FILE), json.dumps(self.inputs | more, indent=1).encode())
 
     def abandon(self) -> None:
         """Removes what this call has made; for inputs that are refused."""
@@ -170,8 +175,19 @@ class WorkState:
             shutil.copytree(self.work / BUNDLE, copy, ignore=shutil.ignore_patterns(CHECKPOINTS))
             copy.rename(model)
 
+    def find_old_exports(self) -> dict[str, dict[str, Any]]:
+        """{name of an export of a model that is replaced: the parameters that it was made with}."""
+        weights = self.weights_sha256()
+        return {
+            name: read_export(self.work / name)
+            for name in EXPORTS
+            if (self.work / name).exists() and not derived_from(self.work / name, weights)
+        }
+
     def finish(self) -> None:
         """Exchanges the new parts for the old ones, and puts aside what was made of a model that is replaced."""
+        if self.exports:
+            self.write_record()  # a call after a kill makes them
         folder, new, weights = self.work / f"{NEXT_PREFIX}aside", list[str](), self.weights_sha256()
         if self.folder != self.work:
             folder, new = self.folder, [name for name in (*MADE_FROM, RECORD_FILE) if (self.folder / name).exists()]
@@ -188,6 +204,12 @@ class WorkState:
             exchange(self.work, folder)
         for unfinished in self.work.glob(f"{NEXT_PREFIX}*"):
             shutil.rmtree(unfinished, ignore_errors=True)
+        self.folder = self.work
+
+    def end_exports(self) -> None:
+        if self.exports:
+            self.exports = {}
+            self.write_record()
 
 
 def exchange(work: Path, folder: Path) -> None:
@@ -214,6 +236,20 @@ def exchange(work: Path, folder: Path) -> None:
                     part.rename(before / part.name)
     (folder / EXCHANGE).unlink()  # first: a call after a kill in the next line must not repeat the above
     shutil.rmtree(folder)
+
+
+def read_export(folder: Path) -> dict[str, Any]:
+    """The parameters of `must export` that the ONNX file in the folder names; {} without one that can be read."""
+    from must.deploy.predict.session import EMBEDDING, OnnxClassifier
+
+    if not (folder / ONNX_FILE).is_file():
+        return {}
+    try:
+        metadata = OnnxClassifier(folder / ONNX_FILE).metadata
+    except (UserError, ModuleNotFoundError):
+        return {}
+    made = {name: metadata[name] for name in ("precision", "input") if name in metadata}
+    return made | {"embeddings": EMBEDDING in metadata}
 
 
 def derived_from(path: Path, weights: str) -> bool:

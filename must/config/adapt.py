@@ -9,10 +9,11 @@ from must.config import defaults
 
 @dataclass(kw_only=True)
 class AdaptConfig(StageConfig):
-    example = "must adapt photos/ --classes cat,dog,horse --output work/ --epochs 10"
+    example = "must adapt photos/ --classes cat,dog,horse --output work/ --epochs 10\n  must adapt work/"
 
     images: str = param(
-        "a folder, tar, zip or table of images, as `must shard --source`; also without the flag: must adapt photos/",
+        "a folder, tar, zip or table of images, as `must shard --source`; also without the flag: must adapt photos/; "
+        "or OUTPUT of an earlier call, without more words: brings all that is in it up to date",
         metavar="URI",
         bare=True,
     )

@@ -16,6 +16,7 @@ from must.base.parameters import StageConfig, flag, is_required, list_parameters
 
 logger = logging.getLogger(__name__)
 
+WORDS = "words"  # in adapt.json: what the last `must adapt` was called with
 NEXT_PREFIX = ".next-"  # of the folder in WORK in which a later call of `must adapt` makes parts
 
 
@@ -91,6 +92,24 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
     missing = [field for field in parameters if field.name == "model" or field.name not in values]
     found = {field.name: find_value(folder, field, values) for field in missing}
     return values | {name: value for name, value in found.items() if value}
+
+
+def with_words(values: dict[str, Any]) -> dict[str, Any]:
+    """The values of `must adapt`; if its images are WORK, those of the call that made WORK, where no others are given.
+
+    Raises UserError: the images of that call cannot be found again."""
+    work = values.get("images")
+    if not isinstance(work, str | os.PathLike) or "://" in os.fspath(work) or "output" in values:
+        return values
+    record = Path(work, files.RECORD_FILE)
+    if not record.is_file():
+        return values
+    words = storage.read_json(str(record), "adapt").get(WORDS) or {}
+    photos, again = words.get("images"), f"give them, as in: must adapt PHOTOS --output {shlex.quote(str(work))}"
+    require(isinstance(photos, str), f"{work}: does not say where its images are; {again}")
+    photos = str(photos)
+    require("://" in photos or Path(photos).exists(), f"{work}: its images are no longer at {photos}; {again}")
+    return words | values | {"images": photos, "output": os.fspath(work).rstrip("/") or "/"}
 
 
 def find_value(work: str, field: Field[Any], values: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from pyarrow import parquet
 import must
 from must.api import adapt as adapt_module
 from must.api import work_state
+from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder, digit_parts
 from must.api.inputs import ImageSource, fingerprint_source
 from tests import zoo
@@ -58,7 +59,52 @@ def test_the_same_again_wherever_the_folder_is_and_however_it_is_written_does_no
     assert ran == []
     (place.parent / "moved").rename(place / "photos")
     (place.parent / "elsewhere").rename(place / "work")
-    assert checksums(place) == before
+    for files in (before, after := checksums(place)):
+        files.pop("work/adapt.json")  # holds the words of the last call
+    assert after == before
+
+
+def test_work_alone_brings_all_that_is_in_it_up_to_date(place, ran, monkeypatch, capsys):
+    """With the words of the last call: new photos, answers, a report, an export as it was made."""
+    monkeypatch.chdir(place)
+    adapt(place, images="photos")
+    must.export(model=place / "work", embeddings=True, images=11)
+    capsys.readouterr()
+    main(["adapt", "work"])
+    assert ran == [] and "nothing has changed" in capsys.readouterr().out
+    monkeypatch.chdir(place.parent)
+    write_photos(place / "photos", range(PHOTOS, PHOTOS + MORE))
+    answer(place / "work", place / "photos", {"IMG_0001.png": label_of(1)})
+    main(["adapt", str(place / "work")])
+    assert ran == ["shard", "refine", "evaluate", "export"] and labels(place / "work")["IMG_0001.png"] == label_of(1)
+    assert len(labels(place / "work")) == PHOTOS + MORE
+    card = (place / "work/onnx/MODEL_CARD.md").read_text()
+    assert weights(place / "work") in card and "embedding" in card
+    (place / "photos").rename(place / "moved")
+    with pytest.raises(SystemExit, match="2"):
+        main(["adapt", str(place / "work")])
+    assert "its images are no longer at" in capsys.readouterr().err
+
+
+def test_an_export_that_was_not_made_again_is_made_by_the_next_call(place, ran, monkeypatch):
+    must.export(model=place / "work", images=11)
+    answer(place / "work", place / "photos", {"IMG_0001.png": label_of(1)})
+
+    def fail(name, **values):
+        if name == "export":
+            raise KeyboardInterrupt
+        return work_call(name, **values)
+
+    work_call = module.call
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "call", fail)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(place)
+    assert not (place / "work/onnx").exists() and ran == ["refine", "evaluate"]
+    adapt(place)
+    assert ran[2:] == ["export"] and weights(place / "work") in (place / "work/onnx/MODEL_CARD.md").read_text()
+    adapt(place)
+    assert ran[3:] == []
 
 
 def tars(folder, start):
@@ -71,12 +117,6 @@ def tables(folder, start):
     parquet.write_table(table, folder / "a.parquet")
 
 
-def data_set(folder, start):
-    datasets = pytest.importorskip("datasets")
-    rows = {"image": [picture for picture, _ in digit_parts()["validation"][start : start + 3]]}
-    datasets.DatasetDict({"train": datasets.Dataset.from_dict(rows)}).save_to_disk(folder / "saved")
-
-
 def named_in_a_table(folder, start):
     photos = sorted(write_photos(folder.parent / "photos", range(2)).iterdir())
     folder.mkdir(exist_ok=True)
@@ -87,7 +127,7 @@ def named_in_a_table(folder, start):
 
 @pytest.mark.parametrize(
     "fill, pattern",
-    [(tars, ""), (tars, "/week/{a,b}.tar"), (tables, ""), (data_set, ""), (named_in_a_table, "")],
+    [(tars, ""), (tars, "/week/{a,b}.tar"), (tables, ""), (named_in_a_table, "")],
 )
 def test_what_is_new_or_gone_or_other_below_a_folder_is_seen(tmp_path, fill, pattern):
     """Of archives and tables: in a folder below, in place too; a moved folder is the same."""
@@ -138,19 +178,19 @@ def test_more_photos_and_answers_that_stay(place, ran, caplog):
     write_photos(photos, range(PHOTOS, PHOTOS + MORE))
     (photos / "IMG_0039.png").unlink()
     adapt(place)
-    assert ran == ["shard", "refine", "evaluate"] and f"{MORE} new images, 1 gone" in caplog.text
+    assert ran == ["shard", "refine", "evaluate", "export"] and f"{MORE} new images, 1 gone" in caplog.text
     assert len(labels(work)) == PHOTOS + MORE - 1
     for file in work_state.PATHS_IN:
         assert ".next-" not in (work / file).read_text(), file
     assert all(labels(work)[f"IMG_{n:04d}.png"] == label_of(n) for n in numbers), "answers are the pictures'"
     assert weights(work / "before") == answered and not list(work.glob(".*")), "nothing hidden is left"
-    assert (work / "before/onnx/MODEL_CARD.md").exists() and not (work / "onnx").exists(), "it is of another model"
+    assert (work / "before/onnx/MODEL_CARD.md").exists() and weights(work) in (work / "onnx/MODEL_CARD.md").read_text()
 
     del ran[:]
     before = {path.name for path in work.iterdir()}
     names = ["zero", "eleven", *CLASSES[2:], "letter"]  # one renamed, one new
     adapted = adapt(place, names)
-    assert ran == ["classifier", "refine", "evaluate"] and adapted.classes == names
+    assert ran == ["classifier", "refine", "evaluate", "export"] and adapted.classes == names
     assert {path.name for path in work.iterdir()} == before
     known = [n for n in numbers if label_of(n) != "one"]
     assert all(labels(work)[f"IMG_{n:04d}.png"] == label_of(n) for n in known)
