@@ -178,6 +178,7 @@ class RefinedLabels:
     accepted: str = ""  # what can be accepted without review; "" without answers drawn at random
     classes: list[dict[str, Any]] = field(default_factory=list)  # rows of `describe_classes`
     misfits: list[dict[str, Any]] = field(default_factory=list)  # as of names.Finding.to_dict
+    unusual: list[dict[str, Any]] = field(default_factory=list)  # image, similarity, samples; the least similar first
 
     @classmethod
     def read(cls, folder: str) -> Self:
@@ -196,6 +197,7 @@ class RefinedLabels:
                 folder, config["shards"], summary["index_sha256"], config["split"], images, summary["answers"],
                 summary["weights_sha256"], changed, (summary.get("accepted") or {}).get("text", ""),
                 summary.get("classes", []), summary.get("misfits", []),
+                summary.get("unusual", []),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(

@@ -5,6 +5,7 @@ WORK_URI/shards                       of all runs, with index.json
          models/NAME-KEY              the models of the classifiers: later stages need no hub
          checkpoints/KEY              of training, by data, classes, start and settings: a retry finds them
          labels/KEY                   refined labels of the images, of a run with answers, by the key of its checkpoints
+         features/TOWER               of the pictures, by image tower: each picture passes once through a tower
          jobs/RUN_ID                  what a run's TrainJob reads, and the model that it writes
          notes/RUN_ID                 one note per stage, a copy of the report, and the run's summary page
          registry                     promoted models, unless the run has another registry_uri
@@ -30,6 +31,7 @@ class WorkUri:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.shards, self.models = storage.join(uri, "shards"), storage.join(uri, "models")
+        self.features = storage.join(uri, "features")
 
     def notes(self, run_id: str) -> str:
         """The notes of one run. Runs without an id share one folder."""

@@ -158,7 +158,7 @@ def evaluate(
         classes, confusion: names and matrix of the adapted model; empty without labels or with too many classes."""
     metrics: Metrics = call(
         "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
-        split=split, output=details,
+        features=WorkUri(work_uri).features, split=split, output=details,
     )  # fmt: skip
     page = storage.read_bytes(storage.join(details, REPORT_FILE))
     facts.report = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), REPORT_FILE)
@@ -213,7 +213,7 @@ def gate(
             index_sha256 = read_metrics(metrics, "metrics").data.index_sha256  # the images that were evaluated
             call(
                 "evaluate", model=bundle, baseline=champion_uri, shards=WorkUri(work_uri).shards,
-                index_sha256=index_sha256, split=split, output=folder,
+                index_sha256=index_sha256, features=WorkUri(work_uri).features, split=split, output=folder,
             )  # fmt: skip
             champion_metrics = storage.join(folder, METRICS_FILE)
             facts.before = accuracy(read_metrics(champion_metrics, "metrics")).get("before")

@@ -74,7 +74,8 @@ def job_values(
     is part of the checkpoints' path: a retry finds them, a different run does not."""
     values = training_settings(settings, preset, epochs)
     key, work = run_key(index_sha256, classifier, values), WorkUri(work_uri)
-    inputs = {"shards": work.shards, "index_sha256": index_sha256, "checkpoints": work.checkpoints(key)}
+    inputs = {"shards": work.shards, "index_sha256": index_sha256, "features": work.features}
+    inputs |= {"checkpoints": work.checkpoints(key)}
     return key, {"checkpoint_seconds": CHECKPOINT_SECONDS, **values, **inputs}
 
 
@@ -106,7 +107,7 @@ def describe_bundle(output: str, summary: RunSummary) -> dict[str, Any]:
 
 def teach(job: dict[str, Any], bundle: str, answers: str, labels: str) -> None:
     """Gives the trained bundle people's answers, and writes the images' labels to the folder `labels`."""
-    values = {name: job[name] for name in ("shards", "index_sha256", "classifier")}
+    values = {name: job[name] for name in ("shards", "index_sha256", "features", "classifier")}
     call("refine", **values, model=bundle, answers=answers, output=labels)
 
 

@@ -68,7 +68,7 @@ def test_work_alone_brings_all_that_is_in_it_up_to_date(place, ran, monkeypatch,
     """With the words of the last call: new photos, answers, a report, an export as it was made."""
     monkeypatch.chdir(place)
     adapt(place, images="photos")
-    must.export(model=place / "work", embeddings=True, images=11)
+    main(["export", str(place / "work"), "--embeddings", "--images", "11"])
     capsys.readouterr()
     main(["adapt", "work"])
     assert ran == [] and "nothing has changed" in capsys.readouterr().out
@@ -87,7 +87,7 @@ def test_work_alone_brings_all_that_is_in_it_up_to_date(place, ran, monkeypatch,
 
 
 def test_an_export_that_was_not_made_again_is_made_by_the_next_call(place, ran, monkeypatch):
-    must.export(model=place / "work", images=11)
+    main(["export", str(place / "work"), "--images", "11"])
     answer(place / "work", place / "photos", {"IMG_0001.png": label_of(1)})
 
     def fail(name, **values):

@@ -213,6 +213,8 @@ def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, ref
     pairs = Counter((row["zero_shot"], row["class"]) for row in rows)
     shown = [pairs[change["zero_shot"], change["refined"]] for change in found["changes"]]
     assert shown == [change["images"] for change in found["changes"]] == sorted(pairs.values(), reverse=True)[:10]
+    unusual = section(tmp_path, "Unusual pictures")
+    assert unusual.count("<img ") == 9 and "no measure of accuracy" in unusual
     part = section(tmp_path, "Labels of your images")
     assert 1 <= part.count("<img") <= 24 and f"{len(rows)} of the 150 unlabeled images" in part
     images = {row["image"]: row for row in rows}

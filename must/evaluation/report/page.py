@@ -69,6 +69,7 @@ def render_report(
         relabelled=pictures.relabelled(refined.changed) if refined and refined.split == config.split else [],
         of_classes=pictures.with_samples(refined.classes, SMALL_SIDE) if refined else [],
         misfits=pictures.with_samples(refined.misfits) if refined else [],
+        unusual=pictures.with_samples(refined.unusual, SMALL_SIDE) if refined else [],
         curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),
         commands=commands(config, metrics),

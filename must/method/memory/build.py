@@ -69,6 +69,14 @@ def predict_left_out(memory: Memory, pool: Pool, rows: Tensor) -> Predicted:
     return Predicted.from_probabilities(torch.cat([memory(p, v)[0] for p, v in parts]))
 
 
+@torch.inference_mode()
+def find_similarity(memory: Memory, pool: Pool) -> Tensor:
+    """Float32 [N]: of each picture of the pool to the others that the memory holds, 0 to 1."""
+    values = F.normalize(pool.vectors.float(), dim=1)
+    parts = zip(pool.probabilities.float().split(1_024), values.split(1_024), strict=True)
+    return torch.cat([memory(probability, vectors)[1] for probability, vectors in parts])
+
+
 def measure_fade(cosines: Tensor) -> Tensor:
     """Float32 [2]: the FADE quantiles of the images' weighted mean cosine with their neighbours, `cosines` [N, C]."""
     distances = (neighbour_weights(cosines) * cosines).sum(1)

@@ -41,7 +41,7 @@ from must.method.answers.population import choose_measured
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
 from must.method.memory.answers import Answers, find_answers
-from must.method.memory.build import build_memory, find_neighbours, predict_left_out
+from must.method.memory.build import build_memory, find_neighbours, find_similarity, predict_left_out
 from must.method.memory.features import Features, read_features
 from must.method.memory.names import Finding, find_missing, find_pairs
 from must.method.memory.pool import Pool, Predicted, compare_predictions
@@ -56,6 +56,7 @@ logger = logging.getLogger(__name__)
 
 FEWEST_ANSWERS = 20  # drawn at random; with fewer they do not choose alpha
 BY_HAND = "--alpha"  # what decided an alpha that somebody gave: it stays until another is given
+UNUSUAL_SHOWN = 9  # pictures
 FOLDS = 5  # of the cross-validation on the answers drawn at random
 
 
@@ -156,6 +157,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         raise HeldError(
             f"--model {config.model}: another program has written a model there meanwhile, which stays; run this again"
         )
+    similarity = find_similarity(refined.memory, pool)
     description = replace(bundle.description, provenance=origin)
     description = save_bundle(config.model, bundle.model, description, refined.memory)
     misfits = [
@@ -173,13 +175,15 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "accepted": measured and asdict(measured.accepted) | {"text": measured.accepted.text()},
         "classes": refined.describe_classes(description.classes, pool.numbers),
         "misfits": misfits,
+        "unusual": list_unusual(pool, similarity),
         "index_sha256": source.index.sha256,  # of the shards that `samples` are in
         "config": config.to_dict(),
     }
     images, rows = features.find_rows()
     names = source.reader.sources(images)
     order = source.reader.sort_as_source(images.tolist(), names)
-    table = predictions_csv([names[n] for n in order], rows[order], description.classes, refined, trained)
+    columns = {"similarity": [f"{value:.4f}" for value in similarity[rows[order]].tolist()]}
+    table = predictions_csv([names[n] for n in order], rows[order], description.classes, refined, trained, columns)
     storage.write_bytes(join(config.output, PREDICTIONS_FILE), table)
     storage.write_bytes(join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))
     logger.info(
@@ -191,6 +195,20 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     for warning in check.warnings:
         logger.warning(f"warning: {warning}")
     return summary
+
+
+def list_unusual(pool: Pool, similarity: Tensor) -> list[dict[str, Any]]:
+    """The pictures that are least like the others, which may show none of the classes; `samples`: the number in the
+    split. `similarity`: of `find_similarity`."""
+    rows = similarity.topk(min(UNUSUAL_SHOWN, len(similarity)), largest=False).indices.tolist()
+    return [
+        {
+            "image": pool.sources[row],
+            "similarity": round(float(similarity[row]), 4),
+            "samples": [int(pool.numbers[row])],
+        }
+        for row in rows
+    ]
 
 
 def hash_weights(model: str) -> str:
@@ -326,12 +344,15 @@ def measure_answers(
     return Measured(images, accuracy, accepted, shown, labels.numpy(), truth.numpy())
 
 
-def predictions_csv(sources: list[str], rows: np.ndarray, classes: list[str], refined: Refined, trained: bool) -> bytes:
+def predictions_csv(
+    sources: list[str], rows: np.ndarray, classes: list[str], refined: Refined, trained: bool,
+    more: dict[str, list[str]] | None = None,
+) -> bytes:  # fmt: skip
     """Columns: image, refined class and its probability, then class and probability of the zero-shot model and, where
     it was trained, of the model without its memory; `accepted`, true or false, where something can be promised.
 
     The class is empty where a person answered that the image shows none of the classes, and where that is most
-    probable. `rows`: int64, of each image, that of its picture."""
+    probable. `rows`: int64, of each image, that of its picture; `more`: further columns."""
     names, columns = [*map(cell, classes), ""], {"image": [cell(source) for source in sources]}
 
     def add(name: str, column: str, predicted: Predicted) -> None:
@@ -345,4 +366,5 @@ def predictions_csv(sources: list[str], rows: np.ndarray, classes: list[str], re
         add("model", "model_probability", refined.model)
     if refined.accepted is not None:
         columns["accepted"] = [str(bool(accepted)).lower() for accepted in refined.accepted[rows]]
+    columns |= more or {}
     return format_csv([list(columns), *map(list, zip(*columns.values(), strict=True))])

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from must.api.cli import main
 from must.base import storage
-from must.config import EvaluateConfig, ExportConfig
+from must.config import EvaluateConfig, ExportConfig, ShardConfig
 from must.data.augment.normalize import normalize
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.loading.reader import ShardReader
+from must.data.shards.build import shard
 from must.deploy.export.export import export
 from must.deploy.predict.session import OnnxClassifier
 from must.evaluation.evaluate import evaluate
@@ -39,10 +41,27 @@ def zero_shot(digits, many, tmp_path_factory):
 def test_labels_are_better_than_zero_shots(zero_shot, many):
     _, summary, rows = zero_shot
     assert len(rows) == summary["images"] == 500 and {row["image"] for row in rows} == set(many[1])
-    assert list(rows[0]) == ["image", "class", "probability", "zero_shot", "zero_shot_probability"]
+    assert list(rows[0]) == ["image", "class", "probability", "zero_shot", "zero_shot_probability", "similarity"]
     assert accuracy(rows, many[1], "class") > accuracy(rows, many[1], "zero_shot") + 0.02
     assert summary["changed"] == pytest.approx(np.mean([row["class"] != row["zero_shot"] for row in rows]))
     assert all(0 < float(row[f"{name}probability"]) <= 1 for row in rows for name in ("", "zero_shot_"))
+
+
+def test_pictures_unlike_the_others_are_named_and_no_label_hides_them(digits, tmp_path):
+    photos, axis = shutil.copytree(digits.images / "train", tmp_path / "photos"), np.arange(64)
+    others = {
+        "noise": np.random.default_rng(0).integers(0, 255, (64, 64)),
+        "board": 255 * ((axis[:, None] // 8 + axis // 8) % 2),
+        "slope": axis[:, None] * 2 + axis,
+    }
+    for name, values in others.items():
+        Image.fromarray(values.astype(np.uint8)).convert("RGB").save(photos / f"{name}.png")
+    shard(ShardConfig(source=str(photos), output=str(tmp_path / "shards"), workers=1))
+    summary, rows = run(digits, tmp_path, shards=str(tmp_path / "shards"))
+    similarity = {row["image"]: float(row["similarity"]) for row in rows}
+    unusual = [row["image"] for row in summary["unusual"]]
+    assert len(unusual) == 9 and {f"{name}.png" for name in others} <= {*unusual}
+    assert [row["similarity"] for row in summary["unusual"]] == sorted(similarity.values())[:9]
 
 
 def test_a_model_that_is_not_there_yet_is_zero_shots_with_a_memory_and_better_on_new_images(digits, zero_shot):
@@ -69,7 +88,7 @@ def test_a_trained_model_gets_its_memory_in_place(digits, tmp_path):
     before = load_description(digits.adapted).provenance
     assert same(weights(tmp_path / "model"), weights(digits.adapted)) and after.config == before.config
     assert after.memory.images == 100 and len(rows) == 150
-    assert list(rows[0])[-2:] == ["model", "model_probability"]
+    assert list(rows[0])[-3:] == ["model", "model_probability", "similarity"]
     assert after.selection.alpha == 1 and after.selection.check.images == 150 and not after.selection.check.warnings
 
 
