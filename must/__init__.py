@@ -8,9 +8,25 @@ from must.base.errors import MustError, TransientError, UserError
 
 __version__ = "0.1.0"
 __all__ = [
-    "MustError", "TransientError", "UserError",
-    "adapt", "classifier", "demo", "evaluate", "export", "gate", "load", "plan", "predict",
-    "promote", "refine", "review", "serve", "shard", "train",
+    "MustError",
+    "TransientError",
+    "UserError",
+    "adapt",
+    "classifier",
+    "demo",
+    "evaluate",
+    "export",
+    "gate",
+    "load",
+    "plan",
+    "predict",
+    "promote",
+    "refine",
+    "review",
+    "serve",
+    "shard",
+    "sort",
+    "train",
 ]  # fmt: skip
 
 logging.getLogger("must").addHandler(logging.NullHandler())  # the program configures logging: docs/python.md

@@ -42,6 +42,7 @@ __all__ = [
     "review",
     "serve",
     "shard",
+    "sort",
     "train",
 ]
 
@@ -345,6 +346,16 @@ def serve(
     drain: float = 5.0,
 ) -> Any:
     """Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch)."""
+
+def sort(
+    *,
+    model: Text,
+    shards: Text,
+    output: Text,
+    labels: Text,
+    copy: bool = False,
+) -> Any:
+    """Put the labelled images into a folder for each class, as links or copies."""
 
 def demo(
     *,

@@ -60,6 +60,8 @@ STAGES: Final[dict[str, Stage]] = {
         "Classify images, few or many, with the ONNX file alone (no PyTorch) or with a bundle."),
     "serve": Stage(configs.ServeConfig, "must.deploy.serve.serve:serve",
         "Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch)."),
+    "sort": Stage(configs.SortConfig, "must.api.sort:sort",
+        "Put the labelled images into a folder for each class, as links or copies."),
     "demo": Stage(configs.DemoConfig, "must.api.demo:demo",
         "Write the bundled data set (handwritten digits), class names and tiny CLIP (computer fonts) to a folder."),
 }  # fmt: skip

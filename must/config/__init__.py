@@ -3,7 +3,7 @@
 The command line, the YAML files (``--config``), the presets and the pipeline components all use these classes.
 Flags override the ``--config`` file, which overrides ``--preset``, which overrides the defaults."""
 
-from must.config.adapt import AdaptConfig, DemoConfig
+from must.config.adapt import AdaptConfig, DemoConfig, SortConfig
 from must.config.evaluate import EvaluateConfig, GateConfig, RefineConfig, ReviewConfig
 from must.config.export import ExportConfig, PromoteConfig
 from must.config.predict import PredictConfig, ServeConfig
@@ -12,5 +12,6 @@ from must.config.train import PlanConfig, TrainConfig
 
 __all__ = [
     "AdaptConfig", "ClassifierConfig", "DemoConfig", "EvaluateConfig", "ExportConfig", "GateConfig", "PlanConfig",
-    "PredictConfig", "PromoteConfig", "RefineConfig", "ReviewConfig", "ServeConfig", "ShardConfig", "TrainConfig",
+    "PredictConfig", "PromoteConfig", "RefineConfig", "ReviewConfig", "ServeConfig", "ShardConfig", "SortConfig",
+    "TrainConfig",
 ]  # fmt: skip

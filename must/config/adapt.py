@@ -52,6 +52,24 @@ class AdaptConfig(StageConfig):
 
 
 @dataclass(kw_only=True)
+class SortConfig(StageConfig):
+    example = "must sort work/\n  must sort work/ --copy --output sorted/"
+
+    model: str = defaults.bundle("the bundle whose labels these are")
+    labels: str = param("folder of `must refine`", metavar="DIR", kind="refined", work="labels")
+    shards: str = defaults.shards()
+    output: str = defaults.output("folder to make, with a folder for each class", "sorted", metavar="DIR")
+    copy: bool = param("copy the images in place of linking to them", False)
+
+    @property
+    def split(self) -> str:
+        return "train"
+
+    def check_values(self) -> None:
+        require("://" not in self.output, f"--output {self.output}: must be a folder on this machine")
+
+
+@dataclass(kw_only=True)
 class DemoConfig(StageConfig):
     example = "must demo --output demo/"
 

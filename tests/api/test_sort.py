@@ -1,0 +1,67 @@
+"""`must sort`: the labelled images in a folder for each class."""
+
+import json
+import shutil
+
+import pytest
+
+from must.api.cli import main
+from must.api.sort import as_folder, as_path
+from tests.api.conftest import adapt, labels
+from tests.common import ended
+
+
+def test_images_are_linked_below_their_class_and_copied_where_the_photos_are_gone(place, tmp_path):
+    adapt(place)  # the fixture's folder was made elsewhere
+    work, photos, named = place / "work", place / "photos", labels(place / "work")
+    main(["sort", str(work)])
+    found = {path.name: path for path in (work / "sorted").glob("*/*")}
+    assert {name: path.parent.name for name, path in found.items()} == named
+    assert all(path.is_symlink() and path.resolve() == photos / name for name, path in found.items())
+    main(["sort", str(work), "--copy", "--output", str(tmp_path / "copies")])
+    bytes_of = {path.name: path.read_bytes() for path in photos.iterdir()}
+    shutil.move(photos, tmp_path / "moved")
+    main(["sort", str(work), "--output", str(tmp_path / "packed")])
+    for made in ("copies", "packed"):
+        files = {path.name: path for path in (tmp_path / made).glob("*/*")}
+        assert not any(path.is_symlink() for path in files.values())
+        assert {name: path.read_bytes() for name, path in files.items()} == bytes_of
+    shutil.move(tmp_path / "moved", photos)
+
+
+def test_nothing_is_put_beside_what_is_there_and_a_killed_call_leaves_no_half(place, tmp_path, capfd, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/mine.txt").touch()
+    words = ["sort", str(place / "work"), "--output", str(tmp_path / "full")]
+    assert "is there already; delete it, or choose another one" in ended(capfd, 2, main, words)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.symlink_to", interrupt)
+        with pytest.raises(SystemExit):
+            main([*words[:-1], str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()
+    main([*words[:-1], str(tmp_path / "new")])
+    assert sum(path.is_symlink() for path in (tmp_path / "new").rglob("*")) == len(labels(place / "work"))
+
+
+def test_names_cannot_lead_out_of_the_folder(place, tmp_path):
+    for label in ("../..", "/etc", "a/b", ".", "..", ""):
+        assert "/" not in as_folder(label) and as_folder(label) not in ("", ".", "..")
+    for name in ("../../x.png", "/etc/passwd", "a/./b//c.png", ".."):
+        assert not {*as_path(name).split("/")} & {"", ".", ".."}
+    outside = tmp_path / "outside.png"
+    outside.write_bytes(b"secret")
+    record = json.loads((place / "work/adapt.json").read_text())
+    copy, linked = shutil.copytree(place / "work", tmp_path / "work"), shutil.copytree(place / "photos", tmp_path / "p")
+    first = min(linked.iterdir())
+    first.unlink()
+    first.symlink_to(outside)
+    record["words"]["images"] = str(linked)
+    (copy / "adapt.json").write_text(json.dumps(record))
+    main(["sort", str(copy), "--copy"])
+    (found,) = (copy / "sorted").glob(f"*/{first.name}")
+    assert found.read_bytes() == (place / "photos" / first.name).read_bytes(), "of the shards, not of the link"
