@@ -269,15 +269,15 @@ class Trainer:
         adapted_uri, device = storage.join(config.output, ADAPTED), self.world.device
 
         alpha = config.alpha
-        if alpha != 1:
-            save_bundle(adapted_uri, trained, description)
-            logger.info(f"the model with alpha 1: {adapted_uri}")
-        elif storage.exists(storage.join(adapted_uri, DESCRIPTION_FILE)):  # of an earlier run
-            storage.delete_folder(adapted_uri)
         network = interpolate(zero_shot, trained, alpha)
         source = EvalSource(self.reader, get_preprocess(description), CHECK_BATCH, self.loaders)
         source.pause = partial(stop.check, "checking the model")
         pool = read_pool(network, subsample(source, LARGEST_MEMORY), device, (zero_shot,))
+        if alpha != 1:  # now, as the pass refuses a model whose probabilities are not numbers
+            save_bundle(adapted_uri, trained, description)
+            logger.info(f"the model with alpha 1: {adapted_uri}")
+        elif storage.exists(storage.join(adapted_uri, DESCRIPTION_FILE)):  # of an earlier run
+            storage.delete_folder(adapted_uri)
         memory, refined = build_memory(pool, torch.zeros(2, 0, dtype=torch.int64), device)
         before, after = Predicted.from_probabilities(pool.others[0]), Predicted.from_probabilities(refined)
         check = compare_predictions(before, after, description.classes)
