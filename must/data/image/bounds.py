@@ -123,7 +123,7 @@ def decode_isolated(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def work(decode: Callable[[bytes, int], Image.Image]) -> None:
-    """The subprocess's loop: answers requests until its parent closes the connection."""
+    """The subprocess's loop: answers requests until its parent closes the connection, or is killed."""
     connection = Connection(int(sys.argv[1]))
     silence_pillow()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library may print
@@ -142,5 +142,8 @@ def work(decode: Callable[[bytes, int], Image.Image]) -> None:
                 content = b"too large for the memory"
             except ValueError as error:
                 content = str(error).encode("utf-8", "replace")
-        connection.send_bytes(SIZE_OF_IMAGE.pack(*size))
-        connection.send_bytes(content)
+        try:
+            connection.send_bytes(SIZE_OF_IMAGE.pack(*size))
+            connection.send_bytes(content)
+        except OSError:
+            return

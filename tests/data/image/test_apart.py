@@ -16,6 +16,8 @@ from benchmarks import image_cost as hard
 from must.base.workers import KilledWorkerError
 from must.data.augment.views import TrainViews
 from must.data.image import bounds
+from must.data.image.bounds import Helper
+from must.data.image.cost import MAX_PIXELS
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView
 from must.data.loading.loader import EvalSource, TrainDataset
@@ -76,6 +78,16 @@ def test_a_picture_that_costs_more_than_it_says_is_refused_and_the_next_one_is_d
         with pytest.raises(ValueError, match=does):
             decode(ODD)
         assert decode(GOOD).size == (16, 12)
+
+
+def test_a_helper_whose_parent_is_killed_ends_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    """While it decodes: its answer, larger than the buffer of a pipe, finds no reader."""
+    helper = Helper()
+    helper.connection.send_bytes(b"%d" % MAX_PIXELS)
+    helper.connection.send_bytes(zoo.encoded(zoo.picture(0, 2000, 1000), "TIFF"))
+    helper.connection.poll(None)  # it has begun to answer
+    helper.connection.close()
+    assert helper.process.wait() == 0 and capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("does", ["its time"], indirect=True)
