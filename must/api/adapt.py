@@ -136,7 +136,7 @@ def steps(
     file, content, class_key = read_classes(classes, test_images or images)
     if model == DEFAULT_MODEL:
         pretrained = pretrained or DEFAULT_WEIGHTS
-    check_places(folder, {"images": images, "test_images": test_images, "model": model})
+    check_places(folder, {"--images": images, "--test-images": test_images, "--model": model})
     check_model_name(model, pretrained)
     shown = replaced(rf"{re.escape(str(folder))}/{re.escape(NEXT_PREFIX)}\w+", str(folder))  # as at the end
     with shown, opened(folder) as scratch:
@@ -172,6 +172,8 @@ def steps(
         except BaseException:
             state.abandon()
             raise
+        if state.why:
+            logger.info(state.why)
         if not (state.part(SHARDS) / INDEX_FILE).exists():
             uri: str | Path = source.source
             if (written := Path(uri)).parent == scratch:  # images that were in memory, or the list of their paths

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from must.base import storage
-from must.base.files import DESCRIPTION_FILE, RECORD_FILE, REFINED_FILE
+from must.base.files import DESCRIPTION_FILE, METRICS_FILE, RECORD_FILE, REFINED_FILE
 from must.base.parameters import flag, list_parameters, require
 from must.base.processes import check_processes
+from must.config.work import PARTS
 
 
 def preflight(config: Any) -> None:
@@ -23,6 +24,8 @@ def preflight(config: Any) -> None:
         kind, value = field.metadata["kind"], getattr(config, field.name)
         if value and ("output" in kind or kind == "apart"):
             check_output(value, flag(field.name), kind)
+            if field.metadata["work"].startswith("to ") and kind == "output":
+                refuse_folder_of_others(value, flag(field.name), field.metadata["work"].removeprefix("to "))
         elif value and kind:
             check_input(config, kind, value, flag(field.name))
 
@@ -30,6 +33,15 @@ def preflight(config: Any) -> None:
 def check_device(device: str) -> None:
     known = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device)
     require(known is not None, f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
+
+
+def refuse_folder_of_others(uri: str, flag: str, own: str) -> None:
+    """Raises UserError: the folder is one that another stage has written. `own`: the stage's place in WORK."""
+    files = {"": RECORD_FILE, "report": METRICS_FILE}
+    files |= {part.path: part.marker for part in PARTS.values() if part.marker}
+    for folder, name in files.items():
+        others = folder != own and not storage.is_remote(uri) and (storage.local(uri) / name).exists()
+        require(not others, f"{flag} {uri}: holds {name} of another command; choose another folder")
 
 
 KINDS = "class set", "model", "metrics", "refined", "bundle", "classifier", "baseline", "shards", "preset", "answers"

@@ -36,6 +36,7 @@ from must.base.text import counted
 from must.config.work import NEXT_PREFIX, WORDS, is_work
 from must.data.format.index import load_index
 from must.data.shards.history import joined, read_contents
+from must.data.shards.workdir import WORK_FOLDER
 from must.method.answers.answers_file import hash_answers
 from must.method.model.description import complete_save
 from must.method.model.folder import MODELS_FOLDER
@@ -79,7 +80,7 @@ class WorkState:
     def __init__(self, work: Path, inputs: dict[str, Any], again: bool, words: dict[str, Any]) -> None:
         """Completes an exchange that was interrupted, and decides where the call works. Writes adapt.json there.
         Raises UserError: there are files of others with the names of parts."""
-        self.work, self.folder, self.changed, self.damaged = work, work, set[str](), False
+        self.work, self.folder, self.changed, self.damaged, self.why = work, work, set[str](), False, ""
         self.inputs = inputs = json.loads(json.dumps(inputs, default=str))
         for unfinished in work.glob(f"{NEXT_PREFIX}*/{EXCHANGE}"):
             exchange(work, unfinished.parent)
@@ -94,7 +95,7 @@ class WorkState:
             f"output {work}: holds {', '.join(sorted(others))}, not of `must adapt`; choose a folder of its own",
         )
         for folder in (work / SHARDS, work / TEST):
-            if (folder / INDEX_FILE).exists() and (missing := find_missing(folder)):
+            if missing := find_missing(folder, bool(before)):
                 logger.info(f"{missing} is missing; {folder} is made anew")
                 remove(folder)
                 self.damaged = True
@@ -106,7 +107,7 @@ class WorkState:
             why = f"{', '.join(sorted(self.changed))} changed since"
             if again or not before:
                 why = "all is made anew" if again else f"there is no {RECORD_FILE}, so that all is looked at again"
-            logger.info(f"{why}; {work.name} is exchanged at the end")
+            self.why = f"{why}; {work.name} is exchanged at the end"
         self.new = not (self.folder / RECORD_FILE).exists()  # made by this call
         self.folder.mkdir(parents=True, exist_ok=True)
         self.write_record()
@@ -155,7 +156,9 @@ class WorkState:
         if SHARDS not in self.outdated or not (self.work / SHARDS / INDEX_FILE).exists():
             return
         (old, old_shards), (new, new_shards) = (read_shards(folder / SHARDS) for folder in (self.work, self.folder))
-        added, gone = len(np.setdiff1d(new, old)), len(np.setdiff1d(old, new))
+        images = np.unique(np.concatenate([old, new]))
+        before, now = (np.bincount(images.searchsorted(part), minlength=len(images)) for part in (old, new))
+        added, gone = (int(np.maximum(more, 0).sum()) for more in (now - before, before - now))  # copies count
         same = not added and not gone and old_shards == new_shards
         if added or gone:
             logger.info(f"{counted(added, 'new image')}, {gone:,} gone")
@@ -274,19 +277,21 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def find_missing(shards: Path) -> Path | None:
-    """The first file of the index that is not there."""
+def find_missing(shards: Path, is_ours: bool) -> Path | None:
+    """The index, in a folder that `is_ours`, or the first of its files that is not there; None while it is written."""
+    if not (shards / INDEX_FILE).exists():
+        return shards / INDEX_FILE if is_ours and shards.exists() and not (shards / WORK_FOLDER).exists() else None
     index = load_index(str(shards))
     names = [*(shard.name for shard in index.shards), *(table["name"] for table in index.tables)]
     return next((shards / name for name in names if not (shards / name).exists()), None)
 
 
 def read_shards(shards: Path) -> tuple[np.ndarray, list[str]]:
-    """uint64 [N], sorted and unique: hashes of the images' contents; and the checksums of the shards, which hold the
-    images and their names."""
+    """uint64 [N]: hashes of the images' contents; and the checksums of the shards, which hold the images and their
+    names."""
     index = load_index(str(shards))
     checksums = [shard.sha256 for name in index.splits for shard in index.list_shards(name)]
-    return np.unique(joined(part for _, part in read_contents(str(shards), index))), checksums
+    return joined(part for _, part in read_contents(str(shards), index)), checksums
 
 
 def check_places(folder: Path, inputs: dict[str, Any]) -> None:
@@ -295,6 +300,8 @@ def check_places(folder: Path, inputs: dict[str, Any]) -> None:
         if isinstance(value, str | os.PathLike) and not storage.is_remote(os.fspath(value)):
             path, work = Path(value).resolve(), folder.resolve()
             require(path != work, f"{label} {value}: is the output, too; choose another output")
+            hint = "give the photographs, or the shards in it"
+            require(not (path / RECORD_FILE).is_file(), f"{label} {value}: is a folder of `must adapt`; {hint}")
             part = path.relative_to(work).parts[0] if path.is_relative_to(work) else ""
             is_free = part not in (*MADE_FROM, *DERIVED, BEFORE)
             require(is_free, f"{label} {value}: is in {work}, in a folder that must adapt writes; move it elsewhere")

@@ -15,7 +15,8 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief
 
-SHARD_NAME = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.tar")  # of any split; the file with its offsets ends with .npy
+SHARD = r"[^\W\d]\w*-[0-9]{6,12}"  # of any split
+SHARD_NAME, OFFSETS_NAME = re.compile(rf"{SHARD}\.tar"), re.compile(rf"{SHARD}\.npy")
 TABLE = re.compile(r"(names|contents)-[0-9]{4,12}\.npy")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 

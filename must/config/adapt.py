@@ -18,7 +18,9 @@ class AdaptConfig(StageConfig):
         bare=True,
     )
     classes: str | list[str] = param(
-        "the class names: cat,dog,horse; a .txt with one a line; a .yaml (see docs/data.md)", metavar="NAMES|FILE"
+        "the class names: cat,dog,horse; a .txt with one a line; a .yaml (docs/gpus.md); folders: the names of the "
+        "folders of --test-images, else of the images; or imagenet",
+        metavar="NAMES|FILE",
     )
     output: str = param("folder for all that is made: shards, classifier, model, labels, report", metavar="DIR")
     model: str = param("an open_clip name, hf-hub:TEAM/NAME, or a model's folder", "ViT-B-16", metavar="NAME|URI")

@@ -177,9 +177,11 @@ def test_more_photos_and_answers_that_stay(place, ran, caplog):
     put(work, {"onnx/MODEL_CARD.md": f"made of {answered}".encode()})
     write_photos(photos, range(PHOTOS, PHOTOS + MORE))
     (photos / "IMG_0039.png").unlink()
+    shutil.copy(photos / "IMG_0000.png", photos / "IMG_9999.png")
     adapt(place)
-    assert ran == ["shard", "refine", "evaluate", "export"] and f"{MORE} new images, 1 gone" in caplog.text
-    assert len(labels(work)) == PHOTOS + MORE - 1
+    assert ran == ["shard", "refine", "evaluate", "export"] and f"{MORE + 1} new images, 1 gone" in caplog.text
+    assert "  49 pictures, 1 copy" in caplog.messages
+    assert len(labels(work)) == PHOTOS + MORE
     for file in work_state.PATHS_IN:
         assert ".next-" not in (work / file).read_text(), file
     assert all(labels(work)[f"IMG_{n:04d}.png"] == label_of(n) for n in numbers), "answers are the pictures'"
@@ -301,7 +303,7 @@ def test_what_is_deleted_is_made_anew_with_what_depends_on_it(place, ran):
         "refine": ["labels/predictions.csv", "labels", "model", "model/model.safetensors"],
         "classifier": ["models", "classifier.safetensors"],
         "": ["classes.yaml"],
-        "shard": ["shards", "shards/train-000000.tar"],
+        "shard": ["shards", "shards/train-000000.tar", "shards/index.json"],
         " ".join(STAGES): ["adapt.json"],
     }
     for part, expected in ((part, stages.split()) for stages, parts in made_by.items() for part in parts):

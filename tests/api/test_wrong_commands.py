@@ -96,7 +96,7 @@ predict --model work photos --output work/labels/predictions.csv             | w
 predict --model work                                                         | missing: images
 predict --model work --shards work photos                                    | --shards: unknown
 serve wrok                                                                   | --model wrok/model.onnx: no such file
-serve steps                                                                  | --model steps: no ONNX file of `must export` is in it; make it, or name it with --model
+serve steps                                                                  | --model steps: no ONNX file of `must export` is in it; `must export steps` makes it, or name it with --model
 serve --registry reg --name Photos                                           | use small letters
 serve --model work --registry reg --name digits                              | cannot both be given
 serve refined                                                                | was exported from another model than
@@ -131,6 +131,8 @@ train work                                                                   | w
 {TRAIN}2 --mask-patch-size 12                                                | must be a multiple of the model's patch
 {TRAIN}2 --randaugment strong                                                | --randaugment strong
 {TRAIN}2 --randaugment rand-q3                                               | --randaugment rand-q3
+{TRAIN}2 --randaugment rand-mnan                                             | --randaugment rand-mnan
+{TRAIN}2 --randaugment rand-m99999999                                        | m is at most 10, p 1, and n 100
 {TRAIN}2 --randaugment-ops Rotat                                             | Rotat
 {TRAIN}2 --mask-ratio 0.99                                                   | would mask all
 {TRAIN}2 --seed -1                                                           | --seed must be at least 0
@@ -150,6 +152,15 @@ classifier --classes classes.txt --model model --output work                 | -
 {PLAN} --json classes.txt/f/x                                                | --json classes.txt/f/x
 {PLAN} --seconds 0                                                           | --seconds must be above 0
 plan --shards nowhere --classifier work/classifier.safetensors               | nowhere holds no index.json
+evaluate work --output work                                                  | --output work: holds adapt.json of another command; choose another folder
+evaluate work --output work/shards                                           | --output work/shards: holds index.json of another command
+evaluate work --output work/model/                                           | --output work/model/: holds model.json of another command
+evaluate work --output work/labels                                           | --output work/labels: holds refined.json of another command
+refine work --output work/shards                                             | --output work/shards: holds index.json of another command
+refine work --output work/report                                             | --output work/report: holds metrics.json of another command
+adapt photos --classes classes.txt --model ViT-B-32 --pretrained openia --output work | --pretrained openia: no such file and no tag of ViT-B-32
+adapt work --classes classes.txt --model model --output new                  | --images work: is a folder of `must adapt`; give the photographs
+shard photos --output new --resize 4611686018427387904                       | --resize must be at least 0 and at most 65535
 evaluate --modle=x --shards s                                                 | --modle: unknown; did you mean --model?
 index show work                                                              | work holds no index.json
 demo --output work                                                           | holds files of yours

@@ -6,6 +6,7 @@ views. The three random generators and the order in which they are used are thos
 import hashlib
 import math
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,12 +109,20 @@ class PatchMask:
         return np.flatnonzero(mask)
 
 
+NOTATION = re.compile(r"rand(-(m|mstd|mmax|p|n|w|inc|t)\d+(\.\d+)?)*")
+MOST_LAYERS = 100  # operations on an image
+
+
 def randaugment(config: str, names: list[str], size: int) -> Any:
     """timm's RandAugment, whose operations are recorded, not applied: list of Operation -> longer list of Operation."""
     try:
+        if not NOTATION.fullmatch(config):  # timm ignores a section without digits
+            raise ValueError("not understood")
         rand_augment_ops(transforms=names or None)
         hparams = {"translate_const": int(size * 0.45), "img_mean": (0, 0, 0)}
         augment = rand_augment_transform(config, hparams, transforms=names or None)
+        if not all(op.magnitude <= 10 and op.prob <= 1 for op in augment.ops) or augment.num_layers > MOST_LAYERS:
+            raise ValueError(f"m is at most 10, p 1, and n {MOST_LAYERS}")
     except (AssertionError, KeyError, ValueError) as error:
         problem = f"{type(error).__name__}: {error}" if str(error) else "not understood"
         raise UserError(

@@ -65,7 +65,7 @@ class Index:
     splits: dict[str, dict[str, Count]]  # name -> {"samples": ..., "labelled": ...}
     labels: tuple[str, ...]
     rejected: Count  # files that are no valid images
-    reasons: dict[str, Count]  # counts by reason, with numbers replaced by N, most frequent first
+    reasons: dict[str, Count]  # counts by reason, most frequent first; those that differ in numbers only are one
     duplicates: Count  # samples with the content of an earlier one
     dropped: Count  # duplicates that were left out of the shards
     skipped: dict[str, Count] = field(default_factory=dict)  # files that are no images by their names, by extension

@@ -8,7 +8,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,13 +19,16 @@ from must.base.console import silence_pillow
 from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.workers import KilledWorkerError
+from must.data.image.colors import strips
 from must.data.image.cost import MAX_PIXELS
 
 MAX_MEMORY, MAX_SECONDS = 2e9, 15.0
 """Bytes and processor time of one image. A limit on pixels above the default raises both in proportion."""
+SMALL_MEMORY, EXPANSION = 8e8, 200
+"""An image may take so many bytes, or this many times the size of its file if that is more, up to MAX_MEMORY."""
 
 memory_limited = False
-"""Whether this process is such a worker, which `limit_memory` was called in."""
+"""Whether this process is such a worker, which decodes images inside `limits`."""
 
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 
@@ -34,28 +37,39 @@ def max_seconds(max_pixels: int) -> float:
     return MAX_SECONDS * max(1.0, max_pixels / MAX_PIXELS)
 
 
+def max_memory(max_pixels: int, size: int) -> int:
+    """Bytes that an image in a file of `size` bytes may take."""
+    return int(min(MAX_MEMORY, max(SMALL_MEMORY, EXPANSION * size)) * max(1.0, max_pixels / MAX_PIXELS))
+
+
 @contextmanager
-def deadline(max_pixels: int) -> Iterator[None]:
-    """Ends this process if the block takes more processor time. For workers, whose parent calls `describe_exit`."""
+def limits(max_pixels: int, size: int, others: int = 0) -> Iterator[None]:
+    """Ends this process if decoding an image of `size` bytes in the block takes too much processor time; too much
+    memory, on Linux and with `others` bytes for other threads, is a MemoryError. For workers, whose parent calls
+    `describe_exit`."""
+    global memory_limited
+    memory_limited = True
+    set_memory(max_memory(max_pixels, size) + others)
     signal.setitimer(signal.ITIMER_PROF, max_seconds(max_pixels))
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        set_memory(None)
 
 
-def limit_memory(max_pixels: int, others: int) -> None:
-    """Limits the memory of this process to what an image may take, plus `others` bytes. Linux only."""
-    global memory_limited
-    memory_limited = True
-    if sys.platform == "linux":
-        import resource
+def set_memory(more: int | None) -> None:
+    """Limits the memory of this process to what it has and so many bytes; None lifts the limit. Linux only."""
+    if sys.platform != "linux":
+        return
+    import resource
 
+    hard = limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    if more is not None:
         lines = Path("/proc/self/status").read_text().splitlines()
-        used = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
-        limit = used + others + int(MAX_MEMORY * max(1.0, max_pixels / MAX_PIXELS))
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+        limit = more + next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+    limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
 def describe_exit(exit_code: int | None, max_pixels: int) -> str:
@@ -92,10 +106,16 @@ class Helper:
         """Raises ValueError: the reason; EOFError, OSError: the subprocess has ended."""
         self.connection.send_bytes(b"%d" % max_pixels)
         self.connection.send_bytes(data)
-        size, content = SIZE_OF_IMAGE.unpack(self.connection.recv_bytes()), self.connection.recv_bytes()
-        if not any(size):
-            raise UserError(content.decode("utf-8", "replace"))
-        return Image.frombytes("RGB", size, content)
+        width, height = SIZE_OF_IMAGE.unpack(self.connection.recv_bytes())
+        if not width:
+            raise UserError(self.connection.recv_bytes().decode("utf-8", "replace"))
+        image, top = Image.new("RGB", (width, height)), 0
+        while top < height:  # in strips, without copies of the whole
+            strip = self.connection.recv_bytes()
+            rows = len(strip) // (3 * width)
+            image.paste(Image.frombytes("RGB", (width, rows), strip), (0, top))
+            top += rows
+        return image
 
 
 idle_helpers = per_process(list[Helper])  # there are as many in all as threads that decode at the same time
@@ -123,24 +143,26 @@ def decode_isolated(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def work(decode: Callable[[bytes, int], Image.Image]) -> None:
-    """The subprocess's loop: answers requests until its parent closes the connection."""
+    """The subprocess's loop: answers requests until its parent closes the connection, or is killed."""
     connection = Connection(int(sys.argv[1]))
     silence_pillow()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library may print
-    while True:
+    with suppress(EOFError, OSError):
+        while True:
+            answer(connection, decode, int(connection.recv_bytes()), connection.recv_bytes())
+
+
+def answer(connection: Connection, decode: Callable[[bytes, int], Image.Image], max_pixels: int, data: bytes) -> None:
+    """Sends the size of an image and its pixels in strips, or the reason why not. Raises OSError: nobody reads it."""
+    size, parts = (0, 0), iter(list[bytes]())
+    with limits(max_pixels, len(data)):
         try:
-            max_pixels, data = int(connection.recv_bytes()), connection.recv_bytes()
-        except (EOFError, OSError):
-            return
-        limit_memory(max_pixels, 0)
-        size = 0, 0
-        with deadline(max_pixels):
-            try:
-                picture = decode(data, max_pixels)
-                size, content = picture.size, picture.tobytes()
-            except MemoryError:
-                content = b"too large for the memory"
-            except ValueError as error:
-                content = str(error).encode("utf-8", "replace")
-        connection.send_bytes(SIZE_OF_IMAGE.pack(*size))
-        connection.send_bytes(content)
+            picture = decode(data, max_pixels)
+            size, parts = picture.size, map(Image.Image.tobytes, (strip for _, strip in strips(picture)))
+        except MemoryError:
+            parts = iter([b"too large for the memory"])
+        except ValueError as error:
+            parts = iter([str(error).encode("utf-8", "replace")])
+    connection.send_bytes(SIZE_OF_IMAGE.pack(*size))
+    for part in parts:
+        connection.send_bytes(part)

@@ -67,7 +67,7 @@ def cost(data: bytes, parts: int = MAX_PARTS) -> Cost:
 def refusal(width: int, height: int, max_pixels: int) -> str:
     """Why an image of this size is not decoded; "" if it is."""
     if width < 1 or height < 1:
-        return f"{width}x{height} has no pixels"
+        return f"damaged: its headers say {width}x{height}"
     if width * height > max_pixels:
         return f"{width}x{height} is more than {max_pixels} pixels"
     if max(width, height) > MAX_RATIO * min(width, height):

@@ -44,7 +44,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
     Raises ValueError: the bytes are no image, are damaged, have more than `max_pixels` pixels or too many parts
     (cost.py), or cost too much (bounds.py). The text is the reason."""
     estimate = accepted(data, max_pixels)
-    if needs_limits(estimate):
+    if needs_limits(estimate, data, max_pixels):
         return decode_isolated(data, max_pixels)
     image = open_image(data, estimate, max_pixels)
     try:
@@ -77,7 +77,9 @@ def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     """The image, opened and not decoded: size and format are known. One that needs limits, which this process does not
     have, is decoded, as RGB."""
     estimate = accepted(data, max_pixels)
-    return decode_isolated(data, max_pixels) if needs_limits(estimate) else open_image(data, estimate, max_pixels)
+    if needs_limits(estimate, data, max_pixels):
+        return decode_isolated(data, max_pixels)
+    return open_image(data, estimate, max_pixels)
 
 
 def accepted(data: bytes, max_pixels: int) -> Cost | None:
@@ -94,9 +96,11 @@ def accepted(data: bytes, max_pixels: int) -> Cost | None:
     return estimate
 
 
-def needs_limits(estimate: Cost | None) -> bool:
+def needs_limits(estimate: Cost | None, data: bytes, max_pixels: int) -> bool:
     """Whether only a process with limits on memory and time may open the image, and this one has none."""
-    return not bounds.memory_limited and (estimate is None or estimate.seconds > TRUSTED)
+    if bounds.memory_limited or estimate is None:
+        return not bounds.memory_limited
+    return estimate.seconds > TRUSTED or estimate.memory > bounds.max_memory(max_pixels, len(data))
 
 
 def open_image(data: bytes, estimate: Cost | None, max_pixels: int) -> Any:
@@ -167,6 +171,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, MemoryError | OverflowError):
         return "too large for the memory"
     text = one_line(error)
+    if text == "decoder error -9":  # Pillow's number for it
+        return "too large for the memory"
     if "BytesIO" in text:  # Pillow's message has the object's address
         text = "not an image of a known format"
     return text[:200]

@@ -17,7 +17,7 @@ from must.base.lock import locked
 from must.base.parameters import require
 from must.base.processes import cores
 from must.base.progress import bar
-from must.base.text import printable
+from must.base.text import counted, printable
 from must.base.workers import Job, KilledWorkerError, Workers
 from must.config import ShardConfig
 from must.config.defaults import parse_part
@@ -188,7 +188,10 @@ def show_index(uri: str) -> Index:
         shown = ", ".join(result.labels[:10]) + (", ..." if len(result.labels) > 10 else "")
         logger.info(f"  labels: {len(result.labels)} ({printable(shown)})")
     if result.duplicates:
-        logger.info(f"  duplicates: {result.duplicates}, of which {result.dropped} left out")
+        pictures = sum(counts["samples"] for counts in result.splits.values()) + result.dropped - result.duplicates
+        left_out = f", {result.dropped} left out" if result.dropped else ""
+        copies = "1 copy" if result.duplicates == 1 else f"{result.duplicates:,} copies"
+        logger.info(f"  {counted(pictures, 'picture')}, {copies}{left_out}")
     if result.skipped:
         logger.info(f"  other files, not read: {not_read(result.skipped)}")
     if result.rejected:

@@ -29,7 +29,7 @@ from must.base.workers import write_note
 from must.config import ShardConfig
 from must.data.format.index import Shard
 from must.data.image import decode as images
-from must.data.image.bounds import deadline, limit_memory
+from must.data.image.bounds import limits
 from must.data.shards.history import as_numbers, name_hash, source_place, write_table
 from must.data.shards.listing import Chunk, max_bytes
 from must.data.shards.workdir import Workdir
@@ -134,7 +134,7 @@ def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: di
 
     The worker's note is "POSITION NAME" of the file that is being processed. An image that takes too much time ends
     this process. `rejected`: position in the chunk -> reason, for files that have ended a process before."""
-    limit_memory(config.max_pixels, AHEAD + 2 * max_bytes(config))
+    others = AHEAD + 2 * max_bytes(config) if chunk.source.may_be_remote else 0
     record = ChunkResult(chunk.number)
     writers: dict[str, TarWriter] = {}
     names, labels, source = bytearray(), set[str](), source_place(chunk.source.uri)
@@ -146,7 +146,7 @@ def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: di
                     raise data
                 if position in rejected:
                     raise UserError(rejected[position])
-                with deadline(config.max_pixels):
+                with limits(config.max_pixels, len(data), others):
                     extension, stored = checked_image(data, config)
             except (ValueError, UnreadableError, OSError, MemoryError) as error:
                 if is_other_file(item.name, data):
@@ -159,7 +159,7 @@ def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: di
             if split not in writers:
                 file = stack.enter_context(storage.open_write(work.tar(chunk.number, split)))
                 writers[split] = TarWriter(file)
-            text: dict[str, Any] = {"source": item.name, "label": item.label, "sha256": digest.hex()}
+            text: dict[str, str | int | None] = {"source": item.name, "label": item.label, "sha256": digest.hex()}
             text |= {} if item.row is None else {"row": item.row}
             key = f"{chunk.number:06d}-{position:06d}"
             writers[split].add_sample(key, extension, stored, json.dumps(text).encode())

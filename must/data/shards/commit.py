@@ -193,7 +193,7 @@ def write_rejected(records: Records, duplicates: Duplicates, unchanged: bool) ->
     stay = [line for line in earlier if line.duplicate or line.source not in again]
     left = [line for line in stay if line.duplicate or line.source not in mended]
     reasons = chain((line.reason for line in left if not line.duplicate), (r for _, r in records.rejected()))
-    kinds = Counter(re.sub(r"\d+", "N", reason) for reason in reasons)
+    kinds = count_kinds(reasons)
     examples = chain(records.rejected(), ((line.source, line.reason) for line in earlier))
     refused = explain_refusal(records, kinds, examples)
     unchanged = unchanged and not refused
@@ -207,6 +207,17 @@ def write_rejected(records: Records, duplicates: Duplicates, unchanged: bool) ->
             file.write(Line(name, reason, revision, duplicate=True).to_json())
     require(not refused, refused)
     return kinds
+
+
+def count_kinds(reasons: Iterable[str]) -> Counter[str]:
+    """Counts by reason. Those that differ in numbers only are one kind, named by the first of them."""
+    counts, examples, several = Counter[str](), dict[str, str](), set[str]()
+    for reason in reasons:
+        kind = re.sub(r"\d+", "N", reason)
+        counts[kind] += 1
+        if examples.setdefault(kind, reason) != reason:
+            several.add(kind)
+    return Counter({examples[k] + (", and the like" if k in several else ""): n for k, n in counts.items()})
 
 
 def dropped(duplicates: Duplicates, records: Records) -> Iterator[tuple[str, str]]:

@@ -21,6 +21,7 @@ import numpy as np
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
+from must.base.text import brief
 from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.shards.history import History
@@ -92,8 +93,11 @@ class Plan:
     total: int  # the same for all files of the source, of which these may be one part
 
 
-def shuffle(items: Iterable[Item], folder: Path, chunk_size: int, part: tuple[int, int] = (1, 1)) -> Plan:
-    """Writes the plan of part I of N of the items to `folder`, on a disk with space for twice the listing."""
+def shuffle(
+    items: Iterable[Item], folder: Path, chunk_size: int, part: tuple[int, int] = (1, 1), where: str = ""
+) -> Plan:
+    """Writes the plan of part I of N of the items to `folder`, on a disk with space for twice the listing. Raises
+    UserError: a list has an image twice, with different labels; `where` begins the message."""
     (number, parts), share, total = part, 0, 0
     orders, ends = array("Q"), array("Q", [0])
     path, starts = folder / "plan.jsonl", array("Q", [0])
@@ -116,7 +120,10 @@ def shuffle(items: Iterable[Item], folder: Path, chunk_size: int, part: tuple[in
         positions = np.argsort(np.frombuffer(orders, np.uint64), kind="stable")
         size = 0
         for _, same in groupby(positions, key=orders.__getitem__):
-            for line in sorted(map(line_at, same)):  # a name may occur twice
+            lines = sorted(map(line_at, same))  # a name may occur twice
+            if len(lines) > 1:
+                refuse_two_labels(lines, where)
+            for line in lines:
                 if size and size % chunk_size == 0:
                     starts.append(plan.tell())
                 plan.write(line)
@@ -124,6 +131,16 @@ def shuffle(items: Iterable[Item], folder: Path, chunk_size: int, part: tuple[in
         if size:
             starts.append(plan.tell())
     return Plan(path, starts, size, share, total)
+
+
+def refuse_two_labels(lines: Iterable[bytes], where: str) -> None:
+    """Raises UserError: of these lines of a plan, two are of one image in a list or a table, with different labels."""
+    labels: dict[str, str] = {}
+    for item in (Item(*json.loads(line)) for line in lines):
+        if item.row is not None and item.label is not None:
+            label = labels.setdefault(item.name, item.label)
+            both = f"{brief(label)} and {brief(item.label)}"
+            require(label == item.label, f"{where}: {brief(item.name)} is there twice, with the labels {both}")
 
 
 @dataclass(frozen=True)
@@ -172,11 +189,11 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
         before, skipped = len(rejected), problems.skipped.copy()
         listed = problems.without_long_texts(source.items(problems))
         some = list(islice(listed, 1))
+        where = f"--{split and 'test-'}source {source.uri}"
         if not some and (split or not len(history.names)):
-            why = nothing_found(rejected[before:], problems.skipped - skipped)
-            raise UserError(f"--{split and 'test-'}source {source.uri}: {why}")
+            raise UserError(f"{where}: {nothing_found(rejected[before:], problems.skipped - skipped)}")
         items = history.unseen(source.uri, chain(some, listed))
-        plans.append((source, split, shuffle(items, part_folder, config.samples_per_shard, part)))
+        plans.append((source, split, shuffle(items, part_folder, config.samples_per_shard, part, where)))
     if problems.unread_labels:
         logger.info(f"{problems.unread_labels} labels are not read; --labels csv reads them")
     first = part[0] == 1

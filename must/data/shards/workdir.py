@@ -23,7 +23,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.files import INDEX_FILE
 from must.base.lock import Kind, pid_scope
-from must.base.names import TABLE
+from must.base.names import OFFSETS_NAME, SHARD_NAME, TABLE
 from must.base.parameters import make_record, require
 from must.base.processes import is_running
 from must.config import ShardConfig
@@ -39,8 +39,8 @@ PARTS_FOLDER = ".shard-parts"
 PART_FILE = re.compile(rf"(?P<number>\d+)-of-(?P<parts>\d+)/{re.escape(WORK_FOLDER)}/(?P<file>.+)", re.DOTALL)
 SHARDS_LOCK = Kind("must shard", "--output", ".shard.lock")  # of the output, or of a part's folder
 READERS = 16  # records that are fetched from a bucket at the same time
-SHARD_FILE = re.compile(r"[^\W\d]\w*-[0-9]{6,12}\.(tar|npy)")  # as in must.base.names, and its table
-OF_INDEX = re.compile(rf"{SHARD_FILE.pattern}|{TABLE.pattern}")  # of no use without an index that names them
+# of no use without an index that names them
+OF_INDEX = re.compile("|".join(name.pattern for name in (SHARD_NAME, OFFSETS_NAME, TABLE)))
 WRITTEN_NAME = re.compile(rf"{OF_INDEX.pattern}|rejected\.jsonl")
 
 Run = dict[str, Any]

@@ -155,14 +155,14 @@ class TrainLog:
         an epoch or 1000; or if too many steps were skipped: in a short run half of them, at its end."""
         progress, config, steps = self.state.progress, self.must_step.config, self.must_step.steps
         images = progress.step * config.batch_size
-        most = MAX_SKIPPED_SHARE * steps if progress.step == steps else MAX_SKIPPED
+        most = MAX_SKIPPED_SHARE * steps if progress.step == steps else MAX_SKIPPED + 1
         if progress.replaced > config.max_replaced * max(images, min(1000, len(self.reader))):
             reason = (
                 f"{progress.replaced} of {images:,} images could not be decoded, more than --max-replaced "
                 f"{config.max_replaced:g}; `must index verify {self.reader.uri}` tells whether the shards are whole; "
                 "shard again with the packages of this machine, or allow more"
             )
-        elif progress.skipped > min(most, MAX_SKIPPED):
+        elif progress.skipped >= min(most, MAX_SKIPPED + 1):
             skipped = f"the gradients of {progress.skipped} of {progress.step} steps were not finite"
             reason = f"{skipped}; lower --lr, or use --precision fp32"
         else:

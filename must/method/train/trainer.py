@@ -270,11 +270,6 @@ class Trainer:
         adapted_uri, device = storage.join(config.output, ADAPTED), self.world.device
 
         alpha = config.alpha
-        if alpha != 1:
-            save_bundle(adapted_uri, trained, description)
-            logger.info(f"the model with alpha 1: {adapted_uri}")
-        elif storage.exists(storage.join(adapted_uri, DESCRIPTION_FILE)):  # of an earlier run
-            storage.delete_folder(adapted_uri)
         network = interpolate(zero_shot, trained, alpha)
         source = EvalSource(self.reader, get_preprocess(description), CHECK_BATCH, self.loaders)
         source.pause = partial(stop.check, "checking the model")
@@ -282,6 +277,11 @@ class Trainer:
         before, features = (
             read_features(model, source, alone, config.features, LARGEST_MEMORY) for model in (zero_shot, network)
         )
+        if alpha != 1:  # now, as the pass refuses a model whose features are not numbers
+            save_bundle(adapted_uri, trained, description)
+            logger.info(f"the model with alpha 1: {adapted_uri}")
+        elif storage.exists(storage.join(adapted_uri, DESCRIPTION_FILE)):  # of an earlier run
+            storage.delete_folder(adapted_uri)
         pool = features.pool(network, [before.probabilities(zero_shot)])
         memory, refined = build_memory(pool, torch.zeros(2, 0, dtype=torch.int64), device)
         predicted = Predicted.from_probabilities(pool.others[0]), Predicted.from_probabilities(refined)

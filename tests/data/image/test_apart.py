@@ -4,7 +4,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from benchmarks import image_cost as hard
 from must.base.workers import KilledWorkerError
 from must.data.augment.views import TrainViews
 from must.data.image import bounds
+from must.data.image.bounds import Helper
+from must.data.image.cost import MAX_PIXELS
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView
 from must.data.loading.loader import EvalSource, TrainDataset
@@ -78,6 +80,16 @@ def test_a_picture_that_costs_more_than_it_says_is_refused_and_the_next_one_is_d
         assert decode(GOOD).size == (16, 12)
 
 
+def test_a_helper_whose_parent_is_killed_ends_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    """While it decodes: its answer, larger than the buffer of a pipe, finds no reader."""
+    helper = Helper()
+    helper.connection.send_bytes(b"%d" % MAX_PIXELS)
+    helper.connection.send_bytes(zoo.encoded(zoo.picture(0, 2000, 1000), "TIFF"))
+    helper.connection.poll(None)  # it has begun to answer
+    helper.connection.close()
+    assert helper.process.wait() == 0 and capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("does", ["its time"], indirect=True)
 def test_prediction_training_and_evaluation_go_on(does: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     view, odd_file = EvalView(PREPROCESS), tmp_path / "in" / "odd.tif"
@@ -112,12 +124,18 @@ def large_tile(side: int) -> bytes:
     return b"II\x2a\0" + struct.pack("<L", 8 + len(packed)) + packed + struct.pack("<H", 10) + directory + bytes(4)
 
 
-@pytest.mark.slow
-def test_what_a_decoder_may_take_has_a_limit() -> None:
-    """A tile of 2.1 GB for a picture of 64 x 64: refused in a program beside this one."""
-    with pytest.raises(ValueError, match=r"too large for the memory|decoder error -9"):
-        decode(large_tile(46_000))
-    assert decode(GOOD).size == (16, 12)
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are Linux's")
+@pytest.mark.parametrize("make", [lambda: large_tile(36_000), lambda: hard.webp_animated(9_400, 9_400)])
+def test_a_small_file_takes_less_than_a_gigabyte(make: Callable[[], bytes], tmp_path: Path) -> None:
+    """1.3 and 1.5 GB for pictures of some kilobytes: refused in a program beside this one, and by `must shard`."""
+    bounds.idle_helpers.drop()
+    with pytest.raises(ValueError, match=r"^too large for the memory$"):
+        decode(make())
+    (helper,) = bounds.idle_helpers()
+    status = Path(f"/proc/{helper.process.pid}/status").read_text()
+    assert int(status.partition("VmHWM:")[2].split()[0]) < 1_000_000  # kB
+    zoo.put(tmp_path / "in", {"a.png": zoo.encoded(zoo.picture()), "large": make()})
+    assert run(tmp_path / "in", tmp_path / "out").reasons == {"too large for the memory": 1}
 
 
 def test_a_program_that_somebody_else_ends_is_no_fault_of_the_picture() -> None:
@@ -159,8 +177,7 @@ from must.data.image import bounds, cost, decode
 data = sys.stdin.buffer.read()
 found = cost.cost(data)
 assert found.format in decode.PLAIN_FORMATS and found.seconds <= decode.TRUSTED, found
-bounds.limit_memory(cost.MAX_PIXELS, 0)
-with bounds.deadline(cost.MAX_PIXELS):
+with bounds.limits(cost.MAX_PIXELS, len(data)):
     decode.decode(data)
 """
 

@@ -49,6 +49,10 @@ REFUSED = {
     "a large bitmap": (BITMAP + bitmap(9500, 9500, 24), "9500x9500 is more than 89478485 pixels"),
     "a thin bitmap": (zoo.encoded(Image.new("L", (1, 201)), "BMP"), "1x201 is thinner than 1 to 200"),
     "a thin image": (thin(201), "1x201 is thinner than 1 to 200"),
+    "without a header": (
+        zoo.encoded(zoo.picture(), "JPEG").replace(b"\xff\xc0", b"\xff"),
+        "damaged: its headers say 0x0",
+    ),
     "many scans": (scans(MAX_SCANS), "more than 100 scans"),
     "markers with fillers": (scans(MAX_SCANS).replace(b"\xff\xda", b"\xff\xff\xff\xda"), "more than 100 scans"),
     "many segments": (b"\xff\xd8" + b"\xff\xe0\0\2" * (MAX_PARTS + 1), MANY_PARTS),

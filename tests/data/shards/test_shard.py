@@ -18,6 +18,7 @@ from must.base import storage
 from must.config import ShardConfig
 from must.data.format.index import Index, load_index
 from must.data.format.samples import load_offsets
+from must.data.shards import commit
 from must.data.shards.build import shard
 from tests import zoo
 from tests.common import ROOT
@@ -142,6 +143,9 @@ def test_the_zoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted({name.rpartition(".")[2] for name in members}) == ["gif", "jpg", "json", "png", "tif", "webp"]
     printed = capsys.readouterr().out
     assert "rejected: 10" in printed and "1 x empty file" in printed and "1 .txt" in printed
+    assert "1 x 60000x60000 is more than" in printed, "with its numbers"
+    counts = commit.count_kinds(["1 of 2", "no", "3 of 2", "no"])
+    assert counts == {"1 of 2, and the like": 2, "no": 2}
 
 
 def test_odd_names_are_kept(tmp_path: Path) -> None:

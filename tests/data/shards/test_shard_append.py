@@ -147,7 +147,9 @@ def test_another_size_cannot_be_appended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("drop", [False, True])
-def test_duplicates_are_counted_and_left_out_on_request(tmp_path: Path, drop: bool) -> None:
+def test_duplicates_are_counted_and_left_out_on_request(
+    tmp_path: Path, drop: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     zoo.fill(tmp_path / "in", 20)
     first = (tmp_path / "in" / "00000.png").read_bytes()
     zoo.put(tmp_path / "in" / "copies", {f"{number}.png": first for number in range(6)})
@@ -155,6 +157,7 @@ def test_duplicates_are_counted_and_left_out_on_request(tmp_path: Path, drop: bo
     found = samples(tmp_path / "out", "train")
     verify(str(tmp_path / "out"))
     assert index.duplicates == 6 and index.dropped == (6 if drop else 0)
+    assert f"  20 pictures, 6 copies{', 6 left out' if drop else ''}\n" in capsys.readouterr().out
     assert len(found) == (20 if drop else 26)
     assert len({data for data, _ in found.values()}) == 20
     gone = rejected(tmp_path / "out")

@@ -104,6 +104,16 @@ def make_archive(folder: Path, kind: str) -> Path:
     return Path(shutil.make_archive(str(folder.parent / "archive"), kind, folder))
 
 
+def test_an_image_that_is_listed_twice_has_one_label(tmp_path: Path) -> None:
+    zoo.fill(tmp_path, 3)
+    table = tmp_path / "list.csv"
+    table.write_text("image,class\n00000.png,cat\n00001.png,dog\n00000.png,dog\n")
+    message = "--source .*list.csv: '00000.png' is there twice, with the labels 'cat' and 'dog'"
+    refused(table, tmp_path / "out", message, labels="csv")
+    table.write_text("image,class\n00000.png,cat\n00001.png,dog\n00000.png,cat\n")
+    assert run(table, tmp_path / "out", labels="csv").duplicates == 1
+
+
 @pytest.mark.parametrize("labels", ["folder", "csv"])
 def test_labels_in_two_forms_of_unicode_are_one(tmp_path: Path, labels: str) -> None:
     zoo.fill(tmp_path / "in", 4, labels=("cafe\u0301", "caf\xe9"))

@@ -35,7 +35,7 @@ PICTURES = {
     "nothing": (b"", "not a picture of a known format", 415),
     "another format": (encoded(picture(), "BMP"), "not a picture of a known format", 415),
     "half a jpeg": (JPEG[:200], "the picture cannot be read: ", 422),
-    "only a jpeg's first bytes": (b"\xff\xd8\xff", "0x0 has no pixels", 422),
+    "only a jpeg's first bytes": (b"\xff\xd8\xff", "damaged: its headers say 0x0", 422),
     "many parts": (JPEG[:2] + b"\xff\xfe\0\2" * 4000 + JPEG[2:], "more than 3000 parts", 422),
     "more pixels than allowed": (bomb(7000, 7000), "7000x7000 is more than 40000000 pixels", 422),
     "a thread": (bomb(1, 30_000), "1x30000 is thinner than 1 to 200", 422),

@@ -162,7 +162,9 @@ def test_worker_count_makes_no_difference(digits, one_epoch, tmp_path, workers):
     assert load_description(str(tmp_path)).provenance.config["workers"] == workers
 
 
-@pytest.mark.parametrize("epochs, batch, skipped, attempts", [(2, 8, r"2\d of 2\d", 1), (1, 25, "5 of 6", 2)])
+@pytest.mark.parametrize(
+    "epochs, batch, skipped, attempts", [(2, 8, r"2\d of 2\d", 1), (1, 25, "5 of 6", 2), (1, 75, "1 of 2", 1)]
+)
 def test_numbers_that_stop_being_numbers_stop_the_run(digits, tmp_path, epochs, batch, skipped, attempts):
     """A short run too, and when it is started again. Checkpoints between log lines hold the count."""
     changes = {"lr": 1e30, "epochs": epochs, "batch_size": batch, "workers": 0, "log_every": 11, "checkpoint_every": 1}
@@ -171,7 +173,15 @@ def test_numbers_that_stop_being_numbers_stop_the_run(digits, tmp_path, epochs, 
         with pytest.raises(ValueError, match=f"gradients of {skipped} steps were not finite; lower --lr"):
             train(settings)
     assert not (tmp_path / "model.json").exists()
-    assert load_state(tmp_path / "checkpoints" / "step-000000004.pt")["progress"]["skipped"] == 3
+    if batch < 75:
+        assert load_state(tmp_path / "checkpoints" / "step-000000004.pt")["progress"]["skipped"] == 3
+
+
+def test_a_model_whose_probabilities_are_not_numbers_is_not_written(digits, tmp_path):
+    """After a single step no other step notices it."""
+    with pytest.raises(ValueError, match=r"probabilities of 150 images are not finite numbers"):
+        train(config(digits, tmp_path, lr=1e30, epochs=1, batch_size=150, workers=0, alpha=0.5))
+    assert not (tmp_path / "model.json").exists() and not (tmp_path / "adapted").exists()
 
 
 def test_a_truncated_shard_is_one_clear_line(digits, tmp_path, capfd):
