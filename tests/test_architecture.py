@@ -34,7 +34,7 @@ console
 processes   console errors
 storage     errors processes text
 lock        errors processes storage
-exits       console errors lock text
+exits       console errors lock processes text
 progress    console exits processes
 parameters  errors text
 flags       exits parameters text

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EDQUOT, ENOSPC
 from functools import partial
 from typing import Any, NoReturn
@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from must.base.console import attach
 from must.base.errors import MustError, TransientError, UserError
 from must.base.lock import HeldError, LockLostError
+from must.base.processes import DaemonThreads
 from must.base.text import printable
 
 BUG = 1
@@ -40,14 +41,26 @@ def exiting(command: str) -> Iterator[None]:
     with its traceback."""
     attach()
     atexit.register(gc.freeze)  # the interpreter's last collection takes almost a second once torch is imported
+    code = BUG
     try:
         with handling(signal.SIGTERM, partial(end_program, command)):
             yield
+        code = 0
     except (MustError, OSError, MemoryError) as error:
         if not is_first_rank():
             time.sleep(RANK_DELAY_S)
         print(f"must {command}: {format_error(error)}", file=sys.stderr)
-        raise SystemExit(find_exit_code(error)) from error
+        code = find_exit_code(error)
+        raise SystemExit(code) from error
+    except SystemExit as end:
+        code = find_exit_code(end)
+        raise
+    finally:
+        if code != BUG and DaemonThreads.are_running():
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(code)
 
 
 def is_first_rank() -> bool:

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext
@@ -161,7 +162,32 @@ class per_process(Generic[Value]):  # noqa: N801 - a decorator
             self.cache.pop(key, None)
 
 
+class DaemonThreads(ThreadPoolExecutor):
+    """Starts a thread for each call, for which nothing waits: it may wait for a store. A program of must ends without
+    Python's own end while one runs (`exiting`), which would abort torch's and onnxruntime's code in it."""
+
+    NAME = "must-daemon"
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Future[Any]()
+
+        def run() -> None:
+            try:
+                future.set_result(function(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        future.set_running_or_notify_cancel()
+        threading.Thread(target=run, name=self.NAME, daemon=True).start()
+        return future
+
+    @classmethod
+    def are_running(cls) -> bool:
+        return any(thread.name == cls.NAME for thread in threading.enumerate())
+
+
 LONGEST_JOIN = 60.0  # seconds: a write to a slow bucket must not end after the last one
+LONGEST_END = 3.0  # seconds that a program which ends by a signal waits for its threads and processes
 
 
 @contextmanager
@@ -172,7 +198,7 @@ def every(
     at_once: threading.Event | None = None,
 ) -> Iterator[None]:
     """Calls `work` every `seconds` while the block runs, then `last`, and waits for the thread for LONGEST_JOIN, or for
-    `seconds` if that is more.
+    `seconds` if that is more; for LONGEST_END if the program ends.
 
     Both must handle their errors: an exception would end the thread without a message.
     Setting the event `at_once` makes the thread call `work` immediately."""
@@ -190,12 +216,16 @@ def every(
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
+    longest = max(seconds, LONGEST_JOIN)
     try:
         yield
+    except (KeyboardInterrupt, SystemExit):
+        longest = LONGEST_END
+        raise
     finally:
         stopped.set()
         wake.set()
-        thread.join(timeout=max(seconds, LONGEST_JOIN))
+        thread.join(longest)
 
 
 PROCESSES_PER_CORE = 16

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import _ExceptionWithTraceback
 from contextlib import contextmanager, suppress
@@ -10,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Self, cast
 
 from must.base.errors import TransientError
-from must.base.processes import begin_worker, start_context, without_collector
+from must.base.processes import LONGEST_END, begin_worker, start_context, without_collector
 
 NOTE_BYTES = 1000
 
@@ -49,16 +50,18 @@ class Workers:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        """Waits until the current jobs are done."""
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Waits until the current jobs are done. If the program ends, for LONGEST_END: a job may wait for a store."""
+        ends = time.monotonic() + LONGEST_END if error in (KeyboardInterrupt, SystemExit) else None
         workers = [*self.free, *(worker for worker, *_ in self.busy.values())]
         for worker in workers:
             with suppress(OSError):
                 worker.connection.send(None)
         for worker in workers:
             with suppress(EOFError, OSError):
-                while True:
+                while worker.connection.poll(ends and max(0.0, ends - time.monotonic())):
                     worker.connection.recv()
+                worker.process.kill()
             end(worker)
 
     def run(self, function: Callable[..., Any], jobs: Iterable[Job], again: Again | None = None) -> Iterator[Any]:

@@ -12,8 +12,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -235,8 +235,8 @@ def delete(uri: str | Path) -> None:
 def delete_folder(uri: str | Path) -> None:
     """Deletes a folder with all its files."""
     if is_remote(uri):
-        with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda entry: delete(join(uri, entry.name)), list_files(uri)))
+        with ThreadPool(16) as pool:  # after an error nobody waits for its threads
+            pool.map(lambda entry: delete(join(uri, entry.name)), list_files(uri))
     else:
         shutil.rmtree(local(uri), ignore_errors=True)
 

@@ -66,24 +66,29 @@ class Gcs(Store):
 
     def put(self, location: Location, data: bytes, condition: Generation | None, mark: str) -> Generation:
         blob = self.marked(location, mark)
-        blob.upload_from_string(data, if_generation_match=condition, **self.upload_options())
+        blob.upload_from_string(data, if_generation_match=condition, **self.upload_options(location))
         return int(blob.generation)
 
     def put_parts(self, location: Location, path: Path, mark: str) -> None:
         """The client sends the parts; the server skips bytes that it has from an earlier attempt."""
-        self.ask(location, lambda: self.marked(location, mark).upload_from_filename(str(path), **self.upload_options()))
+        blob, options = self.marked(location, mark), self.upload_options(location)
+        self.ask(location, lambda: blob.upload_from_filename(str(path), **options))
 
     def marked(self, location: Location, mark: str) -> Any:
         blob = get_blob(location, chunk_size=self.RANGE)  # the client uses chunks from 8 MiB on
         blob.metadata = {MARK: mark}
         return blob
 
-    def upload_options(self) -> dict[str, Any]:
+    def upload_options(self, location: Location) -> dict[str, Any]:
         return {
             "content_type": "application/octet-stream",
             "checksum": "auto",
             "retry": Retry(  # the timeout counts from each part; DEFAULT_RETRY does not retry a damaged response
-                self.is_transient, retry.FIRST_PAUSE, retry.LONGEST_PAUSE, 2.0, retry.RETRY_TIMEOUT
+                self.is_transient,
+                retry.FIRST_PAUSE,
+                retry.LONGEST_PAUSE,
+                timeout=retry.RETRY_TIMEOUT,
+                on_error=retry.Waiting(location.uri, retry.RETRY_TIMEOUT).log,
             ),
             "timeout": HTTP_TIMEOUTS,
         }

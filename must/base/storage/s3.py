@@ -20,7 +20,7 @@ from botocore import exceptions as boto
 from botocore.config import Config
 
 from must.base.errors import UserError
-from must.base.processes import per_process
+from must.base.processes import LONGEST_END, DaemonThreads, per_process
 from must.base.storage.retry import HTTP_TIMEOUTS
 from must.base.storage.store import MARK, Generation, Head, Location, Store
 from must.base.text import one_line, without_secrets
@@ -91,7 +91,7 @@ class S3(Store):
             self.ask(location, lambda: client().complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}))
         except BaseException:
             with suppress(Exception):  # without this, the parts cost money until a rule of the bucket deletes them
-                client().abort_multipart_upload(**upload)
+                DaemonThreads().submit(client().abort_multipart_upload, **upload).result(LONGEST_END)
             raise
 
     def copy_object(self, source: Location, target: Location) -> None:

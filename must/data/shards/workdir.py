@@ -12,10 +12,10 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Self
 
@@ -152,8 +152,8 @@ class Workdir:
     def fetch(self, numbers: list[int]) -> None:
         """Copies the records of these chunks from a bucket to this host."""
         if self.remote:
-            with ThreadPoolExecutor(READERS) as pool:
-                list(pool.map(storage.download, map(self.record, numbers), map(self.local_record, numbers)))
+            with ThreadPool(READERS) as pool:  # after an error nobody waits for its threads
+                pool.starmap(storage.download, [(self.record(number), self.local_record(number)) for number in numbers])
 
     def clear_up_to(self, previous: index.Index) -> None:
         """Deletes finished work. The work of an interrupted run that adds to the index `previous` is kept."""

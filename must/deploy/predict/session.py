@@ -144,14 +144,19 @@ STORED = -1.0  # selects the threshold in the model
 
 
 def threshold(abstain: float, classifier: "Classifier", where: str) -> float:
-    """`abstain`, or for -1 the threshold in the model's metadata; 0, which never abstains, if there is none."""
-    if abstain != STORED:
-        return abstain
-    if ABSTENTION not in classifier.metadata:
+    """`abstain`, or for -1 the threshold in the model's metadata; 0, which never abstains, if there is none: that is
+    logged."""
+    if abstain == STORED and ABSTENTION not in classifier.metadata:
         logger.warning(
             f"warning: {where}: has no threshold of its own, so every image gets a class; "
             "`must refine` with answers, or `must evaluate` with labels, measures one"
         )
+    return stored_threshold(classifier, where) if abstain == STORED else abstain
+
+
+def stored_threshold(classifier: "Classifier", where: str) -> float:
+    """The threshold in the model's metadata; 0 if there is none."""
+    if ABSTENTION not in classifier.metadata:
         return 0.0
 
     def parse(content: dict[str, Any]) -> float:

@@ -2,10 +2,12 @@
 
 import logging
 import shlex
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.files import DESCRIPTION_FILE, ONNX_FILE, WEIGHTS_FILE
 from must.base.names import listed, require_no_links
 from must.base.parameters import require
@@ -74,7 +76,7 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
     before = latest.previous[-1] if latest.previous else "nothing"
     state = "already" if version == current else f"now (before: {before})"
     logger.info(f"{registry.uri}: LATEST is {version} {state} -> {registry.make_uri(version)}")
-    if f"{ONNX_FOLDER}/{ONNX_FILE}" not in registry.checksums(version):
+    if not registry.is_servable(version):
         lack = f"without an ONNX file `must serve` cannot serve {version}"
         logger.warning(f"{registry.uri}: {lack}: {advise_export(config)}")
     return latest
@@ -82,10 +84,8 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
 
 def require_onnx(registry: Registry, config: PromoteConfig, version: str, current: str) -> None:
     """A champion that `must serve` can serve is not replaced by a model without an ONNX file."""
-    file = f"{ONNX_FOLDER}/{ONNX_FILE}"
-    served = bool(current) and registry.has(current) and file in registry.checksums(current)
     require(
-        bool(config.onnx) or not served or (registry.has(version) and file in registry.checksums(version)),
+        bool(config.onnx) or not registry.is_servable(current) or registry.is_servable(version),
         f"{registry.uri}: `must serve` can serve the champion, {current}, and not this model, which has no ONNX file: "
         f"{advise_export(config)}",
     )
@@ -120,22 +120,34 @@ def store(
 
 def roll_back(registry: Registry, to: str) -> Latest:
     """Makes the champion before, or the earlier champion `to`, the champion again. The same command again changes
-    nothing: after a rollback only `to` goes further back."""
+    nothing: after a rollback only `to` goes further back. A champion that `must serve` can serve is not replaced by one
+    that it cannot."""
     latest = registry.latest()
     if latest.version and (to == latest.version or (not to and latest.reason.startswith(ROLLED_BACK))):
         further = "" if to or not latest.previous else f"; further back: --to {latest.previous[-1]}"
         logger.info(f"{registry.uri}: LATEST is {latest.version} already ({latest.reason}){further}")
         return latest
     require_model(registry, bool(latest.version or registry.versions()))
+    if to and to not in latest.previous:
+        registry_uri, _, name = registry.uri.rpartition("/")
+        flags = ["--model", registry.bundle(to), "--version", to, "--registry", registry_uri, "--name", name]
+        again = f"; to promote it again: {shlex.join(['must', 'promote', *flags])}" if registry.has(to) else ""
+        earlier = ", ".join(latest.previous) or "none"
+        raise UserError(f"--to {to}: was no champion before {latest.version}; earlier ones: {earlier}{again}")
     require(bool(latest.previous), f"{registry.uri}: no earlier champion to go back to")
-    target = to or latest.previous[-1]
-    require(
-        target in latest.previous,
-        f"--to {target}: was no champion before {latest.version}; earlier ones: {', '.join(latest.previous)}",
-    )
-    require(registry.has(target), f"{registry.make_uri(target)}: the version was deleted; choose another with --to")
+    target, is_served = to or latest.previous[-1], False
+    with suppress(UserError):  # a damaged champion is replaced by any
+        is_served = registry.is_servable(latest.version)
+    fits = registry.is_servable if is_served else registry.has
+    if not fits(target):
+        lack = "`must serve` cannot serve it: it has no ONNX file" if registry.has(target) else "it was deleted"
+        others = ", ".join(version for version in dict.fromkeys(reversed(latest.previous)) if fits(version))
+        choice = f"choose another with --to: {others}" if others else "there is no other one to go back to"
+        raise UserError(f"{registry.make_uri(target)}: {lack}; {choice}")
     moved = registry.set_champion(target, f"{ROLLED_BACK} {latest.version}", latest.version, back=True)
     logger.info(f"{registry.uri}: LATEST is {target} again (before: {latest.version})")
+    if not registry.is_servable(target):
+        logger.warning(f"{registry.uri}: without an ONNX file `must serve` cannot serve {target}")
     return moved
 
 

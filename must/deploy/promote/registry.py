@@ -20,7 +20,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.errors import TransientError, UserError
-from must.base.files import VERSION_FILE
+from must.base.files import ONNX_FILE, VERSION_FILE
 from must.base.lock import HeldError, Kind, LockLostError, locked
 from must.base.names import safe_relative_path
 from must.base.parameters import require
@@ -92,6 +92,10 @@ class Registry:
         """{name: sha256} of a version's files."""
         return {name: fact["sha256"] for name, fact in self.describe(version)["files"].items()}
 
+    def is_servable(self, version: str) -> bool:
+        """Whether it is a complete version with an ONNX file. '' is no version."""
+        return bool(version) and self.has(version) and f"{ONNX_FOLDER}/{ONNX_FILE}" in self.checksums(version)
+
     def add(self, version: str, files: Files, facts: dict[str, Any]) -> None:
         """Copies files to the version's folder; writes its description last. An existing version is not changed, except
         that ONNX files are added to one that has none.
@@ -156,6 +160,10 @@ class Registry:
             raise OvertakenError(
                 f"{self.uri}: LATEST is {old.version or 'empty'}, not {expected or 'empty'}, which this model was "
                 "compared with; another run promoted meanwhile. Run again: it will be compared with the new champion"
+            )
+        if back and version not in old.previous:
+            raise OvertakenError(
+                f"{self.uri}: another run moved LATEST meanwhile, to {old.version}; see --list, run again"
             )
         previous = (*old.previous, old.version)
         if back:  # to before the last time that `version` was champion

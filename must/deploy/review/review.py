@@ -16,6 +16,7 @@ from typing import Any
 from must.base import storage
 from must.base.files import ANSWERS_FILE, WEIGHTS_FILE
 from must.base.lock import Kind, locked
+from must.base.processes import LONGEST_END, DaemonThreads
 from must.base.progress import load_torch
 from must.base.text import cell, counted, format_csv, printable, printable_page
 from must.config import RefineConfig
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 REVIEW = Kind("must review", "--output", ".review.lock")
 RELABELLED = "relabelled.csv"
 CONNECTIONS = 64  # of all browsers together, at most
-KEEP_ALIVE = 30  # seconds in which a browser must send a request's head, and read a response
+KEEP_ALIVE = 30  # seconds without a request, or for its head, after which a connection ends
 
 
 def review(config: ReviewConfig) -> None:
@@ -118,6 +119,7 @@ def review_at(config: ReviewConfig) -> Review | None:
 
 async def serve_page(config: ReviewConfig, app: App, saved: Review | None, listener: socket.socket) -> None:
     """Serves until a signal. Raises the errors of `compute_questions`."""
+    asyncio.get_running_loop().set_default_executor(DaemonThreads())
     url = f"{format_url(config.host, listener)}/{app.token}/"
     logger.info(printable(f"must review: {url}"))
     logger.info(
@@ -127,7 +129,7 @@ async def serve_page(config: ReviewConfig, app: App, saved: Review | None, liste
         threading.Thread(target=open_browser, args=(url,), daemon=True).start()
     serving = asyncio.ensure_future(
         serve_until_signal(
-            app, listener, timeout_keep_alive=KEEP_ALIVE, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=5
+            app, listener, timeout_keep_alive=KEEP_ALIVE, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=2
         )
     )
     ending = threading.Event()
@@ -137,7 +139,9 @@ async def serve_page(config: ReviewConfig, app: App, saved: Review | None, liste
         computing.result()
     await serving
     ending.set()
-    await computing
+    await asyncio.wait((computing,), timeout=LONGEST_END)
+    if computing.done():
+        computing.result()
     if app.session:
         logger.info(printable_page(summarize(config, app.session)))
 

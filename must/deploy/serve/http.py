@@ -2,7 +2,7 @@
 
 POST /classify                 the body is an image file; returns class names as JSON
 POST /v2/models/NAME/infer     the open inference protocol, in JSON
-GET  /v2, /v2/models/NAME      the metadata of the server and of the model
+GET  /v2, /v2/models/NAME      the metadata of the server and of the model; also /v2/models/NAME/versions/VERSION
 GET  /v2/health/live, /v2/health/ready, /v2/models/NAME/ready, /metrics
 """
 
@@ -10,8 +10,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -28,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 import must
 from must.base.processes import cores
 from must.config.predict import MOST_WAITING, ServeConfig
-from must.deploy.predict.session import threshold
+from must.deploy.predict.session import STORED
 from must.deploy.predict.writer import Options, rank_classes
 from must.deploy.serve.decoders import Decoders
 from must.deploy.serve.metrics import Metrics
@@ -100,18 +100,21 @@ class PendingRequest:
 
 
 def make_app(api: "Api") -> Starlette:
-    model = f"/v2/models/{api.config.name}"
     routes = [
         Route("/classify", api.answer(api.classify), methods=["POST"]),
-        Route(f"{model}/infer", api.answer(api.infer), methods=["POST"]),
         Route("/v2/health/live", api.live),
         Route("/v2/health/ready", api.ready),
-        Route(f"{model}/ready", api.ready),
         Route("/metrics", api.show_metrics),
         Route("/", api.server),
         Route("/v2", api.server),
-        Route(model, api.model),
     ]
+    for version in ("", "/versions/{version}"):
+        model = f"/v2/models/{api.config.name}{version}"
+        routes += [
+            Route(f"{model}/infer", api.answer(api.infer), methods=["POST"]),
+            Route(f"{model}/ready", api.ready),
+            Route(model, api.model),
+        ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: api.refuse_address, Refused: refuse})
     app.router.redirect_slashes = False  # the redirection would repeat the client's Host
     return app
@@ -188,13 +191,18 @@ class Api:
         """The body is an image file, the query has parameters: top_k, abstain."""
         inference = InferRequest([body], **read_query(request))
         with self.models.borrow() as served:
-            predictions = await cancel_on_disconnect(self.predict(inference, served), request.receive)
+            try:
+                predictions = await cancel_on_disconnect(self.predict(inference, served), request.receive)
+            except Refused as refused:
+                if refused.status == 422 and "urlencoded" in request.headers.get("content-type", ""):
+                    raise Refused(422, f"{refused.reason}; curl -d changes a file, --data-binary does not") from None
+                raise
             return {"model": self.config.name, "version": served.version, **classification(predictions)}
 
     async def infer(self, request: Request, body: bytes) -> dict[str, Any]:
         binary = "inference-header-content-length" in request.headers
         expect(not binary, "this server takes no binary tensors; send JSON, with pictures as base64")
-        with self.models.borrow() as served:
+        with self.borrow(request) as served:
             inference = await self.parse(body, served)
             predictions = await cancel_on_disconnect(self.predict(inference, served), request.receive)
             outputs = output_tensors(predictions, inference.outputs)
@@ -220,8 +228,19 @@ class Api:
     async def live(self, request: Request) -> Response:
         return self.close_if_draining(Json({"live": True}))
 
+    @contextmanager
+    def borrow(self, request: Request) -> Iterator[ServedModel]:
+        """The current model. Raises Refused: the address names another version."""
+        with self.models.borrow() as served:
+            version = request.path_params.get("version", served.version)
+            expect(version == served.version, f"version {version} is not served; {served.version} is", 404)
+            yield served
+
     async def ready(self, request: Request) -> Response:
         ready = self.models.current is not None and not self.draining
+        if ready:
+            with self.borrow(request):
+                pass
         return self.close_if_draining(Json({"name": self.config.name, "ready": ready}, 200 if ready else 503))
 
     async def server(self, request: Request) -> Response:
@@ -229,7 +248,7 @@ class Api:
 
     async def model(self, request: Request) -> Response:
         """The protocol's metadata of the model; -1 in a shape: the number of images, or top_k."""
-        with self.models.borrow() as served:
+        with self.borrow(request) as served:
             classes, size = served.classifier.classes, served.classifier.preprocess.size
             content = {
                 "name": self.config.name,
@@ -296,9 +315,8 @@ class Api:
         probability = rows[:, :-1]
         finite = bool(np.isfinite(probability).all())
         expect(finite, "the model's output is not finite; remove NaN and infinity from the input", 422)
-        unsure = served.threshold
-        if request.abstain is not None:
-            unsure = threshold(request.abstain, served.classifier, served.version)
+        unsure = served.threshold if request.abstain is None else request.abstain
+        unsure = served.stored if unsure == STORED else unsure
         options = Options(request.top_k or self.config.top_k, unsure)
         classes = served.classifier.classes
         ranked = [rank_classes("", row[:-1], float(row[-1]), classes, options) for row in rows]

@@ -13,19 +13,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE, ONNX_FILE, WEIGHTS_FILE
+from must.base.files import DESCRIPTION_FILE, ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
+from must.base.processes import DaemonThreads
 from must.base.text import printable
 from must.config.predict import ServeConfig
 from must.config.work import PARTS
 from must.data.image.preprocess import EvalView
-from must.deploy.predict.session import KNOWS_NONE, OnnxClassifier, model_uri, threshold
+from must.deploy.predict.session import KNOWS_NONE, OnnxClassifier, model_uri, stored_threshold, threshold
 from must.deploy.promote.registry import LATEST, Registry
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.protocol import Refused, decode_pixels
@@ -34,11 +35,16 @@ Row = tuple[np.ndarray, "asyncio.Future[Any]"]
 
 logger = logging.getLogger(__name__)
 
+DAMAGED_PAUSE = 600.0  # seconds until a version that could not be served is downloaded again
 ONNX, WEIGHTS = f"onnx/{ONNX_FILE}", f"bundle/{WEIGHTS_FILE}"  # below a version of the registry
 
 
 class NoModelError(UserError):
     """No model was promoted yet."""
+
+
+class DamagedError(UserError):
+    """A version's ONNX file cannot be served."""
 
 
 class ServedModel:
@@ -52,6 +58,7 @@ class ServedModel:
         self.view = EvalView(classifier.preprocess)
         self.max_pixels = int(config.max_pixels * 1e6)
         self.threshold = threshold(config.abstain, classifier, version)
+        self.stored = stored_threshold(classifier, version)
         self.users, self.retired = 0, False
         # A future gets float32 [K + 1], the probabilities of its row and the similarity, or the error of the pass.
         self.queue: SimpleQueue[Row | None] = SimpleQueue()
@@ -94,6 +101,13 @@ class ServedModel:
             image = decode_pixels(image, self.view, self.max_pixels)
         return self.classifier.prepare(image[None])[0] if image.dtype == np.uint8 else image
 
+    @classmethod
+    def open(cls, version: str, path: Path, uri: str, config: ServeConfig) -> Self:
+        """The model of an ONNX file, tested."""
+        served = cls(version, OnnxClassifier(path, uri, config.threads, sleeping_threads=True), config)
+        served.try_out()
+        return served
+
     def try_out(self) -> None:
         """Runs a pass of one image and a full one, to test the memory and the outputs."""
         size = self.classifier.preprocess.size
@@ -118,33 +132,34 @@ def fail(future: asyncio.Future[Any], error: Exception) -> None:
         future.exception()  # asyncio logs those that nobody reads, as those after a request's first one
 
 
-def load_file(config: ServeConfig) -> tuple[str, OnnxClassifier]:
-    """(version, classifier) of the file at --model, verified."""
+def load_file(config: ServeConfig) -> ServedModel:
+    """The model at --model, verified."""
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:
-        version = storage.compute_sha256(path)[:12]
-        classifier = OnnxClassifier(path, uri, config.threads, sleeping_threads=True)
+        served = ServedModel.open(storage.compute_sha256(path)[:12], path, uri, config)
     description = Path(uri).parent.parent / PARTS["bundle"].path / DESCRIPTION_FILE
     if not storage.is_remote(uri) and description.is_file():  # of WORK: it may have another model by now
         weights = storage.read_json(str(description), "--model").get("weights_sha256")
         require(
-            classifier.metadata.get("weights_sha256") == weights,
+            served.classifier.metadata.get("weights_sha256") == weights,
             f"{uri}: was exported from another model than {description.parent}; run `must export` again",
         )
-    return version, classifier
+    return served
 
 
-def load_champion(registry: Registry, config: ServeConfig, current: str) -> tuple[str, OnnxClassifier] | None:
-    """As `load_file`, of the version in LATEST; None if that is `current`.
-    Raises NoModelError: there is none; the message names the registry's other models."""
+def find_champion(registry: Registry, config: ServeConfig) -> str:
+    """The version in LATEST. Raises NoModelError: there is none; the message names the registry's other models."""
     root, version = config.registry, registry.latest().version
     if not version:
         marks = [entry.name for entry in storage.list_existing(root) if entry.name.count("/") == 1]
         names = sorted(mark.removesuffix(f"/{LATEST}") for mark in marks if mark.endswith(f"/{LATEST}"))
         others = f"there are {', '.join(names[:20])}" if names else "there are no others"
         raise NoModelError(f"no model --name {config.name} in {root}; {others}; waiting for the first promotion")
-    if version == current:
-        return None
+    return version
+
+
+def load_version(registry: Registry, config: ServeConfig, version: str) -> ServedModel:
+    """The model of a version, verified. Raises DamagedError: it was downloaded, and cannot be served."""
     uri, stored = registry.make_uri(version, ONNX), registry.checksums(version)
     require(ONNX in stored, f"{version} was promoted without its ONNX file (`must promote --onnx`)")
     # A file without a name: a killed server leaves no file in the pod's /tmp, which outlives the container.
@@ -152,13 +167,15 @@ def load_champion(registry: Registry, config: ServeConfig, current: str) -> tupl
         written = storage.HashingFile(file)
         storage.copy(uri, written)
         file.flush()
-        require(written.sha256 == stored[ONNX], f"{uri}: is not the file that was promoted: its checksum differs")
-        path = Path(f"/proc/self/fd/{file.fileno()}")
-        classifier = OnnxClassifier(path, uri, config.threads, sleeping_threads=True)
-    weights = stored.get(WEIGHTS, "")
-    same = not weights or classifier.metadata.get("weights_sha256") == weights
-    require(same, f"{uri}: was exported from another model than the version's bundle; promote the model again")
-    return version, classifier
+        try:
+            require(written.sha256 == stored[ONNX], f"{uri}: is not the file that was promoted: its checksum differs")
+            served = ServedModel.open(version, Path(f"/proc/self/fd/{file.fileno()}"), uri, config)
+            weights = stored.get(WEIGHTS, "")
+            same = not weights or served.classifier.metadata.get("weights_sha256") == weights
+            require(same, f"{uri}: was exported from another model than the version's bundle; promote the model again")
+        except UserError as error:
+            raise DamagedError(str(error)) from None
+    return served
 
 
 class Models:
@@ -169,6 +186,7 @@ class Models:
         self.registry = Registry(config.registry, config.name) if config.registry else None
         self.current: ServedModel | None = None
         self.last_log = ""
+        self.failed: tuple[object, float, str] = None, 0.0, ""  # the version that cannot be served: files, time, reason
 
     @contextmanager
     def borrow(self) -> Iterator[ServedModel]:
@@ -186,10 +204,11 @@ class Models:
     async def refresh(self) -> None:
         """Loads the newest version if it is not the current one. Raises ValueError, OSError."""
         old = self.current
-        served = await asyncio.to_thread(self.load, old.version if old else "")
+        loop = asyncio.get_running_loop()
+        served = await loop.run_in_executor(DaemonThreads(), self.load, old.version if old else "")
         if served is None:
             return
-        served.start(asyncio.get_running_loop(), self.metrics.observe_pass)
+        served.start(loop, self.metrics.observe_pass)
         self.current = served
         self.metrics.model.clear()
         self.metrics.model.labels(served.version).set(1)
@@ -200,14 +219,23 @@ class Models:
         self.log(f"serving {served.version}" + (f" in place of {old.version}" if old else ""))
 
     def load(self, current: str) -> ServedModel | None:
-        """Runs in a thread. The newest version, tested; None if that is `current`."""
-        config, registry = self.config, self.registry
-        loaded = load_champion(registry, config, current) if registry else load_file(config)
-        if loaded is None:
+        """Runs in a thread. The newest version, tested; None if that is `current`. A version that cannot be served is
+        downloaded again when one of its files changes, or after DAMAGED_PAUSE: memory may have been full."""
+        registry = self.registry
+        if not registry:
+            return load_file(self.config)
+        version = find_champion(registry, self.config)
+        if version == current:
             return None
-        served = ServedModel(*loaded, config)
-        served.try_out()
-        return served
+        file = version, *(storage.generation(registry.make_uri(version, name)) for name in (ONNX, VERSION_FILE))
+        known, when, why = self.failed
+        if file == known and time.monotonic() < when + DAMAGED_PAUSE:
+            raise DamagedError(why)
+        try:
+            return load_version(registry, self.config, version)
+        except DamagedError as error:
+            self.failed = file, time.monotonic(), str(error)
+            raise
 
     async def follow(self) -> None:
         """Looks for a newer version for ever. Logs errors and tries again."""

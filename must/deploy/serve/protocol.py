@@ -119,6 +119,8 @@ def from_json(data: Any, datatype: str, shape: list[int], where: str) -> np.ndar
             if datatype == "UINT8":
                 fits = values.dtype.kind in "iu" and (not values.size or (values.min() >= 0 and values.max() <= 255))
                 expect(fits, f"{where}: UINT8 takes whole numbers from 0 to 255")
+            nested = list(values.shape)
+            expect(len(nested) == 1 or nested == shape, f"{where}: its data are of shape {nested}, not {shape}")
             return values.astype(NUMPY_TYPES[datatype]).reshape(shape)
     except (ValueError, TypeError, OverflowError, FloatingPointError):
         raise Refused(400, f"{where}: its data do not make a {datatype} tensor of shape {shape}") from None

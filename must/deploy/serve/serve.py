@@ -22,7 +22,7 @@ from must.deploy.serve.models import Models
 
 logger = logging.getLogger(__name__)
 
-IDLE = 75  # seconds that an idle connection stays open: longer than in proxies and clients
+IDLE = 75  # seconds without a request, or for its head, after which a connection ends: longer than proxies keep one
 FILES = 65_536  # open files and connections, if the system allows so many
 BACKLOG = 128  # connections that wait to be accepted, at most
 LONGEST_HEAD = 64 * 1024  # bytes of a request line with its headers, or of the framing between two pieces of a body
@@ -77,8 +77,27 @@ async def serve_async(config: ServeConfig, listener: socket.socket) -> None:
 class Bounded(HttpToolsProtocol):
     """uvicorn's connections with limits against cheap requests that cost much: 400, or the connection is closed."""
 
+    waiting: asyncio.TimerHandle | None = None  # for the rest of a head
     unread = 0  # bytes since the end of the last head, or the last piece of a body
     chunks = body = 0  # of this request: number, bytes
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.wait_for_head()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self.wait_for_head(False)
+
+    def wait_for_head(self, begin: bool = True) -> None:
+        """uvicorn itself limits the time between two requests only."""
+        if self.waiting:
+            self.waiting.cancel()
+        self.waiting = self.loop.call_later(self.timeout_keep_alive, self.transport.close) if begin else None
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         self.unread += len(data)
@@ -92,6 +111,7 @@ class Bounded(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         check_limit(len(self.pipeline), MOST_PIPELINED)
+        self.wait_for_head(False)
         self.unread = self.chunks = self.body = 0
         super().on_headers_complete()
 

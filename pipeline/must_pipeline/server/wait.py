@@ -6,7 +6,6 @@ import time
 from typing import Any, NamedTuple
 
 from must.base import storage
-from must.base.exits import format_error
 from must.base.text import printable
 from must.runtime.summary import Summary, summarize
 from must_components.cluster import failures, is_refused
@@ -72,10 +71,7 @@ def get_run_with_retry(kfp: Kfp, run_id: str) -> Any:
         with api_errors(kfp.host):
             return kfp.runs.run_service_get_run(run_id)
 
-    def on_first(error: Exception) -> None:
-        say(f"no answer, retrying for {SERVER_TIMEOUT / 60:g} min: {format_error(error)}")
-
-    return storage.repeat(kfp.host, ask, timeout=SERVER_TIMEOUT, on_first=on_first)
+    return storage.repeat(kfp.host, ask, timeout=SERVER_TIMEOUT)
 
 
 def say(text: str) -> None:

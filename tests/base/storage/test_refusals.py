@@ -73,6 +73,18 @@ def test_a_refusal_is_one_line_whatever_was_called(monkeypatch, store, status, c
         assert message in refused(monkeypatch, store, status, code, call)
 
 
+@pytest.mark.parametrize("call", ["read", "write"])
+@pytest.mark.parametrize("store", ["gs", "s3", "az"])
+def test_a_store_that_is_waited_for_is_said_once_a_minute(monkeypatch, caplog, store, call):
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(retry, "SILENT", 0.05)
+    monkeypatch.setattr(retry.Waiting, "last", -retry.LINE_PAUSE)
+    for _ in range(2):
+        refused(monkeypatch, store, 503, "SlowDown", call, storage.TransientError, patience=0.2)
+    (line,) = caplog.messages
+    assert line.startswith(f"{store}://bucket/") and "no answer yet (" in line and "repeated for up to 0.2 s" in line
+
+
 @pytest.mark.parametrize("call", CALLS)
 def test_a_key_google_no_longer_knows_is_one_line(monkeypatch, tmp_path, call):
     """A key file whose key was withdrawn, as an expired login: the server of tokens refuses."""

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -24,7 +23,7 @@ from must.deploy.predict.images import classify
 from must.deploy.predict.session import ABSTENTION, Classified, OnnxClassifier, threshold
 from must.deploy.predict.writer import Options
 from must.evaluation.evaluate import evaluate
-from tests.common import one_line, read_csv
+from tests.common import one_line, read_csv, until
 from tests.data.image.test_cost import thin
 from tests.deploy.serve.server import running
 from tests.evaluation.digits import evaluation
@@ -175,25 +174,21 @@ def test_the_next_batch_is_read_meanwhile_but_not_that_of_a_stream(ahead):
 
 
 def test_after_an_error_no_other_image_is_read(monkeypatch):
-    """Reads that have begun end when those that have not are cancelled, so that no thread begins another one before."""
-    begun, cancelled = [], threading.Event()
-
-    class Pool(ThreadPoolExecutor):
-        def shutdown(self, wait=True, *, cancel_futures=False):
-            super().shutdown(wait=False, cancel_futures=cancel_futures)
-            cancelled.set()
-            super().shutdown(wait=wait)
+    """Nor are those waited for whose reading has begun."""
+    begun, raised, before = [], threading.Event(), {*threading.enumerate()}
 
     def read(number):
         begun.append(number)
         if number == 0:
             raise UnreachableError("gone")
-        cancelled.wait(60)
+        raised.wait()
         return None, "late"
 
-    monkeypatch.setattr("must.deploy.predict.images.ThreadPoolExecutor", lambda: Pool(3))
+    monkeypatch.setattr("must.deploy.predict.images.READERS", 3)
     with pytest.raises(UnreachableError):
         list(classify(Sevens(), ((str(n), n) for n in range(400)), read, Options(1, 0.0, 200)))
+    raised.set()
+    until(lambda: {*threading.enumerate()} <= before)
     assert len(begun) <= 1 + 3, "the one that failed, and one in each thread"
 
 

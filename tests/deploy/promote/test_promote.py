@@ -2,6 +2,8 @@
 are damaged or of another kind are refused in one line."""
 
 import hashlib
+import json
+import shlex
 from collections import Counter
 from dataclasses import replace
 
@@ -125,6 +127,46 @@ def test_a_champion_that_cannot_be_served_is_announced(registry, tmp_path, capsy
     assert f"can serve the champion, {served}, and not this model" in line and latest(registry).version == served
 
 
+def test_a_rollback_goes_to_a_champion_that_is_there_and_can_be_served(registry, tmp_path, capsys):
+    models = [make_bundle(tmp_path / str(seed), seed=seed) for seed in range(4)]
+    for seed in range(4):
+        make_onnx(tmp_path / f"onnx{seed}" / "model.onnx", seed=seed)
+    names = []
+    for seed, onnx in enumerate((True, True, False, True)):  # the third one has none
+        flags = ["--onnx", tmp_path / f"onnx{seed}"] if onnx else []
+        if not onnx:  # as before there were ONNX files: promotions refuse it
+            Registry(registry, "digits").add("bare", {"bundle/model.json": str(models[seed] / "model.json")}, {})
+            Registry(registry, "digits").set_champion("bare", "promoted")
+        else:
+            promote(registry, "--model", models[seed], *flags)
+        names.append(latest(registry).version)
+    before = latest(registry)
+    for flags in ([], ["--to", names[2]]):
+        line = refused(capsys, 2, registry, "--rollback", *flags)
+        assert line.endswith(f"it has no ONNX file; choose another with --to: {names[1]}, {names[0]}")
+    storage.delete(Registry(registry, "digits").make_uri(names[1], "version.json"))
+    line = refused(capsys, 2, registry, "--rollback", "--to", names[1])
+    assert line.endswith(f"{names[1]}: it was deleted; choose another with --to: {names[0]}")
+    assert latest(registry) == before
+    whole = storage.read_bytes(Registry(registry, "digits").make_uri(names[3], "version.json"))
+    storage.write_bytes(Registry(registry, "digits").make_uri(names[3], "version.json"), b"{")  # a reason to go back
+    promote(registry, "--rollback", "--to", names[0])
+    assert latest(registry).version == names[0]
+    storage.write_bytes(Registry(registry, "digits").make_uri(names[3], "version.json"), whole)
+    command = refused(capsys, 2, registry, "--rollback", "--to", names[3]).partition("to promote it again: must ")[2]
+    main(shlex.split(command))  # forward again
+    assert (latest(registry).version, latest(registry).previous) == (names[3], (names[0],))
+
+
+def test_the_last_fifty_champions_are_remembered_and_those_that_were_deleted_stay_so(registry, capsys):
+    place = Registry(registry, "digits")
+    for number in range(53):
+        place.set_champion(f"v{number}", "promoted")
+    assert latest(registry).previous == tuple(f"v{number}" for number in range(2, 52))
+    line = refused(capsys, 2, registry, "--rollback")
+    assert line.endswith("v51: it was deleted; there is no other one to go back to")
+
+
 def test_a_champion_that_had_come_back_is_left_for_the_one_before_its_return(registry, tmp_path):
     models = {name: make_bundle(tmp_path / name, seed=seed) for seed, name in enumerate("abc")}
     for name in "abac":
@@ -159,6 +201,24 @@ def test_of_rivals_that_finish_together_one_wins_and_the_others_say_so(registry,
     line = refused(capsys, 73, registry, "--model", make_bundle(tmp_path / "late", seed=9), "--champion", "none")
     assert "LATEST is r0000-" in line and "not empty, which this model" in line
     assert latest(registry).version and latest(registry).previous == ()
+
+
+def test_a_rollback_that_was_overtaken_says_so(registry, tmp_path, monkeypatch, capsys):
+    """By one that went further back, and a promotion of the same model again: LATEST is as before, and yet not."""
+    for name, seed in {"a": 0, "b": 1, "c": 2}.items():
+        promote(registry, "--model", make_bundle(tmp_path / name, seed=seed), "--version", name)
+    has = Registry.has
+
+    def be_overtaken(self, version):
+        monkeypatch.setattr(Registry, "has", has)
+        promote(registry, "--rollback", "--to", "a")
+        promote(registry, "--model", tmp_path / "c", "--version", "c")
+        capsys.readouterr()
+        return has(self, version)
+
+    monkeypatch.setattr(Registry, "has", be_overtaken)
+    assert "another run moved LATEST meanwhile" in refused(capsys, 73, registry, "--rollback")
+    assert (latest(registry).version, latest(registry).previous) == ("c", ("a",))
 
 
 @EVERYWHERE
@@ -250,7 +310,9 @@ def test_a_foreign_file_is_one_line(place, registry, tmp_path, capsys, text):
 
 def test_a_latest_that_is_damaged_is_deleted_and_a_version_promoted_again_as_its_line_says(place, registry, capsys):
     version = latest(registry).version
-    for damage in ("", DEEP, '{"version": "x"}'):
+    content = json.loads((place / "LATEST").read_text())
+    strays = (json.dumps(content | stray) for stray in ({"version": "../other"}, {"previous": ["/etc"]}))
+    for damage in ("", DEEP, '{"version": "x"}', *strays):
         (place / "LATEST").write_text(damage)
         line = refused(capsys, 2, registry, "--rollback")
         command = f"must promote --model {place}/VERSION/bundle --registry {place.parent} --name {place.name}"

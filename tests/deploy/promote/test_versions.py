@@ -7,6 +7,9 @@ import sys
 import pytest
 
 from must.base import storage
+from must.base.errors import TransientError
+from must.base.lock import LockLostError
+from must.deploy.promote import registry as registry_module
 from must.deploy.promote.registry import Registry
 from tests.deploy.promote.bundles import EVERYWHERE, at_once, latest, make_bundle, make_onnx, promote, refused
 
@@ -66,6 +69,28 @@ def test_a_promotion_killed_at_any_moment_is_completed_by_the_same_command(regis
         there = Registry(registry, "digits").make_uri(after.version, "onnx/model.onnx")
         assert storage.read_bytes(there) == (second / "model.onnx").read_bytes()
         assert len(Registry(registry, "digits").versions()) == 2
+
+
+def test_a_version_is_not_written_by_who_lost_its_lock_or_read_an_older_description(registry, tmp_path, monkeypatch):
+    place, copy = Registry(registry, "digits"), registry_module.copy
+    (tmp_path / "labels").write_text("cat")
+
+    def lose():
+        raise LockLostError("held by another")
+
+    with pytest.raises(LockLostError):
+        place.write("v", {"onnx/labels.txt": str(tmp_path / "labels")}, {}, lose)
+    assert not place.has("v")
+
+    def copy_beside_a_rival(source, target):
+        monkeypatch.setattr(registry_module, "copy", copy)
+        place.write("v", {}, {"by": "a rival"}, lambda: None)
+        return copy(source, target)
+
+    monkeypatch.setattr(registry_module, "copy", copy_beside_a_rival)
+    with pytest.raises(TransientError, match="another program wrote it at the same time; run again"):
+        place.add("v", {"onnx/labels.txt": str(tmp_path / "labels")}, {"by": "this"})
+    assert place.describe("v")["by"] == "a rival"
 
 
 def test_other_weights_never_get_a_name_that_is_taken(registry, tmp_path, capsys):

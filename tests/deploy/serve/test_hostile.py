@@ -3,13 +3,17 @@
 import base64
 import json
 import socket
+import threading
 import tracemalloc
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
+import uvicorn
+from starlette.responses import Response
 
 from benchmarks.image_cost import webp_animated
 from must.deploy.serve.protocol import Refused, from_json, parse_json
+from must.deploy.serve.serve import Bounded, listen
 from tests.common import until
 from tests.deploy.serve.server import SILENCE
 from tests.zoo import bomb, encoded, picture
@@ -79,6 +83,10 @@ BODIES = {  # the body, a part of the reason, the status if it is not 400
     "a long id": (request(image(), id="x" * 201), '"id" must be a short string'),
     "more images than allowed": (request(image(shape=[17], data=["AAAA"] * 17)), "16 a request", 413),
     "pictures that cost too much": (request(image(shape=[16], data=[ANIMATION] * 16)), "takes 64 a request", 413),
+    "pixels in another order than the shape": (
+        request(image(datatype="FP32", shape=[1, 3, 32, 32], data=[[[[0.5] * 3] * 32] * 32])),
+        "its data are of shape [1, 32, 32, 3], not [1, 3, 32, 32]",
+    ),
     "NaN": (request(image(datatype="FP32", shape=[1, 3, 32, 32], data=[float("nan")] * 3072)), "not finite", 422),
 }
 
@@ -106,6 +114,7 @@ def test_pictures_and_bodies(server, name):
         ("POST", "/classify?top_k=0", {}, 400, "top_k must be a whole number"),
         ("POST", "/classify?abstain=nan", {}, 400, "abstain must be from 0 to 1"),
         ("POST", "/classify?weights=1", {}, 400, "unknown parameter weights"),
+        ("POST", "/v2/models/digits/versions/7/infer", {}, 404, "version 7 is not served"),
         ("POST", INFER, {"Content-Encoding": "gzip"}, 415, "without compression"),
         ("POST", INFER, {"Inference-Header-Content-Length": "2"}, 400, "no binary tensors"),
     ],
@@ -190,6 +199,39 @@ def test_data_that_are_not_the_shapes_numbers_take_no_memory(name):
         assert refused.value.status == 400 and tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_file_that_curl_has_changed_is_told_so(server):
+    """`curl -d @photo.jpg` leaves out line breaks and zeros."""
+    changed = bytes(byte for byte in JPEG if byte not in b"\r\n\0")
+    form = {"Content_Type": "application/x-www-form-urlencoded"}  # as with --data-binary
+    assert (
+        "curl -d changes a file, --data-binary does not" in server.ask("POST", "/classify", changed, **form)[1]["error"]
+    )
+    assert server.ask("POST", "/classify", JPEG, **form)[0] == 200
+
+
+def test_connections_without_a_whole_head_end():
+    """Also those on which a request was answered; as many as may be open must not be all there are for ever."""
+
+    async def app(scope, receive, send):
+        await Response("answer")(scope, receive, send)
+
+    config = {"lifespan": "off", "log_config": None, "timeout_keep_alive": 1, "timeout_graceful_shutdown": 1}
+    server = uvicorn.Server(uvicorn.Config(app, http=Bounded, **config))
+    with listen("127.0.0.1", 0) as listener, ExitStack() as clients:
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        one = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+        for begun in (b"", b"G", one[:-3], one, one + b"GET /", one * 2 + one[:-3]):
+            client = clients.enter_context(socket.create_connection(listener.getsockname(), timeout=SILENCE))
+            client.sendall(begun)
+            found = b""
+            while data := client.recv(1 << 16):
+                found += data
+            assert found.count(b"HTTP/1.1 200") == begun.count(b"\r\n\r\n")
+        server.should_exit = True
+        thread.join()
 
 
 def test_clients_that_go_away(server, pictures):

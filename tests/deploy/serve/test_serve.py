@@ -68,7 +68,9 @@ def test_every_form_of_input_gives_the_same(server, pictures, exported, predicte
     body = {"inputs": [tensor], "parameters": {"top_k": 2}, "id": "mine"}
     if form == "uint8":
         body["outputs"] = [{"name": name} for name in ("class", "top_probability", "abstained", "probability")]
-    status, answer = server.ask("POST", INFER, json.dumps(body))
+    (version,) = server.ask("GET", "/v2/models/digits")[1]["versions"]
+    address = INFER if form == "uint8" else f"/v2/models/digits/versions/{version}/infer"
+    status, answer = server.ask("POST", address, json.dumps(body))
     assert status == 200 and answer["id"] == "mine" and answer["model_name"] == "digits"
     outputs = {output["name"]: output for output in answer["outputs"]}
     assert outputs["class"]["shape"] == [4, 2] and outputs["abstained"]["data"] == [False] * 4
@@ -88,13 +90,25 @@ def test_below_a_threshold_no_class_is_named(server, pictures, predicted):
     assert 0 < sum(row[0][1] < 0.9 for row in predicted[:20]) < 20, "the threshold divides the pictures"
 
 
+def test_no_client_fills_the_log(server, pictures):
+    for abstain in (-1, -1, 0.5):  # the model has no threshold of its own
+        status, answer = server.ask("POST", f"/classify?abstain={abstain}", pictures[0][1])
+        assert status == 200 and answer["class"]
+    assert not server.said("threshold")
+
+
 def test_what_it_says_of_itself(server):
     assert server.ask("GET", "/v2")[1]["name"] == "must-serve"
     _, described = server.ask("GET", "/v2/models/digits")
     (version,) = described["versions"]
     assert described["parameters"]["classes"][:2] == ["zero", "one"] and described["parameters"]["size"] == 32
-    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/digits/ready"):
+    with_version = f"/v2/models/digits/versions/{version}"
+    assert server.ask("GET", with_version)[1] == described
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2/models/digits/ready", f"{with_version}/ready"):
         assert server.ask("GET", path)[0] == 200
+    for path in ("/v2/models/digits/versions/7", "/v2/models/digits/versions/7/ready"):
+        status, answer = server.ask("GET", path)
+        assert status == 404 and answer["error"] == f"version 7 is not served; {version} is"
     text = server.ask("GET", "/metrics")[1].decode()
     assert f'must_model_info{{version="{version}"}} 1.0' in text
     assert "must_images_total" in text and "must_images_waiting 0.0" in text

@@ -1,18 +1,24 @@
 """The server's life: the next champion, a log that is full, a signal. No request is lost."""
 
+import asyncio
 import io
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
 from must.base import storage
 from must.base.console import Console
+from must.config import ServeConfig
+from must.deploy.serve.metrics import Metrics
+from must.deploy.serve.models import Models
 from tests.common import until
 from tests.deploy.serve.server import SILENCE, ask, running
 from tests.deploy.serve.versions import NAME, add_version, promote
@@ -69,6 +75,75 @@ def test_it_waits_for_the_first_champion_and_a_damaged_one_changes_nothing(bucke
         until(lambda: server.said("LATEST is damaged"), server.log)
         assert server.ask("POST", "/classify", pictures[0][1])[1]["version"] == "good"
         assert server.ask("GET", "/v2/health/ready")[0] == 200
+        assert b"must_model_swap_failures_total 0.0" not in server.ask("GET", "/metrics")[1]
+
+
+@contextmanager
+def models_of(registry):
+    """The function that lets the server's models look at the registry once, and its downloads so far."""
+    downloads, copy = [], storage.copy
+
+    def copy_and_note(uri, file, **options):
+        downloads.append(uri)
+        copy(uri, file, **options)
+
+    with asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "copy", copy_and_note)
+        models = Models(ServeConfig(registry=str(registry), name=NAME), Metrics())
+        yield models, lambda: runner.run(models.refresh()), downloads
+        if models.current:
+            models.current.queue.put(None)  # its thread ends
+
+
+def test_a_champion_that_cannot_be_served_is_downloaded_once(exported, tmp_path, monkeypatch):
+    registry = tmp_path / "registry"
+    file = registry / NAME / "other" / "onnx" / "model.onnx"
+    add_version(registry, exported, "good", tmp_path)
+    add_version(registry, exported, "other", tmp_path)
+    whole = file.read_bytes()
+    promote(registry, "good")
+    with models_of(registry) as (models, refresh, downloads):
+
+        def fail(downloaded):
+            with pytest.raises(ValueError, match="is not the file that was promoted: its checksum differs"):
+                refresh()
+            assert len(downloads) == downloaded and models.current.version == "good"
+
+        refresh()
+        promote(registry, "other")
+        for number, damage in enumerate((b"something else than was promoted", b"another damage"), 2):
+            file.write_bytes(damage)
+            for _ in range(3):
+                fail(downloaded=number)
+        monkeypatch.setattr("must.deploy.serve.models.DAMAGED_PAUSE", 0)  # after a while
+        fail(downloaded=4)
+        monkeypatch.undo()
+        file.write_bytes(whole)
+        refresh()
+        assert models.current.version == "other"
+
+
+def test_a_version_whose_onnx_file_is_of_another_model_is_not_served(exported, tmp_path):
+    registry = tmp_path / "registry"
+    add_version(registry, exported, "v1", tmp_path, weights=b"of another model")
+    promote(registry, "v1")
+    with models_of(registry) as (models, refresh, downloads):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="was exported from another model than the version's bundle"):
+                refresh()
+        assert models.current is None and len(downloads) == 1
+
+
+def test_a_model_that_was_replaced_ends(exported, tmp_path):
+    registry, before = tmp_path / "registry", {*threading.enumerate()}
+    with models_of(registry) as (models, refresh, _):
+        for version in ("v1", "v2", "v3"):
+            add_version(registry, exported, version, tmp_path)
+            promote(registry, version)
+            refresh()
+        until(lambda: sum(thread.name == "forward" for thread in {*threading.enumerate()} - before) == 1)
+        text = models.metrics.text().decode()
+        assert text.count("must_model_info{") == 1 and 'must_model_info{version="v3"} 1.0' in text
 
 
 def test_a_name_that_is_not_in_the_registry_is_told_those_that_are(exported, tmp_path):

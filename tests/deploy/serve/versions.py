@@ -8,12 +8,17 @@ from tests.deploy.predict.test_foreign import edited
 NAME = "digits"
 
 
-def add_version(registry, exported, version, folder, spoil=b""):
-    """Puts a version with its ONNX file into the registry; `spoil`: bytes that its file has instead of the model."""
+def add_version(registry, exported, version, folder, spoil=b"", weights=b""):
+    """Puts a version with its ONNX file into the registry; `spoil`: bytes that its file has instead of the model;
+    `weights`: of its bundle, if it has one."""
     classes = [f"{version}-{name}" for name in CLASSES]
     path = edited(folder / f"{version}.onnx", exported[1] / "model.onnx", classes=classes)
     place = Registry(str(registry), NAME)
-    place.add(version, {"onnx/model.onnx": str(path)}, {})
+    files = {"onnx/model.onnx": str(path)}
+    if weights:
+        (folder / "weights").write_bytes(weights)
+        files["bundle/model.safetensors"] = str(folder / "weights")
+    place.add(version, files, {})
     if spoil:
         storage.write_bytes(place.make_uri(version, "onnx", "model.onnx"), spoil)
 
