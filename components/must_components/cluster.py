@@ -20,7 +20,6 @@ from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.storage import is_transient, object_or_none
 from must.runtime.notes import Facts
-from must.runtime.places import WorkUri
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # a pod's token, certificate and namespace
 TIMEOUT = 30  # seconds
@@ -160,19 +159,11 @@ class Cluster:
         return workflow if status == 200 else None
 
 
-def check_inputs(facts: Facts, work_uri: str, *, server: dict[str, Any], runtime: str, **parameters: Any) -> str:
-    """The stage inputs: also checks whether the cluster would refuse a request of a later stage. `parameters`: the
-    run's."""
+def check_inputs(facts: Facts, work_uri: str, *, runtime: str, **parameters: Any) -> str:
+    """The stage inputs: also checks whether the cluster would refuse a TrainJob. `parameters`: the run's."""
     from must.runtime import inputs  # not in the image of the launcher
-    from must_components.serving import service
 
-    serve = parameters.get("serve", "none")
-    facts.then = "" if serve == "none" else "serve"
     result = inputs.check_inputs(parameters, work_uri)
-    registry = WorkUri(work_uri).registry(parameters.get("registry_uri", ""))
-    if serve == "apply":
-        service.require_reachable(registry, server)
-        service.apply(service.inference_service(registry, parameters["model_name"], server), dry=True)
     if runtime and (cluster := Cluster.of_this_pod()) is not None:
         cluster.check_trainer(runtime)
     facts.result = "as the stages take them"

@@ -33,11 +33,9 @@ def inputs(
     gate: str = "auto",
     gate_settings: dict = {},  # noqa: B006
     model_name: str = "model",
-    serve: str = "none",
     registry_uri: str = "",
     tensorboard_uri: str = "",
     answers: str = "",
-    server: dict = {},  # noqa: B006
     runtime: str = "",
 ) -> str:
     """Checks the run's parameters, its input files and the folders that it writes to, before a later stage would refuse
@@ -48,8 +46,7 @@ def inputs(
         "inputs", "must_components.cluster:check_inputs", run_id, work_uri, classes=classes, model=model,
         pretrained=pretrained, labels=labels, split=split, shard_settings=shard_settings, preset=preset, epochs=epochs,
         settings=settings, precision=precision, gate=gate, gate_settings=gate_settings, model_name=model_name,
-        serve=serve, registry_uri=registry_uri, tensorboard_uri=tensorboard_uri, answers=answers, server=server,
-        runtime=runtime,
+        registry_uri=registry_uri, tensorboard_uri=tensorboard_uri, answers=answers, runtime=runtime,
     )  # fmt: skip
 
 
@@ -293,8 +290,8 @@ def promote(
     registry_uri: str = "",
     champion: str = "none",
 ) -> str:
-    """Copies bundle and ONNX model, sets LATEST unless another run has changed it. `champion` is the version that the
-    model was compared with. Returns the version."""
+    """Copies bundle and ONNX model, sets LATEST unless another run has changed it; nothing, if the gate stopped the
+    model. `champion` is the version that the model was compared with. Returns the new version, or none."""
     from must.runtime.supervise import supervised
 
     facts = supervised(
@@ -302,31 +299,9 @@ def promote(
         details=details.path, decision=decision.path, registry_uri=registry_uri, model_name=model_name, key=key,
         champion=champion, output=promoted.path,
     )  # fmt: skip
-    promoted.metadata.update(facts | {"display_name": f"{model_name} {facts['version']}"})
-    return facts["version"]
-
-
-@dsl.component(base_image=SHARD, install_kfp_package=False)
-def serve(
-    work_uri: str,
-    run_id: str,
-    version: str,
-    service: dsl.Output[dsl.Artifact],
-    server: dict,
-    model_name: str,
-    registry_uri: str = "",
-    how: str = "write",
-) -> str:
-    """Writes a KServe InferenceService beside LATEST, and may apply it. `server`: settings of the server's pods, from
-    cluster.yaml. `how`: write, or apply (write and apply). Returns the manifest's URI."""
-    from must.runtime.supervise import supervised
-
-    written = supervised(
-        "serve", "must_components.serving.service:serve", run_id, work_uri, registry_uri=registry_uri,
-        model_name=model_name, how=how, server=server, output=service.path,
-    )  # fmt: skip
-    service.metadata.update(written | {"version": version})
-    return written["manifest"]
+    if facts:
+        promoted.metadata.update(facts | {"display_name": f"{model_name} {facts['version']}"})
+    return facts.get("version", "none")
 
 
 @dsl.component(base_image=SHARD, install_kfp_package=False)
@@ -350,6 +325,6 @@ def summary(
 
 
 @dsl.component(base_image=SHARD, install_kfp_package=False)
-def close(why: str) -> None:
-    """Prints why nothing follows: Kubeflow shows a group whose last step was skipped as running for ever."""
-    print(why)
+def close(what: str) -> None:
+    """Prints what the stage champion found, beside the group of stages that runs only if there is something new."""
+    print(what)

@@ -2,21 +2,16 @@
 
 It is called when a run is started and again by the run's first stage. It reads no files and needs no torch."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from must.base.parameters import require, require_settings, with_name
-from must.base.text import brief
 from must.config import ExportConfig, GateConfig, ShardConfig, TrainConfig
 from must.deploy.promote.registry import Registry
 from must.method.train.recipe import AUTO, published
 
 OF_SHARDING = ("source", "test_source", "labels", "split", "append", "output", "part")
 OF_TRAINING = ("shards", "index_sha256", "classifier", "output", "checkpoints", "preset", "model", "pretrained")
-SERVED = ("none", "write", "apply")  # the values of the parameter `serve`
-# A name in KServe: it makes a Service NAME-predictor, whose name may have 63 characters.
-SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]{0,51}[a-z0-9])?")
 
 
 def check_run(values: Mapping[str, Any]) -> None:
@@ -29,18 +24,6 @@ def check_run(values: Mapping[str, Any]) -> None:
     check_gate(values.get("gate", "auto"), values.get("gate_settings") or {})
     with_name("precision", ExportConfig, precision=values.get("precision", "fp32"))
     Registry("-", name)
-    serve = values.get("serve", "none")
-    require(serve in SERVED, f"serve must be one of {', '.join(SERVED)} (got {brief(serve)})")
-    if serve != "none":
-        check_service_name(name)
-
-
-def check_service_name(name: str) -> None:
-    require(
-        SERVICE_NAME.fullmatch(name) is not None,
-        f"model_name {name}: a service needs a name that Kubernetes takes: small letters, digits, '-', a letter first, "
-        "at most 53 characters",
-    )
 
 
 def check_training(values: Mapping[str, Any]) -> None:

@@ -34,7 +34,6 @@ class Facts:
     against: str = ""  # gate: the champion, in words
     reasons: list[str] = field(default_factory=list)  # gate: one line per rule
     version: str = ""  # promote: the new champion
-    then: str = ""  # inputs: the stage that must follow a promotion
     pod: str = ""  # why the stage's pod ended, as the cluster reports it
 
     def save(self) -> None:

@@ -239,14 +239,20 @@ def promote(
     facts: Facts, work_uri: str, *, bundle: str, onnx: str, details: str, decision: str, registry_uri: str,
     model_name: str, key: str, champion: str, output: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Promotes the model, records the decision for this data, and writes the version's metadata to `output`."""
+    """Promotes the model, records the decision for this data, and writes the version's metadata to `output`. If the
+    gate stopped the model, there is nothing to do, and the metadata is empty."""
+    decided = read_decision(decision)
+    if not decided.passed:
+        facts.result = "nothing is promoted" + ("" if champion == "none" else f": {champion} stays")
+        logger.info(facts.result)
+        return {}
     uri, metrics = WorkUri(work_uri).registry(registry_uri), storage.join(details, METRICS_FILE)
     latest: Latest = call(
         "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=uri, name=model_name,
         champion=champion,
     )  # fmt: skip
     registry = Registry(uri, model_name)
-    registry.decide(key, f"promoted as {latest.version}", read_decision(decision).reasons)
+    registry.decide(key, f"promoted as {latest.version}", decided.reasons)
     place = {"version": latest.version, "registry": registry.make_uri(latest.version)}
     metadata = place | model_metadata(bundle, details)
     Path(output).parent.mkdir(parents=True, exist_ok=True)

@@ -88,10 +88,8 @@ def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
         beside = failed.stage == "export" and headline  # `export` does not wait for the gate
         return Outcome(False, f"{headline}. {failure}" if beside else failure)
     if headline:
-        # After every gate comes `export`; after a promotion what the stage inputs found in the run's parameters.
-        due = facts.get("inputs", Facts()).then if "promote" in facts else "export" if "gate" in facts else ""
-        if due and due not in facts:
-            return Outcome(False, f"{headline}. Then broken off: {due} never started")
+        if "gate" in facts and "promote" not in facts:  # which also follows a gate that stopped the model
+            return Outcome(False, f"{headline}. Then broken off: promote never started")
         return Outcome(True, headline)
     if not notes and state in SUCCESS_STATES:
         return Outcome(True, "Run complete, but its stages could leave no notes")
@@ -115,8 +113,8 @@ def describe_decision(facts: dict[str, Facts]) -> str:
         return f"Kept zero-shot: no adaptation was better, so nothing is promoted; {gate.against}, stays"
     if promote.action == NOTHING_NEW:  # a repeated run made the same model
         return f"Nothing new: the model of this run, {promote.version}, is the champion already"
-    if "promote" in facts:
-        return f"Promoted {promote.version or 'the model'}{describe_gain(facts.get('evaluate', Facts()), gate)}"
+    if promote.version:
+        return f"Promoted {promote.version}{describe_gain(facts.get('evaluate', Facts()), gate)}"
     if gate.outcome == "stopped":
         why = [reason.removeprefix("STOP").strip() for reason in gate.reasons if reason.startswith("STOP")]
         return f"Not promoted: stopped by the gate{f' ({why[0]})' if why else ''}"
@@ -199,10 +197,6 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
     elif not good:
         summary.lines.append(Line("Why", BROKEN_OFF))
     if not good:
-        for note in notes:
-            if note.stage == "promote" and note.state == "done":  # `only_new` would find nothing new
-                hint = "go on with only_new false, which else ends the run early"
-                summary.lines.append(Line("Promoted all the same", f"{note.facts.version or 'the model'}; {hint}"))
         summary.lines.append(Line("Command to go on", again, command=True))
         if failed is not None and failed.facts.checkpoints:
             summary.lines.append(Line("Progress", describe_progress(failed.facts.checkpoints)))

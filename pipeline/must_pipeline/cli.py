@@ -5,7 +5,7 @@ import sys
 
 from must.base.console import attach
 from must.base.errors import MustError
-from must.base.exits import HELD, WRONG_INPUT, format_error
+from must.base.exits import HELD, INTERRUPTED, PREEMPTED, WRONG_INPUT, format_error
 from must.base.lock import HeldError
 
 COMMANDS = {
@@ -15,7 +15,7 @@ COMMANDS = {
     "run": ("run_local", "run the compiled pipeline on this machine"),
     "files": ("files", "copy the example files (clusters, schedule, accounts) to a folder"),
 }
-EXTRA = {"kfp": "pipeline", "kfp_server_api": "submit", "kubernetes": "pipeline", "docker": "dev"}  # package -> extra
+EXTRA = {"kfp": "pipeline", "kfp_server_api": "submit", "kubernetes": "pipeline"}  # package -> extra
 
 
 def main() -> None:
@@ -42,6 +42,9 @@ def call(command: str, *arguments: str) -> None:
     except BrokenPipeError:  # must-pipeline ... | head
         sys.stderr.close()
         raise SystemExit(1) from None
+    except KeyboardInterrupt as error:  # with the reason, if it was SIGTERM
+        print(f"{program}: {str(error) or 'interrupted'}; run the same command again", file=sys.stderr)
+        raise SystemExit(PREEMPTED if "SIGTERM" in str(error) else INTERRUPTED) from None
     except (ModuleNotFoundError, MustError, OSError) as error:
         message = format_error(error)
         if isinstance(error, ModuleNotFoundError):

@@ -13,7 +13,6 @@ from kfp import compiler
 
 from must.base.flags import OneLineParser
 from must.config import ExportConfig, GateConfig, ShardConfig
-from must.runtime.check import SERVED
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.rules import load_cluster, spot_warning
 from must_pipeline.dag import make_pipeline
@@ -51,7 +50,7 @@ def offer_choices(spec: dict[str, Any]) -> None:
 
 WIDTH: Final = 1_000  # characters of a line: shorter lines make the file a tenth larger
 CONFIGS: Final = {"gate": GateConfig, "labels": ShardConfig, "precision": ExportConfig}  # of these parameters
-CHOICES: Final = {name: get_args(get_type_hints(config)[name]) for name, config in CONFIGS.items()} | {"serve": SERVED}
+CHOICES: Final = {name: get_args(get_type_hints(config)[name]) for name, config in CONFIGS.items()}
 
 
 def main() -> None:

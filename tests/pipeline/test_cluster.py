@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from must_pipeline.cluster.config import Cluster
-from must_pipeline.cluster.placement import encode_nodes, encode_server
+from must_pipeline.cluster.placement import encode_nodes
 from must_pipeline.cluster.rules import load_cluster, spot_warning
 from must_pipeline.files import CLUSTER
 from must_pipeline.stages import STAGES
@@ -94,8 +94,7 @@ def test_what_all_pods_of_a_cluster_have(name):
         }  # fmt: skip
         own_tries = f"{retries.count},{retries.backoff},{retries.factor}"
         assert found.environment(stage)["MUST_RETRIES"] == own_tries
-    # What comes of these parameters: tests/components/test_serving.py and test_train_job.py.
-    assert found.constant("serve", "server") == encode_server(cluster)
+    # What comes of these parameters: tests/components/test_train_job.py.
     assert found.constant("train", "tensorboard_uri") == cluster.tensorboard
     if cluster.trains_in_trainjob:
         assert found.constant("train", "nodes") == encode_nodes(cluster)

@@ -45,10 +45,12 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
         "COMPLETE", "# Nothing new: the model of this run, r0007, is the champion already"),
     "promoted without labels": (done(*TRAINED, "promote", gate=PASSED, promote=R0007), "COMPLETE", "# Promoted r0007"),
     "stopped by the gate": (
-        done(*TRAINED, evaluate=MEASURED, gate={"outcome": "stopped", "reasons": ["ok  a", "STOP  too few images"]}),
+        done(*TRAINED, "promote", evaluate=MEASURED,
+             gate={"outcome": "stopped", "reasons": ["ok  a", "STOP  too few images"]}),
         "RUNNING", "# Not promoted: stopped by the gate (too few images)"),
     "kept zero-shot": (
-        done(*TRAINED, evaluate=MEASURED, gate={"outcome": "kept zero-shot", "against": "the champion, r0006"}),
+        done(*TRAINED, "promote", evaluate=MEASURED,
+             gate={"outcome": "kept zero-shot", "against": "the champion, r0006"}),
         "RUNNING", "# Kept zero-shot: no adaptation was better, so nothing is promoted; the champion, r0006, stays"),
     "kept zero-shot, as the first model of its name": (
         done(*TRAINED, "promote", gate={"outcome": "kept zero-shot"}, promote={"version": "r0001"}),
@@ -151,24 +153,8 @@ def test_the_page_names_the_report_and_links_to_it_where_its_store_has_pages(tmp
     assert f"- **{label}**: {uri}, or the output report of the stage evaluate\n- **Run**: 7\n" in page
 
 
-def test_a_run_that_fails_after_its_promotion_says_that_the_model_is_promoted_and_how_to_go_on(tmp_path):
-    before = done(*TRAINED, "promote", gate=PASSED, promote=R0007)
-    page = page_of(tmp_path, [*before, Note("serve", "failed", started=9, code=2)], "FAILED")
-    assert page.startswith("# Run failed: serve: ")
-    assert "Promoted all the same**: r0007" in page and r"only\_new false" in page
-
-
-def test_what_never_started_after_a_promotion_is_named(tmp_path):
-    before = done(*TRAINED, "promote", gate=PASSED, promote=R0007, inputs={"then": "serve"})
-    page = page_of(tmp_path, before)
-    first = page.splitlines()[0]
-    assert first.startswith("# Promoted r0007") and first.endswith("Then broken off: serve never started")
-    assert "Promoted all the same**: r0007" in page and "go on**: `again`" in page
-    assert "broken off" not in page_of(tmp_path, [*before, *done("serve")])
-
-
 @pytest.mark.parametrize("export, said", [
-    ([], "# Not promoted: stopped by the gate (too few images). Then broken off: export never started"),
+    ([], "# Not promoted: stopped by the gate (too few images). Then broken off: promote never started"),
     (
         [Note("export", "failed", started=9, code=2)],
         "# Not promoted: stopped by the gate (too few images). Run failed: export: the input is wrong",
@@ -179,7 +165,7 @@ def test_what_never_started_after_a_promotion_is_named(tmp_path):
     ),
 ], ids=["none", "failed", "stopped"])  # fmt: skip
 def test_an_export_beside_a_gate_that_stops_is_told_as_what_it_is(tmp_path, export, said):
-    notes = [note for note in WAYS["stopped by the gate"][0] if note.stage != "export"]
+    notes = [note for note in WAYS["stopped by the gate"][0] if note.stage not in ("export", "promote")]
     page = page_of(tmp_path, [*notes, *export])
     assert page.splitlines()[0] == said and "go on**: `again`" in page
 

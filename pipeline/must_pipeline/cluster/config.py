@@ -72,14 +72,6 @@ class Sharding:
 
 
 @dataclass(frozen=True)
-class Server:
-    replicas: int = 1
-    cpu: str = "1"
-    memory: str = "2Gi"
-    memory_limit: str = "4Gi"
-
-
-@dataclass(frozen=True)
 class Cluster:
     registry: str = ""
     tag: str = __version__
@@ -99,7 +91,6 @@ class Cluster:
     retries: Retries = field(default_factory=Retries)
     timeouts: dict[str, int] = field(default_factory=dict)
     shard: Sharding = field(default_factory=Sharding)
-    server: Server = field(default_factory=Server)
     training: Training = field(default_factory=Training)
     tensorboard: str = ""
 

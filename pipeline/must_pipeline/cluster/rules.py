@@ -10,8 +10,8 @@ from typing import Any
 
 from must.base.errors import UserError
 from must.base.parameters import convert_fields, read_mapping, require
+from must.base.storage import is_remote
 from must.base.text import did_you_mean
-from must_components.serving.service import is_reachable
 from must_pipeline.cluster.config import Cluster, Pool
 from must_pipeline.stages import IMAGES, STAGES
 
@@ -34,9 +34,9 @@ FORMS = (  # keys of cluster.yaml; the form of their value, or of NAME=VALUE; wh
     ("env.*", r"[A-Za-z_]\w*=(?s:.*)", "is no name of an environment variable"),
     ("credentials.variable env.*", r"(?!MUST_|PET_)(?s:.*)", "names that begin so are set by the pipeline"),
     ("credentials.secret volume.claim", r"[^.]*", "Kubeflow makes a volume's name of it, which cannot have dots"),
-    ("resources.*.cpu resources.*.cpu_limit server.cpu", r"\d+(\.\d+)?|\d+m", "expected 4, 0.5 or 500m"),
+    ("resources.*.cpu resources.*.cpu_limit", r"\d+(\.\d+)?|\d+m", "expected 4, 0.5 or 500m"),
     (
-        "shm resources.*.memory resources.*.memory_limit server.memory server.memory_limit",
+        "shm resources.*.memory resources.*.memory_limit",
         r"\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?",
         "expected an amount of memory, such as 16Gi",
     ),
@@ -49,7 +49,7 @@ FORMS = (  # keys of cluster.yaml; the form of their value, or of NAME=VALUE; wh
 )
 MAX_PODS = 500  # Argo keeps the state of all pods of a run in one object, which etcd limits to about a megabyte
 LEAST = {
-    "gpu.count": 0, "training.nodes": 1, "server.replicas": 1, "shard.pods": 1, "retries.count": 0,
+    "gpu.count": 0, "training.nodes": 1, "shard.pods": 1, "retries.count": 0,
     "retries.backoff": 0, "retries.factor": 1,
 }  # fmt: skip
 UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -109,7 +109,8 @@ def list_rules(cluster: Cluster) -> Iterator[tuple[bool, str]]:
     yield bool(volume.claim) == bool(volume.mount), "volume: claim and mount go together"
     kept = not cluster.tensorboard
     with suppress(UserError):  # an unknown scheme
-        kept = kept or is_reachable(cluster.tensorboard, volume.mount)
+        kept = kept or is_remote(cluster.tensorboard)
+        kept = kept or bool(volume.mount and f"{cluster.tensorboard}/".startswith(f"{volume.mount.rstrip('/')}/"))
     yield (
         kept,
         f"tensorboard '{cluster.tensorboard}': must be a bucket's URI or lie below volume.mount; a pod's own disk does "
@@ -127,13 +128,12 @@ def list_rules(cluster: Cluster) -> Iterator[tuple[bool, str]]:
             where, exists = f"{pool}.tolerations[{number}]", toleration.operator == "Exists"
             yield not (exists and toleration.value), f"{where}: operator Exists contradicts a value"
             yield exists or bool(toleration.key), f"{where}: without a key the operator must be Exists"
-    sizes: dict[str, Any] = {f"resources.{stage}": it for stage, it in cluster.resources.items()}
-    for where, it in (sizes | {"server": cluster.server}).items():
+    for stage, it in cluster.resources.items():
         for key in ("cpu", "memory"):
-            low, high = getattr(it, key), getattr(it, f"{key}_limit", "")
+            where, low, high = f"resources.{stage}.{key}", getattr(it, key), getattr(it, f"{key}_limit")
             yield (
                 not (low and high) or parse_quantity(low) <= parse_quantity(high),
-                f"{where}.{key} {low} contradicts {where}.{key}_limit {high}: a limit is never below the request",
+                f"{where} {low} contradicts {where}_limit {high}: a limit is never below the request",
             )
     shm = parse_quantity(cluster.shm) if cluster.shm else 0
     for stage, it in cluster.resources.items():
