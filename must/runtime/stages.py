@@ -18,7 +18,7 @@ from must.base.errors import UserError
 from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE
 from must.base.lock import RUN_ID
 from must.base.parameters import require
-from must.base.text import encoded
+from must.base.text import counted, encoded
 from must.data.format.index import load_index
 from must.deploy.promote.promote import version_name
 from must.deploy.promote.registry import Latest, Registry, is_version_of
@@ -228,6 +228,10 @@ def gate(
     if not result.passed:
         Registry(WorkUri(work_uri).registry(registry_uri), model_name).decide(key, "stopped", result.reasons)
         logger.info("the model is not promoted; it stays among this run's artifacts")
+    selection = read_metrics(metrics, "metrics").model.selection
+    if result.gate == "answers" and selection and (measured := selection.decisive):
+        value, low, high = (f"{100 * share:+.1f}" for share in measured.gain)
+        facts.gain = f"{value} points over zero-shot (95%: {low} to {high}, {counted(measured.answers, 'answer')})"
     facts.outcome = "kept zero-shot" if result.outcome == NOTHING_KEPT else "passed" if result.passed else "stopped"
     facts.reasons = result.reasons
     facts.result = f"{facts.outcome} ({result.gate}), compared with {against}"

@@ -62,7 +62,7 @@ FAILURE_KINDS = {  # kind: (headline, why)
 }
 BY_CODE = {WRONG_INPUT: "input", HELD: "held", PREEMPTED: "interrupted", KILLED: "killed", TIME_OVER: "time"}
 STATES = {"stopped": "stopped", "silent": "lost"}  # of a stage, in the table; else failed
-WITHOUT_REASON = ("stopped", "silent", "time", "killed")  # the last line of the log is not the reason
+WITHOUT_REASON = ("stopped", "silent", "time", "killed")  # what the stage said last is not the reason
 
 
 def name_failure(note: Note) -> str:
@@ -122,10 +122,11 @@ def describe_decision(facts: dict[str, Facts]) -> str:
 
 
 def describe_gain(evaluate: Facts, gate: Facts) -> str:
-    """The accuracies, if there are labels: of the model and of the champion, or else of the zero-shot model."""
+    """The gain by people's answers, if these decided; or the accuracies, if there are labels: of the model and of the
+    champion, or else of the zero-shot model."""
     before, who = (evaluate.before, "zero-shot") if gate.before is None else (gate.before, gate.against)
-    if evaluate.top1 is None:
-        return ""
+    if gate.gain or evaluate.top1 is None:
+        return gate.gain and f": {gate.gain}"
     return f": {evaluate.top1:.1%}" + (f", was {before:.1%} ({who})" if before is not None else "")
 
 
@@ -197,7 +198,11 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
     elif not good:
         summary.lines.append(Line("Why", BROKEN_OFF))
     if not good:
-        summary.lines.append(Line("Command to go on", again, command=True))
+        if summary.failure == "input":
+            text = f"correct the input first; then {again}, or, if a parameter was wrong, a run with another one"
+            summary.lines.append(Line("To go on", text))
+        else:
+            summary.lines.append(Line("Command to go on", again, command=True))
         if failed is not None and failed.facts.checkpoints:
             summary.lines.append(Line("Progress", describe_progress(failed.facts.checkpoints)))
         summary.lines += [Line("TrainJob", sentence) for sentence in more]
@@ -220,10 +225,13 @@ def write_page(summary: Summary, output: str) -> None:
 
 
 def explain_failure(note: Note) -> str:
-    """The reason, if there is one: the last line of the log without the command at its beginning, or the cluster's."""
-    kind = name_failure(note)
-    line = next((line.strip() for line in reversed(note.lines) if line.strip()), "")
-    reason = note.facts.pod if kind in WITHOUT_REASON else re.sub(r"^must [\w-]+: ", "", line)
+    """The reason, if there is one: what the stage said of its end, or the cluster's. It is never guessed from the log,
+    whose last line may be any library's."""
+    kind, reason = name_failure(note), note.facts.pod
+    if kind not in WITHOUT_REASON:
+        reason = note.error.text if note.error else ""
+        if note.error and kind == "error":  # a bug's message says little without its class
+            reason = ": ".join(filter(None, [note.error.kind, reason]))
     return " · ".join(filter(None, [reason, FAILURE_KINDS[kind][1].format(code=note.code)]))
 
 

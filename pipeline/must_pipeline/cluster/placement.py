@@ -8,6 +8,7 @@ from typing import Any
 import kfp
 from kfp import dsl, kubernetes
 
+from must.base.exits import ERROR_FILE
 from must.base.parameters import require
 from must.runtime.supervise import Policy
 from must_pipeline.cluster.config import Cluster, Resources, Toleration
@@ -17,6 +18,7 @@ from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
 KEY_FOLDER = "/var/secrets/google"
 EXTRA_SECONDS = 900  # by which Kubernetes' limit exceeds the stage's: to pull its image and to end
+TERMINATION_LOG = "/dev/termination-log"  # its content becomes a part of the pod's status, which the launcher reads
 REQUESTS = Resources(cpu="500m", memory="1Gi")  # requests of a stage that cluster.yaml does not mention
 
 
@@ -125,7 +127,7 @@ def encode_nodes(cluster: Cluster) -> dict[str, Any]:
     `mounts` of their container; `labels`; and what the TrainJob itself needs."""
     resources, pool = cluster.resources.get("train", Resources()), cluster.gpu if cluster.gpu.count else cluster.cpu
     volumes, mounts, environment = list[dict[str, Any]](), list[dict[str, Any]](), {"PYTHONUNBUFFERED": "1"}
-    environment |= cluster.env
+    environment |= {ERROR_FILE: TERMINATION_LOG} | cluster.env
 
     def mount(name: str, path: str, source: dict[str, Any]) -> None:
         volumes.append({"name": name, **source})
