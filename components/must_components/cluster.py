@@ -165,7 +165,7 @@ def check_inputs(facts: Facts, work_uri: str, *, runtime: str, **parameters: Any
     """The stage inputs: also checks whether the cluster would refuse a TrainJob. `parameters`: the run's."""
     from must.runtime import inputs  # not in the image of the launcher
 
-    result = inputs.check_inputs(parameters, work_uri)
+    result = inputs.check_inputs(parameters | {"work_uri": work_uri}, work_uri)
     if runtime and (cluster := Cluster.of_this_pod()) is not None:
         cluster.check_trainer(runtime)
     facts.result = "as the stages take them"

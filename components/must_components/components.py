@@ -20,34 +20,37 @@ TRAIN = f"must-train:{__version__}"  # torch with CUDA
 def inputs(
     work_uri: str,
     run_id: str,
+    source: str,
     classes: str,
     model: str,
     pretrained: str = "",
+    test_source: str = "",
     labels: str = "none",
     split: str = "train=1",
+    append: bool = False,
     shard_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
     preset: str = "",
     epochs: int = 0,
     settings: dict = {},  # noqa: B006
+    answers: str = "",
+    evaluate_split: str = "",
     precision: str = "fp32",
+    embeddings: bool = False,
     gate: str = "auto",
     gate_settings: dict = {},  # noqa: B006
-    model_name: str = "model",
     registry_uri: str = "",
+    model_name: str = "model",
+    only_new: bool = False,
     tensorboard_uri: str = "",
-    answers: str = "",
     runtime: str = "",
 ) -> str:
     """Checks the run's parameters, its input files and the folders that it writes to, before a later stage would refuse
     them. `runtime` is empty if training is not a TrainJob. Returns a sha256 of class file and model."""
+    parameters = dict(locals())
     from must.runtime.supervise import supervised
 
-    return supervised(
-        "inputs", "must_components.cluster:check_inputs", run_id, work_uri, classes=classes, model=model,
-        pretrained=pretrained, labels=labels, split=split, shard_settings=shard_settings, preset=preset, epochs=epochs,
-        settings=settings, precision=precision, gate=gate, gate_settings=gate_settings, model_name=model_name,
-        registry_uri=registry_uri, tensorboard_uri=tensorboard_uri, answers=answers, runtime=runtime,
-    )  # fmt: skip
+    run_id, work_uri = parameters.pop("run_id"), parameters.pop("work_uri")
+    return supervised("inputs", "must_components.cluster:check_inputs", run_id, work_uri, **parameters)
 
 
 @dsl.component(base_image=SHARD, install_kfp_package=False)
@@ -140,10 +143,11 @@ def champion(
     gate_settings: dict = {},  # noqa: B006
     evaluate_split: str = "",
     answers: str = "",
+    processes: int = 1,
 ) -> str:
-    """Reads the registry: the champion's version, or none, and its bundle; checks that the run can be evaluated. `key`
-    identifies the run's data, classes, settings, answers and gate; `split` is evaluated on. Returns train, or nothing
-    new."""
+    """Reads the registry: the champion's version, or none, and its bundle; checks that the run can train, with so many
+    processes, and be evaluated. `key` identifies the run's data, classes, settings, answers and gate; `split` is
+    evaluated on. Returns train, or nothing new."""
     from pathlib import Path
 
     from must.runtime.supervise import supervised
@@ -152,6 +156,7 @@ def champion(
         "champion", "must.runtime.stages:champion", run_id, work_uri, registry_uri=registry_uri, name=model_name,
         index_sha256=index_sha256, classifier=classifier.path, preset=preset, settings=settings, epochs=epochs,
         only_new=only_new, gate=gate, gate_settings=gate_settings, evaluate_split=evaluate_split, answers=answers,
+        processes=processes,
     )  # fmt: skip
     for path, name in ((version, "version"), (bundle_uri, "bundle"), (key, "key"), (split, "split")):
         Path(path).write_text(best[name])

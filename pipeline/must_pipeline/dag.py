@@ -83,28 +83,29 @@ def make_pipeline(cluster: Cluster) -> Any:
         run: dict[str, Any] = {"work_uri": work_uri, "run_id": run_id}
         with dsl.ExitHandler(add("summary", **run), name="stages"):
             names = {"classes": classes, "model": model, "pretrained": pretrained, **run}
-            recipe: dict[str, Any] = {"preset": preset, "settings": settings, "epochs": epochs}
-            registry = {"registry_uri": registry_uri, "model_name": model_name}
-            inputs = add(
-                "inputs", labels=labels, split=split, shard_settings=shard_settings, precision=precision, gate=gate,
-                gate_settings=gate_settings, tensorboard_uri=cluster.tensorboard, answers=answers,
-                runtime=cluster.training.runtime if cluster.trains_in_trainjob else "", **registry,
-                **names, **recipe,
-            )  # fmt: skip
-            weights = add("classifier", fingerprint=inputs.output, **names).outputs["weights"]
             images: dict[str, Any] = {
                 "source": source, "test_source": test_source, "labels": labels, "split": split, "append": append,
-                "settings": shard_settings, **run,
             }  # fmt: skip
+            recipe: dict[str, Any] = {"preset": preset, "settings": settings, "epochs": epochs}
+            registry = {"registry_uri": registry_uri, "model_name": model_name}
+            rules: dict[str, Any] = {"gate": gate, "gate_settings": gate_settings}
+            graph: dict[str, Any] = {"precision": precision, "embeddings": embeddings}
+            decided: dict[str, Any] = {"evaluate_split": evaluate_split, "answers": answers, "only_new": only_new}
+            inputs = add(
+                "inputs", shard_settings=shard_settings, tensorboard_uri=cluster.tensorboard,
+                runtime=cluster.training.runtime if cluster.trains_in_trainjob else "",
+                **names, **images, **recipe, **registry, **rules, **graph, **decided,
+            )  # fmt: skip
+            weights = add("classifier", fingerprint=inputs.output, **names).outputs["weights"]
+            images |= {"settings": shard_settings, **run}
             previous = inputs
             if cluster.shard.pods > 1:
                 with dsl.ParallelFor(list_parts(cluster.shard.pods), name="shard parts") as part:
                     previous = add("shard", "shard_part", "shard part", inputs, part=part, **images)
             index_sha256 = add("shard", after=previous, **images).outputs["Output"]
             champion = add(
-                "champion", index_sha256=index_sha256, classifier=weights, only_new=only_new, gate=gate,
-                gate_settings=gate_settings, evaluate_split=evaluate_split, answers=answers, **run, **registry,
-                **recipe,
+                "champion", index_sha256=index_sha256, classifier=weights, processes=cluster.training_processes, **run,
+                **recipe, **registry, **rules, **decided,
             ).outputs  # fmt: skip
             shards = {"index_sha256": index_sha256, **run}
             with dsl.If(champion["Output"] == "train", name="something new"):
@@ -120,12 +121,10 @@ def make_pipeline(cluster: Cluster) -> Any:
                 ]
                 judged = {"bundle": bundle, "details": details, "key": champion["key"], "champion": champion["version"]}
                 decision = add(
-                    "gate", champion_uri=champion["bundle_uri"], split=champion["split"], gate=gate,
-                    gate_settings=gate_settings, **judged, **run, **registry,
+                    "gate", champion_uri=champion["bundle_uri"], split=champion["split"], **rules, **judged, **run,
+                    **registry,
                 ).outputs  # fmt: skip
-                onnx = add(
-                    "export", bundle=bundle, details=details, precision=precision, embeddings=embeddings, **shards
-                ).outputs["onnx"]
+                onnx = add("export", bundle=bundle, details=details, **graph, **shards).outputs["onnx"]
                 add("promote", onnx=onnx, decision=decision["decision"], **judged, **run, **registry)
             # Kubeflow marks a group as complete when a task in it ends, which none does after a skipped group.
             add("close", what=champion["Output"])

@@ -12,6 +12,7 @@ import yaml
 
 from must.base.lock import locked
 from must.deploy.promote.registry import Registry
+from must.runtime.summary import escape
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.run_local import COLOR, RUN_LOCK, StageOutput
 from must_pipeline.stages import STAGES
@@ -150,11 +151,13 @@ def test_new_images_are_appended_and_a_model_that_the_gate_stops_leaves_the_cham
 
 
 def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
-    run = Run(demo[1] | {"model": "ViT-B-17"}, tmp_path / "run")
+    run = Run(demo[1] | {"source": f"{tmp_path}/nowhere"}, tmp_path / "run")
     assert run.code == 2
-    assert "must inputs: " in run.log and "ViT-B-17" in run.log
+    why = f"source {tmp_path}/nowhere: there is no such folder or file"
+    assert f"must inputs: {why}\n" in run.log
     assert "the stage 'inputs' failed" in run.error and "Traceback" not in run.error
     page = run.artifacts["run_summary"].read_text()
-    assert page.startswith("# Run failed: inputs: the input is wrong\n") and "wrong input (exit code 2)" in page
+    assert page.startswith("# Run failed: inputs: the input is wrong\n")
+    assert f"**Why**: {escape(why)} · wrong input (exit code 2)" in page
     assert "shard" not in run.stages  # before an image is read
     assert "run_local.py --parameters" in page and "must inputs: " in page.split("```")[1]

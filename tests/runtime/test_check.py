@@ -40,7 +40,8 @@ RIGHT = [
     {},
     {"settings": {"lr": 1e-5, "batch-size": 64}, "preset": "digits", "model": "gs://b/model", "epochs": 3},
     {"preset": "imagenet", "model": "ViT-B-16-quickgelu"},
-    {"gate": "labelled", "gate_settings": {"min_gain": 0.01, "min_images": 50}},
+    {"gate": "labelled", "gate_settings": {"min_gain": 0.01, "min_images": 50}, "labels": "folder"},
+    {"gate": "labelled", "append": True},  # the shards that are there may have labels
     {"gate": "none", "register": "mlflow", "model_name": "cats.v2"},
     {"shard_settings": {"max_rejected": 0.05, "workers": 2}, "split": "train=0.9,test=0.1", "labels": "folder"},
 ]

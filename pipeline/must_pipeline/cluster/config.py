@@ -103,5 +103,13 @@ class Cluster:
     def trains_in_trainjob(self) -> bool:
         return self.training.nodes > 1 or self.training.as_ == "trainjob"
 
+    @property
+    def training_processes(self) -> int:
+        """Of all nodes together."""
+        gpus = self.gpu.count if self.trains_in_trainjob or self.uses_gpu("train") else 0
+        return self.training.nodes * (
+            max(1, gpus) if self.training.processes == "auto" else int(self.training.processes)
+        )
+
     def uses_gpu(self, stage: str) -> bool:
         return self.gpu.count > 0 and stage in self.gpu.stages

@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -77,11 +78,23 @@ class Kfp:
             configuration.refresh_api_key_hook = self.token.refresh
         name, _, value = (options.header or "").partition("=")
         client = JsonClient(configuration, header_name=name or None, header_value=value, cookie=options.cookie)
-        self.pipelines = api.PipelineServiceApi(client)
+        self.client, self.pipelines = client, api.PipelineServiceApi(client)
         self.uploads = api.PipelineUploadServiceApi(client)
         self.experiments = api.ExperimentServiceApi(client)
         self.runs = api.RunServiceApi(client)
         self.recurring = api.RecurringRunServiceApi(client)
+
+    def version(self) -> str:
+        """The version of Kubeflow Pipelines, such as 2.17.0; '' if it does not tell. The client's own model leaves it
+        out; the server of Kubeflow's page, which may stand in front of the API's, has another name for it."""
+        answer: dict[str, Any] = {}
+        with suppress(UserError), api_errors(self.host):
+            path = "/apis/v2beta1/healthz"
+            answer = self.client.call_api(
+                path, "GET", response_type="object", auth_settings=["Bearer"], _return_http_data_only=True
+            )
+        tag = re.match(r"v?(\d+\.\d+[\w.-]*)", str(answer.get("tag_name") or answer.get("apiServerTagName")))
+        return tag[1] if tag else ""
 
     def upload(self, file: Path, name: str) -> tuple[str, str, bool]:
         """The ids of the pipeline and of its newest version, which has this file's content, and whether it is new. A
