@@ -1,8 +1,8 @@
 """The pipeline's stages, one function each. Each runs in its own process (supervise.py).
 
-A component passes the function itself to `supervised`, so that a type checker can check the arguments. A function gets
-the stage's Facts, which it fills; it raises the library's exceptions and returns a JSON value. A stage without special
-facts needs no function here: `library` runs it."""
+A component names the function to `supervised`, which imports it in the other process; tests/components/test_calls.py
+compares the arguments. A function gets the stage's Facts, which it fills; it raises the library's exceptions and
+returns a JSON value. A stage without special facts needs no function here: `library` runs it."""
 
 import hashlib
 import json

@@ -7,6 +7,7 @@ from must.base.console import attach
 from must.base.errors import MustError
 from must.base.exits import HELD, INTERRUPTED, PREEMPTED, WRONG_INPUT, format_error
 from must.base.lock import HeldError
+from must_pipeline.arguments import parse
 
 COMMANDS = {
     "compile": ("compile", "compile the pipeline for a cluster"),
@@ -37,7 +38,8 @@ def call(command: str, *arguments: str) -> None:
     program = sys.argv[0].rpartition("/")[2]
     sys.argv[1:1] = arguments
     try:
-        importlib.import_module(f"must_pipeline.{COMMANDS[command][0]}").main()
+        options = parse(command)
+        importlib.import_module(f"must_pipeline.{COMMANDS[command][0]}").main(options)
         sys.stdout.flush()
     except BrokenPipeError:  # must-pipeline ... | head
         sys.stderr.close()

@@ -126,7 +126,7 @@ def make_pipeline(cluster: Cluster) -> Any:
                 ).outputs  # fmt: skip
                 onnx = add("export", bundle=bundle, details=details, **graph, **shards).outputs["onnx"]
                 add("promote", onnx=onnx, decision=decision["decision"], **judged, **run, **registry)
-            # Kubeflow marks a group as complete when a task in it ends, which none does after a skipped group.
+            # Kubeflow marks a group as complete when a task in it ends, which none would do after the skipped group.
             add("close", what=champion["Output"])
 
     return must_pipeline

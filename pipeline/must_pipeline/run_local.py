@@ -1,8 +1,6 @@
-"""Runs the compiled DAG on this machine: must-pipeline run --parameters FILE.yaml --output FOLDER.
+"""Runs the compiled DAG on this machine, each stage as a subprocess of this interpreter: must-pipeline run."""
 
-Every stage is the same component as on a cluster, and runs as a subprocess of this interpreter. The parameters file
-holds the pipeline's parameters (docs/reference/pipeline.md)."""
-
+import argparse
 import contextlib
 import io
 import json
@@ -24,12 +22,11 @@ import must_components
 from must.base.errors import UserError
 from must.base.exits import BUG, handling
 from must.base.files import METRICS_FILE, ONNX_FILE, REPORT_FILE
-from must.base.flags import OneLineParser
 from must.base.lock import Kind, locked
 from must.base.parameters import read_mapping
 from must.evaluation.result import read_metrics
 from must.evaluation.table import text_table
-from must_pipeline.files import COMPILED, documents, nearest
+from must_pipeline.files import documents
 from must_pipeline.server.parameters import check_parameters
 
 # For PYTHONPATH: the stages import must from here, so it need not be installed.
@@ -40,15 +37,7 @@ LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} - (INFO|ERROR|WARNING) - (.*)")
 RUN_LOCK = Kind("must-pipeline run", "--output", ".run.lock")
 
 
-def main() -> None:
-    parser = OneLineParser(description=__doc__)
-    parser.add_argument("--parameters", type=Path, required=True, help="YAML file with the pipeline's parameters")
-    parser.add_argument("--output", type=Path, required=True, help="folder for shards, checkpoints and artifacts")
-    parser.add_argument(
-        "--pipeline", type=Path, default=nearest(COMPILED), help="the compiled pipeline [must_pipeline.yaml]"
-    )
-    parser.add_argument("--verbose", action="store_true", help="show the runner's own log, too")
-    options = parser.parse_args()
+def main(options: argparse.Namespace) -> None:
     started = time.monotonic()
     os.environ["MUST_RUN_AGAIN"] = restart_command()  # for the summary of a run that failed
     values = read_mapping(options.parameters, f"--parameters {options.parameters}")

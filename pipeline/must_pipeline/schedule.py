@@ -1,23 +1,15 @@
-"""Scheduled retraining.
+"""Scheduled retraining: must-pipeline schedule."""
 
-    must-pipeline schedule apply schedule.yaml     make it, or bring it up to date
-    must-pipeline schedule list
-    must-pipeline schedule pause|resume|delete NAME
-
-A schedule is identified by its name: applying the same file again changes nothing. Each run uses the newest version of
-the pipeline (before Pipelines 2.17: the one that was applied), one run at a time, and missed runs are not repeated."""
-
+import argparse
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from must.base.errors import UserError
-from must.base.flags import OneLineParser
 from must.base.parameters import convert_fields, read_mapping, require
 from must_pipeline import DESCRIPTION
-from must_pipeline.files import COMPILED, nearest
-from must_pipeline.server.api import Kfp, add_arguments, api, api_errors
+from must_pipeline.server.api import Kfp, api, api_errors
 from must_pipeline.server.parameters import check_parameters
 from must_pipeline.server.wait import OVER
 
@@ -34,15 +26,7 @@ class Schedule:
     parameters: dict[str, Any] = field(default_factory=dict)
 
 
-def main() -> None:
-    parser = OneLineParser(description=__doc__)
-    parser.add_argument("action", choices=("apply", "list", "pause", "resume", "delete"))
-    parser.add_argument("what", nargs="?", metavar="FILE|NAME", help="apply: the schedule's file; else its name")
-    parser.add_argument(
-        "--pipeline", type=Path, default=nearest(COMPILED), help="the compiled pipeline [must_pipeline.yaml]"
-    )
-    add_arguments(parser)
-    options = parser.parse_args()
+def main(options: argparse.Namespace) -> None:
     if options.action != "list" and not options.what:
         raise UserError(f"{options.action}: {'which file' if options.action == 'apply' else 'which schedule'}?")
     if options.action == "apply":

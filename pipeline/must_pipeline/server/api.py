@@ -19,9 +19,8 @@ from must.base.storage import is_transient, object_or_none
 from must.base.text import one_line
 from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.rules import load_cluster
-from must_pipeline.files import CLUSTER, nearest
 
-__all__ = ["Kfp", "add_arguments", "api", "api_errors"]
+__all__ = ["Kfp", "api", "api_errors"]
 
 POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # a pod's token, if its spec projects one
 SECOND = 1.1  # Kubeflow's times are whole seconds: of two versions of one second, either may count as the newest
@@ -37,24 +36,6 @@ LOGIN = (
     "log in with one of: $KFP_TOKEN or --token-file (a bearer token), --iap-client-id, "
     "--cookie NAME=VALUE or $KFP_COOKIE (an OIDC session), --header NAME=VALUE"
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="namespace and account [cluster.yaml]")
-    group = parser.add_argument_group(
-        "the URL of Kubeflow Pipelines, and the credentials",
-        "Inside a pod the projected service account token is found by itself.",
-    )
-    host = os.environ.get("KFP_HOST", "")
-    group.add_argument(
-        "--host", default=host, metavar="URL", help="such as https://kf.example.com/pipeline [$KFP_HOST]"
-    )
-    group.add_argument("--token-file", type=Path, metavar="FILE", help="a bearer token; or set $KFP_TOKEN")
-    group.add_argument("--iap-client-id", metavar="ID", help="get a Google identity token for this IAP client")
-    group.add_argument("--cookie", default=os.environ.get("KFP_COOKIE"), help="an OIDC session's cookie [$KFP_COOKIE]")
-    group.add_argument("--header", metavar="NAME=VALUE", help="a header that a proxy in front asks for")
-    group.add_argument("--ca-cert", type=Path, metavar="FILE", help="certificates to trust")
-    group.add_argument("--namespace", metavar="NAME", help="the profile; cluster.yaml's otherwise")
 
 
 class Kfp:
