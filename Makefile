@@ -141,7 +141,7 @@ pictures: setup  ## Generate docs/pictures from the demo (needs Chromium)
 	@$(BIN)/python docs/pictures.py --demo $(DEMO) --output docs/pictures
 
 # -- releases (CONTRIBUTING.md) -----------------------------------------------------------------------------------------
-VERSION_FILES := must/__init__.py CITATION.cff pipeline/cluster.yaml pipeline/clusters/*.yaml docs/kubeflow.md docs/containers.md docs/gke.md
+VERSION_FILES := must/__init__.py CITATION.cff pipeline/cluster.yaml pipeline/clusters/*.yaml docs/kubeflow.md docs/containers.md docs/gke.md deploy/inference-service.yaml
 .PHONY: version
 version:  ## Print the version, or set it everywhere (TO=0.2.0)
 ifdef TO
@@ -180,7 +180,7 @@ push: images  ## Push the images to REGISTRY
 	@for image in $(IMAGES); do $(ENGINE) push $(PREFIX)$$image:$(TAG) || exit 1; done
 
 .PHONY: test-containers
-test-containers: setup images  ## Build the images and test them, alone and as a pipeline
+test-containers: setup images  ## Build the images and test them
 	@$(BIN)/python -m pytest $(PYTEST) -m containers tests/containers
 
 .PHONY: sbom

@@ -1,5 +1,6 @@
 """Stages that end in every way, for runtime/test_supervise.py: what they do is told by a file in the work folder."""
 
+import atexit
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 from must.base import storage
+from must.base.errors import UserError
 from must.base.storage import UnreachableError
 
 
@@ -35,6 +37,9 @@ def end(how):
         time.sleep(60)
     if how == "store":
         raise UnreachableError("gs://b/x: the server could not be reached for 300 s")
+    if how == "input":
+        atexit.register(os.system, "echo nanobind: leaked 5 instances! >&2; echo See https://a.library >&2")
+        raise UserError("gs://b/x: no such file; write it")
     if how == "bug":
         raise RuntimeError("NCCL error: remote process exited")
     raise SystemExit(int(how))

@@ -91,12 +91,18 @@ NO_TORCH = (  # not in any function either
 )  # fmt: skip
 
 
-def module_of(path):
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def find_modules(home, package):
+    """Module -> its file."""
+    found = {}
+    for path in sorted((home / package).rglob("*.py")):
+        parts = path.relative_to(home).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
 
 
-MODULES = {module_of(path): path for path in sorted((ROOT / "must").rglob("*.py"))}
+MODULES = find_modules(ROOT, "must")
+WHEEL = ("must", "must_components", "must_pipeline")  # each imports only those before it
+EVERY = MODULES | find_modules(ROOT / "components", WHEEL[1]) | find_modules(ROOT / "pipeline", WHEEL[2])
 
 
 def imports(path):
@@ -107,12 +113,12 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
             for name in (f"{node.module}.{alias.name}" for alias in node.names):
-                yield name if name in MODULES else node.module
+                yield name if name in EVERY else node.module
 
 
 @cache
 def graph():
-    return {module: {name for name in imports(path) if name != module} for module, path in MODULES.items()}
+    return {module: {name for name in imports(path) if name != module} for module, path in EVERY.items()}
 
 
 def package_of(module):
@@ -126,10 +132,9 @@ def unit_of(module):
 
 def dependencies():
     """(importing module, imported module), but for those of `must` itself and of its program."""
-    for module, names in graph().items():
-        for name in names & MODULES.keys() - {"must"}:
-            if module not in ("must", "must.__main__"):
-                yield module, name
+    for module in MODULES.keys() - {"must", "must.__main__"}:
+        for name in graph()[module] & MODULES.keys() - {"must"}:
+            yield module, name
 
 
 def reachable(module):
@@ -173,7 +178,7 @@ def test_the_units_of_a_package_import_what_its_plan_allows(package):
 
 
 def test_no_cycle_between_modules():
-    TopologicalSorter({module: names & MODULES.keys() for module, names in graph().items()}).prepare()
+    TopologicalSorter({module: names & EVERY.keys() for module, names in graph().items()}).prepare()
 
 
 @pytest.mark.parametrize("part", NO_TORCH)
@@ -185,8 +190,16 @@ def test_torch_is_out_of_reach(part):
 
 
 def test_the_library_does_not_import_the_platform():
-    platform = {"kfp", "kubernetes", "kubeflow", "must_components", "must_pipeline"}
-    assert not [(module, name) for module, names in graph().items() for name in names if name.split(".")[0] in platform]
+    platform = {"kfp", "kfp_server_api", "kubernetes", "kubeflow"}
+    found = [(module, name) for module in MODULES for name in graph()[module] if name.split(".")[0] in platform]
+    assert not found
+
+
+def test_the_library_the_components_and_the_pipeline_import_downwards():
+    ranks = {package: rank for rank, package in enumerate(WHEEL)}
+    found = [(module, name) for module, names in graph().items() for name in names]
+    up = [(a, b) for a, b in found if ranks.get(b.split(".")[0], -1) > ranks[a.split(".")[0]]]
+    assert len(EVERY) > len(MODULES) and not up
 
 
 def test_a_package_has_a_docstring():

@@ -20,11 +20,11 @@ from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.storage import is_transient, object_or_none
 from must.runtime.notes import Facts
-from must.runtime.places import WorkUri
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # a pod's token, certificate and namespace
 TIMEOUT = 30  # seconds
-TRAINER = "trainer.kubeflow.org"
+TRAINER, JOBSET = "trainer.kubeflow.org", "jobset.x-k8s.io"
+ROLE = "give it the role in deploy/trainjobs.yaml"
 RUN = "pipeline/runid"  # label: the run whose TrainJob it is; nothing deletes or follows a job of another run
 
 
@@ -65,19 +65,17 @@ class Cluster:
             raise TransientError(f"the API server of Kubernetes does not answer ({type(error).__name__})") from None
 
     def check_trainer(self, runtime: str) -> None:
-        """Raises ValueError: the training runtime does not exist, or no permission to create TrainJobs."""
+        """Raises ValueError: the training runtime does not exist, or a permission of the launcher is missing."""
         self.runtime_kind(runtime)
-        attributes = {"namespace": self.namespace, "group": TRAINER, "resource": "trainjobs", "verb": "create"}
-        review = {
-            "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": attributes},
-        }  # fmt: skip
-        status, response = self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
-        require(
-            status >= 400 or bool(response.get("status", {}).get("allowed")),  # a cluster may not answer the question
-            f"train: the service account may not create TrainJobs in {self.namespace}; give it the role in "
-            "deploy/trainjobs.yaml",
-        )
+        for group, kind, verb in ((TRAINER, "TrainJobs", "create"), (JOBSET, "JobSets", "get")):
+            attributes = {"namespace": self.namespace, "group": group, "resource": kind.lower(), "verb": verb}
+            review = {
+                "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+                "spec": {"resourceAttributes": attributes},
+            }  # fmt: skip
+            status, response = self.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
+            allowed = status >= 400 or response.get("status", {}).get("allowed")  # it may not answer the question
+            require(bool(allowed), f"train: the service account may not {verb} {kind} in {self.namespace}; {ROLE}")
 
     def runtime_kind(self, runtime: str) -> str:
         """TrainingRuntime or ClusterTrainingRuntime: the one of this name that is there."""
@@ -89,8 +87,7 @@ class Cluster:
             return "ClusterTrainingRuntime"
         require(
             status not in (401, 403),
-            f"train: the service account may not read training runtimes in {self.namespace}; give it the role in "
-            "deploy/trainjobs.yaml",
+            f"train: the service account may not read training runtimes in {self.namespace}; {ROLE}",
         )
         raise UserError(
             f"train: there is no training runtime {runtime} in {self.namespace}: is Kubeflow Trainer 2 installed, and "
@@ -101,12 +98,10 @@ class Cluster:
         """Of a TrainJob, or of all of them."""
         return f"/apis/{TRAINER}/v1alpha1/namespaces/{self.namespace}/trainjobs" + (f"/{name}" if name else "")
 
-    def delete_job(self, job: dict[str, Any], propagation: str) -> int:
-        """Deletes this TrainJob, not a newer one of the same name; returns the HTTP status.
-
-        `propagation`: Foreground: it exists until its pods have ended. Background: it is gone at once; while a running
-        job is deleted in the foreground, Trainer 2.3 creates its JobSet again."""
-        options = {"propagationPolicy": propagation, "preconditions": {"uid": job["metadata"]["uid"]}}
+    def delete_job(self, job: dict[str, Any]) -> int:
+        """Deletes this TrainJob, not a newer one of the same name; returns the HTTP status. It is gone at once, its
+        JobSet and pods later: as long as there is a job that is not complete, Trainer 2.3 makes its JobSet again."""
+        options = {"propagationPolicy": "Background", "preconditions": {"uid": job["metadata"]["uid"]}}
         status, _ = self.request("DELETE", self.job_path(job["metadata"]["name"]), options)
         return status
 
@@ -116,10 +111,16 @@ class Cluster:
         if status == 200:
             if (owner := (job["metadata"].get("labels") or {}).get(RUN, "")) != run_id:
                 return f"belongs to the run {owner or '(no label)'} and was not deleted"
-            status = self.delete_job(job, "Background")
+            status = self.delete_job(job)
         if status < 400 or status in (404, 409):
             return "was deleted; its checkpoints stay"
         return f"still runs ({status}): kubectl delete trainjob {name} -n {self.namespace}"
+
+    def has_remains(self, job: str) -> bool:
+        """Whether the JobSet or a pod of a TrainJob is still there."""
+        status, _ = self.request("GET", f"/apis/{JOBSET}/v1alpha2/namespaces/{self.namespace}/jobsets/{job}")
+        require(status in (200, 404), f"the JobSet {job} cannot be read ({status}); {ROLE}")
+        return status == 200 or bool(self.node_pods(job))
 
     def node_pods(self, job: str) -> list[dict[str, Any]]:
         """The pods of a TrainJob's nodes, the newest first."""
@@ -160,19 +161,11 @@ class Cluster:
         return workflow if status == 200 else None
 
 
-def check_inputs(facts: Facts, work_uri: str, *, server: dict[str, Any], runtime: str, **parameters: Any) -> str:
-    """The stage inputs: also checks whether the cluster would refuse a request of a later stage. `parameters`: the
-    run's."""
+def check_inputs(facts: Facts, work_uri: str, *, runtime: str, **parameters: Any) -> str:
+    """The stage inputs: also checks whether the cluster would refuse a TrainJob. `parameters`: the run's."""
     from must.runtime import inputs  # not in the image of the launcher
-    from must_components.serving import service
 
-    serve = parameters.get("serve", "none")
-    facts.then = "" if serve == "none" else "serve"
-    result = inputs.check_inputs(parameters, work_uri)
-    registry = WorkUri(work_uri).registry(parameters.get("registry_uri", ""))
-    if serve == "apply":
-        service.require_reachable(registry, server)
-        service.apply(service.inference_service(registry, parameters["model_name"], server), dry=True)
+    result = inputs.check_inputs(parameters | {"work_uri": work_uri}, work_uri)
     if runtime and (cluster := Cluster.of_this_pod()) is not None:
         cluster.check_trainer(runtime)
     facts.result = "as the stages take them"

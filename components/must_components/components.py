@@ -20,35 +20,36 @@ TRAIN = f"must-train:{__version__}"  # torch with CUDA
 def inputs(
     work_uri: str,
     run_id: str,
+    source: str,
     classes: str,
     model: str,
     pretrained: str = "",
+    test_source: str = "",
     labels: str = "none",
     split: str = "train=1",
+    append: bool = False,
     shard_settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
     preset: str = "",
     epochs: int = 0,
     settings: dict = {},  # noqa: B006
+    answers: str = "",
+    evaluate_split: str = "",
     precision: str = "fp32",
+    embeddings: bool = False,
     gate: str = "auto",
     gate_settings: dict = {},  # noqa: B006
-    model_name: str = "model",
-    serve: str = "none",
     registry_uri: str = "",
-    answers: str = "",
-    server: dict = {},  # noqa: B006
+    model_name: str = "model",
+    only_new: bool = False,
     runtime: str = "",
 ) -> str:
     """Checks the run's parameters, its input files and the folders that it writes to, before a later stage would refuse
     them. `runtime` is empty if training is not a TrainJob. Returns a sha256 of class file and model."""
+    parameters = dict(locals())
     from must.runtime.supervise import supervised
 
-    return supervised(
-        "inputs", "must_components.cluster:check_inputs", run_id, work_uri, classes=classes, model=model,
-        pretrained=pretrained, labels=labels, split=split, shard_settings=shard_settings, preset=preset, epochs=epochs,
-        settings=settings, precision=precision, gate=gate, gate_settings=gate_settings, model_name=model_name,
-        serve=serve, registry_uri=registry_uri, answers=answers, server=server, runtime=runtime,
-    )  # fmt: skip
+    run_id, work_uri = parameters.pop("run_id"), parameters.pop("work_uri")
+    return supervised("inputs", "must_components.cluster:check_inputs", run_id, work_uri, **parameters)
 
 
 @dsl.component(base_image=SHARD, install_kfp_package=False)
@@ -141,10 +142,11 @@ def champion(
     gate_settings: dict = {},  # noqa: B006
     evaluate_split: str = "",
     answers: str = "",
+    processes: int = 1,
 ) -> str:
-    """Reads the registry: the champion's version, or none, and its bundle; checks that the run can be evaluated. `key`
-    identifies the run's data, classes, settings, answers and gate; `split` is evaluated on. Returns train, or nothing
-    new."""
+    """Reads the registry: the champion's version, or none, and its bundle; checks that the run can train, with so many
+    processes, and be evaluated. `key` identifies the run's data, classes, settings, answers and gate; `split` is
+    evaluated on. Returns train, or nothing new."""
     from pathlib import Path
 
     from must.runtime.supervise import supervised
@@ -153,6 +155,7 @@ def champion(
         "champion", "must.runtime.stages:champion", run_id, work_uri, registry_uri=registry_uri, name=model_name,
         index_sha256=index_sha256, classifier=classifier.path, preset=preset, settings=settings, epochs=epochs,
         only_new=only_new, gate=gate, gate_settings=gate_settings, evaluate_split=evaluate_split, answers=answers,
+        processes=processes,
     )  # fmt: skip
     for path, name in ((version, "version"), (bundle_uri, "bundle"), (key, "key"), (split, "split")):
         Path(path).write_text(best[name])
@@ -290,8 +293,8 @@ def promote(
     registry_uri: str = "",
     champion: str = "none",
 ) -> str:
-    """Copies bundle and ONNX model, sets LATEST unless another run has changed it. `champion` is the version that the
-    model was compared with. Returns the version."""
+    """Copies bundle and ONNX model, sets LATEST unless another run has changed it; nothing, if the gate stopped the
+    model. `champion` is the version that the model was compared with. Returns the new version, or none."""
     from must.runtime.supervise import supervised
 
     facts = supervised(
@@ -299,31 +302,9 @@ def promote(
         details=details.path, decision=decision.path, registry_uri=registry_uri, model_name=model_name, key=key,
         champion=champion, output=promoted.path,
     )  # fmt: skip
-    promoted.metadata.update(facts | {"display_name": f"{model_name} {facts['version']}"})
-    return facts["version"]
-
-
-@dsl.component(base_image=SHARD, install_kfp_package=False)
-def serve(
-    work_uri: str,
-    run_id: str,
-    version: str,
-    service: dsl.Output[dsl.Artifact],
-    server: dict,
-    model_name: str,
-    registry_uri: str = "",
-    how: str = "write",
-) -> str:
-    """Writes a KServe InferenceService beside LATEST, and may apply it. `server`: settings of the server's pods, from
-    cluster.yaml. `how`: write, or apply (write and apply). Returns the manifest's URI."""
-    from must.runtime.supervise import supervised
-
-    written = supervised(
-        "serve", "must_components.serving.service:serve", run_id, work_uri, registry_uri=registry_uri,
-        model_name=model_name, how=how, server=server, output=service.path,
-    )  # fmt: skip
-    service.metadata.update(written | {"version": version})
-    return written["manifest"]
+    if facts:
+        promoted.metadata.update(facts | {"display_name": f"{model_name} {facts['version']}"})
+    return facts.get("version", "none")
 
 
 @dsl.component(base_image=SHARD, install_kfp_package=False)
@@ -347,6 +328,6 @@ def summary(
 
 
 @dsl.component(base_image=SHARD, install_kfp_package=False)
-def close(why: str) -> None:
-    """Prints why nothing follows: Kubeflow shows a group whose last step was skipped as running for ever."""
-    print(why)
+def close(what: str) -> None:
+    """Prints what the stage champion found, beside the group of stages that runs only if there is something new."""
+    print(what)

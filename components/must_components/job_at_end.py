@@ -6,7 +6,7 @@ its last note. This code does both for them; if its requests fail, the page is s
 import logging
 
 from must.base.exits import BUG, format_error
-from must.runtime.notes import Note, read_notes, write_note
+from must.runtime.notes import Failure, Note, read_notes, write_note
 from must_components.cluster import Cluster, failures, parse_exit_code
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,5 @@ def complete_note(note: Note, reason: str) -> None:
     note.facts.pod = reason
     if parse_exit_code(reason) is not None and not note.signalled:
         note.state, note.code = "failed", BUG
-        note.lines.append(
-            f"must {note.stage}: its pod ended by itself ({reason}) and could not write its last note; the pod's log "
-            "says why"
-        )
+        text = f"its pod ended by itself ({reason}) and could not write its last note; the pod's log says why"
+        note.error = Failure("", text)

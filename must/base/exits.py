@@ -5,6 +5,7 @@ code raises exceptions and uses no exit codes."""
 
 import atexit
 import gc
+import json
 import os
 import signal
 import sys
@@ -30,13 +31,23 @@ TIME_OVER = 124  # a stage of the pipeline reached its time limit (the code of t
 INTERRUPTED = 130  # by the keyboard
 KILLED = 137  # 128 + SIGKILL
 LONGEST_LINE = 2000  # characters of an error message, which may quote external text
+ERROR_FILE = "MUST_ERROR_FILE"  # environment variable: file for the error that ends the program, for its caller
+LONGEST_ERROR = 1000  # characters in that file; as a pod's termination message it may have 4096 bytes
 RANK_DELAY_S = 10  # seconds that the other ranks wait: torchrun shows only the first error
+
+
+class Ended(SystemExit):
+    """The end of a program with an exit code, whose reason was printed already."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(code)
+        self.reason = reason
 
 
 @contextmanager
 def exiting(command: str) -> Iterator[None]:
     """Turns the block's errors into a line on standard error and an exit code, and SIGTERM into 75; prints its log on
-    the console.
+    the console. The error is also written to ERROR_FILE.
     Raises SystemExit: for a MustError, an OSError or a MemoryError. Any other exception is a bug and passes through,
     with its traceback."""
     attach()
@@ -46,21 +57,37 @@ def exiting(command: str) -> Iterator[None]:
         with handling(signal.SIGTERM, partial(end_program, command)):
             yield
         code = 0
-    except (MustError, OSError, MemoryError) as error:
+    except SystemExit as end:
+        if isinstance(end, Ended):
+            keep_error(end)
+        code = find_exit_code(end)
+        raise
+    except Exception as error:
+        keep_error(error)
+        if not isinstance(error, MustError | OSError | MemoryError):
+            raise
         if not is_first_rank():
             time.sleep(RANK_DELAY_S)
         print(f"must {command}: {format_error(error)}", file=sys.stderr)
         code = find_exit_code(error)
         raise SystemExit(code) from error
-    except SystemExit as end:
-        code = find_exit_code(end)
-        raise
     finally:
         if code != BUG and DaemonThreads.are_running():
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError):
                     stream.flush()
             os._exit(code)
+
+
+def keep_error(error: BaseException) -> None:
+    """Writes the error as a line of JSON to the file that ERROR_FILE names, if any. Of several processes with one file,
+    such as the ranks of a training, the first one's counts: the others only lost it."""
+    if file := os.environ.get(ERROR_FILE):
+        kind, text = ("", error.reason) if isinstance(error, Ended) else (type(error).__name__, format_error(error))
+        line = {"kind": kind, "text": text[:LONGEST_ERROR]}
+        with suppress(OSError, ValueError), open(file, "a", encoding="utf-8") as output:
+            if not output.tell():
+                output.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def is_first_rank() -> bool:

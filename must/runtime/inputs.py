@@ -9,11 +9,15 @@ from must import __version__
 from must.base import storage
 from must.base.errors import UserError
 from must.base.exits import format_error
-from must.base.files import ANSWERS_FILE
+from must.base.files import ANSWERS_FILE, INDEX_FILE
 from must.base.parameters import require
+from must.data.shards.listing import open_source
+from must.data.sources.base import ListingReport, no_images
+from must.data.sources.files import Folder, Manifest
+from must.data.sources.tables import Tables
 from must.method.answers.answers_file import read_answers
 from must.method.model.hub import HUB, check_model_name, is_folder, parse_model_name
-from must.runtime.check import check_run
+from must.runtime.check import check_run, check_sharding, check_training
 from must.runtime.places import WorkUri
 
 PROBE_FILE = ".must-may-write"  # is written and deleted, to test the permissions
@@ -21,9 +25,9 @@ PROBE_FILE = ".must-may-write"  # is written and deleted, to test the permission
 
 def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     """Returns a sha256 that changes with the content of the class file and with the files of a local or remote model.
-    Refuses what a later stage could not read or write. `values`: the run's parameters, by the pipeline's names;
+    Refuses what a later stage could not read or write. `values`: all parameters of the run, by the pipeline's names;
     `work_uri`: if given, the folders to which later stages write are tested."""
-    from must.method.model.classifier import BUNDLED_SET, load_class_set
+    from must.method.model.classifier import BUNDLED_SET, load_class_set, require_shares
 
     check_run(values)
     if work_uri:
@@ -32,11 +36,15 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
         check_writable("registry_uri", storage.join(registry, values.get("model_name", "model")))
     names = ("classes", "model", "pretrained", "answers")
     classes, model, pretrained, answers = (values.get(name) or "" for name in names)
-    if classes != BUNDLED_SET or answers:
+    given = check_training(values).class_prior == "given"
+    if classes != BUNDLED_SET or answers or given:
         class_set = load_class_set(classes)
+        if given:
+            require_shares(class_set.shares, classes)
         if answers:
             check_answers(answers, list(class_set.names))
     check_model(model, pretrained)
+    check_sources(values, WorkUri(work_uri).shards)
     return inputs_fingerprint(classes, model, pretrained)
 
 
@@ -53,6 +61,30 @@ def check_writable(name: str, uri: str) -> None:
         raise UserError(f"{name} {uri}: cannot be read and written: {format_error(error)}") from None
     with suppress(ValueError, OSError):  # the permission to write may not include deleting
         storage.delete(file)
+
+
+def check_sources(values: dict[str, Any], shards: str) -> None:
+    """Refuses folders without an image, and a split to evaluate on that the images cannot have. Archives, tables and
+    lists of files are only looked for: to read them is the work of the stage shard.
+
+    With `append`, the images may be in the shards already, and in their source no more."""
+    config = check_sharding(values)
+    appends = config.append and storage.exists(storage.join(shards, INDEX_FILE))
+    splits, own_splits = {name for name, share in config.split.items() if share}, appends
+    for name in ("source", "test_source"):
+        if uri := values.get(name):
+            source = open_source(uri, config.labels, name, shards, config.image_column, config.label_column)
+            own_splits |= isinstance(source, Manifest | Tables)
+            splits |= {"test"} if name == "test_source" else set()
+            if isinstance(source, Folder) and not appends:
+                problems = ListingReport(lambda *_: None)
+                require(any(True for _ in source.items(problems)), f"{name} {uri}: {no_images(problems.skipped)}")
+    split = values.get("evaluate_split") or ""
+    known = ", ".join(sorted(splits))
+    require(
+        not split or split in splits or bool(own_splits) or not values.get("source"),
+        f"evaluate_split {split}: there will be no such split; there are: {known}",
+    )
 
 
 def check_answers(uri: str, classes: list[str]) -> None:

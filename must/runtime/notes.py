@@ -1,4 +1,5 @@
-"""One note per stage: its state (running, done or failed) and last log lines, for the next stages and for people.
+"""One note per stage: its state (running, done or failed), its error and last log lines, for the next stages and for
+people.
 
 The notes of a run are at WORK_URI/notes/RUN_ID. The last note of a stage that is killed without an exit code (out of
 memory, a lost node) has the state running. Kubeflow tells the exit handler that something failed, but not what, and its
@@ -29,12 +30,12 @@ class Facts:
     trainjob: str = ""  # train: the TrainJob's name
     top1: float | None = None  # evaluate: accuracy, 0..1, if there are labels
     before: float | None = None  # accuracy of the zero-shot model (evaluate) or of the champion (gate)
+    gain: str = ""  # gate: the gain that people's answers measured, where these decided
     report: str = ""  # evaluate: URI of a copy of the report
     outcome: str = ""  # gate: passed, stopped, ...
     against: str = ""  # gate: the champion, in words
     reasons: list[str] = field(default_factory=list)  # gate: one line per rule
     version: str = ""  # promote: the new champion
-    then: str = ""  # inputs: the stage that must follow a promotion
     pod: str = ""  # why the stage's pod ended, as the cluster reports it
 
     def save(self) -> None:
@@ -44,12 +45,21 @@ class Facts:
 
 
 @dataclass
+class Failure:
+    """What a stage said about its end."""
+
+    kind: str  # the exception's class; '' if it was none
+    text: str  # one line: what, where, what to do
+
+
+@dataclass
 class Note:
     stage: str
     state: str = "running"  # then done or failed
     started: float = field(default_factory=time.time)  # seconds since 1970
     seconds: float = 0.0
     code: int = 0  # the exit code of a failed stage
+    error: Failure | None = None  # of the last try; None: it said nothing, such as when it was killed
     facts: Facts = field(default_factory=Facts)
     signalled: float = 0.0  # time of a SIGTERM, in seconds since 1970
     tries: list[int | None] = field(default_factory=list)  # exit codes of earlier tries; None: it ended without one
@@ -59,6 +69,11 @@ class Note:
 def part_name(stage: str, part: str) -> str:
     """The name of the note of part I/N of a stage."""
     return f"{stage}-{part.replace('/', '-of-')}"
+
+
+def parse_failure(text: str | bytes) -> Failure | None:
+    """From the line that `keep_error` (must/base/exits.py) writes; None for anything else."""
+    return storage.object_or_none(text, partial(make_record, Failure))
 
 
 def write_note(work_uri: str, run_id: str, note: Note) -> None:

@@ -1,8 +1,8 @@
 """The pipeline's stages, one function each. Each runs in its own process (supervise.py).
 
-A component passes the function itself to `supervised`, so that a type checker can check the arguments. A function gets
-the stage's Facts, which it fills; it raises the library's exceptions and returns a JSON value. A stage without special
-facts needs no function here: `library` runs it."""
+A component names the function to `supervised`, which imports it in the other process; tests/components/test_calls.py
+compares the arguments. A function gets the stage's Facts, which it fills; it raises the library's exceptions and
+returns a JSON value. A stage without special facts needs no function here: `library` runs it."""
 
 import hashlib
 import json
@@ -18,7 +18,8 @@ from must.base.errors import UserError
 from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE
 from must.base.lock import RUN_ID
 from must.base.parameters import require
-from must.base.text import encoded
+from must.base.text import counted, encoded
+from must.config import GateConfig
 from must.data.format.index import load_index
 from must.deploy.promote.promote import version_name
 from must.deploy.promote.registry import Latest, Registry
@@ -29,7 +30,8 @@ from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.recipe import run_key
-from must.runtime.check import sharding_settings, training_settings
+from must.runtime.check import sharding_settings, training_settings, with_underscores
+from must.runtime.fit import check_fit
 from must.runtime.inputs import inputs_fingerprint
 from must.runtime.notes import Facts
 from must.runtime.places import WorkUri
@@ -102,13 +104,14 @@ def is_intact(file: str) -> bool:
 def champion(
     facts: Facts, work_uri: str, *, registry_uri: str, name: str, index_sha256: str, classifier: str, preset: str,
     settings: dict[str, Any], epochs: int, only_new: bool, gate: str, gate_settings: dict[str, Any] | None = None,
-    evaluate_split: str = "", answers: str = "",
+    evaluate_split: str = "", answers: str = "", processes: int = 1,
 ) -> dict[str, str]:  # fmt: skip
     """Reads the registry, which may be empty, and checks before the training that the run can be evaluated.
 
     Args:
         only_new: do not train if there is a decision on a run with the same data, classes, settings, answers and gate.
         evaluate_split: '' for test, or for train if the shards have no split test.
+        processes: of the training, on all nodes together.
 
     Returns:
         version: of the champion; none before the first promotion.
@@ -120,15 +123,20 @@ def champion(
     index = load_index(work.shards, index_sha256)
     split = evaluate_split or ("test" if "test" in index.splits else "train")
     index.list_shards(split)  # refuses one that is not there
+    gate_settings = with_underscores(gate_settings)
+    labelled, least = index.splits[split]["labelled"], GateConfig(metrics="-", **gate_settings).min_images
     require(
-        gate != "labelled" or index.splits[split]["labelled"] > 0,
-        f"gate labelled: the split {split} has no labels; give test_source and labels, or gate: auto",
+        gate != "labelled" or labelled >= least,
+        f"gate labelled: the split {split} has {counted(labelled, 'labelled image')}, min_images is {least}; give "
+        "test_source and labels, or gate: auto",
     )
+    recipe = training_settings(settings, preset, epochs)
+    check_fit(index, work.shards, split, classifier, recipe, processes)
     latest = models.latest().version
-    key = run_key(index_sha256, classifier, training_settings(settings, preset, epochs))
+    key = run_key(index_sha256, classifier, recipe)
     if answers:
         key += f"-{hash_answers(answers)[:8]}"
-    rules = json.dumps([gate, gate_settings or {}, split], sort_keys=True).encode()
+    rules = json.dumps([gate, gate_settings, split], sort_keys=True).encode()
     key += f"-{hashlib.sha256(rules).hexdigest()[:8]}"
     decided = models.decision(key) if only_new else None
     bundle = models.bundle(latest) if latest else ""
@@ -200,7 +208,7 @@ def gate(
     The champion itself is compared with the zero-shot model only, so that a run that failed after promotion can resume;
     so is a model whose classes are not the champion's.
     `champion_uri`: '' if there is no champion, or one with other classes."""
-    metrics, against = storage.join(details, METRICS_FILE), "the zero-shot model"
+    metrics, against, settings = storage.join(details, METRICS_FILE), "the zero-shot model", with_underscores(settings)
     replaces, champion_metrics = champion != "none", ""
     with tempfile.TemporaryDirectory() as folder:
         if replaces and champion == version_name(bundle, load_description(bundle)):
@@ -228,6 +236,10 @@ def gate(
     if not result.passed:
         Registry(WorkUri(work_uri).registry(registry_uri), model_name).decide(key, "stopped", result.reasons)
         logger.info("the model is not promoted; it stays among this run's artifacts")
+    selection = read_metrics(metrics, "metrics").model.selection
+    if result.gate == "answers" and selection and (measured := selection.decisive):
+        value, low, high = (f"{100 * share:+.1f}" for share in measured.gain)
+        facts.gain = f"{value} points over zero-shot (95%: {low} to {high}, {counted(measured.answers, 'answer')})"
     facts.outcome = "kept zero-shot" if result.outcome == NOTHING_KEPT else "passed" if result.passed else "stopped"
     facts.reasons = result.reasons
     facts.result = f"{facts.outcome} ({result.gate}), compared with {against}"
@@ -239,14 +251,20 @@ def promote(
     facts: Facts, work_uri: str, *, bundle: str, onnx: str, details: str, decision: str, registry_uri: str,
     model_name: str, key: str, champion: str, output: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Promotes the model, records the decision for this data, and writes the version's metadata to `output`."""
+    """Promotes the model, records the decision for this data, and writes the version's metadata to `output`. If the
+    gate stopped the model, there is nothing to do, and the metadata is empty."""
+    decided = read_decision(decision)
+    if not decided.passed:
+        facts.result = "nothing is promoted" + ("" if champion == "none" else f": {champion} stays")
+        logger.info(facts.result)
+        return {}
     uri, metrics = WorkUri(work_uri).registry(registry_uri), storage.join(details, METRICS_FILE)
     latest: Latest = call(
         "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=uri, name=model_name,
         champion=champion,
     )  # fmt: skip
     registry = Registry(uri, model_name)
-    registry.decide(key, f"promoted as {latest.version}", read_decision(decision).reasons)
+    registry.decide(key, f"promoted as {latest.version}", decided.reasons)
     place = {"version": latest.version, "registry": registry.make_uri(latest.version)}
     metadata = place | model_metadata(bundle, details)
     Path(output).parent.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ FAILURE_KINDS = {  # kind: (headline, why)
 }
 BY_CODE = {WRONG_INPUT: "input", HELD: "held", PREEMPTED: "interrupted", KILLED: "killed", TIME_OVER: "time"}
 STATES = {"stopped": "stopped", "silent": "lost"}  # of a stage, in the table; else failed
-WITHOUT_REASON = ("stopped", "silent", "time", "killed")  # the last line of the log is not the reason
+WITHOUT_REASON = ("stopped", "silent", "time", "killed")  # what the stage said last is not the reason
 
 
 def name_failure(note: Note) -> str:
@@ -88,10 +88,8 @@ def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
         beside = failed.stage == "export" and headline  # `export` does not wait for the gate
         return Outcome(False, f"{headline}. {failure}" if beside else failure)
     if headline:
-        # After every gate comes `export`; after a promotion what the stage inputs found in the run's parameters.
-        due = facts.get("inputs", Facts()).then if "promote" in facts else "export" if "gate" in facts else ""
-        if due and due not in facts:
-            return Outcome(False, f"{headline}. Then broken off: {due} never started")
+        if "gate" in facts and "promote" not in facts:  # which also follows a gate that stopped the model
+            return Outcome(False, f"{headline}. Then broken off: promote never started")
         return Outcome(True, headline)
     if not notes and state in SUCCESS_STATES:
         return Outcome(True, "Run complete, but its stages could leave no notes")
@@ -115,8 +113,8 @@ def describe_decision(facts: dict[str, Facts]) -> str:
         return f"Kept zero-shot: no adaptation was better, so nothing is promoted; {gate.against}, stays"
     if promote.action == NOTHING_NEW:  # a repeated run made the same model
         return f"Nothing new: the model of this run, {promote.version}, is the champion already"
-    if "promote" in facts:
-        return f"Promoted {promote.version or 'the model'}{describe_gain(facts.get('evaluate', Facts()), gate)}"
+    if promote.version:
+        return f"Promoted {promote.version}{describe_gain(facts.get('evaluate', Facts()), gate)}"
     if gate.outcome == "stopped":
         why = [reason.removeprefix("STOP").strip() for reason in gate.reasons if reason.startswith("STOP")]
         return f"Not promoted: stopped by the gate{f' ({why[0]})' if why else ''}"
@@ -124,10 +122,11 @@ def describe_decision(facts: dict[str, Facts]) -> str:
 
 
 def describe_gain(evaluate: Facts, gate: Facts) -> str:
-    """The accuracies, if there are labels: of the model and of the champion, or else of the zero-shot model."""
+    """The gain by people's answers, if these decided; or the accuracies, if there are labels: of the model and of the
+    champion, or else of the zero-shot model."""
     before, who = (evaluate.before, "zero-shot") if gate.before is None else (gate.before, gate.against)
-    if evaluate.top1 is None:
-        return ""
+    if gate.gain or evaluate.top1 is None:
+        return gate.gain and f": {gate.gain}"
     return f": {evaluate.top1:.1%}" + (f", was {before:.1%} ({who})" if before is not None else "")
 
 
@@ -199,11 +198,11 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
     elif not good:
         summary.lines.append(Line("Why", BROKEN_OFF))
     if not good:
-        for note in notes:
-            if note.stage == "promote" and note.state == "done":  # `only_new` would find nothing new
-                hint = "go on with only_new false, which else ends the run early"
-                summary.lines.append(Line("Promoted all the same", f"{note.facts.version or 'the model'}; {hint}"))
-        summary.lines.append(Line("Command to go on", again, command=True))
+        if summary.failure == "input":
+            text = f"correct the input first; then {again}, or, if a parameter was wrong, a run with another one"
+            summary.lines.append(Line("To go on", text))
+        else:
+            summary.lines.append(Line("Command to go on", again, command=True))
         if failed is not None and failed.facts.checkpoints:
             summary.lines.append(Line("Progress", describe_progress(failed.facts.checkpoints)))
         summary.lines += [Line("TrainJob", sentence) for sentence in more]
@@ -226,10 +225,13 @@ def write_page(summary: Summary, output: str) -> None:
 
 
 def explain_failure(note: Note) -> str:
-    """The reason, if there is one: the last line of the log without the command at its beginning, or the cluster's."""
-    kind = name_failure(note)
-    line = next((line.strip() for line in reversed(note.lines) if line.strip()), "")
-    reason = note.facts.pod if kind in WITHOUT_REASON else re.sub(r"^must [\w-]+: ", "", line)
+    """The reason, if there is one: what the stage said of its end, or the cluster's. It is never guessed from the log,
+    whose last line may be any library's."""
+    kind, reason = name_failure(note), note.facts.pod
+    if kind not in WITHOUT_REASON:
+        reason = note.error.text if note.error else ""
+        if note.error and kind == "error":  # a bug's message says little without its class
+            reason = ": ".join(filter(None, [note.error.kind, reason]))
     return " · ".join(filter(None, [reason, FAILURE_KINDS[kind][1].format(code=note.code)]))
 
 

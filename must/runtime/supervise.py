@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from must.base.exits import (
+    ERROR_FILE,
     HELD,
     INTERRUPTED,
     PREEMPTED,
@@ -38,7 +39,7 @@ from must.base.parameters import make_record
 from must.base.processes import child_environment, end_with_parent, every
 from must.base.storage import wait_for_credentials
 from must.base.text import without_secrets
-from must.runtime.notes import FACTS_FILE, Facts, Note, read_note, write_note
+from must.runtime.notes import FACTS_FILE, Facts, Failure, Note, parse_failure, read_note, write_note
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +81,8 @@ def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **value
     if earlier is not None and earlier.state != "done":
         failed = earlier.state == "failed"
         if run_id and failed and earlier.code in (WRONG_INPUT, TIME_OVER):  # runs without an id share their notes
-            line = earlier.lines[-1] if earlier.lines else ""
-            logger.warning(f"must {stage}: gave up before, with exit code {earlier.code}: {line}; start a new run")
+            why = f": {earlier.error.text}" if earlier.error else ""
+            logger.warning(f"must {stage}: gave up before, with exit code {earlier.code}{why}; start a new run")
             raise SystemExit(earlier.code)
         note.tries = [*earlier.tries, earlier.code if failed else None]
     with tempfile.TemporaryDirectory(prefix="must-") as folder:
@@ -98,8 +99,9 @@ class Supervisor:
 
     def __init__(self, note: Note, folder: Path, policy: Policy, work_uri: str, run_id: str) -> None:
         self.note, self.policy, self.work_uri, self.run_id = note, policy, work_uri, run_id
-        self.folder, self.facts = folder, folder / "facts.json"
-        self.environment = child_environment() | {FACTS_FILE: str(self.facts), RUN_ID: run_id}
+        self.folder, self.facts, self.error = folder, folder / "facts.json", folder / "error.json"
+        files = {FACTS_FILE: str(self.facts), ERROR_FILE: str(self.error)}
+        self.environment = child_environment() | files | {RUN_ID: run_id}
         self.lines = deque[str](maxlen=MAX_LINES)
         self.stopping, self.changed = threading.Event(), threading.Event()  # the latter: write the note at once
         self.limit = float(os.environ.get(TIME_LIMIT_ENV) or 0)
@@ -118,7 +120,7 @@ class Supervisor:
                 self.note.code = self.repeat()
         except BaseException as error:
             self.note.code = find_exit_code(error)
-            self.lines.append(f"must {self.note.stage}: {format_error(error)}")
+            self.note.error = Failure(type(error).__name__, format_error(error))
             raise
         finally:
             self.note.state = "failed" if self.note.code else "done"
@@ -160,6 +162,7 @@ class Supervisor:
 
     def attempt(self) -> int:
         command = [sys.executable, "-m", "must.runtime.supervise", str(self.folder)]
+        self.error.unlink(missing_ok=True)  # of the try before
         # In its own process group: so it gets a signal to this group only once, from `forward`.
         child = subprocess.Popen(
             command, env=self.environment, process_group=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -175,14 +178,15 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             code = self.stop_at_limit(child)
         reader.join(DRAIN_TIMEOUT)
+        self.note.error = None
+        with suppress(OSError):
+            self.note.error = parse_failure(without_secrets(self.error.read_text(errors="replace")))
         if code == -signal.SIGTERM:
             return PREEMPTED
         return 128 - code if code < 0 else code
 
     def pass_on(self, output: IO[bytes], errors: IO[bytes]) -> None:
-        """Copies the child's output to this process's, and keeps its last lines.
-
-        Output is read before errors that came after it: the last line is then the reason of a failure."""
+        """Copies the child's output to this process's, and keeps its last lines, of output before errors."""
         with output, errors, selectors.DefaultSelector() as selector:
             targets, pending = {output: 1, errors: 2}, {output: b"", errors: b""}
             for source in targets:

@@ -5,8 +5,9 @@ import sys
 
 from must.base.console import attach
 from must.base.errors import MustError
-from must.base.exits import HELD, WRONG_INPUT, format_error
+from must.base.exits import HELD, INTERRUPTED, PREEMPTED, WRONG_INPUT, format_error
 from must.base.lock import HeldError
+from must_pipeline.arguments import parse
 
 COMMANDS = {
     "compile": ("compile", "compile the pipeline for a cluster"),
@@ -15,7 +16,7 @@ COMMANDS = {
     "run": ("run_local", "run the compiled pipeline on this machine"),
     "files": ("files", "copy the example files (clusters, schedule, accounts) to a folder"),
 }
-EXTRA = {"kfp": "pipeline", "kfp_server_api": "submit", "kubernetes": "pipeline", "docker": "dev"}  # package -> extra
+EXTRA = {"kfp": "pipeline", "kfp_server_api": "submit", "kubernetes": "pipeline"}  # package -> extra
 
 
 def main() -> None:
@@ -37,11 +38,15 @@ def call(command: str, *arguments: str) -> None:
     program = sys.argv[0].rpartition("/")[2]
     sys.argv[1:1] = arguments
     try:
-        importlib.import_module(f"must_pipeline.{COMMANDS[command][0]}").main()
+        options = parse(command)
+        importlib.import_module(f"must_pipeline.{COMMANDS[command][0]}").main(options)
         sys.stdout.flush()
     except BrokenPipeError:  # must-pipeline ... | head
         sys.stderr.close()
         raise SystemExit(1) from None
+    except KeyboardInterrupt as error:  # with the reason, if it was SIGTERM
+        print(f"{program}: {str(error) or 'interrupted'}; run the same command again", file=sys.stderr)
+        raise SystemExit(PREEMPTED if "SIGTERM" in str(error) else INTERRUPTED) from None
     except (ModuleNotFoundError, MustError, OSError) as error:
         message = format_error(error)
         if isinstance(error, ModuleNotFoundError):

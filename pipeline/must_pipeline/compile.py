@@ -1,7 +1,6 @@
-"""Compiles the DAG for a cluster: must-pipeline compile [--cluster FILE] [--output FILE].
+"""Compiles the DAG for a cluster: must-pipeline compile [--cluster FILE] [--output FILE]."""
 
-Upload the file in Kubeflow Pipelines, or give it to must-pipeline submit or must-pipeline schedule."""
-
+import argparse
 import re
 import sys
 import tempfile
@@ -11,13 +10,11 @@ from typing import Any, Final, get_args, get_type_hints
 import yaml
 from kfp import compiler
 
-from must.base.flags import OneLineParser
 from must.config import ExportConfig, GateConfig, ShardConfig
-from must.runtime.check import SERVED
 from must_pipeline.cluster.config import Cluster
 from must_pipeline.cluster.rules import load_cluster, spot_warning
 from must_pipeline.dag import make_pipeline
-from must_pipeline.files import CLUSTER, COMPILED, documents, nearest
+from must_pipeline.files import documents
 
 
 def compile_pipeline(cluster: Cluster, output: Path) -> None:
@@ -51,19 +48,14 @@ def offer_choices(spec: dict[str, Any]) -> None:
 
 WIDTH: Final = 1_000  # characters of a line: shorter lines make the file a tenth larger
 CONFIGS: Final = {"gate": GateConfig, "labels": ShardConfig, "precision": ExportConfig}  # of these parameters
-CHOICES: Final = {name: get_args(get_type_hints(config)[name]) for name, config in CONFIGS.items()} | {"serve": SERVED}
+CHOICES: Final = {name: get_args(get_type_hints(config)[name]) for name, config in CONFIGS.items()}
 
 
-def main() -> None:
-    parser = OneLineParser(description=__doc__)
-    parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="your cluster's file [cluster.yaml]")
-    output = Path(COMPILED.name)
-    parser.add_argument("--output", type=Path, default=output, help="the compiled pipeline [must_pipeline.yaml]")
-    options = parser.parse_args()
+def main(options: argparse.Namespace) -> None:
     cluster = load_cluster(options.cluster)
     compile_pipeline(cluster, options.output)
     local = "`registry` is empty: the images' names work only on nodes that hold the images (make images)"
     for text in filter(None, ("" if cluster.registry else local, spot_warning(cluster))):
-        print(f"{parser.prog}: warning: {options.cluster}: {text}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: warning: {options.cluster}: {text}", file=sys.stderr)
     size = options.output.stat().st_size
     print(f"{options.output}: {size:,} bytes, for {options.cluster}")

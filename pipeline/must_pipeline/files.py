@@ -1,15 +1,11 @@
-"""Copies the example files to a folder, to be changed there: must-pipeline files FOLDER.
+"""The example files, and copies of them in a folder, to be changed there: must-pipeline files."""
 
-cluster.yaml (every key explained), clusters/ (an example for each platform), run.yaml (what a run is to do),
-schedule.yaml, and deploy/ (accounts and more, for kubectl apply -k). A file that is there already is left alone."""
-
+import argparse
 import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-from must.base.flags import OneLineParser
 
 HERE = Path(__file__).resolve().parent
 PACKAGED = HERE / "files"  # in a wheel (setup.py); a checkout has them in pipeline/ and deploy/
@@ -30,10 +26,8 @@ def documents(pipeline: str | bytes) -> list[Any]:
     return list(yaml.load_all(pipeline, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
-def main() -> None:
-    parser = OneLineParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    copy_files(parser.parse_args().folder)
+def main(options: argparse.Namespace) -> None:
+    copy_files(options.folder)
 
 
 def copy_files(folder: Path) -> None:

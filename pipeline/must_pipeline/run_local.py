@@ -1,64 +1,50 @@
-"""Runs the compiled DAG on this machine: must-pipeline run --parameters FILE.yaml --output FOLDER.
+"""Runs the compiled DAG on this machine, each stage as a subprocess of this interpreter: must-pipeline run."""
 
-Every stage is the same component as on a cluster. It runs as a subprocess of this interpreter, so that no container
-engine is needed, or with --runner docker in its own image (docs/containers.md). The parameters file holds the
-pipeline's parameters (docs/reference/pipeline.md)."""
-
+import argparse
 import contextlib
+import io
 import json
 import os
 import re
 import shlex
+import signal
+import subprocess
 import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+import yaml
 
 import must
 import must_components
 from must.base.errors import UserError
+from must.base.exits import BUG, handling
 from must.base.files import METRICS_FILE, ONNX_FILE, REPORT_FILE
-from must.base.flags import OneLineParser
 from must.base.lock import Kind, locked
 from must.base.parameters import read_mapping
 from must.evaluation.result import read_metrics
 from must.evaluation.table import text_table
-from must_pipeline.files import COMPILED, nearest
-from must_pipeline.local_runner import COLOR, StageOutput, docker_runner, local_spec, treat_outputs_as_data
+from must_pipeline.files import documents
 from must_pipeline.server.parameters import check_parameters
 
 # For PYTHONPATH: the stages import must from here, so it need not be installed.
 SOURCE_FOLDERS = [str(Path(package.__file__ or "").parent.parent) for package in (must, must_components)]
 
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} - (INFO|ERROR|WARNING) - (.*)")
 RUN_LOCK = Kind("must-pipeline run", "--output", ".run.lock")
 
 
-def main() -> None:
-    parser = OneLineParser(description=__doc__)
-    parser.add_argument("--parameters", type=Path, required=True, help="YAML file with the pipeline's parameters")
-    parser.add_argument("--output", type=Path, required=True, help="folder for shards, checkpoints and artifacts")
-    parser.add_argument(
-        "--pipeline", type=Path, default=nearest(COMPILED), help="the compiled pipeline [must_pipeline.yaml]"
-    )
-    parser.add_argument("--runner", choices=("subprocess", "docker"), default="subprocess", help="[subprocess]")
-    parser.add_argument("--user", default="", metavar="UID:GID", help="docker: user inside the containers [you:0]")
-    parser.add_argument(
-        "--mount", type=Path, action="append", metavar="PATH", help="docker: one more path to show the containers"
-    )
-    parser.add_argument("--gpus", action="store_true", help="docker: give the containers this machine's GPUs")
-    parser.add_argument("--verbose", action="store_true", help="show the runner's own log, too")
-    options = parser.parse_args()
+def main(options: argparse.Namespace) -> None:
     started = time.monotonic()
     os.environ["MUST_RUN_AGAIN"] = restart_command()  # for the summary of a run that failed
     values = read_mapping(options.parameters, f"--parameters {options.parameters}")
     parameters = check_parameters(options.pipeline, {"work_uri": str(options.output.resolve()), **values})
-    runner = None
-    if options.runner == "docker":
-        runner = docker_runner(parameters, options.output, options.user, options.mount, options.gpus)
     options.output.mkdir(parents=True, exist_ok=True)
     with locked(str(options.output), RUN_LOCK):
-        artifacts = run_local(options.pipeline, parameters, options.output, options.verbose, runner)
+        artifacts = run_local(options.pipeline, parameters, options.output, options.verbose)
     print(summary(artifacts, time.monotonic() - started))
 
 
@@ -68,12 +54,13 @@ def restart_command() -> str:
     return shlex.join(["python", *sys.argv] if script else ["must-pipeline", "run", *sys.argv[1:]])
 
 
-def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose: bool, runner: Any) -> dict[str, Path]:
-    """Runs the compiled pipeline; returns the paths of its artifacts by name. Raises ValueError: a stage failed.
-
-    `runner`: kfp's; None for subprocesses."""
+def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose: bool) -> dict[str, Path]:
+    """Runs the compiled pipeline; returns the paths of its artifacts by name. Raises ValueError: a stage failed."""
     from kfp import components, local
+    from kfp.local import subprocess_task_handler
 
+    stages = Stages()
+    subprocess_task_handler.run_local_subprocess = stages.run
     treat_outputs_as_data()
     dag = components.load_component_from_text(local_spec(pipeline))
     warnings.filterwarnings("ignore", message="You may be attemping to run a task")  # in an image without Python
@@ -82,10 +69,14 @@ def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose:
     os.environ.setdefault("PYTHONUNBUFFERED", "1")  # a stage's lines show when they are printed
     root = output / "runs"
     root.mkdir(parents=True, exist_ok=True)
-    local.init(runner=runner or local.SubprocessRunner(use_venv=False), pipeline_root=str(root.resolve()))
+    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root.resolve()))
     previous = set(root.glob("*"))
     try:
-        with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(StageOutput(sys.stdout)):
+        with (
+            handling(signal.SIGTERM, stages.stop),
+            handling(signal.SIGINT, stages.stop),
+            contextlib.nullcontext() if verbose else contextlib.redirect_stdout(StageOutput(sys.stdout)),
+        ):
             dag(**parameters)
     except RuntimeError as error:
         failed = re.findall(r"task failed: '(.*?)'", COLOR.sub("", str(error))) or ["?"]
@@ -95,6 +86,123 @@ def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose:
     latest.unlink(missing_ok=True)
     latest.symlink_to(run.relative_to(output))
     return {path.name: path for path in latest.glob("*/*")}
+
+
+class Stages:
+    """The running stages, each in a process group of its own. They end before this program does, which kfp's own
+    function does not care for."""
+
+    def __init__(self) -> None:
+        self.running = set[subprocess.Popen[str]]()
+        self.stopped = False
+
+    def run(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
+        """Runs a stage to its end, prints its output, returns its exit code."""
+        if self.stopped:  # a loop's next part, in another thread
+            return BUG
+        process = subprocess.Popen(
+            full_command, env=os.environ | (env_vars or {}), process_group=0, text=True, errors="replace",
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.running.add(process)
+        try:
+            assert process.stdout
+            for line in process.stdout:
+                print(line, end="")
+            return process.wait()
+        except BaseException:
+            process.communicate()  # it was asked to end: kfp's shell does at once, the stage may save its state first
+            raise
+        finally:
+            self.running.remove(process)
+
+    def stop(self, number: int, frame: object) -> None:
+        """The handler of SIGTERM and SIGINT: asks the stages to end; a second signal ends them.
+        Raises KeyboardInterrupt: at the first signal."""
+        for process in list(self.running):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL if self.stopped else signal.SIGTERM)
+        if not self.stopped:
+            self.stopped = True
+            raise KeyboardInterrupt("stopped by SIGTERM" if number == signal.SIGTERM else "interrupted")
+
+
+def local_spec(pipeline: Path) -> str:
+    """The pipeline's YAML without retries, except that training is retried at once, from its checkpoint."""
+    spec, *platform = documents(pipeline.read_text())
+    for executor in spec["deploymentSpec"]["executors"].values():
+        container = executor["container"]
+        container["env"] = [variable for variable in container.get("env", []) if variable["name"] != "MUST_RETRIES"]
+    for component in [spec["root"], *spec["components"].values()]:
+        for name, task in component.get("dag", {}).get("tasks", {}).items():
+            policy = task.pop("retryPolicy", None)
+            if policy and name == "train":
+                task["retryPolicy"] = {"maxRetryCount": policy["maxRetryCount"], "backoffDuration": "0s"}
+    return yaml.safe_dump_all([spec, *platform])
+
+
+def treat_outputs_as_data() -> None:
+    """kfp before 2.18.1 puts outputs into a condition as they are and evaluates it, so that an output is a program
+    (GHSA-rhjm-6347-5x33). Numbers and true or false stay as they are; of anything else, which kfp puts between quotes,
+    each character is escaped."""
+    import kfp
+
+    if [int(part) for part in re.findall(r"\d+", kfp.__version__)[:3]] >= [2, 18, 1]:
+        return
+    from kfp.local.orchestrator.enhanced_dag_orchestrator import ConditionEvaluator
+
+    resolve = ConditionEvaluator._resolve_pipeline_channel
+    if resolve.__module__ != __name__:  # not yet replaced
+
+        def escape(*where: Any) -> Any:
+            if (value := resolve(*where)) is None or isinstance(value, int | float):
+                return value
+            return "".join(f"\\U{ord(character):08x}" for character in str(value))
+
+        ConditionEvaluator._resolve_pipeline_channel = staticmethod(escape)
+
+
+class StageOutput(io.TextIOBase):
+    """Replaces stdout: prints each stage's own lines under the stage's name."""
+
+    def __init__(self, target: TextIO) -> None:
+        self.target = target
+        self.pending = ""
+        self.skipping_json = False
+        self.in_runner_text = False
+        self.indent = "    "  # the runner's, in front of a stage's lines; longer inside a loop
+
+    def write(self, text: str) -> int:
+        self.pending += text
+        *lines, self.pending = self.pending.split("\n")
+        for line in lines:
+            if (output := self.show(COLOR.sub("", line))) is not None:
+                self.target.write(output + "\n")
+                self.target.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        self.target.flush()
+
+    def show(self, line: str) -> str | None:
+        """The text to print for a line, or None."""
+        if match := LOG_LINE.match(line):
+            level, text = match.groups()
+            self.in_runner_text = "Streamed logs" not in text
+            if stage := re.match(r"Executing task '(.*)'", text):
+                return f"\n== {stage.group(1)} =="
+            return text if level != "INFO" else None
+        if (text := line.lstrip(" ")).startswith("[KFP Executor"):  # a stage's first line
+            self.indent = line.removesuffix(text)
+            self.skipping_json = "Got executor_input" in text
+            return None
+        stage_line = line.removeprefix(self.indent)
+        if self.skipping_json:
+            self.skipping_json = stage_line != "}"
+            return None
+        if self.in_runner_text or not stage_line.strip() or set(line) == {"-"}:
+            return None
+        return stage_line
 
 
 def summary(artifacts: dict[str, Path], seconds: float) -> str:

@@ -1,22 +1,15 @@
-"""Scheduled retraining.
+"""Scheduled retraining: must-pipeline schedule."""
 
-    must-pipeline schedule apply schedule.yaml     make it, or bring it up to date
-    must-pipeline schedule list
-    must-pipeline schedule pause|resume|delete NAME
-
-A schedule is identified by its name: applying the same file again changes nothing. Each run uses the newest version of
-the pipeline, one run at a time, and missed runs are not repeated."""
-
+import argparse
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from must.base.errors import UserError
-from must.base.flags import OneLineParser
 from must.base.parameters import convert_fields, read_mapping, require
 from must_pipeline import DESCRIPTION
-from must_pipeline.files import COMPILED, nearest
-from must_pipeline.server.api import Kfp, add_arguments, api, api_errors
+from must_pipeline.server.api import Kfp, api, api_errors
 from must_pipeline.server.parameters import check_parameters
 from must_pipeline.server.wait import OVER
 
@@ -33,15 +26,7 @@ class Schedule:
     parameters: dict[str, Any] = field(default_factory=dict)
 
 
-def main() -> None:
-    parser = OneLineParser(description=__doc__)
-    parser.add_argument("action", choices=("apply", "list", "pause", "resume", "delete"))
-    parser.add_argument("what", nargs="?", metavar="FILE|NAME", help="apply: the schedule's file; else its name")
-    parser.add_argument(
-        "--pipeline", type=Path, default=nearest(COMPILED), help="the compiled pipeline [must_pipeline.yaml]"
-    )
-    add_arguments(parser)
-    options = parser.parse_args()
+def main(options: argparse.Namespace) -> None:
     if options.action != "list" and not options.what:
         raise UserError(f"{options.action}: {'which file' if options.action == 'apply' else 'which schedule'}?")
     if options.action == "apply":
@@ -80,10 +65,14 @@ def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path) -> None:
     with a message: shards and checkpoints have locks, a stage refuses shards that another run has changed since, and
     after one model is promoted the other is refused."""
     experiment = kfp.experiment(schedule.experiment)
-    pipeline, _, uploaded = kfp.upload(pipeline_file, schedule.pipeline)
+    pipeline, version, uploaded = kfp.upload(pipeline_file, schedule.pipeline)
+    why = why_fixed(kfp.version())
     if uploaded:
-        print(f"pipeline {schedule.pipeline}: new version uploaded; every schedule of it uses it from now on")
-    expected = recurring_run(kfp, schedule, experiment, pipeline)
+        users = "this schedule uses it" if why else "every schedule of it uses it from now on"
+        print(f"pipeline {schedule.pipeline}: new version uploaded; {users}")
+    if why:
+        print(f"{schedule.name}: keeps this version of the pipeline: {why}. Apply it again after each upload")
+    expected = recurring_run(kfp, schedule, experiment, pipeline, version if why else "")
     existing = kfp.schedules(schedule.name)
     if existing and facts(existing[0]) == facts(expected):
         remove(kfp, existing[1:])
@@ -97,12 +86,24 @@ def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path) -> None:
     print(f"{schedule.name}: {'updated' if existing else 'created'}, {schedule.cron} (UTC)")
 
 
-def recurring_run(kfp: Kfp, schedule: Schedule, experiment: str, pipeline: str) -> Any:
+def why_fixed(server: str) -> str:
+    """Why a schedule must not follow the pipeline's newest version; '' if it may. Before 2.17 the API server does not
+    label such a schedule's workflows, so its controller does not see them and starts one every ten seconds."""
+    numbers = [int(number) for number in re.findall(r"\d+", server)[:2]]
+    if numbers >= [2, 17]:
+        return ""
+    unknown = "its version is unknown (its page shows it at the bottom of the menu)"
+    which = f"this is Pipelines {server}" if server else unknown
+    return f"{which}, and before 2.17 a schedule of the newest version starts runs without end"
+
+
+def recurring_run(kfp: Kfp, schedule: Schedule, experiment: str, pipeline: str, version: str) -> Any:
+    """`version`: of the pipeline; '' for the newest one at each time."""
     return api.V2beta1RecurringRun(
         display_name=schedule.name,
         description=schedule.description or DESCRIPTION,
         experiment_id=experiment,
-        pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline_id=pipeline),  # no version: the newest
+        pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline, version or None),
         runtime_config=api.V2beta1RuntimeConfig(parameters=schedule.parameters),
         trigger=api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=schedule.cron)),
         max_concurrency="1",

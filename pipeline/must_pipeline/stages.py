@@ -19,7 +19,7 @@ class Stage:
     retried: bool = True  # False for the exit task, whose own failures would hide the run's
 
 
-IMAGES: Final = ("must-shard", "must-torch", "must-train", "must-serve")
+IMAGES: Final = ("must-shard", "must-torch", "must-train")
 GPU_IMAGE: Final = "must-train"  # has torch with CUDA
 LAUNCHER_IMAGE: Final = "must-shard"  # of the stage train, if it is a TrainJob
 
@@ -33,7 +33,6 @@ STAGES: Final[dict[str, Stage]] = {
     "export": Stage("must-torch", 32, loaders=True),
     "gate": Stage("must-torch", 32, gpu=True, loaders=True),
     "promote": Stage("must-shard", 16),
-    "serve": Stage("must-shard", 4),
     "close": Stage("must-shard", 1),
     "summary": Stage("must-shard", 4, retried=False),
 }

@@ -1,42 +1,19 @@
-"""Starts one run: must-pipeline submit --parameters FILE.yaml, or --again RUN_ID for the same as a run before.
-
-The compiled pipeline is uploaded as a new version if its content is new. A run that failed is started again with the
-same parameters; finished stages are at work_uri, so it resumes from there."""
+"""Starts one run, of a file of parameters, or the same as a run before: must-pipeline submit."""
 
 import argparse
 import time
 from pathlib import Path
 from typing import Any
 
-from must.base.flags import OneLineParser
 from must.base.parameters import read_mapping, require
 from must.base.text import without_secrets
-from must_pipeline.files import COMPILED, nearest
-from must_pipeline.server.api import Kfp, add_arguments, api, api_errors
+from must_pipeline.server.api import Kfp, api, api_errors
 from must_pipeline.server.parameters import check_parameters
 from must_pipeline.server.wait import wait
 
 
-def main() -> None:
-    parser = OneLineParser(description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--parameters", type=Path, metavar="FILE", help="YAML file with the run's parameters")
-    source.add_argument("--again", metavar="RUN_ID", help="pipeline version and parameters of this run")
-    parser.add_argument(
-        "--pipeline", type=Path, default=nearest(COMPILED), help="the compiled pipeline [must_pipeline.yaml]"
-    )
-    parser.add_argument("--pipeline-name", default="must", help="the uploaded pipeline's name [must]")
-    parser.add_argument("--experiment", default="must", help="the group of runs it belongs to [must]")
-    parser.add_argument("--name", default="", help="the run's name")
-    parser.add_argument(
-        "--wait", action="store_true", help="until it is over, then print its summary; exit code 1 if it fails"
-    )
-    parser.add_argument(
-        "--restarts", type=int, default=2, metavar="N",
-        help="with --wait: times a run that was stopped, but not by a person, is started again [2]",
-    )  # fmt: skip
-    add_arguments(parser)
-    raise SystemExit(submit(parser.parse_args()))
+def main(options: argparse.Namespace) -> None:
+    raise SystemExit(submit(options))
 
 
 def submit(options: argparse.Namespace) -> int:

@@ -13,16 +13,18 @@ from tests.components.trainer import RUNTIME, Pod, admit, build_job, now
 from tests.local_server import Answer, LocalServer
 
 GROUP = "/apis/trainer.kubeflow.org/v1alpha1"
+JOBSETS = "/apis/jobset.x-k8s.io/v1alpha2"
 SPACE = "namespaces/vision"
 
 
 class Api:
-    """`outage`: calls answered with 503. `lag`: requests for a job that is deleted in the foreground until it is gone.
-    `refuse`: (method, part of a path) -> status."""
+    """`outage`: calls answered with 503. `lag`: looks at a JobSet that is deleted until its pods have ended and it is
+    gone. `refuse`: (method, part of a path) -> status. `jobsets`: by name, how often one more look shows it; None where
+    it is not being deleted. `rebuilt`: JobSets that Trainer made of a job that was being deleted."""
 
     def __init__(self):
-        self.version, self.lag, self.queued, self.outage = "2.3", 2, False, 0
-        self.jobs, self.parts, self.pods, self.events, self.created = {}, {}, {}, [], []
+        self.version, self.lag, self.queued, self.outage, self.rebuilt = "2.3", 2, False, 0, 0
+        self.jobs, self.jobsets, self.parts, self.pods, self.events, self.created = {}, {}, {}, {}, [], []
         self.workflows, self.launchers, self.deleted, self.calls, self.refuse = {}, {}, [], [], {}
         self.runtimes = {"clustertrainingruntimes/torch-distributed": RUNTIME}
         self.on_start = lambda api, name: None  # the job's pods are there
@@ -72,6 +74,9 @@ class Api:
             return self.create(body)
         if match := re.fullmatch(rf"{GROUP}/{SPACE}/trainjobs/([\w-]+)", path):
             return self.one(method, match[1], body or {})
+        if match := re.fullmatch(rf"{JOBSETS}/{SPACE}/jobsets/([\w-]+)", path):
+            self.reconcile(match[1])
+            return found({"metadata": {"name": match[1]}} if match[1] in self.jobsets else None)
         if path.startswith(GROUP):
             return found(self.runtimes.get(path.removeprefix(f"{GROUP}/")))
         if match := re.fullmatch(rf"/apis/argoproj.io/v1alpha1/{SPACE}/workflows/([\w-]+)", path):
@@ -95,10 +100,35 @@ class Api:
         assert f"{place}/{reference['name']}" in self.runtimes
         self.created.append(body)
         self.jobs[name] = job
+        if (
+            name in self.jobsets
+        ):  # of the job before: Trainer builds none beside it, and takes its state for the new job's
+            self.conclude(name, "Failed", "FailedJobs", "jobset failed due to one or more job failures")
+            return 201, job
         self.parts[name] = build_job(job, self.runtimes[f"{place}/{reference['name']}"])
+        self.jobsets[name] = None
         if not self.queued:
             self.start(name)
         return 201, job
+
+    def reconcile(self, name):
+        """What the garbage collector and Trainer 2.3.0 have done by the next look. Trainer builds a JobSet of each job
+        that is not complete and has none, also of one that has failed or is being deleted (trainjob_controller.go and
+        jobset.go); in the foreground a job is gone only when somebody happens to look between the two."""
+        job, looks = self.jobs.get(name), self.jobsets.get(name)
+        if looks is not None:
+            self.jobsets[name] = looks - 1
+            if looks <= 1:
+                del self.jobsets[name]
+                self.pods.pop(name, None)
+        if job is not None and "deletionTimestamp" in job["metadata"]:
+            job["metadata"]["looks"] -= 1
+            if job["metadata"]["looks"] <= 0:
+                self.forget(name)
+            elif name not in self.jobsets:
+                self.rebuilt += 1
+                self.jobsets[name] = self.lag
+                self.pods[name] = [Pod(name, self.parts[name], 0)]
 
     def start(self, name):
         """The pods start; of a queued job as Kueue does it when there is room."""
@@ -110,24 +140,23 @@ class Api:
         self.on_start(self, name)
 
     def one(self, method, name, options):
+        self.reconcile(name)
         job = self.jobs.get(name)
-        if job is not None and "deletionTimestamp" in job["metadata"]:
-            job["metadata"]["looks"] -= 1
-            if job["metadata"]["looks"] <= 0:
-                self.forget(name)
         if name not in self.jobs:
             return found(None)
         if method == "DELETE":
             assert options["preconditions"]["uid"] == job["metadata"]["uid"]
             self.deleted.append((name, options["propagationPolicy"]))
+            if name in self.jobsets:
+                self.jobsets[name] = self.lag
             if options["propagationPolicy"] == "Foreground":
-                job["metadata"] |= {"deletionTimestamp": now(), "looks": self.lag}
+                job["metadata"] |= {"deletionTimestamp": now(), "looks": 4 * self.lag}
             else:
-                self.forget(name)
+                del self.jobs[name]
         return 200, job
 
     def forget(self, name):
-        for objects in (self.jobs, self.parts, self.pods):
+        for objects in (self.jobs, self.jobsets, self.parts, self.pods):
             objects.pop(name, None)
 
     def select(self, selector):

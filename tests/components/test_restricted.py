@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from must_components.serving.service import inference_service
 from must_components.train_job.manifest import make_manifest
-from must_pipeline.cluster.placement import encode_server
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES
@@ -100,9 +98,9 @@ def test_a_trainjobs_pods_are_admitted_and_mount_no_token(name):
     assert {volume["name"] for volume in pod["volumes"]} >= {"shm"}
 
 
-@pytest.mark.parametrize("file", CLUSTERS, ids=lambda file: file.stem)
-def test_the_server_is_admitted_and_mounts_no_token(file):
-    pod = inference_service("gs://b/registry", "photos", encode_server(load_cluster(file)))["spec"]["predictor"]
+def test_the_server_is_admitted_and_mounts_no_token():
+    service = yaml.safe_load((ROOT / "deploy/inference-service.yaml").read_text())
+    pod = service["spec"]["predictor"]
     assert violations(pod) == [] and pod["automountServiceAccountToken"] is False
     assert pod["containers"][0]["securityContext"]["readOnlyRootFilesystem"] is True
 

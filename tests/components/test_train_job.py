@@ -1,5 +1,6 @@
 """Training as a TrainJob: what is asked for, and a launcher that follows it to its end."""
 
+import json
 import shutil
 import signal
 import threading
@@ -10,6 +11,8 @@ from unittest.mock import Mock
 import pytest
 import yaml
 
+from must.base.errors import TransientError
+from must.base.exits import Ended
 from must.runtime.notes import Facts
 from must.runtime.training import plain
 from must_components.cluster import Cluster
@@ -97,13 +100,26 @@ def test_gpus_of_any_maker_and_a_time_limit_are_in_the_manifest():
     assert free["spec"]["activeDeadlineSeconds"] == ClusterFile().retries.window  # it ends when nobody watches it
 
 
-def test_a_retry_replaces_a_failed_job_when_all_of_it_is_gone(api, work, failed_job, capfd):
-    """Beside an old JobSet Trainer builds none, and old pods would still write checkpoints."""
+@pytest.mark.parametrize("killed", [False, True], ids=["by one launcher", "which is killed after it has deleted it"])
+def test_a_retry_replaces_a_failed_job_when_all_of_it_is_gone(api, work, failed_job, capfd, killed):
+    """Beside an old JobSet Trainer builds none, and old pods would still write checkpoints. While a job is deleted in
+    the foreground, Trainer makes its JobSet again and again."""
     api.lag, api.on_start = 4, completes(work, "going on after step 5")
+    if killed:
+        Cluster.of_this_pod().delete_job(api.jobs[failed_job])
     assert train(work)["summary"] == NUMBERS
+    assert not api.rebuilt and api.deleted == [(failed_job, "Background")]
     assert [job["metadata"]["name"] for job in api.created] == [failed_job] * 2
-    assert api.deleted == [(failed_job, "Foreground")]
-    assert "failed before; starting it again from its checkpoints" in capfd.readouterr().out
+    assert killed or "failed before; starting it again from its checkpoints" in capfd.readouterr().out
+
+
+def test_pods_that_do_not_end_are_another_try_and_no_second_training(api, work, failed_job, monkeypatch):
+    """Such as on a node that is lost."""
+    api.lag = 10**6
+    monkeypatch.setattr(launch, "GONE", 0.2)
+    with pytest.raises(TransientError, match=f"pods of an earlier TrainJob {failed_job} have not ended"):
+        train(work)
+    assert len(api.created) == 1
 
 
 def test_the_next_launcher_follows_the_job_of_a_lost_one_or_takes_its_result(api, work, capfd, monkeypatch):
@@ -145,6 +161,7 @@ def test_a_create_whose_answer_was_lost_is_no_error(api, work, monkeypatch, capf
     train(work)
     real = Launch.get
     monkeypatch.setattr(Launch, "get", lambda self: monkeypatch.setattr(Launch, "get", real))
+    monkeypatch.setattr(Launch, "wait_until_gone", lambda self: None)
     train(work)
     assert len(api.created) == 1
 
@@ -174,10 +191,15 @@ def test_a_failed_job_is_told_with_its_last_lines_events_and_code(api, work, cap
             api.pods[name][node].say(line)
             api.pods[name][node].code = ended
         node, ended, line = nodes_end[-1]
+        said = {"kind": "UserError", "text": line.removeprefix("must train: ")}
+        api.pods[name][node].message = json.dumps(said) + "\n"  # as Kubernetes reads it from /dev/termination-log
         fails("step 1", line, code=ended, node=node)(api, name)
 
     api.on_start = on_start
-    assert exit_code(work) == code
+    with pytest.raises(Ended) as end:
+        train(work)
+    node, said = nodes_end[-1][0], nodes_end[-1][2]
+    assert end.value.code == code and end.value.reason == f"node {node}: {said.removeprefix('must train: ')}"
     error = capfd.readouterr().err
     assert "failed (ReachedMaxRestarts: jobset failed" in error and f"Last lines of {title}:\n  step 1\n  " in error
     assert f"  {nodes_end[-1][2]}\n" in error and "OOMKilled: Container node was killed" in error

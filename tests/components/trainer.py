@@ -103,7 +103,7 @@ class Pod:
     def __init__(self, job, part, node):
         self.job, self.part, self.node, self.created, self.uid = job, part, node, now(), str(uuid.uuid4())
         self.name = f"{self.job}-node-0-{node}-{self.uid[:5]}"
-        self.lines, self.restarts, self.code = [], 0, None
+        self.lines, self.restarts, self.code, self.message = [], 0, None, ""
 
     def say(self, *lines):
         for line in lines:
@@ -125,7 +125,8 @@ class Pod:
             "jobset.sigs.k8s.io/jobset-name": self.job, "jobset.sigs.k8s.io/replicatedjob-name": "node",
             "jobset.sigs.k8s.io/restart-attempt": "0", "batch.kubernetes.io/job-completion-index": str(self.node),
         }  # fmt: skip
-        state = {"terminated": {"exitCode": self.code}} if self.code is not None else {"running": {}}
+        ended = {"exitCode": self.code, "message": self.message}
+        state = {"terminated": ended} if self.code is not None else {"running": {}}
         container = {
             "containerID": f"containerd://{self.uid}-{self.restarts}", "image": "x", "imageID": "x", "lastState": {},
             "name": "node", "ready": self.code is None, "restartCount": self.restarts, "started": self.code is None,

@@ -28,14 +28,6 @@ def images():
         assert engine("image", "inspect", image(name), check=False).returncode == 0, f"{image(name)}: make images"
 
 
-@pytest.fixture(scope="session")
-def docker_host():
-    """An engine's API for kfp's DockerRunner: DOCKER_HOST, or docker's own socket."""
-    if not os.environ.get("DOCKER_HOST") and not Path("/var/run/docker.sock").exists():
-        message = "no DOCKER_HOST; for podman: podman system service"
-        (pytest.fail if os.environ.get("REQUIRE_CONTAINERS") else pytest.skip)(message)
-
-
 def write_demo(folder):
     """The bundled example, as `must demo` writes it, in a folder that belongs to the containers' user."""
     must.demo(output=folder)

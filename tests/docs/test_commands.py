@@ -1,6 +1,5 @@
 """Every command that the documentation shows exists and has the flags it is given; the files it shows can be read."""
 
-import importlib
 import re
 import sys
 from contextlib import redirect_stdout
@@ -15,6 +14,7 @@ from must.api.cli import OTHER_COMMANDS, build_parser
 from must.api.stages import STAGES
 from must.base.parameters import load
 from must.method.model.classifier import load_class_set
+from must_pipeline.arguments import parse
 from must_pipeline.cli import COMMANDS
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import COMPILED
@@ -71,7 +71,7 @@ def help_of(program, *command):
             build_parser().parse_args([*command, "--help"])
         else:
             patch.setattr(sys, "argv", [program, "--help"])
-            importlib.import_module(f"must_pipeline.{COMMANDS[command[0]][0]}").main()
+            parse(command[0])
     return set(re.findall(r"--[a-z][a-z0-9-]*", text.getvalue()))
 
 

@@ -28,10 +28,11 @@ from must.base.names import listed
 from must.runtime.notes import read_notes
 from must.runtime.summary import determine_outcome
 from must_pipeline import schedule
+from must_pipeline.arguments import add_server
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.server import wait
-from must_pipeline.server.api import Kfp, add_arguments, api_errors, connect
+from must_pipeline.server.api import Kfp, api_errors, connect
 from must_pipeline.submit import copy_run, make_run, start
 
 KILL = """
@@ -256,7 +257,7 @@ def main() -> None:
     parser.add_argument("--store", default=store, metavar="URI", help=f"gs://... or a path [{store}]")
     parser.add_argument("--only", default="", metavar="NAME,...", help=f"of: {known}")
     parser.add_argument("--keep", action="store_true", help="delete nothing")
-    add_arguments(parser)
+    add_server(parser)
     options = parser.parse_args()
     names = {name.strip() for name in options.only.split(",") if name.strip()}
     if unknown := names - {case.name for case in CASES}:

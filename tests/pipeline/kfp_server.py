@@ -25,6 +25,17 @@ COLLECTIONS = {  # path -> (field of a listing, the id's field)
     "recurringruns": ("recurringRuns", "recurring_run_id"),
     "runs": ("runs", "run_id"),
 }
+HEALTHZ = {  # by version, as backend/src/apiserver/main.go writes it, and frontend/server/handlers/healthz.ts
+    version: {"commit_sha": "unknown", "tag_name": version, "multi_user": True, "pipeline_store": "database"}
+    for version in ("2.16.1", "2.17.0", "unknown")
+} | {
+    f"{version} behind the page": {
+        "buildDate": "", "frontendCommitHash": "", "frontendTagName": version, "apiServerReady": True,
+        "multi_user": True, "apiServerCommitHash": "unknown", "apiServerTagName": version, "apiServerMultiUser": True,
+        "pipelineStore": "database",
+    }
+    for version in ("2.16.1", "2.17.0")
+}  # fmt: skip
 STATUS = {3: 400, 5: 404, 6: 409, 7: 403, 13: 500, 16: 401}  # by gRPC code
 KINDS = {  # of parameters: the server's word, and the types of Python
     "STRING": ("string", str), "BOOLEAN": ("bool", bool), "LIST": ("list", list), "STRUCT": ("struct", dict),
@@ -44,6 +55,7 @@ class KfpServer:
         self.calls, self.uploads, self.faults = [], [], []
         self.wanted_header, self.refuse = None, {}
         self.states, self.tasks = ["PENDING", "RUNNING", "SUCCEEDED"], []
+        self.healthz = HEALTHZ["2.17.0"]
         self.meanwhile = lambda run: None  # at each look at a run: what its stages do
         self.add("experiments", {"display_name": "Default", "description": "All runs without an experiment."})
         self.server = LocalServer(self.handle)
@@ -91,6 +103,8 @@ class KfpServer:
             if method == refused and path.endswith(end):
                 return status, {"error": message, "code": 3, "message": message}
         parts = path.removeprefix("/apis/v2beta1/").split("/")
+        if parts == ["healthz"]:
+            return 200, self.healthz
         if path.endswith("/pipelines/upload_version"):
             return self.upload(query, body)
         if len(parts) == 1:

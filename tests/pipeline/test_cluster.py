@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from must_pipeline.cluster.config import Cluster
-from must_pipeline.cluster.placement import encode_nodes, encode_server
+from must_pipeline.cluster.placement import encode_nodes
 from must_pipeline.cluster.rules import load_cluster, spot_warning
 from must_pipeline.files import CLUSTER
 from must_pipeline.stages import STAGES
@@ -94,8 +94,7 @@ def test_what_all_pods_of_a_cluster_have(name):
         }  # fmt: skip
         own_tries = f"{retries.count},{retries.backoff},{retries.factor}"
         assert found.environment(stage)["MUST_RETRIES"] == own_tries
-    # What comes of these parameters: tests/components/test_serving.py and test_train_job.py.
-    assert found.constant("serve", "server") == encode_server(cluster)
+    # What comes of these parameters: tests/components/test_train_job.py.
     if cluster.trains_in_trainjob:
         assert found.constant("train", "nodes") == encode_nodes(cluster)
     else:
@@ -186,7 +185,22 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("retries: {factor: 0}", "retries.factor 0: must be at least 1"),
         ("timeouts: {train: 0}", "timeouts.train: seconds above 0"),
         ("training: {nodes: 2, as: pod}", "training.as pod contradicts training.nodes 2"),
-        ("env: {MUST_RETRIES: x}", "env 'MUST_RETRIES': names that begin so are set by the pipeline"),
+        ("env: {MUST_RETRIES: x}", "env 'MUST_RETRIES': is no name of an environment variable, or begins with MUST_"),
+        ("env: {A=B: '1'}", "env 'A=B': is no name of an environment variable"),
+        ("credentials: {variable: 'a b'}", "credentials.variable 'a b': is no name of an environment variable"),
+        ("env: {AWS_SECRET_ACCESS_KEY: wJalrXUtnFEMI}", "env 'AWS_SECRET_ACCESS_KEY': would be in the compiled file"),
+        (
+            "env: {AZURE_STORAGE_CONNECTION_STRING: 'AccountName=a'}",
+            "CONNECTION_STRING': would be in the compiled file",
+        ),
+        ("registry: Reg.io/X", "registry 'Reg.io/X': is no registry, such as ghcr.io/team/must, in small letters"),
+        (
+            "volume: {claim: x, mount: /opt/must}",
+            "volume.mount '/opt/must': expected a folder such as /data, and none of",
+        ),
+        ("volume: {claim: x, mount: /var/run/a}", "volume.mount '/var/run/a': expected a folder such as /data"),
+        ("resources: {train: {memory: '0'}}", "resources.train.memory 0: must be above 0"),
+        ("resources: {train: {cpu_limit: '0.0'}}", "resources.train.cpu_limit 0.0: must be above 0"),
         ("training: {processes: all}", "training.processes 'all': a number of processes a node, or auto"),
         ("{gpu: {count: 4}, training: {processes: 8}}", "training.processes 8 contradicts gpu.count 4"),
         ("{gpu: {count: 1, stages: [evaluate]}, training: {nodes: 2}}", "contradicts training.nodes"),
@@ -196,6 +210,21 @@ def test_what_is_wrong_is_refused_by_name(tmp_path, text, message):
     (tmp_path / "cluster.yaml").write_text(text)
     with one_line(re.escape(message)):
         load_cluster(tmp_path / "cluster.yaml")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "env: {AWS_WEB_IDENTITY_TOKEN_FILE: /var/run/token, HF_HUB_DISABLE_IMPLICIT_TOKEN: '1'}",
+        "env: {AWS_ACCESS_KEY_ID: AKIAEXAMPLE, AWS_CONTAINER_AUTHORIZATION_TOKEN: /var/run/secrets/token}",
+        "volume: {claim: x, mount: /var/data}",
+        "volume: {claim: x, mount: /development}",
+        "registry: localhost:5000/a_b/c-d",
+    ],
+)
+def test_what_only_looks_wrong_is_taken(tmp_path, text):
+    (tmp_path / "cluster.yaml").write_text(text)
+    load_cluster(tmp_path / "cluster.yaml")
 
 
 @pytest.mark.parametrize("pool", SPOT)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from must import __version__
+from must.api.cli import build_parser
 from must.method.distributed.torchrun import SHUTDOWN_TIMEOUT
 from must_pipeline.cluster.config import Cluster
 from tests.common import ROOT
@@ -22,7 +24,11 @@ def documents():
 
 @pytest.mark.parametrize(
     "name, document",
-    [(name, document) for name, document in documents() if document["kind"] != "TrainingRuntime"],
+    [
+        (name, document)
+        for name, document in documents()
+        if document["kind"] not in ("TrainingRuntime", "InferenceService")
+    ],
     ids=lambda value: value if isinstance(value, str) else value["kind"],
 )
 def test_kubernetes_models_know_every_field(name, document):
@@ -40,6 +46,21 @@ def test_kubernetes_models_know_every_field(name, document):
         return None
 
     check(document, getattr(client, f"V1{document['kind']}"))
+
+
+def test_the_server_on_kserve_follows_the_registry():
+    """KServe's predictor is a pod's spec, and the numbers of replicas."""
+    from kubernetes import client
+
+    (service,) = [document for _, document in documents() if document["kind"] == "InferenceService"]
+    pod = service["spec"]["predictor"].keys() - {"minReplicas"}
+    assert pod <= set(client.V1PodSpec.attribute_map.values())
+    (container,) = service["spec"]["predictor"]["containers"]
+    assert container.keys() <= set(client.V1Container.attribute_map.values())
+    assert (container["name"], container["image"]) == ("kserve-container", f"must-serve:{__version__}")
+    values = vars(build_parser().parse_args(container["args"][1:]))
+    assert values["registry"].startswith("gs://") and values["host"] == "0.0.0.0"
+    assert [values["port"]] == [str(port["containerPort"]) for port in container["ports"]]
 
 
 def test_the_training_runtime_is_one_that_trainer_takes():
@@ -70,7 +91,7 @@ def test_bindings_name_roles_and_accounts_that_exist():
     content = [document for _, document in documents()]
     names = {(document["kind"], document["metadata"]["name"]) for document in content}
     bindings = [document for document in content if document["kind"] == "RoleBinding"]
-    assert len(bindings) == 5
+    assert len(bindings) == 4
     for binding in bindings:
         assert (binding["roleRef"]["kind"], binding["roleRef"]["name"]) in names
         ours = [subject for subject in binding["subjects"] if "namespace" not in subject]

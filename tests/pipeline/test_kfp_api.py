@@ -11,7 +11,7 @@ from must_pipeline import DESCRIPTION
 from must_pipeline.files import COMPILED
 from tests.local_server import Answer, serving
 from tests.pipeline.conftest import PARAMETERS, kubeconfig, refused
-from tests.pipeline.kfp_server import HTML
+from tests.pipeline.kfp_server import HEALTHZ, HTML
 
 SCHEDULE = {"name": "weekly", "cron": "0 3 * * 1", "parameters": PARAMETERS | {"only_new": True, "epochs": 5}}
 
@@ -47,6 +47,30 @@ def test_a_schedule_is_made_and_applying_it_again_changes_nothing(server, schedu
     assert scheduler("apply", files / "schedule.yaml") == 0
     assert server.stored == before and len(server.uploads) == 1
     assert "weekly: is up to date (active)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("version, said", [
+    ("2.17.0", ""), ("2.17.0 behind the page", ""),
+    ("2.16.1", "this is Pipelines 2.16.1, and before 2.17 a schedule of the newest version starts runs without end"),
+    ("2.16.1 behind the page", "this is Pipelines 2.16.1, and before 2.17 a schedule"),
+    ("unknown", "its version is unknown (its page shows it at the bottom of the menu), and before 2.17 a schedule"),
+])  # fmt: skip
+def test_a_schedule_follows_the_newest_version_only_where_that_starts_no_runs_without_end(
+    server, scheduler, files, capsys, version, said
+):
+    server.healthz = HEALTHZ[version]
+    assert scheduler("apply", files / "schedule.yaml") == 0
+    (made,) = server.stored["recurringruns"].values()
+    newest = {"pipeline_id": only(server, "pipelines")}
+    fixed = newest | {"pipeline_version_id": only(server, "versions")}
+    assert made["pipeline_version_reference"] == (fixed if said else newest)
+    out = capsys.readouterr().out
+    assert (f"weekly: keeps this version of the pipeline: {said}" in out) if said else ("keeps" not in out)
+    assert scheduler("apply", files / "schedule.yaml") == 0 and "is up to date" in capsys.readouterr().out
+    server.healthz = HEALTHZ["2.17.0"]  # after an update of Kubeflow
+    assert scheduler("apply", files / "schedule.yaml") == 0
+    (made,) = server.stored["recurringruns"].values()
+    assert made["pipeline_version_reference"] == newest
 
 
 def test_a_change_replaces_the_schedule_and_leaves_others_and_its_pause_alone(server, scheduler, files):
@@ -124,6 +148,7 @@ def test_listing_pausing_resuming_deleting(server, scheduler, files, capsys):
 
 
 def test_a_run_is_submitted_waited_for_and_started_again(server, submitter, files, capsys):
+    server.healthz = HEALTHZ["2.16.1"]  # which has all that a run needs
     assert submitter("--parameters", files / "run.yaml", "--wait", "--name", "try") == 0
     (made,) = server.stored["runs"].values()
     assert made["display_name"] == "try" and made["service_account"] == "must"

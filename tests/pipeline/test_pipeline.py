@@ -1,7 +1,8 @@
-"""The compiled pipeline: current, reproducible, explained, never answered from a cache; and kfp's local runners."""
+"""The compiled pipeline: current, reproducible, explained, never answered from a cache; and kfp's local runner."""
 
 import inspect
-import re
+import signal
+import subprocess
 import sys
 
 import kfp
@@ -10,6 +11,7 @@ import yaml
 from kfp import compiler, components, dsl
 
 from must import __version__
+from must.base.processes import is_running
 from must_components import components as our_components
 from must_components.components import shard
 from must_pipeline.cli import COMMANDS
@@ -17,12 +19,10 @@ from must_pipeline.cli import main as must_pipeline
 from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER, COMPILED, documents
-from must_pipeline.local_runner import StageOutput, as_first_process, local_paths
-from must_pipeline.run_local import run_local
+from must_pipeline.run_local import StageOutput, run_local
 from must_pipeline.stages import STAGES
-from tests.common import ended
-from tests.pipeline.compiled import Compiled, compile_apart, compiled_for
-from tests.pipeline.conftest import refused
+from tests.common import ended, until
+from tests.pipeline.compiled import Compiled, compile_apart, compiled_for, longest_path
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +35,6 @@ def tasks_of(compiled):
     return {name: task for name, task in compiled.tasks.items() if f"exec-{name}" in compiled.platform}
 
 
-def parse_stage(task):
-    """The three ends that only say that nothing follows are tasks of one stage."""
-    return re.sub(r"-\d+$", "", task)
-
-
 def test_the_committed_pipeline_is_current_and_compiles_byte_for_byte_the_same(tmp_path):
     compile_apart(load_cluster(CLUSTER), tmp_path / "again.yaml")
     assert (tmp_path / "again.yaml").read_bytes() == compiled_for(CLUSTER).read_bytes()
@@ -47,7 +42,7 @@ def test_the_committed_pipeline_is_current_and_compiles_byte_for_byte_the_same(t
 
 
 def test_the_stages_of_the_table_are_the_pipelines_and_each_names_its_components_image(compiled):
-    assert set(map(parse_stage, tasks_of(compiled))) == set(STAGES)
+    assert set(tasks_of(compiled)) == set(STAGES)
     for name, row in STAGES.items():
         component = getattr(our_components, name)
         assert component.component_spec.implementation.container.image == f"{row.image}:{__version__}", name
@@ -68,33 +63,39 @@ def test_every_stage_gets_its_runs_id_is_retried_and_never_cached(compiled):
     """Kubeflow's cache believes in artifacts that are gone, and none but the classifier could ever be found there."""
     for name, task in tasks_of(compiled).items():
         assert not task["cachingOptions"].get("enableCache"), name
-        retried = STAGES[parse_stage(name)].retried
+        retried = STAGES[name].retried
         assert (task.get("retryPolicy", {}).get("maxRetryCount") == 3) is retried
         assert compiled.environment(name).get("MUST_RETRIES") == ("3,60,2" if retried else None)
-        if parse_stage(name) != "close":  # it leaves no note
+        if name != "close":  # it leaves no note
             given = task["inputs"]["parameters"]["run_id"]
             assert given["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}", name
 
 
-def test_every_group_ends_in_something_that_runs(compiled):
-    """Kubeflow takes a group for running for ever whose last step is a skipped condition: each has another way."""
-    components = compiled.spec["components"]
-    branches = [one["dag"]["tasks"] for name, one in components.items() if "condition-branches" in name]
-    assert len(branches) == 3
-    for ways in branches:
-        conditions = [way["triggerPolicy"]["condition"] for way in ways.values()]
-        *others, last = sorted(conditions, key=lambda one: one.count("!("))
-        asked = [one.rsplit(" && ", 1)[-1] for one in others]
-        assert last == " && ".join(f"!({one})" for one in asked)  # what is left when no other way was taken
-    assert sum(bool(re.fullmatch(r"condition-\d+", name)) for names in compiled.groups for name in names) == 6
+def test_no_more_tasks_and_groups_than_needed_stand_on_the_longest_path(compiled):
+    """Each costs ten or twenty seconds, however short it is; without any group but one the run itself takes 30."""
+    seconds, path = longest_path(compiled.spec)
+    assert path in (
+        ["inputs", first, "champion", "train", "evaluate", last, "promote", "summary"]
+        for first in ("shard", "classifier") for last in ("gate", "export")
+    )  # fmt: skip
+    assert seconds <= 20 * len(path) + 30
+    groups = [name for name, task in compiled.tasks.items() if name not in tasks_of(compiled)]
+    assert groups == ["exit-handler-1", "condition-2"]
+
+
+def test_beside_the_group_that_may_be_skipped_a_task_always_runs(compiled):
+    """When a task ends, Kubeflow marks the group around it as complete if all in it are over: after a skipped group no
+    task would end."""
+    around = compiled.spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    assert around["condition-2"]["triggerPolicy"]["condition"].endswith("== 'train'")
+    assert around["close"]["dependentTasks"] == around["condition-2"]["dependentTasks"][:1] == ["champion"]
 
 
 def test_what_a_parameter_may_be_is_a_menu_and_its_default_is_one_of_them(compiled):
     parameters = compiled.spec["root"]["inputDefinitions"]["parameters"]
     choices = {name: one["literals"] for name, one in parameters.items() if "literals" in one}
-    assert choices.keys() == {"gate", "labels", "precision", "serve"}
+    assert choices.keys() == {"gate", "labels", "precision"}
     assert choices["gate"] == ["auto", "labelled", "label-free", "none"]
-    assert choices["serve"] == ["none", "write", "apply"]
     assert all(parameters[name]["defaultValue"] in values for name, values in choices.items())
     assert all(one.get("description") for one in parameters.values())  # shown on the upload page
     components.load_component_from_text(COMPILED.read_text())  # kfp's own loader takes it
@@ -128,44 +129,6 @@ def test_a_wrong_flag_of_any_command_is_one_line(command, monkeypatch, capsys):
     assert ended(capsys, 2, must_pipeline).startswith(f"must-pipeline {command}: --cluter: unknown")
 
 
-def test_without_an_engine_it_is_one_line(tmp_path, must_pipeline, monkeypatch, capsys):
-    (tmp_path / "p.yaml").write_text("source: images\nclasses: imagenet\n")
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
-    words = ["--runner", "docker", "--parameters", tmp_path / "p.yaml", "--output", tmp_path / "run"]
-    line = refused(capsys, must_pipeline, "run", *words)
-    assert f"no container engine answers at unix://{tmp_path}/no.sock (DOCKER_HOST)" in line
-
-
-def test_python_takes_the_place_of_the_shell_in_every_stage():
-    """If kfp compiles another command one day, this fails; the signal would be lost in silence."""
-    (spec, *_) = documents(COMPILED.read_text())
-    commands = [e["container"]["command"] for e in spec["deploymentSpec"]["executors"].values() if "container" in e]
-    assert commands
-    for command in commands:
-        changed = as_first_process(command)
-        assert sum(" exec python3 " in part for part in changed) == 1
-        assert [part.replace(" exec python3 ", " python3 ") for part in changed] == command
-
-
-@pytest.mark.parametrize(
-    "value, expected",
-    [
-        ("images", ["images"]),
-        ("images/x-{000..003}.tar", ["images"]),
-        ({"pretrained": "images/w.pt", "epochs": 2}, ["images/w.pt"]),
-        ("gs://bucket/images", []),
-        ("ViT-B-16-quickgelu", []),
-        ("", []),
-        (2, []),
-    ],
-)
-def test_the_local_paths_of_a_parameter(tmp_path, monkeypatch, value, expected):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "w.pt").touch()
-    assert list(local_paths(value)) == [tmp_path / path for path in expected]
-
-
 ESCAPE = (  # an output that is a program where it is put into a condition as it is
     "x' == 'y' or [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == '_wrap_close'][0]"
     ".__init__.__globals__['system']('touch {}') == 0 or 'x"
@@ -194,8 +157,48 @@ def test_the_local_runner_takes_an_output_in_a_condition_as_data(tmp_path):
     """GHSA-rhjm-6347-5x33."""
     compiler.Compiler().compile(conditions, str(tmp_path / "p.yaml"))
     for text, reached in ((ESCAPE.format(tmp_path / "escaped"), False), ("go", True)):
-        run_local(tmp_path / "p.yaml", {"text": text, "path": str(tmp_path / "mark")}, tmp_path / "run", True, None)
+        run_local(tmp_path / "p.yaml", {"text": text, "path": str(tmp_path / "mark")}, tmp_path / "run", True)
         assert (tmp_path / "mark").exists() is reached and not (tmp_path / "escaped").exists()
+
+
+@dsl.component(base_image="python:3.11", install_kfp_package=False)
+def patient(work_uri: str):
+    import os
+    import signal
+    import time
+    from pathlib import Path
+
+    def save(number, frame):
+        time.sleep(0.5)
+        Path(work_uri, "saved").touch()
+        raise SystemExit(75)
+
+    signal.signal(signal.SIGTERM, save)
+    Path(work_uri, "begun").write_text(str(os.getpid()))
+    time.sleep(300)
+
+
+@dsl.pipeline
+def long(work_uri: str):
+    patient(work_uri=work_uri)
+
+
+@pytest.mark.parametrize(
+    "number, code, said", [(signal.SIGTERM, 75, "stopped by SIGTERM"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_stage_ends_before_a_stopped_run_does(tmp_path, number, code, said):
+    """The signal goes to the program alone, as from `kill`."""
+    compiler.Compiler().compile(long, str(tmp_path / "p.yaml"))
+    (tmp_path / "run.yaml").write_text(f"work_uri: {tmp_path}")
+    words = ["--pipeline", "p.yaml", "--parameters", "run.yaml", "--output", "run"]
+    command = [sys.executable, "-m", "must_pipeline", "run", *words]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        begun = tmp_path / "begun"
+        until(lambda: begun.exists() and begun.read_text(), process.communicate, process=process)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=120)
+    assert (process.returncode, error) == (code, f"must-pipeline run: {said}; run the same command again\n")
+    assert (tmp_path / "saved").exists() and not is_running(int(begun.read_text()))
 
 
 def test_a_retry_policy_is_set_or_refused_in_one_line(tmp_path):

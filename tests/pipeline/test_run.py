@@ -10,19 +10,18 @@ import sys
 import pytest
 import yaml
 
-from must.api.cli import build_parser
 from must.base.lock import locked
 from must.deploy.promote.registry import Registry
+from must.runtime.summary import escape
 from must_pipeline.cluster.rules import load_cluster
-from must_pipeline.local_runner import COLOR, StageOutput
-from must_pipeline.run_local import RUN_LOCK
+from must_pipeline.run_local import COLOR, RUN_LOCK, StageOutput
 from must_pipeline.stages import STAGES
 from tests.common import ROOT
 from tests.pipeline.compiled import compile_apart
 
 pytestmark = pytest.mark.slow
 BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
-ALL = [stage for stage in STAGES if stage != "close"]  # of a run that is promoted and served
+ALL = list(STAGES)
 
 
 def small_demo(folder):
@@ -73,7 +72,7 @@ def first(demo, tmp_path_factory):
     (folder / "cluster.yaml").write_text("shard: {pods: 2}")
     compile_apart(load_cluster(folder / "cluster.yaml"), folder / "pipeline.yaml")
     flags = ("--verbose", "--pipeline", folder / "pipeline.yaml")
-    return folder / "work", Run(demo[1] | {"serve": "write"}, folder / "work", *flags)
+    return folder / "work", Run(demo[1], folder / "work", *flags)
 
 
 def latest(work):
@@ -101,23 +100,12 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     assert page.startswith(f"# Promoted {version}: ") and ", was " in page and "| promote | done |" in page
     (notes,) = (work / "notes").iterdir()  # one run id for all stages
     stages = {*ALL, "shard-1-of-2", "shard-2-of-2"}
-    assert {path.stem for path in notes.glob("*.json")} == stages - {"summary"}
+    assert {path.stem for path in notes.glob("*.json")} == stages - {"close", "summary"}
     assert "| shard-2-of-2 | done |" in page
     assert (notes / "summary.md").read_text() == page and (notes / "report.html").exists()
     for stage in ALL:
         assert f"== {stage} ==" in run.console
     assert "zero-shot  adapted" in run.console and "executor_input" not in run.console
-
-
-def test_a_service_for_the_champion_is_written(first):
-    work, run = first
-    service = yaml.safe_load((work / "registry" / "digits" / "inferenceservice.yaml").read_text())
-    (container,) = service["spec"]["predictor"]["containers"]
-    arguments = container["args"]
-    assert service["kind"] == "InferenceService" and container["image"].startswith("must-serve:")
-    values = vars(build_parser().parse_args(arguments[1:]))
-    assert (values["registry"], values["name"], values["host"]) == (str(work / "registry"), "digits", "0.0.0.0")
-    assert "where a pod sees it" in run.console
 
 
 def test_kubeflows_page_gets_figures_a_confusion_matrix_and_where_a_model_comes_from(first):
@@ -140,7 +128,7 @@ def test_kubeflows_page_gets_figures_a_confusion_matrix_and_where_a_model_comes_
 def test_with_nothing_new_the_run_ends_early_and_green(first, demo):
     work, _ = first
     run = Run(demo[1] | {"append": True, "only_new": True}, work, "--verbose")
-    assert run.code == 0 and sorted(run.stages) == sorted([*BEFORE_TRAINING, "close-3", "summary"])
+    assert run.code == 0 and sorted(run.stages) == sorted([*BEFORE_TRAINING, "close", "summary"])
     page = run.artifacts["run_summary"].read_text()
     assert "nothing new: this data with these settings was promoted as" in page
     assert "Nothing new to train on" in run.log and "10 classes, made by an earlier run" in page
@@ -154,7 +142,7 @@ def test_new_images_are_appended_and_a_model_that_the_gate_stops_leaves_the_cham
         file.rename(folder / file.name)
     scheduled = {"append": True, "only_new": True, "epochs": 1, "gate_settings": {"min_gain": 0.5}}
     run = Run(demo[1] | scheduled, work, "--verbose")
-    assert run.code == 0 and sorted(run.stages) == sorted(set(ALL) - {"promote", "serve"} | {"close-2"}), run.error
+    assert run.code == 0 and sorted(run.stages) == sorted(ALL), run.error
     assert latest(work) == champion
     reasons, page = run.artifacts["reasons"].read_text(), run.artifacts["run_summary"].read_text()
     assert f"Compared with: the champion, {champion.version}" in reasons and "`STOP  top1 gained " in reasons
@@ -163,11 +151,13 @@ def test_new_images_are_appended_and_a_model_that_the_gate_stops_leaves_the_cham
 
 
 def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
-    run = Run(demo[1] | {"model": "ViT-B-17"}, tmp_path / "run")
+    run = Run(demo[1] | {"source": f"{tmp_path}/nowhere"}, tmp_path / "run")
     assert run.code == 2
-    assert "must inputs: " in run.log and "ViT-B-17" in run.log
+    why = f"source {tmp_path}/nowhere: there is no such folder or file"
+    assert f"must inputs: {why}\n" in run.log
     assert "the stage 'inputs' failed" in run.error and "Traceback" not in run.error
     page = run.artifacts["run_summary"].read_text()
-    assert page.startswith("# Run failed: inputs: the input is wrong\n") and "wrong input (exit code 2)" in page
+    assert page.startswith("# Run failed: inputs: the input is wrong\n")
+    assert f"**Why**: {escape(why)} · wrong input (exit code 2)" in page
     assert "shard" not in run.stages  # before an image is read
     assert "run_local.py --parameters" in page and "must inputs: " in page.split("```")[1]

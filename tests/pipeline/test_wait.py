@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from must.base.storage import retry
-from must.runtime.notes import Facts, Note, write_note
+from must.runtime.notes import Facts, Failure, Note, write_note
 from must_components.cluster import failures, is_refused, parse_exit_code
 from must_pipeline.server import wait
 from tests.local_server import Answer, serving
@@ -50,15 +50,24 @@ def test_the_end_of_a_run_and_the_stage_that_failed(server, waiting, capsys, nam
     assert "The page about it is the artifact of the stage summary." in out
 
 
+def test_while_it_waits_it_names_stages_and_nothing_of_kubeflows_own(server, waiting, capsys):
+    server.states = ["RUNNING", "SUCCEEDED"]
+    names = ["must-abcde", "root", "exit-handler-1", "condition-2", "condition-2-driver", "shard", "shard-driver"]
+    server.tasks = [(name, "RUNNING") for name in [*names, "classifier-driver"]]
+    assert waiting() == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "running" in line)
+    assert line.split()[1:] == ["running", "shard", "classifier"]
+
+
 def test_the_summary_is_printed_where_the_notes_can_be_read(server, files, waiting, capsys):
     """After Kubeflow's own Retry too, which repeats stages, but not the stage summary."""
     play(server, "wrong input")
-    note = Note("classifier", "failed", code=2, lines=["no such model"])
+    note = Note("classifier", "failed", code=2, error=Failure("UserError", "no such model"))
     server.meanwhile = lambda run: write_note(f"{files}/work", run["run_id"], note)
     assert waiting() == 1 and len(server.stored["runs"]) == 1  # nothing is started again
     out = capsys.readouterr().out
-    assert "\nRun failed: classifier: the input is wrong\n\nWhy: " in out and "\nfailed: " not in out
-    assert "\nCommand to go on: must-pipeline submit --again " in out
+    assert "\nRun failed: classifier: the input is wrong\n\nWhy: no such model" in out and "\nfailed: " not in out
+    assert "\nTo go on: correct the input first; then must-pipeline submit --again " in out
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from must_pipeline.cli import COMMANDS
 from tests.common import ROOT
 
 KFP = ("kfp", "kubernetes")
@@ -40,6 +41,12 @@ def test_what_needs_kfp_names_the_extra(command, tmp_path):
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].endswith("needs the package kfp: pip install 'must-clip[pipeline]'")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_needs_none_of_its_packages(command):
+    done = without((*KFP, "kfp_server_api"), MAIN, command, "--help")
+    assert done.returncode == 0 and "--help" in done.stdout, done.stderr
 
 
 OTHER_SYSTEM = """

@@ -15,6 +15,7 @@ from must.runtime.stages import champion
 from tests.deploy.promote.bundles import make_bundle, promote
 
 SPLITS = {"train": {"samples": 9, "labelled": 0}, "test": {"samples": 3, "labelled": 3}}
+LABELLED = SPLITS | {"test": {"samples": 100, "labelled": 100}}
 UNLABELLED = {"train": {"samples": 9, "labelled": 0}}
 
 
@@ -84,11 +85,11 @@ def test_new_answers_are_new(place, tmp_path):
 @pytest.mark.parametrize(
     "splits, given, gate, split",
     [
-        (SPLITS, "", "labelled", "test"),
+        (LABELLED, "", "labelled", "test"),
         (SPLITS, "train", "auto", "train"),
         (UNLABELLED, "", "auto", "train"),
         (UNLABELLED, "test", "auto", "no split 'test'"),
-        (UNLABELLED, "", "labelled", "gate labelled: the split train has no labels; give test_source and labels"),
+        (UNLABELLED, "", "labelled", "the split train has 0 labelled images, min_images is 100; give test_source"),
     ],
 )
 def test_the_split_to_evaluate_on_is_known_before_the_training(tmp_path, splits, given, gate, split):

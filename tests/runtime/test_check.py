@@ -10,8 +10,6 @@ import yaml
 
 from must.runtime.check import check_run
 from must.runtime.inputs import check_inputs
-from must.runtime.notes import Facts
-from must_components.cluster import check_inputs as check_in_cluster
 from must_pipeline.cli import call
 from tests.common import ended, one_line
 from tests.zoo import put
@@ -36,15 +34,14 @@ WRONG = [
     ({"shard_settings": {"test-source": 1}}, "shard_settings.test_source: is set by the pipeline or a parameter of it"),
     ({"shard_settings": {"max_rejeced": 1}}, "shard_settings.max_rejeced: unknown; did you mean 'max_rejected'?"),
     ({"shard_settings": {"quality": 0}}, "shard_settings: --quality must be at least 1 and at most 95"),
-    ({"serve": "yes"}, "serve must be one of none, write, apply (got 'yes')"),
-    ({"serve": "write", "model_name": "cats.v2"}, "model_name cats.v2: a service needs a name that Kubernetes takes"),
     ({"model_name": "My Model"}, "--name My Model: use small letters, digits"),
 ]  # fmt: skip
 RIGHT = [
     {},
     {"settings": {"lr": 1e-5, "batch-size": 64}, "preset": "digits", "model": "gs://b/model", "epochs": 3},
     {"preset": "imagenet", "model": "ViT-B-16-quickgelu"},
-    {"gate": "labelled", "gate_settings": {"min_gain": 0.01, "min_images": 50}},
+    {"gate": "labelled", "gate_settings": {"min_gain": 0.01, "min_images": 50}, "labels": "folder"},
+    {"gate": "labelled", "append": True},  # the shards that are there may have labels
     {"gate": "none", "register": "mlflow", "model_name": "cats.v2"},
     {"shard_settings": {"max_rejected": 0.05, "workers": 2}, "split": "train=0.9,test=0.1", "labels": "folder"},
 ]
@@ -128,10 +125,3 @@ def test_a_model_in_a_folder_is_looked_at_without_torch(tmp_path, run):
     code = "import sys; from must.runtime.inputs import check_inputs; "
     code += f"check_inputs({run!r}, {str(tmp_path / 'work')!r}); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_the_first_stage_notes_what_must_follow_a_promotion(tmp_path, run):
-    for serve, then in (("write", "serve"), ("none", "")):
-        values = run | {"serve": serve}
-        check_in_cluster(facts := Facts(), str(tmp_path / "work"), server={}, runtime="", **values)
-        assert facts.then == then and facts.result

@@ -80,5 +80,9 @@ def test_a_champion_with_other_classes_is_replaced_by_a_gain_over_zero_shot_only
     page = (tmp_path / "page.md").read_text()
     assert "zero-shot model, because the champion, r0000-0123456789ab, has other classes" in page
     if kept:
-        ended = determine_outcome([Note("gate", "done", facts=facts), Note("export", "done")], None)
+        others = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}
+        stays = promote(said := Facts(), str(tmp_path / "work"), **given, **others, champion=champion["champion"])
+        assert stays == {} and said.result == "nothing is promoted: r0000-0123456789ab stays"
+        assert not (tmp_path / "registry" / "digits" / "LATEST").exists()
+        ended = determine_outcome([Note("gate", "done", facts=facts), Note("promote", "done", facts=said)], None)
         assert ended.headline.endswith("the champion, r0000-0123456789ab, stays")

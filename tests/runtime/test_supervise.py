@@ -45,7 +45,7 @@ def test_what_may_pass_is_tried_again(tmp_path, retries, how, code, capfd):
     assert note.lines[-2:] == [last, "life 2"]
 
 
-@pytest.mark.parametrize("how, code", [("2", 2), ("124", 124)], ids=["wrong input", "time limit"])
+@pytest.mark.parametrize("how, code", [("input", 2), ("124", 124)], ids=["wrong input", "time limit"])
 def test_wrong_input_and_a_reached_limit_are_never_tried_again(tmp_path, retries, capfd, how, code):
     retries("3,0,2")
     with pytest.raises(SystemExit) as error:
@@ -57,7 +57,27 @@ def test_wrong_input_and_a_reached_limit_are_never_tried_again(tmp_path, retries
         run(tmp_path, how, times=9)
     assert again.value.code == code and (tmp_path / "started").read_text() == "x"
     assert (tmp_path / "notes" / "7" / "train.json").read_bytes() == written
-    assert f"must train: gave up before, with exit code {code}: life 1; start a new run" in capfd.readouterr().err
+    why = ": gs://b/x: no such file; write it" if how == "input" else ""
+    assert f"must train: gave up before, with exit code {code}{why}; start a new run" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "how, code, why",
+    [
+        ("input", 2, "gs://b/x: no such file; write it · wrong input"),
+        ("bug", 1, "RuntimeError: NCCL error: remote process exited · an error"),
+        ("store", 75, "gs://b/x: the server could not be reached for 300 s · a dependency failed"),
+        ("9", 9, "an error in the program"),
+    ],
+)
+def test_the_reason_is_what_the_stage_said_whatever_is_printed_after_it(tmp_path, retries, how, code, why):
+    """A library may write to stderr when the interpreter ends."""
+    retries("")
+    with pytest.raises(SystemExit, match=str(code)):
+        run(tmp_path, how, times=9)
+    page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown()
+    assert page.splitlines()[2].startswith(f"- **Why**: {why}")
+    assert how != "input" or page.splitlines()[-2] == "See https://a.library", "the log stays as it was"
 
 
 @pytest.mark.parametrize("allowed, lives", [("2,0,2", 3), ("", 1)])

@@ -11,20 +11,20 @@ import time
 from collections import Counter, deque
 from contextlib import suppress
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import yaml
 
 from must.base import storage
 from must.base.errors import TransientError, UserError
-from must.base.exits import BUG, HELD, PREEMPTED, TIME_OVER, WRONG_INPUT, handling
+from must.base.exits import BUG, HELD, PREEMPTED, TIME_OVER, WRONG_INPUT, Ended, handling
 from must.base.files import DESCRIPTION_FILE
 from must.base.lock import RUN_ID
 from must.base.names import listed
 from must.base.parameters import require
 from must.base.text import one_line
 from must.method.model.description import summary_at
-from must.runtime.notes import Facts
+from must.runtime.notes import Facts, parse_failure
 from must.runtime.places import WorkUri
 from must.runtime.training import describe_bundle, job_values
 from must_components.cluster import RUN, Cluster, is_stopped
@@ -124,7 +124,8 @@ class Launch:
             else:
                 print(f"following the TrainJob {self.name} ({outcome or 'Running'})", flush=True)
                 return
-            self.remove(job)
+            self.ask(partial(self.cluster.delete_job, job))
+        self.wait_until_gone()
         runtime = self.manifest["spec"]["runtimeRef"]
         runtime["kind"] = self.ask(lambda: self.cluster.runtime_kind(runtime["name"]))
         status, job = self.ask(lambda: self.cluster.request("POST", self.cluster.job_path(), self.manifest))
@@ -137,20 +138,20 @@ class Launch:
             message = one_line(job.get("message") or "no reason")[:500]
             raise UserError(f"the TrainJob {self.name} could not be submitted ({status}: {message}{hint})")
         if "runtimePatches" not in job["spec"]:  # Kubernetes silently drops unknown fields
-            self.remove(job)
+            self.ask(partial(self.cluster.delete_job, job))
             raise UserError(
                 f"the TrainJob {self.name} came back without runtimePatches (service account, pool, volumes) and was "
                 "deleted: Kubeflow Trainer 2.2 or newer is needed"
             )
         print(f"submitted the TrainJob {self.name}: {job['spec']['trainer']['numNodes']} nodes", flush=True)
 
-    def remove(self, job: dict[str, Any]) -> None:
-        """Deletes the job and waits until its pods have ended: beside an old JobSet, Trainer creates no new one."""
-        self.ask(partial(self.cluster.delete_job, job, "Foreground"))
+    def wait_until_gone(self) -> None:
+        """Returns when nothing is left of an earlier job: beside its JobSet, Trainer makes no new one and takes its
+        state for the new job's; and its pods may still write checkpoints."""
         deadline = time.monotonic() + GONE
-        while self.get() is not None:
+        while self.get() is not None or self.ask(partial(self.cluster.has_remains, self.name)):
             if time.monotonic() > deadline:
-                raise TransientError(f"the TrainJob {self.name} still exists: kubectl delete trainjob {self.name}")
+                raise TransientError(f"pods of an earlier TrainJob {self.name} have not ended in {GONE:g} s")
             time.sleep(POLL_JOB)
 
     def follow(self) -> tuple[str, str]:
@@ -167,8 +168,9 @@ class Launch:
                 print(f"the TrainJob {self.name} waits in its queue; its time does not count yet", flush=True)
             queued = suspended
             time.sleep(POLL_JOB)
-        print(f"the TrainJob {self.name} was deleted by another program; its checkpoints stay", file=sys.stderr)
-        raise SystemExit(BUG)
+        reason = f"the TrainJob {self.name} was deleted by another program; its checkpoints stay"
+        print(reason, file=sys.stderr)
+        raise Ended(BUG, reason)
 
     def get(self) -> dict[str, Any] | None:
         """The job, or None if there is none. Raises ValueError: it is not this run's; it is not changed."""
@@ -188,21 +190,24 @@ class Launch:
         """`action`, repeated while the API server does not answer."""
         return storage.repeat(f"the TrainJob {self.name} (it runs on)", action, timeout=API_TIMEOUT)
 
-    def report(self, reason: str) -> NoReturn:
-        """Prints the last lines of the node that failed first, and Kubernetes' events. Exits with the nodes' code."""
-        failed, lines, title, events = [], list(self.log.last), "rank 0", ["(no events)"]
+    def report(self, outcome: str) -> NoReturn:
+        """Prints the last lines of the node that failed first, and Kubernetes' events. Exits with the nodes' code; the
+        reason is what that node said."""
+        failed, lines, title, events = list[FailedNode](), list(self.log.last), "rank 0", ["(no events)"]
+        reason = f"the TrainJob {self.name} failed ({outcome})"
         with suppress(TransientError):
             failed = failed_nodes(self.cluster, self.name)
             if failed:
-                node, code, pod = failed[0]
-                lines, title = self.cluster.pod_log(pod).splitlines(), f"node {node}, exit code {code}"
+                title = f"node {failed[0].node}, exit code {failed[0].code}"
+                lines = self.cluster.pod_log(failed[0].pod).splitlines()
+                reason = f"node {failed[0].node}: {failed[0].reason}"
             events = self.cluster.events(self.name)[-LINES:] or events
-        text = [f"the TrainJob {self.name} failed ({reason}). Last lines of {title}:"]
+        text = [f"the TrainJob {self.name} failed ({outcome}). Last lines of {title}:"]
         text += [f"  {line}" for line in lines[-LINES:] or ["(no log)"]]
         text += ["Events:", *(f"  {event}" for event in events)]
-        code = TIME_OVER if reason.startswith("DeadlineExceeded") else exit_code([code for _, code, _ in failed])
+        code = TIME_OVER if outcome.startswith("DeadlineExceeded") else exit_code([node.code for node in failed])
         print("\n".join(text), file=sys.stderr, flush=True)
-        raise SystemExit(code)
+        raise Ended(code, reason)
 
 
 def read_outcome(job: dict[str, Any]) -> tuple[str, str]:
@@ -265,15 +270,24 @@ class JobLog:
         return None
 
 
-def failed_nodes(cluster: Cluster, name: str) -> list[tuple[str, int, str]]:
-    """(node, exit code, pod) of the failed containers, by time; those that ended because a peer failed come last."""
-    failed: list[tuple[bool, str, str, int, str]] = []
+class FailedNode(NamedTuple):
+    node: str
+    code: int
+    pod: str
+    reason: str  # what it said, or Kubernetes'
+
+
+def failed_nodes(cluster: Cluster, name: str) -> list[FailedNode]:
+    """The failed containers, by time; those that ended because a peer failed come last."""
+    failed: list[tuple[bool, str, FailedNode]] = []
     for pod in cluster.node_pods(name):
         for status in pod.get("status", {}).get("containerStatuses", []):
             states: list[dict[str, Any]] = [status.get("state") or {}, status.get("lastState") or {}]
             ended = next((state["terminated"] for state in states if "terminated" in state), None)
             if ended and ended["exitCode"]:
                 code, time = int(ended["exitCode"]), ended.get("finishedAt") or pod["metadata"]["creationTimestamp"]
-                node = pod["metadata"]["labels"].get(INDEX, "?")
-                failed.append((code == PREEMPTED, time, node, code, pod["metadata"]["name"]))
-    return [(node, code, pod) for _, _, node, code, pod in sorted(failed)]
+                said = parse_failure((ended.get("message") or "").partition("\n")[0])
+                reason = said.text if said else f"exit code {code} ({ended.get('reason') or 'no reason given'})"
+                index = pod["metadata"]["labels"].get(INDEX, "?")
+                failed.append((code == PREEMPTED, time, FailedNode(index, code, pod["metadata"]["name"], reason)))
+    return [node for _, _, node in sorted(failed)]

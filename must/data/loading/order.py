@@ -51,6 +51,19 @@ class EpochOrder:
         return np.concatenate(parts)
 
 
+def check_batch(samples: int, batch_size: int, world: int, micro_batches: int) -> None:
+    """Refuses a batch that a split of so many images, or so many processes, cannot have."""
+    local = batch_size // world
+    if batch_size % world:
+        raise UserError(f"--batch-size {batch_size}: must be a multiple of the number of processes ({world})")
+    if samples < batch_size:
+        raise UserError(
+            f"--batch-size {batch_size}: the split holds {samples} images only; use a batch of at most that many"
+        )
+    if local % micro_batches:
+        raise UserError(f"--accumulate {micro_batches}: must divide the {local} images that each process takes a step")
+
+
 class GlobalBatches:
     """A DataLoader's batch sampler: one rank's (epoch, sample) pairs for every step of a whole run, in `micro_batches`
     equal parts a step. `first_step`: the step to resume at; skipping earlier steps takes no time."""
@@ -67,19 +80,10 @@ class GlobalBatches:
         first_step: int = 0,
         micro_batches: int = 1,
     ) -> None:
-        if batch_size % world:
-            raise UserError(f"--batch-size {batch_size}: must be a multiple of the number of processes ({world})")
         samples = sum(sizes)
-        if samples < batch_size:
-            raise UserError(
-                f"--batch-size {batch_size}: the split holds {samples} images only; use a batch of at most that many"
-            )
+        check_batch(samples, batch_size, world, micro_batches)
         self.sizes, self.batch_size, self.seed, self.window = sizes, batch_size, seed, window
         self.rank, self.local_size, self.micro_batches = rank, batch_size // world, micro_batches
-        if self.local_size % micro_batches:
-            raise UserError(
-                f"--accumulate {micro_batches}: must divide the {self.local_size} images that each process takes a step"
-            )
         self.steps_per_epoch = samples // batch_size
         self.steps = self.steps_per_epoch * epochs
         self.epochs, self.first_step = epochs, first_step

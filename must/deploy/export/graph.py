@@ -20,13 +20,12 @@ from must.base.parameters import require
 from must.data.image.preprocess import Preprocess, describe_preprocess, normalize_pixels
 from must.deploy.export.inference import InferenceModel
 from must.deploy.export.model_card import PARAMETERS_SHOWN
-from must.deploy.predict.session import EMBEDDING, SIMILARITY, load_runtime
+from must.deploy.predict.session import EMBEDDING, LARGEST_MODEL, SIMILARITY, load_runtime
 from must.method.model.bundle import Bundle
 from must.method.model.description import Description, get_preprocess
 
 INPUT, OUTPUT = "image", "probability"
 OPSET = 18
-PROTOBUF_LIMIT = 2**31
 METADATA_KEYS = (
     "classes", "preprocess", "logit_factor", "backbone", "pretrained", "templates", "must_version", "weights_sha256",
 )  # fmt: skip
@@ -41,7 +40,7 @@ def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> o
     # Two images: torch.export treats a batch size of one in the example as a constant.
     example = torch.zeros((2, size, size, 3), dtype=torch.uint8) if uint8 else torch.zeros(2, 3, size, size)
     weights = sum(value.numel() * value.element_size() for value in bundle.model.state_dict().values())
-    require(weights <= PROTOBUF_LIMIT * 0.95, f"the model has {weights / 1e9:.1f} GB, one ONNX file can hold 2")
+    require(weights <= LARGEST_MODEL, f"the model has {weights / 1e9:.1f} GB, one ONNX file can hold 2")
     with quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
             module,

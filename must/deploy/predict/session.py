@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 LABELS_FILE = "labels.txt"
 KNOWS_NONE = "knows_none"  # in the metadata of a model whose probabilities may have a sum below 1
+LARGEST_MODEL = int(0.95 * 2**31)  # bytes of weights in one ONNX file, by the limit of protobuf
 SIMILARITY = "similarity"  # the second output of a model with a memory
 EMBEDDING = "embedding"  # the last output of a file that was exported with --embeddings
 

@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.nn.parallel import DistributedDataParallel
 
 from must.base.errors import UserError
-from must.base.exits import PREEMPTED, answers_signals, is_first_rank
+from must.base.exits import PREEMPTED, Ended, answers_signals, is_first_rank
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +72,11 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-class Preempted(SystemExit):
+class Preempted(Ended):
     """Stopped, with a checkpoint to resume from; exits with the code for 'run the same again'."""
 
     def __init__(self, reason: str = "stopped by a signal") -> None:
-        super().__init__(PREEMPTED)
-        self.reason = reason
+        super().__init__(PREEMPTED, reason)
 
 
 LAST_GROUP = list[Any]()

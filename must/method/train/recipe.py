@@ -120,9 +120,7 @@ CONFIDENT = 0.4  # share of the images that are confident at the start
 def auto_settings(images: int, classes: int, width: int, size: int, patch: int) -> Settings:
     """A pure function of the arguments. `images`: of the split; `width`, `size`, `patch`: of the image tower;
     `size` and `patch` are sides of its input and of a patch, in pixels."""
-    target = max(images / STEPS_AN_EPOCH, classes)
-    batch = 2 ** round(math.log2(min(max(target, BATCHES[0]), BATCHES[1])))
-    batch = min(batch, max(images, 1))
+    batch = choose_batch(images, classes)
     total = IMAGES_AT_WIDTH_128 * math.sqrt(width / TINY_WIDTH)
     epochs = round(min(max(total / max(images, 1), EPOCHS[0]), EPOCHS[1]))
     steps = max(images // batch, 1) * epochs
@@ -173,6 +171,12 @@ def auto_settings(images: int, classes: int, width: int, size: int, patch: int) 
         ),
         "alpha": (ALPHA, "a third of the way: more gains more on some data, and harms more on others"),
     }
+
+
+def choose_batch(images: int, classes: int) -> int:
+    target = max(images / STEPS_AN_EPOCH, classes)
+    batch = 2 ** round(math.log2(min(max(target, BATCHES[0]), BATCHES[1])))
+    return min(batch, max(images, 1))
 
 
 def decay(memory: float) -> float:

@@ -72,14 +72,6 @@ class Sharding:
 
 
 @dataclass(frozen=True)
-class Server:
-    replicas: int = 1
-    cpu: str = "1"
-    memory: str = "2Gi"
-    memory_limit: str = "4Gi"
-
-
-@dataclass(frozen=True)
 class Cluster:
     registry: str = ""
     tag: str = __version__
@@ -99,7 +91,6 @@ class Cluster:
     retries: Retries = field(default_factory=Retries)
     timeouts: dict[str, int] = field(default_factory=dict)
     shard: Sharding = field(default_factory=Sharding)
-    server: Server = field(default_factory=Server)
     training: Training = field(default_factory=Training)
 
     def image(self, name: str) -> str:
@@ -110,6 +101,14 @@ class Cluster:
     @property
     def trains_in_trainjob(self) -> bool:
         return self.training.nodes > 1 or self.training.as_ == "trainjob"
+
+    @property
+    def training_processes(self) -> int:
+        """Of all nodes together."""
+        gpus = self.gpu.count if self.trains_in_trainjob or self.uses_gpu("train") else 0
+        return self.training.nodes * (
+            max(1, gpus) if self.training.processes == "auto" else int(self.training.processes)
+        )
 
     def uses_gpu(self, stage: str) -> bool:
         return self.gpu.count > 0 and stage in self.gpu.stages

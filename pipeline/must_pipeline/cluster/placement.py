@@ -1,5 +1,5 @@
-"""Applies cluster.yaml to a task: image, pool, resources, volumes, retries, time limit. For pods that other controllers
-create, a TrainJob's nodes and a server's, its settings are a parameter of the task: a plain dictionary."""
+"""Applies cluster.yaml to a task: image, pool, resources, volumes, retries, time limit. For a TrainJob's nodes, which
+another controller creates, its settings are a parameter of the task: a plain dictionary."""
 
 import inspect
 import math
@@ -8,15 +8,17 @@ from typing import Any
 import kfp
 from kfp import dsl, kubernetes
 
+from must.base.exits import ERROR_FILE
 from must.base.parameters import require
 from must.runtime.supervise import Policy
-from must_pipeline.cluster.config import Cluster, Pool, Resources, Toleration
+from must_pipeline.cluster.config import Cluster, Resources, Toleration
 from must_pipeline.cluster.rules import parse_quantity
 from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
 KEY_FOLDER = "/var/secrets/google"
 EXTRA_SECONDS = 900  # by which Kubernetes' limit exceeds the stage's: to pull its image and to end
+TERMINATION_LOG = "/dev/termination-log"  # its content becomes a part of the pod's status, which the launcher reads
 REQUESTS = Resources(cpu="500m", memory="1Gi")  # requests of a stage that cluster.yaml does not mention
 
 
@@ -121,50 +123,23 @@ def toleration_fields(toleration: Toleration) -> dict[str, Any]:
 
 
 def encode_nodes(cluster: Cluster) -> dict[str, Any]:
-    """The launcher's parameter `nodes`."""
+    """The launcher's parameter `nodes`: of the pods `pod`, fields of their spec, as far as there are any; `env` and
+    `mounts` of their container; `labels`; and what the TrainJob itself needs."""
     resources, pool = cluster.resources.get("train", Resources()), cluster.gpu if cluster.gpu.count else cluster.cpu
-    return encode_pods(cluster, pool, shm=cluster.shm, PYTHONUNBUFFERED="1") | {
-        "image": cluster.image(GPU_IMAGE),
-        "nodes": cluster.training.nodes,
-        "processes": cluster.training.processes,
-        "runtime": cluster.training.runtime,
-        "gpus": cluster.gpu.count,
-        "accelerator": cluster.gpu.accelerator,
-        # A node's request is its limit.
-        "cpu": resources.cpu_limit or resources.cpu,
-        "memory": resources.memory_limit or resources.memory,
-        "deadline": cluster.timeouts.get("train", cluster.retries.window),
-    }
+    volumes, mounts, environment = list[dict[str, Any]](), list[dict[str, Any]](), {"PYTHONUNBUFFERED": "1"}
+    environment |= {ERROR_FILE: TERMINATION_LOG} | cluster.env
 
-
-def encode_server(cluster: Cluster) -> dict[str, Any]:
-    """The parameter `server` of the stage serve."""
-    # Without Kueue's label: KServe copies the labels to the server's pods, which would wait for a quota of batch jobs.
-    labels = {name: value for name, value in cluster.labels.items() if name != QUEUE}
-    own = {"image": cluster.image("must-serve"), "labels": labels, "size": vars(cluster.server)}
-    return encode_pods(cluster, cluster.cpu, read_only=True) | own | {"mount": cluster.volume.mount}
-
-
-def encode_pods(
-    cluster: Cluster, pool: Pool, shm: str = "", read_only: bool = False, **environment: str
-) -> dict[str, Any]:
-    """What Kubernetes is told of such pods: `pod`, fields of their spec, as far as there are any; `env`, `mounts`, of
-    their container; `labels`. `shm`: the size of /dev/shm; `environment`: defaults, which cluster.yaml overrides."""
-    volumes, mounts = list[dict[str, Any]](), list[dict[str, Any]]()
-    environment |= cluster.env
-    more: dict[str, Any] = {"readOnly": True} if read_only else {}
-
-    def mount(name: str, path: str, source: dict[str, Any], **options: Any) -> None:
+    def mount(name: str, path: str, source: dict[str, Any]) -> None:
         volumes.append({"name": name, **source})
-        mounts.append({"name": name, "mountPath": path, **options})
+        mounts.append({"name": name, "mountPath": path})
 
-    if shm:
-        mount("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": shm}})
+    if cluster.shm:
+        mount("shm", "/dev/shm", {"emptyDir": {"medium": "Memory", "sizeLimit": cluster.shm}})
     if key := cluster.credentials.secret:
-        mount("key", KEY_FOLDER, {"secret": {"secretName": key}}, **more)
+        mount("key", KEY_FOLDER, {"secret": {"secretName": key}})
         environment[cluster.credentials.variable] = f"{KEY_FOLDER}/{cluster.credentials.key}"
     if claim := cluster.volume.claim:
-        mount("data", cluster.volume.mount, {"persistentVolumeClaim": {"claimName": claim, **more}}, **more)
+        mount("data", cluster.volume.mount, {"persistentVolumeClaim": {"claimName": claim}})
     pod = {
         "serviceAccountName": cluster.service_account,
         "imagePullSecrets": [{"name": secret} for secret in cluster.pull_secrets],
@@ -177,4 +152,14 @@ def encode_pods(
         "env": [{"name": name, "value": value} for name, value in environment.items()],
         "mounts": mounts,
         "labels": cluster.labels,
+        "image": cluster.image(GPU_IMAGE),
+        "nodes": cluster.training.nodes,
+        "processes": cluster.training.processes,
+        "runtime": cluster.training.runtime,
+        "gpus": cluster.gpu.count,
+        "accelerator": cluster.gpu.accelerator,
+        # A node's request is its limit.
+        "cpu": resources.cpu_limit or resources.cpu,
+        "memory": resources.memory_limit or resources.memory,
+        "deadline": cluster.timeouts.get("train", cluster.retries.window),
     }

@@ -15,9 +15,16 @@ from must_pipeline.stages import IMAGES, STAGES
 NAME = r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 LABEL_PART = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 LABEL = rf"((?=.{{1,253}}/)[a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?{LABEL_PART}"
+OF_THE_SYSTEM = "dev|proc|sys|etc|usr|s?bin|lib(32|64)?|root|run|var/run|opt/must|kfp-launcher"
+VARIABLE = re.compile(r"(?!MUST_|PET_)[A-Za-z_]\w*", re.ASCII)
+SECRET = re.compile(r"(?i).*(secret|password|token|_key|connection_string)")  # the end of a variable's name
 FORMS = (  # keys of cluster.yaml; the form of their value, or of NAME=VALUE; what is said of another one
     ("tag", r"\w[\w.-]{0,127}", "is no image tag"),
-    ("registry", r"([\w.-]+(:\d+)?(/[\w.-]+)*/?)?", "is no registry, such as ghcr.io/team/must, without https://"),
+    (
+        "registry",
+        r"([a-z0-9._-]+(:\d+)?(/[a-z0-9._-]+)*/?)?",
+        "is no registry, such as ghcr.io/team/must, in small letters and without https://",
+    ),
     ("digests.*", r".*=sha256:[0-9a-f]{64}", "expected sha256: and 64 hex digits"),
     ("service_account credentials.secret volume.claim training.runtime pull_secrets", NAME, "is no Kubernetes name"),
     ("namespace", r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", "is no Kubernetes name"),  # a DNS label
@@ -27,26 +34,24 @@ FORMS = (  # keys of cluster.yaml; the form of their value, or of NAME=VALUE; wh
         rf"{LABEL}=({LABEL_PART})?",
         "Kubernetes allows no such label: letters, digits, '-', '_' and '.', at most 63",
     ),
-    ("credentials.variable", r"[A-Za-z_]\w*", "is no name of an environment variable"),
-    ("env.*", r"[A-Za-z_]\w*=(?s:.*)", "is no name of an environment variable"),
-    ("credentials.variable env.*", r"(?!MUST_|PET_)(?s:.*)", "names that begin so are set by the pipeline"),
     ("credentials.secret volume.claim", r"[^.]*", "Kubeflow makes a volume's name of it, which cannot have dots"),
-    ("resources.*.cpu resources.*.cpu_limit server.cpu", r"\d+(\.\d+)?|\d+m", "expected 4, 0.5 or 500m"),
+    ("resources.*.cpu resources.*.cpu_limit", r"\d+(\.\d+)?|\d+m", "expected 4, 0.5 or 500m"),
     (
-        "shm resources.*.memory resources.*.memory_limit server.memory server.memory_limit",
+        "shm resources.*.memory resources.*.memory_limit",
         r"\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?",
         "expected an amount of memory, such as 16Gi",
     ),
     ("training.processes", r"auto|0*[1-9]\d*", "a number of processes a node, or auto for one a GPU"),
     (
         "volume.mount",
-        r"(?!/(dev/shm|tmp)?/*$)/(?!.*:)(?!(.*/)?\.\.(/|$)).*",
-        "expected a folder such as /data, not / or /tmp or /dev/shm",
+        rf"(?!/(tmp|opt|var)?/*$)(?!/({OF_THE_SYSTEM})(/|$))/(?!.*:)(?!(.*/)?\.\.(/|$)).*",
+        "expected a folder such as /data, and none of the system or the image, such as /tmp, /dev/shm or /opt/must",
     ),
 )
+SHORT = 8  # characters of a value that is no secret, such as a switch
 MAX_PODS = 500  # Argo keeps the state of all pods of a run in one object, which etcd limits to about a megabyte
 LEAST = {
-    "gpu.count": 0, "training.nodes": 1, "server.replicas": 1, "shard.pods": 1, "retries.count": 0,
+    "gpu.count": 0, "training.nodes": 1, "shard.pods": 1, "retries.count": 0,
     "retries.backoff": 0, "retries.factor": 1,
 }  # fmt: skip
 UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -63,8 +68,7 @@ def load_cluster(path: Path) -> Cluster:
         for keys, form, rule in FORMS:
             if (text or defaults.get(key)) and any(fnmatch(key, one) for one in keys.split()):
                 shown = text.partition("=")[2] if "*" in keys and "=" in text else text
-                place = f"env '{text.partition('=')[0]}'" if key.startswith("env.") else f"{key} '{shown}'"
-                require(re.fullmatch(form, text, re.ASCII) is not None, f"{place}: {rule}")
+                require(re.fullmatch(form, text, re.ASCII) is not None, f"{key} '{shown}': {rule}")
     for ok, message in list_rules(cluster):
         require(ok, message)
     return cluster
@@ -104,6 +108,17 @@ def list_rules(cluster: Cluster) -> Iterator[tuple[bool, str]]:
         "credentials.kind workload-identity needs service_account: the one that is bound to a cloud identity",
     )
     yield bool(volume.claim) == bool(volume.mount), "volume: claim and mount go together"
+    for key, name in [("credentials.variable", credentials.variable), *(("env", name) for name in cluster.env)]:
+        own = (
+            f"{key} '{name}': is no name of an environment variable, or begins with MUST_ or PET_ as the pipeline's own"
+        )
+        yield VARIABLE.fullmatch(name) is not None, own
+    for name, value in cluster.env.items():
+        yield (
+            not SECRET.fullmatch(name) or len(value) < SHORT or value.startswith("/"),
+            f"env '{name}': would be in the compiled file for everybody to read; give the pods a key file "
+            "(credentials.kind: secret), or the service account a cloud identity",
+        )
     for key in ("node_selector", "tolerations"):
         rule = "set the number of GPUs a node, or leave the pool out"
         yield gpu.count > 0 or not getattr(gpu, key), f"gpu.{key} contradicts gpu.count 0: {rule}"
@@ -116,13 +131,14 @@ def list_rules(cluster: Cluster) -> Iterator[tuple[bool, str]]:
             where, exists = f"{pool}.tolerations[{number}]", toleration.operator == "Exists"
             yield not (exists and toleration.value), f"{where}: operator Exists contradicts a value"
             yield exists or bool(toleration.key), f"{where}: without a key the operator must be Exists"
-    sizes: dict[str, Any] = {f"resources.{stage}": it for stage, it in cluster.resources.items()}
-    for where, it in (sizes | {"server": cluster.server}).items():
+    for stage, it in cluster.resources.items():
+        for key, text in vars(it).items():
+            yield not text or parse_quantity(text) > 0, f"resources.{stage}.{key} {text}: must be above 0"
         for key in ("cpu", "memory"):
-            low, high = getattr(it, key), getattr(it, f"{key}_limit", "")
+            where, low, high = f"resources.{stage}.{key}", getattr(it, key), getattr(it, f"{key}_limit")
             yield (
                 not (low and high) or parse_quantity(low) <= parse_quantity(high),
-                f"{where}.{key} {low} contradicts {where}.{key}_limit {high}: a limit is never below the request",
+                f"{where} {low} contradicts {where}_limit {high}: a limit is never below the request",
             )
     shm = parse_quantity(cluster.shm) if cluster.shm else 0
     for stage, it in cluster.resources.items():

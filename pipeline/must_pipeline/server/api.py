@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,9 +19,8 @@ from must.base.storage import is_transient, object_or_none
 from must.base.text import one_line
 from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.rules import load_cluster
-from must_pipeline.files import CLUSTER, nearest
 
-__all__ = ["Kfp", "add_arguments", "api", "api_errors"]
+__all__ = ["Kfp", "api", "api_errors"]
 
 POD_TOKEN = "/var/run/secrets/kubeflow/pipelines/token"  # a pod's token, if its spec projects one
 SECOND = 1.1  # Kubeflow's times are whole seconds: of two versions of one second, either may count as the newest
@@ -36,24 +36,6 @@ LOGIN = (
     "log in with one of: $KFP_TOKEN or --token-file (a bearer token), --iap-client-id, "
     "--cookie NAME=VALUE or $KFP_COOKIE (an OIDC session), --header NAME=VALUE"
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="namespace and account [cluster.yaml]")
-    group = parser.add_argument_group(
-        "the URL of Kubeflow Pipelines, and the credentials",
-        "Inside a pod the projected service account token is found by itself.",
-    )
-    host = os.environ.get("KFP_HOST", "")
-    group.add_argument(
-        "--host", default=host, metavar="URL", help="such as https://kf.example.com/pipeline [$KFP_HOST]"
-    )
-    group.add_argument("--token-file", type=Path, metavar="FILE", help="a bearer token; or set $KFP_TOKEN")
-    group.add_argument("--iap-client-id", metavar="ID", help="get a Google identity token for this IAP client")
-    group.add_argument("--cookie", default=os.environ.get("KFP_COOKIE"), help="an OIDC session's cookie [$KFP_COOKIE]")
-    group.add_argument("--header", metavar="NAME=VALUE", help="a header that a proxy in front asks for")
-    group.add_argument("--ca-cert", type=Path, metavar="FILE", help="certificates to trust")
-    group.add_argument("--namespace", metavar="NAME", help="the profile; cluster.yaml's otherwise")
 
 
 class Kfp:
@@ -77,11 +59,23 @@ class Kfp:
             configuration.refresh_api_key_hook = self.token.refresh
         name, _, value = (options.header or "").partition("=")
         client = JsonClient(configuration, header_name=name or None, header_value=value, cookie=options.cookie)
-        self.pipelines = api.PipelineServiceApi(client)
+        self.client, self.pipelines = client, api.PipelineServiceApi(client)
         self.uploads = api.PipelineUploadServiceApi(client)
         self.experiments = api.ExperimentServiceApi(client)
         self.runs = api.RunServiceApi(client)
         self.recurring = api.RecurringRunServiceApi(client)
+
+    def version(self) -> str:
+        """The version of Kubeflow Pipelines, such as 2.17.0; '' if it does not tell. The client's own model leaves it
+        out; the server of Kubeflow's page, which may stand in front of the API's, has another name for it."""
+        answer: dict[str, Any] = {}
+        with suppress(UserError), api_errors(self.host):
+            path = "/apis/v2beta1/healthz"
+            answer = self.client.call_api(
+                path, "GET", response_type="object", auth_settings=["Bearer"], _return_http_data_only=True
+            )
+        tag = re.match(r"v?(\d+\.\d+[\w.-]*)", str(answer.get("tag_name") or answer.get("apiServerTagName")))
+        return tag[1] if tag else ""
 
     def upload(self, file: Path, name: str) -> tuple[str, str, bool]:
         """The ids of the pipeline and of its newest version, which has this file's content, and whether it is new. A

@@ -36,7 +36,9 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str) -> Ending:
     while True:
         run = get_run_with_retry(kfp, run_id)
         state = run.state or "PENDING"
-        status = " ".join([state.lower(), *list_stages(run, "RUNNING")])
+        # Kubeflow has a step of its own before each stage.
+        coming = (name.removesuffix("-driver") for name in list_stages(run, "RUNNING"))
+        status = " ".join([state.lower(), *dict.fromkeys(name for name in coming if not FRAMES.fullmatch(name))])
         if status != printed:
             printed = status
             say(status)
