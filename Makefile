@@ -76,12 +76,13 @@ test-stores: setup build/azurite/node_modules/.bin/azurite-blob  ## Run the buck
 build/axe/node_modules/axe-core/axe.min.js:
 	@npm install --silent --no-audit --no-fund --prefix build/axe axe-core
 
-# Some tests need a package that is not in the main environment: transformers makes every command start seconds later
-# (pyproject.toml). They run in an environment with that package, which also uses the packages of the main one (ours.pth).
+# Some tests need a package that is not in the main environment: transformers and triton make every command start seconds
+# later. They run in an environment with that package, which also uses the packages of the main one (ours.pth).
 build/transformers/installed: PACKAGES_THERE = --editable '.[siglip]'
 build/heic/installed: PACKAGES_THERE = --editable '.[heic]'
 build/labels/installed: PACKAGES_THERE = cleanlab label-studio-sdk
-build/transformers/installed build/heic/installed build/labels/installed: $(VENV)/installed
+build/triton/installed: PACKAGES_THERE = triton
+build/transformers/installed build/heic/installed build/labels/installed build/triton/installed: $(VENV)/installed
 	@$(PYTHON) -m venv $(@D)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
@@ -99,6 +100,10 @@ test-heic: build/heic/installed  ## Run the tests of HEIC images
 .PHONY: test-labels
 test-labels: build/labels/installed  ## Run the recipes for labelling tools with the tools' packages
 	@PYTHONPATH=$(CURDIR) build/labels/bin/python -m pytest tests/docs/test_recipes.py
+
+.PHONY: test-triton
+test-triton: build/triton/installed  ## Run the tests of what is printed beside triton, which torch for CUDA brings
+	@REQUIRE_TRITON=1 build/triton/bin/python -m pytest tests/release/test_beside_triton.py
 
 .PHONY: test-kfp
 test-kfp: setup  ## Test a Kubeflow installation: KFP_HOST=... [NAMESPACE=...] [STORE=gs://...] [CLUSTER=FILE] [KFP_ARGS=...]
