@@ -51,7 +51,7 @@ def exiting(command: str) -> Iterator[None]:
     Raises SystemExit: for a MustError, an OSError or a MemoryError. Any other exception is a bug and passes through,
     with its traceback."""
     attach()
-    atexit.register(gc.freeze)  # the interpreter's last collection takes almost a second once torch is imported
+    atexit.register(prepare_last_collection)
     code = BUG
     try:
         with handling(signal.SIGTERM, partial(end_program, command)):
@@ -88,6 +88,12 @@ def keep_error(error: BaseException) -> None:
         with suppress(OSError, ValueError), open(file, "a", encoding="utf-8") as output:
             if not output.tell():
                 output.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def prepare_last_collection() -> None:
+    """The interpreter's last collection takes a second once torch is imported: here it finds no objects to look through.
+    It must find triton's, which would be printed as leaked after the program's last line (nanobind)."""
+    (gc.unfreeze if "triton" in sys.modules else gc.freeze)()
 
 
 def is_first_rank() -> bool:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import _ExceptionWithTraceback
 from contextlib import contextmanager, suppress
+from multiprocessing import current_process
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, Self, cast
 
@@ -140,7 +141,8 @@ def do_jobs(connection: Connection, note: Any, environment: dict[str, str]) -> N
     """The main function of a worker: does jobs until it receives None. It exits with its parent."""
     global _note
     _note = note
-    gc.freeze()  # deleting the parent's session of onnxruntime would wait for threads that a forked process has not
+    if type(current_process()).__name__ == "ForkProcess":
+        gc.freeze()  # deleting the parent's session of onnxruntime would wait for threads that this process has not
     gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

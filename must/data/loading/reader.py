@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,8 +137,8 @@ class ShardReader:
             self._process = os.getpid()
             self._open.clear()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_process"):
+    def __del__(self, is_ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        if hasattr(self, "_process") and not is_ending():  # at the interpreter's end modules lose their names
             self._after_fork()
             self._close(0)
 

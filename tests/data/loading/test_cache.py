@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -269,6 +271,23 @@ def test_a_reader_opens_few_files_and_goes_on_without_room(bucket_server: Server
     for file in others:
         cache.release(file)
     assert [reader.image(number) for number in range(60)] == images
+
+
+# The modules outlive the interpreter's last collection, as those do to which a library holds a reference. Then they lose
+# their names before the reader goes.
+PROGRAM = """
+import ctypes, sys
+from must.data.loading.reader import ShardReader
+reader = ShardReader(sys.argv[1], "train")
+print(len(reader.image(0)) > 0)
+for name in ("__main__", "must.data.loading.reader"):
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(sys.modules[name]))
+"""
+
+
+def test_a_program_that_ends_with_an_open_reader_prints_nothing_more(shards: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, shards], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
 def test_going_on_reads_only_what_is_still_to_come(bucket_server: Server, tmp_path: Path) -> None:

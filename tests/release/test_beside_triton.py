@@ -1,0 +1,45 @@
+"""Beside triton, which PyPI's torch brings on Linux, a program prints its own lines and no other: not at its end either."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+import must
+
+pytestmark = pytest.mark.skipif(
+    find_spec("triton") is None and not os.environ.get("REQUIRE_TRITON"),
+    reason="triton is not installed; `make test-triton` runs this",
+)
+
+
+def run(*words, cwd):
+    """(exit code, stdout, stderr)"""
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=cwd, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_command_that_ends_well_and_one_that_fails(digits, pictures, tmp_path):
+    image, _ = pictures[0]
+    (found,) = must.load(digits.adapted)([str(image)])
+    line = f"{image}  {found.name} {found.probability:.1%}\n"
+    assert run("-m", "must", "predict", image, "--model", digits.adapted, cwd=tmp_path) == (0, line, "")
+    command = ("-m", "must", "evaluate", "--model", digits.adapted, "--shards", digits.shards, "--output", "report")
+    message = "must evaluate: --device cuda:99: no such device here; use 'auto' or an existing one\n"
+    assert run(*command, "--device", "cuda:99", cwd=tmp_path) == (2, "", message)
+
+
+PROGRAM = """
+import must, torch, torchvision
+if __name__ == "__main__":
+    must.shard(source="images", output="shards", workers=2)
+"""
+
+
+def test_workers_that_are_spawned_by_a_program_with_torch(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("MUST_START_METHOD", "spawn")
+    (tmp_path / "program.py").write_text(PROGRAM)
+    os.symlink(digits.images / "test", tmp_path / "images")
+    assert run("program.py", cwd=tmp_path) == (0, "", "")
