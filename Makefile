@@ -91,7 +91,7 @@ build/axe/node_modules/axe-core/axe.min.js:
 # later. They run in an environment with that package, which also uses the packages of the main one (ours.pth).
 build/transformers/installed: PACKAGES_THERE = --editable '.[siglip]'
 build/heic/installed: PACKAGES_THERE = --editable '.[heic]'
-build/labels/installed: PACKAGES_THERE = cleanlab label-studio-sdk
+build/labels/installed: PACKAGES_THERE = cleanlab label-studio-sdk openai
 build/triton/installed: PACKAGES_THERE = triton
 build/transformers/installed build/heic/installed build/labels/installed build/triton/installed: $(VENV)/installed
 	@$(PYTHON) -m venv $(@D)

@@ -1,9 +1,13 @@
 """The recipes of docs/labels.md, run with the tools' own packages where these are installed (`make test-labels`)."""
 
+import base64
 import csv
 import importlib.util
+import io
 import json
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from PIL import Image
@@ -43,7 +47,7 @@ def needs(package):
 def test_recipes_are_short_and_python():
     for recipe in RECIPES:
         compile(recipe, "docs/labels.md", "exec")
-        assert len(recipe.splitlines()) <= 16
+        assert len(recipe.splitlines()) <= 18
 
 
 @needs("label_studio_sdk")
@@ -69,6 +73,54 @@ def test_label_studio_takes_the_tasks_and_its_table_comes_back(predicted):
 def test_cleanlab_finds_the_image_in_the_wrong_folder(predicted):
     run(3)
     assert (predicted / "suspects.csv").read_text().split() == ["image,class", "photos/cat/3.png,dog"]
+
+
+class Reviewer(BaseHTTPRequestHandler):
+    """Answers requests that openai's own types allow: "1" about a red picture, else a sentence."""
+
+    def do_POST(self):
+        from openai.types.chat import ChatCompletion
+        from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
+        from pydantic import TypeAdapter
+
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        TypeAdapter(CompletionCreateParamsNonStreaming).validate_python(request)
+        text, picture = request["messages"][0]["content"]
+        assert self.path == "/v1/chat/completions" and text["text"].endswith("0: cat; 1: dog; 2: none of these")
+        data = base64.b64decode(picture["image_url"]["url"].partition("base64,")[2])
+        said = " 1.\n" if Image.open(io.BytesIO(data)).getpixel((0, 0))[0] > 20 else "It is a cat."
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+        reply = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+        body = json.dumps(ChatCompletion.model_validate(reply).model_dump()).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@needs("openai")
+def test_a_vision_model_answers_about_the_least_sure_labels(predicted, monkeypatch):
+    rows = read_csv(predicted / "predictions.csv")
+    (predicted / "work/labels").mkdir(parents=True)
+    (predicted / "classes.txt").write_text("cat\ndog\n")
+    with open("work/labels/predictions.csv", "w", newline="") as file:
+        table = [
+            [row["image"].removeprefix("photos/"), "cat", n / 40, str(n > 25).lower()] for n, row in enumerate(rows)
+        ]
+        csv.writer(file).writerows([["image", "class", "probability", "accepted"], *table])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Reviewer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("REVIEWER_URL", f"http://127.0.0.1:{server.server_port}/v1")
+        monkeypatch.setenv("REVIEWER_MODEL", "m")
+        run(4)
+        server.shutdown()
+    found = read_csv(predicted / "corrections.csv")
+    assert [row["image"] for row in found] == [f"{CLASSES[n % 2]}/{n}.png" for n in range(21, 26)]
+    assert {row["class"] for row in found} == {"dog"}
 
 
 @pytest.mark.slow
