@@ -71,6 +71,13 @@ def test_every_stage_gets_its_runs_id_is_retried_and_never_cached(compiled):
             assert given["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}", name
 
 
+def test_the_first_stage_gets_every_parameter_of_the_run(compiled):
+    """So that it can refuse what any stage would."""
+    given = compiled.tasks["inputs"]["inputs"]["parameters"].values()
+    names = {one.get("componentInputParameter", "").removeprefix("pipelinechannel--") for one in given}
+    assert compiled.spec["root"]["inputDefinitions"]["parameters"].keys() <= names
+
+
 def test_no_more_tasks_and_groups_than_needed_stand_on_the_longest_path(compiled):
     """Each costs ten or twenty seconds, however short it is; without any group but one the run itself takes 30."""
     seconds, path = longest_path(compiled.spec)
