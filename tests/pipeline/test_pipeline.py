@@ -178,6 +178,7 @@ def patient(work_uri: str):
     def save(number, frame):
         time.sleep(0.5)
         Path(work_uri, "saved").touch()
+        print("saved, to go on from here", flush=True)
         raise SystemExit(75)
 
     signal.signal(signal.SIGTERM, save)
@@ -203,9 +204,10 @@ def test_a_stage_ends_before_a_stopped_run_does(tmp_path, number, code, said):
         begun = tmp_path / "begun"
         until(lambda: begun.exists() and begun.read_text(), process.communicate, process=process)
         process.send_signal(number)
-        _, error = process.communicate(timeout=120)
+        output, error = process.communicate(timeout=120)
     assert (process.returncode, error) == (code, f"must-pipeline run: {said}; run the same command again\n")
     assert (tmp_path / "saved").exists() and not is_running(int(begun.read_text()))
+    assert output.endswith("saved, to go on from here\n")
 
 
 def test_a_retry_policy_is_set_or_refused_in_one_line(tmp_path):
