@@ -199,10 +199,8 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
         summary.lines.append(Line("Why", BROKEN_OFF))
     if not good:
         if summary.failure == "input":
-            text = f"correct the input first; then {again}, or, if a parameter was wrong, a run with another one"
-            summary.lines.append(Line("To go on", text))
-        else:
-            summary.lines.append(Line("Command to go on", again, command=True))
+            summary.lines.append(Line("First", "correct the input; for another value of a parameter start a new run"))
+        summary.lines.append(Line("Command to go on", again, command=True))
         if failed is not None and failed.facts.checkpoints:
             summary.lines.append(Line("Progress", describe_progress(failed.facts.checkpoints)))
         summary.lines += [Line("TrainJob", sentence) for sentence in more]

@@ -111,7 +111,7 @@ class Stages:
                 print(line, end="")
             return process.wait()
         except BaseException:
-            process.communicate()  # it was asked to end: kfp's shell does at once, the stage may save its state first
+            print(process.communicate()[0], end="")  # it was asked to end, and may save its state first
             raise
         finally:
             self.running.remove(process)

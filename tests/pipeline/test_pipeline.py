@@ -71,6 +71,13 @@ def test_every_stage_gets_its_runs_id_is_retried_and_never_cached(compiled):
             assert given["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}", name
 
 
+def test_the_first_stage_gets_every_parameter_of_the_run(compiled):
+    """So that it can refuse what any stage would."""
+    given = compiled.tasks["inputs"]["inputs"]["parameters"].values()
+    names = {one.get("componentInputParameter", "").removeprefix("pipelinechannel--") for one in given}
+    assert compiled.spec["root"]["inputDefinitions"]["parameters"].keys() <= names
+
+
 def test_no_more_tasks_and_groups_than_needed_stand_on_the_longest_path(compiled):
     """Each costs ten or twenty seconds, however short it is; without any group but one the run itself takes 30."""
     seconds, path = longest_path(compiled.spec)
@@ -171,6 +178,7 @@ def patient(work_uri: str):
     def save(number, frame):
         time.sleep(0.5)
         Path(work_uri, "saved").touch()
+        print("saved, to go on from here", flush=True)
         raise SystemExit(75)
 
     signal.signal(signal.SIGTERM, save)
@@ -196,9 +204,10 @@ def test_a_stage_ends_before_a_stopped_run_does(tmp_path, number, code, said):
         begun = tmp_path / "begun"
         until(lambda: begun.exists() and begun.read_text(), process.communicate, process=process)
         process.send_signal(number)
-        _, error = process.communicate(timeout=120)
+        output, error = process.communicate(timeout=120)
     assert (process.returncode, error) == (code, f"must-pipeline run: {said}; run the same command again\n")
     assert (tmp_path / "saved").exists() and not is_running(int(begun.read_text()))
+    assert output.endswith("saved, to go on from here\n")
 
 
 def test_a_retry_policy_is_set_or_refused_in_one_line(tmp_path):

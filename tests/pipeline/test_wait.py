@@ -67,7 +67,7 @@ def test_the_summary_is_printed_where_the_notes_can_be_read(server, files, waiti
     assert waiting() == 1 and len(server.stored["runs"]) == 1  # nothing is started again
     out = capsys.readouterr().out
     assert "\nRun failed: classifier: the input is wrong\n\nWhy: no such model" in out and "\nfailed: " not in out
-    assert "\nTo go on: correct the input first; then must-pipeline submit --again " in out
+    assert "\nFirst: correct the input; " in out and "\nCommand to go on: must-pipeline submit --again " in out
 
 
 @pytest.fixture

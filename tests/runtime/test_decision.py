@@ -8,7 +8,7 @@ from must.runtime.notes import Facts, Note
 from must.runtime.stages import gate, promote
 from must.runtime.summary import determine_outcome
 from tests.deploy.promote.bundles import make_bundle, make_onnx, weights_sha256
-from tests.evaluation.test_gate import better, checked, parse_metrics, unchanged
+from tests.evaluation.test_gate import answers, better, checked, parse_metrics, unchanged
 
 
 @pytest.fixture
@@ -67,6 +67,17 @@ def test_zero_shot_that_is_the_champion_is_promoted_again_and_replaces_no_other(
         (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(ValueError, match="has a champion, which stays"):
         promoted(tmp_path, given | other, version)
+
+
+def test_the_gain_that_people_measured_is_in_the_runs_first_line(tmp_path, given):
+    metrics = checked(labelled=False, selection=answers(0.3))
+    metrics["model"]["weights_sha256"] = weights_sha256(0)
+    (tmp_path / "details" / "metrics.json").write_text(json.dumps(metrics))
+    facts = Facts()
+    assert ask(tmp_path, given, facts, gate="auto", champion="none", champion_uri="") == "promote"
+    notes = [Note("gate", "done", facts=facts), Note("promote", "done", facts=Facts(version="r0000-1"))]
+    said = "Promoted r0000-1: +30.0 points over zero-shot (95%: +20.0 to +40.0, 60 answers)"
+    assert determine_outcome(notes, None).headline == said
 
 
 @pytest.mark.parametrize("kept, decision", [(False, "promote"), (True, "stop")])

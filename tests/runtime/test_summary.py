@@ -141,7 +141,7 @@ def test_the_reason_is_whole_and_first_and_no_line_is_wider_than_kubeflows_panel
     failed = Note("classifier", "failed", started=3, code=2, error=error, lines=[line, "See https://a.library"])
     page = page_of(tmp_path, [*done("inputs"), failed], "FAILED").splitlines()
     assert page[2] == f"- **Why**: {uri}: no such file · wrong input (exit code 2)".replace("_", "\\_")
-    assert page[3].startswith("- **To go on**: correct the input first; then again, or, if a parameter was wrong, ")
+    assert page[3].startswith("- **First**: correct the input; ") and page[4] == "- **Command to go on**: `again`"
     log = page[page.index("```") + 1 : -1]
     assert max(map(len, log)) <= 66 and line in "".join(log)
 
@@ -173,7 +173,7 @@ def test_the_page_names_the_report_and_links_to_it_where_its_store_has_pages(tmp
 def test_an_export_beside_a_gate_that_stops_is_told_as_what_it_is(tmp_path, export, said):
     notes = [note for note in WAYS["stopped by the gate"][0] if note.stage not in ("export", "promote")]
     page = page_of(tmp_path, [*notes, *export])
-    assert page.splitlines()[0] == said and "go on**: " in page
+    assert page.splitlines()[0] == said and "go on**: `again`" in page
 
 
 @pytest.mark.parametrize("bucket_server", ["s3"], indirect=True)
