@@ -56,7 +56,7 @@ def exiting(command: str) -> Iterator[None]:
         code = find_exit_code(end)
         raise
     finally:
-        if code != BUG and DaemonThreads.are_running():
+        if code != BUG and DaemonThreads.running:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError):
                     stream.flush()

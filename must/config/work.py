@@ -111,7 +111,9 @@ def find_value(work: str, field: Field[Any], values: dict[str, Any]) -> str:
         return ""
     part = PARTS[kinds[-1]]
     again = part.by_adapt and Path(work, files.RECORD_FILE).exists()
-    make = "the same `must adapt` again makes it" if again else "make it"
+    exports = part is PARTS["onnx"] and find_part(work, "bundle")
+    export = f"`must export {shlex.quote(work)}` makes it" if exports else "make it"
+    make = "the same `must adapt` again makes it" if again else export
     message = f"--model {model}: no {part.words} is in it; {make}, or name it with {flag(field.name)}"
     require(bool(path) or (field.name != "model" and not is_required(field)), message)
     return path
