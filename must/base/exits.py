@@ -72,7 +72,7 @@ def exiting(command: str) -> Iterator[None]:
         code = find_exit_code(error)
         raise SystemExit(code) from error
     finally:
-        if code != BUG and DaemonThreads.are_running():
+        if code != BUG and DaemonThreads.running:
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError):
                     stream.flush()

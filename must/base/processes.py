@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from must.base.console import silence_pillow
 from must.base.errors import UserError
@@ -166,24 +166,27 @@ class DaemonThreads(ThreadPoolExecutor):
     """Starts a thread for each call, for which nothing waits: it may wait for a store. A program of must ends without
     Python's own end while one runs (`exiting`), which would abort torch's and onnxruntime's code in it."""
 
-    NAME = "must-daemon"
+    running: ClassVar[set[Future[Any]]] = set()  # of all instances
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future = Future[Any]()
 
         def run() -> None:
+            result, failure = None, None
             try:
-                future.set_result(function(*args, **kwargs))
+                result = function(*args, **kwargs)
             except BaseException as error:
-                future.set_exception(error)
+                failure = error
+            self.running.discard(future)  # before anybody gets the result
+            if failure:
+                future.set_exception(failure)
+            else:
+                future.set_result(result)
 
+        self.running.add(future)
         future.set_running_or_notify_cancel()
-        threading.Thread(target=run, name=self.NAME, daemon=True).start()
+        threading.Thread(target=run, daemon=True).start()
         return future
-
-    @classmethod
-    def are_running(cls) -> bool:
-        return any(thread.name == cls.NAME for thread in threading.enumerate())
 
 
 LONGEST_JOIN = 60.0  # seconds: a write to a slow bucket must not end after the last one

@@ -133,3 +133,20 @@ def test_more_workers_than_the_machine_holds_are_refused_before_any_starts(
     processes.check_processes(most, "--workers")
     with pytest.raises(ValueError, match=rf"--workers 1000000: more than the {most} that this machine has the cores"):
         call("shard", source=str(tmp_path), output=str(tmp_path / "out"), workers=1_000_000)
+
+
+ENDS = """
+import threading
+from must.base.exits import exiting
+from must.base.processes import DaemonThreads
+with exiting("x"):
+    DaemonThreads().submit(threading.Event().wait)
+    print("a line", end="")
+    raise SystemExit(75)
+"""
+
+
+def test_a_program_ends_beside_a_thread_that_waits():
+    environment, command = os.environ | {"PYTHONUNBUFFERED": ""}, [sys.executable, "-c", ENDS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (75, "a line", "")

@@ -132,6 +132,9 @@ def test_the_network_policies_deny_what_is_not_listed():
             assert rule.get("from") or rule.get("to"), "a rule without this allows everybody"
             others = [each for each in rule.get("from", []) + rule.get("to", []) if "podSelector" not in each]
             assert rule.get("ports") or not others, "all ports only among the nodes of a TrainJob"
+        kubeflow = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kubeflow"}}}
+        opened = {port["port"] for rule in spec["egress"] if kubeflow in rule["to"] for port in rule["ports"]}
+        assert opened >= {8333, 9000}, "the buckets of Kubeflow's own SeaweedFS or MinIO"
 
 
 def argos_setting():

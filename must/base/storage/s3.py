@@ -22,7 +22,7 @@ from botocore.config import Config
 from must.base.errors import UserError
 from must.base.processes import LONGEST_END, DaemonThreads, per_process
 from must.base.storage.retry import HTTP_TIMEOUTS
-from must.base.storage.store import MARK, Generation, Head, Location, Store
+from must.base.storage.store import MARK, ConflictError, Generation, Head, Location, Store
 from must.base.text import one_line, without_secrets
 
 NO_CREDENTIALS = (
@@ -75,7 +75,12 @@ class S3(Store):
 
     def put(self, location: Location, data: bytes, condition: Generation | None, mark: str) -> Generation:
         options = object_key(location) | make_condition(condition)
-        return client().put_object(**options, Body=data, ContentMD5=md5(data), Metadata={MARK: mark})["ETag"]
+        try:
+            return client().put_object(**options, Body=data, ContentMD5=md5(data), Metadata={MARK: mark})["ETag"]
+        except boto.ClientError as error:
+            if self.read_error(error)[1] == "NoSuchKey":  # S3's answer to If-Match where there is no object
+                raise ConflictError(f"{location.uri} was deleted by another program") from error
+            raise
 
     def put_parts(self, location: Location, path: Path, mark: str) -> None:
         begun = self.ask(
@@ -129,6 +134,8 @@ class S3(Store):
         if isinstance(error, boto.BotoCoreError):  # no credentials, an untrusted certificate, no endpoint
             hint = f". {NO_CREDENTIALS}" if isinstance(error, self.refusing) else ""
             return UserError(f"{uri}: {one_line(error).rstrip('.')}{hint}")
+        if code == "RequestTimeTooSkewed":
+            return UserError(f"{uri}: the clock of this machine differs from the server's; set it")
         if status == 501:
             return UserError(
                 f"{uri}: this server has no conditional writes (If-Match, If-None-Match), which locks and LATEST "

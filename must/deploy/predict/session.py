@@ -14,10 +14,11 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import ONNX_FILE
+from must.base.files import DESCRIPTION_FILE, ONNX_FILE
 from must.base.parameters import require
 from must.base.text import printable
 from must.config import PredictConfig
+from must.config.work import PARTS
 from must.data.image.preprocess import Preprocess, normalize_pixels
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,16 @@ def model_uri(model: str) -> str:
     return uri
 
 
+def find_other_bundle(uri: str, classifier: OnnxClassifier) -> str:
+    """The bundle of WORK if `uri` is an ONNX file in WORK that was exported from another model, as `must refine` makes
+    a new one; otherwise ''."""
+    bundle = Path(uri).parent.parent / PARTS["bundle"].path
+    if storage.is_remote(uri) or not (bundle / DESCRIPTION_FILE).is_file():
+        return ""
+    weights = storage.read_json(str(bundle / DESCRIPTION_FILE), "--model").get("weights_sha256")
+    return "" if classifier.metadata.get("weights_sha256") == weights else str(bundle)
+
+
 ABSTENTION = "abstention"  # in the metadata
 STORED = -1.0  # selects the threshold in the model
 
@@ -187,4 +198,7 @@ def open_onnx(config: PredictConfig) -> OnnxClassifier:
     require(config.device == "auto", "--device is for a model that torch runs; onnxruntime takes what it was built for")
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:
-        return OnnxClassifier(path, uri, config.threads)
+        classifier = OnnxClassifier(path, uri, config.threads)
+    if bundle := find_other_bundle(uri, classifier):
+        logger.warning(f"warning: {uri}: was exported from another model than {bundle}; run `must export` again")
+    return classifier

@@ -19,14 +19,20 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE, ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
+from must.base.files import ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.processes import DaemonThreads
 from must.base.text import printable
 from must.config.predict import ServeConfig
-from must.config.work import PARTS
 from must.data.image.preprocess import EvalView
-from must.deploy.predict.session import KNOWS_NONE, OnnxClassifier, model_uri, stored_threshold, threshold
+from must.deploy.predict.session import (
+    KNOWS_NONE,
+    OnnxClassifier,
+    find_other_bundle,
+    model_uri,
+    stored_threshold,
+    threshold,
+)
 from must.deploy.promote.registry import LATEST, Registry
 from must.deploy.serve.metrics import Metrics
 from must.deploy.serve.protocol import Refused, decode_pixels
@@ -137,13 +143,8 @@ def load_file(config: ServeConfig) -> ServedModel:
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:
         served = ServedModel.open(storage.compute_sha256(path)[:12], path, uri, config)
-    description = Path(uri).parent.parent / PARTS["bundle"].path / DESCRIPTION_FILE
-    if not storage.is_remote(uri) and description.is_file():  # of WORK: it may have another model by now
-        weights = storage.read_json(str(description), "--model").get("weights_sha256")
-        require(
-            served.classifier.metadata.get("weights_sha256") == weights,
-            f"{uri}: was exported from another model than {description.parent}; run `must export` again",
-        )
+    bundle = find_other_bundle(uri, served.classifier)
+    require(not bundle, f"{uri}: was exported from another model than {bundle}; run `must export` again")
     return served
 
 

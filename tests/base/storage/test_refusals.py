@@ -59,6 +59,7 @@ REFUSALS = [
     ("s3", 400, "ExpiredToken", "these credentials (ExpiredToken)"),
     ("s3", 301, "PermanentRedirect", "set AWS_REGION=eu-north-1"),
     ("s3", 400, "AuthorizationHeaderMalformed", "set AWS_REGION=eu-north-1"),
+    ("s3", 403, "RequestTimeTooSkewed", "the clock of this machine differs from the server's"),
     ("s3", 501, "NotImplemented", "has no conditional writes"),
     ("gs", 404, "notFound", "there is no bucket 'bucket', or you may not see it"),
     ("s3", 404, "NoSuchBucket", "there is no bucket 'bucket' at http://"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from must.base import storage
+from must.base.storage import s3
 from tests import zoo
 from tests.stores import Server, empty_bucket
 
@@ -89,7 +90,11 @@ def test_writing_refuses_an_object_that_somebody_else_wrote(place):
         assert storage.read_bytes(uri) == content
         with pytest.raises(storage.ConflictError):
             storage.write_bytes(uri, b"late", if_generation_match=seen)
-    assert storage.read_versioned(storage.join(place, "none")) == (None, 0)
+    _, seen = storage.read_versioned(uri)
+    storage.delete(uri)
+    with pytest.raises(storage.ConflictError):
+        storage.write_bytes(uri, b"of an object that is gone", if_generation_match=seen)
+    assert storage.read_versioned(uri) == (None, 0)
 
 
 def test_a_large_download_is_complete(remote, tmp_path, monkeypatch):
@@ -101,6 +106,22 @@ def test_a_large_download_is_complete(remote, tmp_path, monkeypatch):
     storage.download(remote.uri + "/big", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == content
     assert remote.faults.done["cut"] > 1
+
+
+def test_a_download_is_of_a_single_version(remote, monkeypatch):
+    monkeypatch.setattr(storage.remote(remote.uri), "RANGE", 1 << 18)  # the least for Google's client
+    uri, found = remote.uri + "/object", []
+    storage.write_bytes(uri, b"a" * 300_000)
+
+    class Overwriting:
+        def write(self, data):
+            found.append(data)
+            storage.write_bytes(uri, b"b" * 300_000)
+            return len(data)
+
+    with pytest.raises(ValueError, match="was overwritten while it was read, after 262144 of 300000 bytes"):
+        storage.copy(uri, Overwriting())
+    assert found == [b"a" * (1 << 18)]
 
 
 def test_an_object_above_what_one_request_copies_moves_whole(remote, monkeypatch):
@@ -129,6 +150,16 @@ def test_an_upload_longer_than_our_patience_goes_on_where_it_was(remote, tmp_pat
     assert remote.faults.requests <= pieces + 4  # no piece twice but those that failed
     remote.faults.plan = []
     assert storage.read_bytes(f"{remote.uri}/step.pt") == data
+
+
+def test_the_parts_of_an_upload_that_fails_are_deleted(request, monkeypatch, tmp_path):
+    server = empty_bucket(request, monkeypatch, "s3")
+    monkeypatch.setattr(storage.remote(server.uri), "RANGE", 1 << 10)
+    (tmp_path / "file").write_bytes(bytes(5 << 10))
+    server.faults.plan = ["", "", "", "403"]  # of the requests the third, which sends the second part
+    with pytest.raises(ValueError, match="no permission"):
+        storage.upload(tmp_path / "file", f"{server.uri}/file")
+    assert "Uploads" not in s3.client().list_multipart_uploads(Bucket=server.uri.removeprefix("s3://"))
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "503", "lost", "cut", "slow"])

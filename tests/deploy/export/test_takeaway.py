@@ -122,6 +122,16 @@ def test_an_export_that_fails_leaves_what_was_there(made, tmp_path, monkeypatch,
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
+def test_a_folder_becomes_a_model_with_its_last_file(tmp_path):
+    from must.deploy.export.open_clip import publish
+
+    put(tmp_path, {f"new/{name}": b"new" for name in ("open_clip_config.json", "open_clip_model.safetensors")})
+    put(tmp_path, {"ours/open_clip_config.json": b"old", "ours/open_clip_model.safetensors/in": b"the way"})
+    with pytest.raises(OSError, match=r"open_clip_model\.safetensors"):
+        publish(tmp_path / "new", str(tmp_path / "ours"))
+    assert not (tmp_path / "ours" / "open_clip_config.json").exists()
+
+
 def test_a_folder_that_is_not_loaded_or_another_models_classifier_is_one_line(made, tmp_path):
     from must.deploy.export.open_clip import open_clip_features
 

@@ -23,7 +23,7 @@ from must.deploy.predict.images import classify
 from must.deploy.predict.session import ABSTENTION, Classified, OnnxClassifier, threshold
 from must.deploy.predict.writer import Options
 from must.evaluation.evaluate import evaluate
-from tests.common import one_line, read_csv, until
+from tests.common import ended, one_line, read_csv, until
 from tests.data.image.test_cost import thin
 from tests.deploy.serve.server import running
 from tests.evaluation.digits import evaluation
@@ -42,6 +42,21 @@ def test_every_image_gets_the_class_that_evaluate_gave_it(digits, exported, tmp_
         assert float(row["probability"]) == pytest.approx(float(expected[name]["adapted_probability"]), abs=1e-4)
     accuracy = sum(row["class"] == name.split("/")[0] for name, row in found.items())
     assert accuracy == sum(row["label"] == row["adapted"] for row in expected.values())
+
+
+def test_a_file_of_an_earlier_model_than_the_one_in_work_is_warned_about(digits, exported, tmp_path, capsys):
+    """As after `must refine WORK`, which makes a new model."""
+    put(tmp_path, {"work/onnx/model.onnx": (exported[1] / "model.onnx").read_bytes()})
+    photo = str(next((digits.images / "test").rglob("*.png")))
+    for bundle, warnings in ((digits.zero_shot, 1), (digits.adapted, 0)):
+        put(tmp_path, {"work/model/model.json": Path(bundle, "model.json").read_bytes()})
+        main(["predict", photo, "--model", f"{tmp_path}/work/onnx"])
+        lines = capsys.readouterr().err.splitlines()
+        expected = f"was exported from another model than {tmp_path}/work/model; run `must export` again"
+        assert [line.partition("model.onnx: ")[2] for line in lines] == [expected] * warnings
+    (tmp_path / "work/onnx/model.onnx").unlink()
+    line = ended(capsys, 2, main, ["serve", f"{tmp_path}/work"])
+    assert line.endswith(f"`must export {tmp_path}/work` makes it, or name it with --model")
 
 
 def test_onnxruntime_does_not_report_its_use(exported, digits, tmp_path):
