@@ -66,8 +66,8 @@ def set_memory(more: int | None) -> None:
 
     hard = limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
     if more is not None:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        limit = more + next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData"))
+        with open("/proc/self/statm", "rb") as file:  # a third of the time of the file status
+            limit = more + int(file.read().split()[5]) * resource.getpagesize()
     limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
