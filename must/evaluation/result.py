@@ -202,7 +202,7 @@ class RefinedLabels:
                 summary["weights_sha256"], changed, (summary.get("accepted") or {}).get("text", ""),
                 summary.get("classes", []), summary.get("misfits", []),
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(
                 f"--refined {folder}: is not what `must refine` of this version writes ({type(error).__name__}); "
                 "run it again"

@@ -24,7 +24,13 @@ from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import read_hashes
 from must.method.answers.answers_file import RANDOM, read_answers
-from must.method.answers.population import find_cohorts, read_population, record_population, shorten
+from must.method.answers.population import (
+    count_cohorts,
+    find_cohorts,
+    read_population,
+    record_population,
+    shorten,
+)
 from must.method.answers.review import (
     FIRST_IMAGES,
     IMAGES_FILE,
@@ -210,14 +216,16 @@ def make_review(
             tuple(features.numbers[similar[index, :SIMILAR_SHOWN]].tolist()),
         )  # fmt: skip
         pictures.setdefault(sha256, picture)
-    population = read_population(config.output)
+    population, here = read_population(config.output), read_hashes(config.shards, source.index, config.split)
     cohorts = find_cohorts(population, shorten(pictures)).tolist()
-    every = find_cohorts(population, read_hashes(config.shards, source.index, config.split))
     drawn = [replace(picture, cohort=cohort) for picture, cohort in zip(pictures.values(), cohorts, strict=True)]
+    random = [s for s, answer in read_answers(config.output).items() if answer.sampled == RANDOM and not answer.unsure]
+    gone = [sha256 for sha256, there in zip(random, np.isin(shorten(random), here), strict=True) if not there]
     review = Review(
         model_sha256=weights, shards=config.shards, index_sha256=source.index.sha256, split=config.split,
         classes=list(classes), images=len(features.numbers), complete=False, pictures=drawn, coverage=[],
-        cohorts=np.bincount(every[every >= 0], minlength=1).tolist(),
+        cohorts=count_cohorts(population, here),
+        gone=list(zip(gone, find_cohorts(population, shorten(gone)).tolist(), strict=True)),
     )  # fmt: skip
     return review, images
 

@@ -94,8 +94,8 @@ def find_missing(labels: Predicted, answered: Tensor, none: int) -> list[Finding
 def find_pairs(probabilities: Tensor, columns: Tensor) -> list[Finding]:
     """Pairs of names by the cosine of their columns of probabilities [N, K], or by that of their texts [D, K]."""
     N, K = probabilities.shape
-    if N < SMALLEST:
-        return []
+    if N < SMALLEST or float((probabilities.amax(0) - probabilities.amin(0)).max()) < RARE:
+        return []  # of few images, or of those that are all alike to the model, nothing is known
     product = torch.zeros(K, K, device=probabilities.device)
     for part in probabilities.split(max(1, BLOCK_NUMBERS // K)):
         product += part.float().T @ part.float()
