@@ -22,7 +22,6 @@ from must.api.inputs import ImageSource, fingerprint_source, identify_model, rea
 from must.api.preflight import check_device, require_apart
 from must.api.stages import call
 from must.api.work_state import (
-    ANSWERS,
     BUNDLE,
     FEATURES,
     LABELS,
@@ -46,7 +45,6 @@ from must.base.text import counted, duration
 from must.config import AdaptConfig, TrainConfig
 from must.config.work import NEXT_PREFIX
 from must.data.format.index import load_index
-from must.method.answers.answers_file import hash_answers
 from must.method.model.classifier import read_header
 from must.method.model.description import load_description
 from must.method.model.folder import MODELS_FOLDER
@@ -232,8 +230,7 @@ def make_model(state: WorkState, common: dict[str, Any]) -> None:
     """Gives the model its memory, the images their labels, and writes the report, where they are not of this model."""
     classifier, model, labels = map(state.part, (CLASSIFIER_FILE, BUNDLE, LABELS))
     if not state.labels_are_up_to_date():
-        answers = state.part(ANSWERS) if hash_answers(str(state.part(ANSWERS))) else None
-        call("refine", **common, classifier=classifier, model=model, output=labels, answers=answers)
+        call("refine", **common, classifier=classifier, model=model, output=labels, answers=state.answers() or None)
     if not state.report_is_up_to_date():
         measured = {"shards": state.part(TEST), "split": "test"} if state.inputs["test_images"] else {"split": "train"}
         paths = {"model": model, "baseline": classifier, "refined": labels, "output": state.part(REPORT)}

@@ -139,12 +139,19 @@ class WorkState:
             (model / DESCRIPTION_FILE).unlink(missing_ok=True)
         return str(value(model / DESCRIPTION_FILE, "weights_sha256") or "")
 
+    def answers(self) -> str:
+        """Where the answers are that the labels were made with, or else those of WORK; "" if there are none."""
+        configs = [value(folder / REFINED_FILE, "config") for folder in (self.part(LABELS), self.work / LABELS)]
+        used = [config.get("answers") for config in configs if isinstance(config, dict)]
+        places = [place for place in (*used, str(self.part(ANSWERS))) if isinstance(place, str)]
+        return next((place for place in places if hash_answers(place)), "")
+
     def labels_are_up_to_date(self) -> bool:
         """Whether they are of this model, these images, and the answers that there are."""
         file, weights = self.part(LABELS) / REFINED_FILE, self.weights_sha256()
         made_of = [value(file, name) for name in ("weights_sha256", "answers_sha256")]
         is_whole = bool(weights) and (self.part(LABELS) / PREDICTIONS_FILE).exists()
-        return is_whole and made_of == [weights, hash_answers(str(self.part(ANSWERS)))]
+        return is_whole and made_of == [weights, hash_answers(self.answers())]
 
     def report_is_up_to_date(self) -> bool:
         """Whether it measured this model."""

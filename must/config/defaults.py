@@ -39,6 +39,10 @@ def index_sha256(shards: str = "shards") -> Any:
     return param(text, "", metavar="HEX")
 
 
+def risk(text: str) -> Any:
+    return param(text, RISK, at_least=0.0001, below=1)
+
+
 def batch_size(default: int = 256, **more: Any) -> Any:
     return param("images a forward pass", default, at_least=1, **more)
 

@@ -39,12 +39,7 @@ class EvaluateConfig(StageConfig):
         kind="refined",
         work="labels",
     )
-    risk: float = param(
-        "largest share of wrong classes among classified images, for the abstention threshold",
-        defaults.RISK,
-        above=0,
-        below=1,
-    )
+    risk: float = defaults.risk("largest share of wrong classes among classified images, for the abstention threshold")
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()
     cache: str = defaults.cache(group="reading shards")
@@ -61,10 +56,10 @@ class GateConfig(StageConfig):
     model: str = param(defaults.WORK.removeprefix("or "), "", metavar="WORK", bare=True, work="bundle")
     output: str = param("JSON file for the decision and its reasons", "", metavar="FILE", work="to decision.json")
     gate: Literal["auto", "labelled", "label-free", "none"] = param(
-        "auto: labelled if there are --min-images labelled images, else the answers of `must review` if 50 or more "
-        "were drawn at random and measure at least half of the images, else label-free; labelled: the paired "
-        "interval of the gain over the baseline on a labelled split; label-free: a model that collapsed is stopped; "
-        "none: every model passes",
+        "auto: labelled if there are --min-images labelled images, else the answers of `must review` drawn at random "
+        "if they decide or are 50 or more, and measure at least half of the images, else label-free; labelled: the "
+        "paired interval of the gain over the baseline on a labelled split; label-free: a model that collapsed is "
+        "stopped; none: every model passes",
         "auto",
     )
     metric: Literal["top1", "top5", "mean_per_class"] = param("labelled: what must have gained", "top1")
@@ -112,17 +107,16 @@ class RefineConfig(StageConfig):
         metavar="X|auto",
         between=(0, 1),
     )
-    risk: float = param(
-        "largest share of wrong labels among those that can be accepted without review (`accepted` in "
-        "predictions.csv); needs 59 or more answers drawn at random",
-        defaults.RISK,
-        above=0,
-        below=1,
+    risk: float = defaults.risk("largest share of wrong labels that is promised (`accepted` in predictions.csv)")
+    promise: Literal["set", "accepted"] = param(
+        "what the promise of `accepted` is about: set: all labels, once a person has named the pictures that are left; "
+        "accepted: those labels alone, which takes more answers",
+        "set",
     )
     images: int = param(
         "largest number of images, taken at even intervals; time grows with its square", 1_000_000, at_least=1
     )
-    memory_images: int = param("largest number of images that the memory holds", 10_000, at_least=1)
+    memory_images: int = param("largest number of images that the memory holds", 10_000, at_least=11)
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()
     cache: str = defaults.cache(group="reading shards")

@@ -1,7 +1,7 @@
 """Decides whether the adapted model may be promoted: pure functions of metrics.json that return a decision and reasons.
 
 By default labels decide, of a split that nothing was trained on; with fewer than --min-images, people's answers; with
-fewer than FEWEST_LABELS of these, the label-free gate, which stops a collapsed model only."""
+fewer than FEWEST_LABELS of these that decide nothing, the label-free gate, which stops a collapsed model only."""
 
 import json
 import logging
@@ -70,16 +70,17 @@ def gate(config: GateConfig) -> Decision:
 
 
 def automatic_gate(metrics: Metrics, config: GateConfig) -> Decision:
-    """The labels decide if there are enough, else people's answers if they measure at least half of the images, else
-    the label-free gate."""
+    """The labels decide if there are enough, else people's answers if they decide it or are many, and measure at least
+    half of the images, else the label-free gate."""
     compares = metrics.baseline_name.endswith("zero-shot")
     if metrics.adapted and metrics.baseline and metrics.labelled >= config.min_images:
         return labelled_gate(metrics, config)
     selection = metrics.model.selection
-    if compares and selection and selection.measured and selection.measured.answers >= FEWEST_LABELS:
+    measured = selection.measured if compares and selection else None
+    if selection and measured and (measured.better is not None or measured.answers >= FEWEST_LABELS):
         if selection.decisive:
             return answers_gate(selection.decisive)
-        added = counted(selection.measured.unmeasured, "image")
+        added = counted(measured.unmeasured, "picture")
         return label_free_gate(metrics, config, f"{added} were added later than the answers: give more (must review)")
     if not 0 < metrics.labelled < config.min_images:
         return label_free_gate(metrics, config)
@@ -117,7 +118,7 @@ def check_rules(check: CheckResult, selection: Selection | None, name: str, unkn
 
 def answers_gate(measured: AccuracyEstimate) -> Decision:
     """Passes when people's answers show a gain over the zero-shot model: its 95% interval is above 0."""
-    passed = measured.gain.low > 0
+    passed = measured.better is True
     advice = "" if passed else "; the lower end of the gain must be above 0: give more answers, or another model"
     return decide("answers", (passed, measured.text() + advice))
 

@@ -199,7 +199,7 @@ class RefinedLabels:
                 summary.get("classes", []), summary.get("misfits", []),
                 summary.get("unusual", []),
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(
                 f"--refined {folder}: is not what `must refine` of this version writes ({type(error).__name__}); "
                 "run it again"

@@ -39,7 +39,7 @@ def text_table(metrics: Metrics) -> str:
     lines = [align(rows)]
     if (compared := metrics.label_free.compared) and (check := compared.check):
         effective = f"{check.effective_before:.1f} before and {check.effective_after:.1f} after"
-        changed = f"check on {check.images:,} images: {percent(check.changed)} change class"
+        changed = f"check of the model on {check.images:,} images: it changes the class of {percent(check.changed)}"
         lines += ["", f"{changed}; effective number of classes {effective}"]
         lines += [f"warning: {printable(warning)}" for warning in check.warnings]
     if metrics.abstention and metrics.labelled:

@@ -65,6 +65,10 @@ refine work --classifier classes.txt                                         | i
 refine work --classifier none                                                | --classifier none: no such file
 refine work --split trian                                                    | hold no split 'trian'
 refine work --images 0                                                       | --images must be at least 1
+refine work --memory-images 10                                               | --memory-images must be at least 11
+refine work --risk 1e-320                                                    | --risk must be at least 0.0001
+evaluate work --risk 1e-320                                                  | --risk must be at least 0.0001
+refine work --promise all                                                    | --promise
 refine work --alpha 2                                                        | --alpha
 {REFINE} --alpha 0.5                                                         | --alpha: new is not trained
 refine work --answers bad                                                    | answers.jsonl, line 1: 'x' is not a sha256

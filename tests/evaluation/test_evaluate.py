@@ -85,7 +85,7 @@ def test_without_labels_nothing_is_said_about_accuracy(digits, tmp_path, capsys)
     check = metrics["label_free"]["compared"]["check"]
     assert check["images"] == 120 and check["warnings"] == []
     assert check["changed"] == pytest.approx(1 - metrics["label_free"]["compared"]["agreement"], abs=1e-4)
-    assert "check on 120 images" in shown and "abstention" not in shown
+    assert "check of the model on 120 images" in shown and "abstention" not in shown
     assert "What was kept" in page and f"{check['effective_before']:.1f} → {check['effective_after']:.1f}" in page
 
 
@@ -236,14 +236,14 @@ def section(folder, title):
 def test_the_report_begins_with_what_can_be_accepted_without_review(digits, refined, tmp_path):
     summary = json.loads((refined / "refined.json").read_text())
     evaluate(with_memory(refined, digits, tmp_path))
-    part = section(tmp_path, "What can be accepted without review")
+    part = section(tmp_path, "What need not be looked at")
     assert summary["accepted"]["text"] in part and part.count('<tr><td class="name">') == len(summary["classes"]) > 5
     for row in summary["classes"]:
         assert row["class"] in part and (not row["light"] or f"\N{NO-BREAK SPACE}{row['light']}</td>" in part)
     copy = shutil.copytree(refined, tmp_path / "labels")
     (copy / "refined.json").write_text(json.dumps(summary | {"accepted": None, "classes": []}))
     evaluate(with_memory(refined, digits, tmp_path, refined=str(copy)))
-    assert "nobody has answered" in section(tmp_path, "What can be accepted without review")
+    assert "nobody has answered" in section(tmp_path, "What need not be looked at")
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -256,7 +256,7 @@ def test_of_images_that_are_no_longer_in_the_shards_only_the_numbers_are_shown(d
     assert "<table>" in (changes := section(tmp_path, "Labels of your images")) and "<img" not in changes
     assert "a.png</" in (names := section(tmp_path, "Names that do not fit")) and ("<img" in names) is there
     pictures = there * sum(len(row["samples"]) for row in summary["classes"])
-    assert section(tmp_path, "What can be accepted without review").count("<img") == pictures
+    assert section(tmp_path, "What need not be looked at").count("<img") == pictures
 
 
 def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path):
@@ -267,9 +267,10 @@ def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path
         evaluate(with_memory(refined, digits, tmp_path / "out", refined=str(tmp_path)))
     with pytest.raises(ValueError, match=r"--refined .*: was made of another model .*; run `must refine` again"):
         evaluate(evaluation(digits, tmp_path / "out", refined=str(refined), model=digits.zero_shot))
-    (tmp_path / "predictions.csv").write_text("image,class\na,b\n")
-    with pytest.raises(ValueError, match="is not what `must refine` of this version writes"):
-        evaluate(with_memory(refined, digits, tmp_path / "out", refined=str(tmp_path)))
+    for damaged in ("image,class\na,b\n", "image,class,zero_shot\na,b\n"):
+        (tmp_path / "predictions.csv").write_text(damaged)
+        with pytest.raises(ValueError, match="is not what `must refine` of this version writes"):
+            evaluate(with_memory(refined, digits, tmp_path / "out", refined=str(tmp_path)))
     assert not (tmp_path / "out").exists()
 
 

@@ -106,7 +106,8 @@ def answers(gain, count=60, unmeasured=0):
         ({"labelled": False, "selection": answers(0.05)}, "answers", False),
         ({"labelled": False, "selection": answers(0.3, unmeasured=250)}, "answers", True),
         ({"labelled": False, "selection": answers(0.3, unmeasured=251)}, "label-free", True),  # about less than half
-        ({"labelled": False, "selection": answers(-0.3, count=49)}, "label-free", True),
+        ({"labelled": False, "selection": answers(-0.3, count=9)}, "answers", False),  # few, and they decide
+        ({"labelled": False, "selection": answers(0.05, count=49)}, "label-free", True),
         ({"labelled": False, "selection": answers(0.3), "name": "baseline"}, "label-free", True),
         ({"labelled": False, "check": BAD}, "label-free", False),
     ],

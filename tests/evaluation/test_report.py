@@ -194,13 +194,22 @@ def test_the_headline_is_of_the_answers_where_there_are_no_labels():
         found = verdict(answered)
         assert (found.tone, found.headline) == (tone, headline) and "128 answers: zero-shot" in found.text
         found = verdict(checked(answered, 400, []))
-        assert found.plain.startswith(f"By 128 answers, {round((80 - broken) / 1.28)} of 100 images are right, ")
-        assert found.headline.startswith(("Better", "Worse", "No clear difference")) and "unknown" not in found.text
+        right = (
+            f"By 128 answers, the model is right about {round((80 - broken) / 1.28)} of 100 images, zero-shot about "
+        )
+        assert found.plain.startswith(right)
+        assert found.headline.startswith(("Better", "Worse", "Not decided yet")) and "unknown" not in found.text
     config = EvaluateConfig(model="m", baseline="b.safetensors", shards="s", output="o")
     assert next_steps(config, answered, "open")[0][0] == "Measure it by more answers:"
-    few = {"measured": asdict(AccuracyEstimate.from_correct(before[:12], after[:12]))}
-    found = verdict(checked(replace(metrics, model=Model(provenance={"selection": few})), 400, []))
-    assert found.headline == "Too few answers to tell" and "By 12 answers, 12 of 12 images are right" in found.plain
+    for wrong, headline in ((0, "Not decided yet, by 12 answers"), (6, "Better than zero-shot, by 12 answers")):
+        few = AccuracyEstimate.from_correct(np.arange(12) >= wrong, np.ones(12, bool))  # as the page of `must review`
+        few = few.with_labels(np.arange(12) > 0, own=20, others=20)
+        selection = {"selection": {"measured": asdict(few)}}
+        found = verdict(checked(replace(metrics, model=Model(provenance=selection)), 400, []))
+        assert (found.headline, few.better) == (headline, True if wrong else None)
+        assert (
+            "the model is right about 12 of 12 images" in found.plain and "of the labels, 96 of 100 are" in found.plain
+        )
 
 
 def test_of_fewer_than_100_images_the_number_is_told():
@@ -209,7 +218,10 @@ def test_of_fewer_than_100_images_the_number_is_told():
     metrics = measured(list("abcde"), images=18, labelled=False)
     changed = round(18 * (1 - metrics.label_free.compared.agreement))
     found = verdict(checked(metrics, 18, []))
-    assert f"{changed} of 18 images have another class" in found.plain and "too few to see any harm" in found.plain
+    assert (
+        f"The model gives {changed} of 18 images another class than zero-shot, and" in found.plain
+        and "too few to see any harm" in found.plain
+    )
     assert found.tone == "open" and "etter than" not in found.headline
 
 

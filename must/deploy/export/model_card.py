@@ -14,7 +14,7 @@ from must.base.text import counted
 from must.config import ExportConfig
 from must.data.image.preprocess import describe_preprocess
 from must.evaluation.result import Metrics
-from must.method.model.description import Description, get_preprocess
+from must.method.model.description import BY_ANSWERS, Description, get_preprocess
 
 README_FILE = "README.md"  # the model card for a hub, with a YAML header
 CLASSES_SHOWN = 100
@@ -85,8 +85,8 @@ def describe_origin(description: Description, with_memory: bool) -> str:
     labels = "No labels were used"
     if memory and memory.answers and with_memory:
         labels = f"People named the classes of {counted(memory.answers, 'image')}"
-    elif trained and selection and "answer" in selection.by:
-        labels = f"The share was chosen by {selection.by}"
+    elif selection and selection.by == BY_ANSWERS:
+        labels = "People's answers chose how much of a training is kept"
     return f"{text}. {labels}."
 
 

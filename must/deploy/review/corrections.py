@@ -20,6 +20,7 @@ from must.method.answers.review import fingerprint
 
 CORRECTION_COLUMNS = "image", "class"
 PREDICTED_ENDINGS = "probability", "zero_shot"  # of columns in tables of `must predict`, `evaluate` and `refine`
+MARKS = ",;\t"  # between cells: Excel writes semicolons in many countries
 NAMED = 3  # images or classes in a message
 
 
@@ -28,20 +29,25 @@ def add_corrections(
 ) -> str:
     """Adds answers to OUTPUT/answers.jsonl; returns a line about them. An answer about a picture that was drawn at
     random measures also when it is corrected. `labels`: from `read_corrections`, of the model's `classes`."""
-    pictures = PicturesByName(reader)
-    numbers = {name: pictures.find(name) for name in labels}
-    missing = [name for name, number in numbers.items() if number is None]
+    numbers = find_pictures(reader, [*labels])
+    missing = [name for name in labels if name not in numbers]
     require(
         not missing,
         f"--add {config.add}: {named(missing)}: not in the split '{reader.split}' of the shards, or more than one "
-        "picture there has this name; write names as in predictions.csv",
+        "picture there has this name; write names as in predictions.csv, all of them with the same folder before them "
+        "or none",
     )
-    current, new = read_answers(config.output), dict[str, Answer]()
+    current, new, said = read_answers(config.output), dict[str, Answer](), dict[str, str]()
     now = datetime.now(UTC).isoformat(timespec="microseconds")
     for name, number in numbers.items():
-        assert number is not None
         sha256 = fingerprint(reader.image(number))
         label, before = labels[name], current.get(sha256)
+        first = said.setdefault(sha256, name)
+        require(
+            labels[first] == label,
+            f"--add {config.add}: {named([first, name])} are one picture, and have the classes "
+            f"{named([labels[first] or NONE_OF_THESE, label or NONE_OF_THESE])}; give it one class",
+        )
         sampled = RANDOM if before and before.sampled == RANDOM else ADDED
         if before and before.label == label and not before.unsure and before.fits(classes):
             continue
@@ -61,7 +67,11 @@ def read_corrections(uri: str, classes: list[str]) -> dict[str, str | None]:
         if (label := next((form for form in forms if form in known), None)) is None:
             unknown.setdefault(text.strip(), line)
         else:
-            labels[name] = label if label in classes else None
+            said = label if label in classes else None
+            require(
+                labels.setdefault(name, said) == said,
+                f"--add {uri}, line {line}: {brief(name)} has another class in a line above; give it one class",
+            )
     if unknown:
         (first, line), *others = unknown.items()
         near = close_to(first, known)
@@ -78,10 +88,10 @@ def read_correction_rows(uri: str) -> Iterator[tuple[int, str, str]]:
     try:
         text = storage.read_bytes(uri).decode("utf-8-sig")
         first = text.partition("\n")[0]
-        named = {*CORRECTION_COLUMNS} <= {*next(csv.reader([first]), ())}
-        delimiter = "," if named or ";" not in first else ";"  # Excel writes semicolons in many countries
-        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-        columns = table.fieldnames or ()
+        rows = {mark: next(csv.reader([first.lower()], delimiter=mark), []) for mark in MARKS}
+        names = {mark: [name.strip() for name in row] for mark, row in rows.items()}
+        mark = next((mark for mark in MARKS if {*CORRECTION_COLUMNS} <= {*names[mark]}), ",")
+        columns = names[mark]
         predicted = [name for name in columns if name == "confidence" or name.endswith(PREDICTED_ENDINGS)]
         require(
             not predicted,
@@ -92,10 +102,12 @@ def read_correction_rows(uri: str) -> Iterator[tuple[int, str, str]]:
             {*CORRECTION_COLUMNS} <= {*columns},
             f"{where}: the first line must name the columns image and class; it is: {brief(first)}",
         )
+        table = csv.DictReader(io.StringIO(text, newline=""), columns, delimiter=mark)
+        next(table)
         for row in table:
             yield table.line_num, row["image"] or "", compose(row["class"] or "")
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{where}: is no CSV file in UTF-8: {error}") from None
+        raise UserError(f"{where}: is no CSV file in UTF-8: {error}; in a spreadsheet, save it as CSV UTF-8") from None
 
 
 def named(names: list[str]) -> str:
@@ -104,32 +116,30 @@ def named(names: list[str]) -> str:
     return ", ".join(map(brief, names[:NAMED])) + more
 
 
-class PicturesByName:
-    """The samples of a split by the names of their images, and by the sha256 of their files."""
+def find_pictures(reader: ShardReader, names: list[str]) -> dict[str, int]:
+    """Image -> sample of the split: by its name in the shards, with the same folders before all names, as a file with
+    this name in any other folder may be another picture; or by its file, if that is on this machine. Images that are
+    not found are left out."""
+    samples, files = defaultdict[str, list[int]](list), dict[str, int]()
+    for number in range(len(reader)):
+        description = reader.description(number)
+        samples[description["source"]].append(number)
+        files.setdefault(description.get("sha256", ""), number)
 
-    def __init__(self, reader: ShardReader) -> None:
-        self.names: dict[str, list[int]] = defaultdict(list)
-        self.files: dict[str, int] = {}
-        for number in range(len(reader)):
-            description = reader.description(number)
-            self.names[description["source"]].append(number)
-            self.files.setdefault(description.get("sha256", ""), number)
+    def find(folders: str) -> dict[str, int]:
+        """Those whose names are `folders` and a name in the shards."""
+        forms = ((name, form) for name in names for form in (uncell(name), name) if form.startswith(folders))
+        pairs = ((name, samples.get(form.removeprefix(folders), ())) for name, form in forms)
+        return {name: found[0] for name, found in pairs if len(found) == 1}
 
-    def find(self, name: str) -> int | None:
-        """The sample of an image: by its name in the shards; by its file, if that is on this machine; or by the end of
-        its path. None: there is none, or there are several."""
-        for candidate in dict.fromkeys((name, uncell(name))):
-            if (number := self.only(candidate)) is not None:
-                return number
-            with suppress(OSError):  # a name that is too long, a folder that may not be read
-                if "://" not in candidate and (path := storage.local(candidate)).is_file():
-                    return self.files.get(storage.compute_sha256(path))
-            parts = candidate.split("/")
-            for start in range(1, len(parts)):
-                if (number := self.only("/".join(parts[start:]))) is not None:
-                    return number
-        return None
-
-    def only(self, name: str) -> int | None:
-        numbers = self.names.get(name, ())
-        return numbers[0] if len(numbers) == 1 else None
+    exact, by_content = find(""), dict[str, int]()
+    for name in names:
+        with suppress(OSError):  # a name that is too long, a folder that may not be read
+            path = storage.local(uncell(name)) if "://" not in name and name not in exact else None
+            if path and path.is_file():
+                by_content[name] = files.get(storage.compute_sha256(path), -1)
+    names = [name for name in names if name not in by_content]
+    first = uncell(next((name for name in names if name not in exact), ""))
+    cuts = [first[: place + 1] for place, letter in enumerate(first) if letter == "/"]
+    found = max(map(find, ["", *cuts]), key=len)
+    return found | {name: number for name, number in by_content.items() if number >= 0}

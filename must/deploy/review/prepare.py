@@ -19,7 +19,13 @@ from must.config import ReviewConfig
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader
 from must.method.answers.answers_file import RANDOM, read_answers
-from must.method.answers.population import find_cohorts, read_population, record_population, shorten
+from must.method.answers.population import (
+    count_cohorts,
+    find_cohorts,
+    read_population,
+    record_population,
+    shorten,
+)
 from must.method.answers.review import (
     MOST_BY_COVERAGE,
     REFINED,
@@ -166,16 +172,19 @@ def make_review(
             tuple(sorted(list(candidates)[:LIKELY], key=lambda k: -float(refined[index, k]))),
             tuple(pool.numbers[similar[index, :SIMILAR_SHOWN]].tolist()),
         ))  # fmt: skip
-    drawn = shorten(sha256 for sha256, answer in read_answers(config.output).items() if answer.sampled == RANDOM)
-    record_population(config.output, contents, drawn)
+    answers = read_answers(config.output)
+    drawn = [s for s, answer in answers.items() if answer.sampled == RANDOM and not answer.unsure]
+    random = shorten(sha256 for sha256, answer in answers.items() if answer.sampled == RANDOM)
+    record_population(config.output, contents, random)
     population = read_population(config.output)
     cohorts = find_cohorts(population, shorten(picture.sha256 for picture in pictures)).tolist()
-    every = find_cohorts(population, contents)
+    gone = [sha256 for sha256, there in zip(drawn, np.isin(shorten(drawn), contents), strict=True) if not there]
     return Review(
         model_sha256=fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE))), shards=config.shards,
         index_sha256=reader.index.sha256, split=config.split, classes=list(classes), images=len(pool.numbers),
         pictures=[replace(picture, cohort=cohort) for picture, cohort in zip(pictures, cohorts, strict=True)],
-        coverage=[], cohorts=np.bincount(every[every >= 0], minlength=1).tolist(),
+        coverage=[], cohorts=count_cohorts(population, contents),
+        gone=list(zip(gone, find_cohorts(population, shorten(gone)).tolist(), strict=True)),
     )  # fmt: skip
 
 

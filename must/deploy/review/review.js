@@ -75,7 +75,7 @@ function bar(state) {
     $("span").style.width = `${48 * (high - low) / most}%`;
     $("dot").style.left = at(value);
     $("gauge").className = low > 0 ? "yes" : high < 0 ? "no" : "";
-    $("gauge").setAttribute("aria-label", `gain of the model over zero-shot: ${value.toFixed(0)} points, between ${low.toFixed(0)} and ${high.toFixed(0)}`);
+    $("gauge").setAttribute("aria-label", `gain of the model over zero-shot: ${value.toFixed(0)} points, between ${low.toFixed(1)} and ${high.toFixed(1)}`);
   }
   $("undo").disabled = $("grid-undo").disabled = $("done-undo").disabled = !state.undo;
   $("history").hidden = !state.recent.length;
@@ -181,7 +181,7 @@ const finish = async (title) => {
   }));
   $("without-review").hidden = !reply.accepted;
   if (reply.accepted) {
-    $("accepted").textContent = `Of the refined labels before your answers correct them, ${reply.accepted.replace(/^No/, "no")} The command below counts again, with your answers.`;
+    $("accepted").textContent = `${reply.accepted} These are the labels before any answer; the command below counts again, with what your answers teach.`;
     $("lights").textContent = reply.classes.some(({ light }) => light) ? reply.lights : "";
     const cell = (textContent) => make("td", { textContent });
     const titles = make("tr", {}, ...["class", "", "labels", "accepted", "answers", "right", "confused with"].map((textContent) => make("th", { textContent })));

@@ -98,8 +98,7 @@ def without_labels(metrics: Metrics) -> Verdict:
     if compared.agreement == 1:
         plain = " ".join([describe_same(metrics), *([describe_answers(measured)] if measured else [])])
         return Verdict("open", f"The same as {name}", text, plain + HELPS)
-    gained = measured and measured.answers >= FEWEST_LABELS and measured.gain.low > 0  # as for `must gate`
-    if check and check.warnings and not gained:
+    if check and check.warnings and not (measured and measured.better):  # as for `must gate`
         signs = "; ".join(check.warnings)
         return Verdict("bad", "Signs of harm", f"{text} But {signs}.", f"Do not use it: {signs}.")
     # facts and no warnings: the zero-shot model may predict classes that are absent, and miss others
@@ -110,10 +109,11 @@ def without_labels(metrics: Metrics) -> Verdict:
     if measured:
         return judge_answers(measured, text)
     by = f"the {name}" if name == "baseline" else name
-    changed = f"{count_of(1 - compared.agreement, metrics.images)} images have another class than by {by}"
+    changed = f"the model gives {count_of(1 - compared.agreement, metrics.images)} images another class than {by}"
     tell = "Whether it is better only labels can tell"
     tell += "; fifty answers give a first number (must review)." if name.endswith("zero-shot") else "."
     if check is None or check.images < FEWEST_LABELS:
+        changed = changed[:1].upper() + changed[1:]
         return Verdict("open", "Accuracy unknown", text, f"{changed}, and these are too few to see any harm. {tell}")
     return Verdict("open", "No collapse, accuracy unknown", text, f"The model did not collapse: {changed}. {tell}")
 
@@ -121,18 +121,17 @@ def without_labels(metrics: Metrics) -> Verdict:
 def judge_answers(measured: AccuracyEstimate, text: str) -> Verdict:
     """By people's answers about images that were drawn at random."""
     sentence, by = describe_answers(measured), f"by {counted(measured.answers, 'answer')}"
-    if measured.answers < FEWEST_LABELS:
-        return Verdict("open", "Too few answers to tell", text, f"{sentence} These are too few to tell.")
-    if measured.gain.low > 0:
-        return Verdict("good", f"Better than zero-shot, {by}", text, sentence)
-    if measured.gain.high < 0:
-        return Verdict("bad", f"Worse than zero-shot, {by}", text, sentence)
+    if measured.better is not None:
+        tone, headline = ("good", "Better than") if measured.better else ("bad", "Worse than")
+        return Verdict(tone, f"{headline} zero-shot, {by}", text, sentence)
     plain = f"{sentence} The difference may be chance; more answers would tell."
-    return Verdict("open", f"No clear difference from zero-shot, {by}", text, plain)
+    return Verdict("open", f"Not decided yet, {by}", text, plain)
 
 
 def describe_answers(measured: AccuracyEstimate) -> str:
     before, after = measured.zero_shot.value, (measured.with_answers or measured.model).value
     images = measured.answers
-    right = f"{count_of(after, images, before)} images are right, with zero-shot {count(before, images, after)}"
-    return f"By {counted(images, 'answer')}, {right}{measured.limit}."
+    model, other = count_of(after, images, before), count(before, images, after)
+    right = f"the model is right about {model} images, zero-shot about {other}"
+    labels = f"; of the labels, {count_of(measured.labels.value, 100)} are right" if measured.labels else ""
+    return f"By {counted(images, 'answer')}, {right}{labels}{measured.limit}."

@@ -1,41 +1,53 @@
-"""What people's answers say, with 95% confidence: accuracies, which labels can be accepted without review, and when no
-class is named.
+"""What people's answers say, with 95% confidence: accuracies, which labels nobody has to look at, and when no class is
+named.
 
-`accept` finds the largest set of the surest labels of which at most a share `risk` is wrong; `abstention`, in the same
-way, the probability below which no class should be named.
+`accept` finds the largest set of the surest labels for one of two promises: at most a share `risk` is wrong
 
-The images without an answer are ordered by the confidence of their labels. Their surest 5%, 10%, ... 100% are tested in
-this order, by the answers about pictures drawn at random whose labels are as sure, until a test fails (fixed sequence
-testing: Angelopoulos et al. 2021, "Learn then test", arXiv 2110.01052). Each test is exact, also where the answered
-images are a large part of all (hypergeometric). An image of none of the classes has a wrong label.
+- of all labels of the set, where people name what is left (SET: Candes et al. 2025, "Probably approximately correct
+  labels", arXiv 2506.10908): the wrong labels are then among the accepted ones, so that these may be risk x all;
+- of the accepted labels alone (ACCEPTED).
 
-At most `risk` of the accepted labels is wrong with a probability of 95%, provided that
+`abstention`, in a similar way, finds the probability below which no class should be named.
 
-- answered images differ from the others only by chance: they were drawn from them at random (population.py), and few
-  others have an answer;
-- labels with all answers are right at least as often, at the same rank, as those that are tested: an
-  answered image's label and rank are those without its own answer, by cross-validation;
-- the number of answers does not depend on this result: who stops as soon as labels are accepted is wrong more often.
+The pictures without an answer are ordered by the confidence of their labels. Their surest 5%, 10%, ... 100% are tested
+in this order, by the answers about pictures drawn at random whose labels are as sure, until a test fails (fixed
+sequence testing: Angelopoulos et al. 2021, "Learn then test", arXiv 2110.01052). The tests hold at every look, for a
+person who looks after each answer and stops when the result is good (`p_value`), and where the answered pictures are a
+large part of all. The label of a picture of none of the classes is wrong. Pictures with another answer, such as those
+answered by class, were not drawn, and count as right.
 
-Wrong answers count as wrong labels, so that they mostly make the set smaller. A answers, N images without an answer.
+The promise is kept with a probability of 95%, provided that
+
+- the pictures of the sample were drawn at random, whatever else is answered (population.py), and answers are right: a
+  wrong one counts as a wrong label, which mostly makes the set smaller;
+- labels with all answers are right at least as often, at the same rank, as those that are tested: an answered
+  picture's label and rank are those without its own answer, by cross-validation. They are tested as they are now:
+  labels change while answers come, and the share of broken promises at every look was measured
+  (benchmarks/promise.py), not proved.
+
+A answers about pictures drawn at random, O pictures with another answer, N pictures without one. Copies of a picture
+are one picture.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from must.base.text import NONE_OF_THESE, counted
+from must.method.answers.population import NOTHING_GONE, Gone
 
 Z_95 = 1.96  # standard errors of a 95% interval
 CONFIDENCE = 0.95  # that the promise holds
+SET, ACCEPTED = "set", "accepted"  # what the promise is about: all labels, or the accepted ones
 STEPS, THRESHOLDS_TRIED = 20, 100  # sets, and thresholds, that are tested
 ROOM = 1e-4  # a threshold is at most so much below the lowest probability that is to reach it
+PRIOR = 2.5  # divided by the risk: b of the prior Beta(1, b) of the share of wrong labels (`p_value`)
 GOOD_SHARE, POOR_SHARE = 0.8, 0.2  # shares of a class's labels that are accepted
 LIGHTS = (
-    f"Good: at least {100 * GOOD_SHARE:g} in 100 labels of the class can be accepted without review. "
+    f"Good: at least {100 * GOOD_SHARE:g} in 100 labels of the class need not be looked at. "
     f"Poor: fewer than {100 * POOR_SHARE:g} in 100. Unsure: between."
 )
 
@@ -50,10 +62,11 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class AccuracyEstimate:
-    """Accuracies on the answered images. `model`: before any answer; `refined`: of its refined labels; `with_answers`:
-    with the answers in it, by cross-validation. `gain`: over the zero-shot model, paired, of the model with answers if
-    there is one, else of the model. `unmeasured`: images that these answers
-    were not drawn from, such as those that were added later."""
+    """Accuracies by answers about pictures drawn at random. `model`: before any answer; `refined`: of its refined
+    labels; `with_answers`: of the model with the answers in it, by cross-validation. `gain`: over the zero-shot model,
+    paired, of the model with answers if there is one, else of the model. `labels`: of all labels of the set, `own` of
+    which are answers and count as right, the others as they are without their own answer. `unmeasured`: pictures that
+    these answers were not drawn from, such as those that were added later."""
 
     answers: int
     zero_shot: Share
@@ -62,6 +75,8 @@ class AccuracyEstimate:
     refined: Share | None = None
     with_answers: Share | None = None
     unmeasured: int = 0
+    labels: Share | None = None
+    own: int = 0
 
     @classmethod
     def from_correct(
@@ -72,35 +87,49 @@ class AccuracyEstimate:
         with_answers: np.ndarray | None = None,
         unmeasured: int = 0,
     ) -> Self:
-        """From bool [A]: whether each model is right about each answered image."""
+        """From bool [A]: whether each model is right about each answered picture."""
         first, second = (None if right is None else share(right) for right in (refined, with_answers))
         gain = difference(zero_shot, model if with_answers is None else with_answers)
         return cls(len(model), share(zero_shot), share(model), gain, first, second, unmeasured)
 
+    def with_labels(self, right: np.ndarray, own: int, others: int) -> Self:
+        """With the accuracy of all labels of the set: of `own` answers and `others`. `right`: bool [A], whether the
+        labels of the pictures drawn at random are right without their own answer."""
+        found, pictures = share(right), max(1, own + others)
+        return replace(self, labels=Share(*((own + others * end) / pictures for end in found)), own=own)
+
+    @property
+    def better(self) -> bool | None:
+        """Whether the gain shows that the model is better than zero-shot; None: not decided. Of people who look after
+        every answer about a model that is not better, 2 in 100 see a gain within 34 answers, and 5 within 74."""
+        return True if self.gain.low > 0 else False if self.gain.high < 0 else None
+
     @property
     def verdict(self) -> str:
-        """A sentence: whether the gain shows that the model is better."""
-        low, high = (f"{100 * end:+.0f}".replace("-", "\N{MINUS SIGN}") for end in self.gain[1:])
+        """`better` in a sentence."""
+        low, high = (f"{100 * end:+.1f}".replace("-", "\N{MINUS SIGN}") for end in self.gain[1:])
         between = f"its gain is between {low} and {high} points"
-        if self.gain.low > 0:
-            return f"Yes, the model is better than zero-shot: {between}."
-        return f"No, zero-shot is better: {between}." if self.gain.high < 0 else f"Not decided yet: {between}."
+        if self.better is None:
+            return f"Not decided yet: {between}."
+        return f"{'Yes, the model is better than zero-shot' if self.better else 'No, zero-shot is better'}: {between}."
 
     def text(self) -> str:
         """One line for the log."""
         parts = [
             ("zero-shot", self.zero_shot), ("the model", self.model), ("refined labels", self.refined),
-            ("the model with answers", self.with_answers),
+            ("the model with answers", self.with_answers), ("the labels", self.labels),
         ]  # fmt: skip
         shares = [f"{name} {part.value:.1%} ({part.low:.0%} to {part.high:.0%})" for name, part in parts if part]
+        if self.labels:
+            shares[-1] += f", {self.own:,} of them answers"
         gain = f"gain of {parts[3][0] if self.with_answers else parts[1][0]} {100 * self.gain.value:+.1f} points"
         between = f"({100 * self.gain.low:+.1f} to {100 * self.gain.high:+.1f})"
         return f"{counted(self.answers, 'answer')}: {', '.join(shares)}; {gain} {between}{self.limit}"
 
     @property
     def limit(self) -> str:
-        """Which images the numbers say nothing about; '' if they are about all."""
-        others = counted(self.unmeasured, "image")
+        """Which pictures the numbers say nothing about; '' if they are about all."""
+        others = counted(self.unmeasured, "picture")
         return f"; not measured: {others} that were added later" if self.unmeasured else ""
 
 
@@ -141,40 +170,73 @@ def binomial_tail(errors: int, images: int, rate: float) -> float:
 
 
 class Step(NamedTuple):
-    """The answers and labels at or above a threshold."""
+    """The answers above a threshold; the labels without an answer, and those with an answer that does not measure."""
 
     threshold: float
     answers: int
     errors: int
     labels: int = 0
+    known: int = 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What tells how many labels are wrong. Ranks are those of `find_ranks`, by labels without the picture's own
+    answer."""
+
+    ranks: np.ndarray  # float [A], of the pictures that were drawn at random
+    correct: np.ndarray  # bool [A], whether their labels are right
+    known: np.ndarray  # float [O], ranks of the pictures with another answer
+    gone: Gone = NOTHING_GONE
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """`accepted` of the labels of the `images` without an answer can be accepted without review; None: nothing can be
-    promised."""
+    """Of the `pictures`, so many are `answered`, and so many labels `accepted`: nobody has to look at them."""
 
     risk: float
-    images: int
-    answers: int
-    accepted: int | None = None
-    threshold: float | None = None  # smallest confidence of an accepted label
-    unmeasured: int = 0  # images that the answers were not drawn from; none of their labels is accepted
+    promise: str  # SET or ACCEPTED
+    answers: int  # about pictures drawn at random
+    pictures: int
+    answered: int
+    accepted: int = 0
+    threshold: float | None = None  # smallest confidence of an accepted label; None: none is accepted
+    unmeasured: int = 0  # pictures that the answers were not drawn from; none of their labels is accepted
+
+    @property
+    def left(self) -> int:
+        """Pictures whose class a person still has to name."""
+        return self.pictures - self.answered - self.accepted
 
     def text(self) -> str:
-        """One line."""
-        later = f" Of {counted(self.unmeasured, 'image')} that were added later: none." if self.unmeasured else ""
-        wrong, what = f"at most {100 * self.risk:g} in 100 are wrong", "labels can be accepted without review"
-        if self.accepted is not None:
-            return f"{self.accepted:,} of {self.images:,} {what}: {wrong}, with 95% confidence.{later}"
-        if self.answers < (fewest := fewest_answers(self.risk)):
-            return f"No {what} yet: at least {fewest} random answers must show that {wrong}."
-        return f"No {what}: {self.answers:,} random answers do not show that {wrong}."
+        """A line."""
+        most, added = f"at most {100 * self.risk:g} in 100", counted(self.unmeasured, "picture")
+        if self.answered == self.pictures:
+            return f"All {counted(self.pictures, 'picture')} are answered: none is left."
+        if self.promise == SET:
+            later = f", {added} of them added later than the answers" if self.unmeasured else ""
+            numbers = f"{self.answered:,} answered, {self.accepted:,} need not be looked at"
+            left = {0: "none is left. At", 1: f"1 is left{later}. Then at"}.get(
+                self.left, f"{self.left:,} are left{later}. Then at"
+            )
+            wrong = f"{left}{most.removeprefix('at')} of all labels are wrong, with 95% confidence."
+            return f"{counted(self.pictures, 'picture')}: {numbers}, {wrong}"
+        later = f" Of {added} that were added later: none." if self.unmeasured else ""
+        what = "can be accepted without review"
+        if self.accepted:
+            others = f"{self.accepted:,} of the {self.pictures - self.answered:,} labels without an answer"
+            return f"{others} {what}: {most} of them are wrong, with 95% confidence.{later}"
+        if self.answers < (fewest := fewest_answers(self.risk, at_every_look=True)):
+            return f"No labels {what} yet: at least {fewest} random answers must show that {most} are wrong."
+        return f"No labels {what}: {counted(self.answers, 'random answer')} do not show that {most} are wrong."
 
 
-def fewest_answers(risk: float) -> int:
-    """The answers that show a share of at most `risk` if none is wrong: 59 for 5%."""
-    return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-risk))
+def fewest_answers(risk: float, at_every_look: bool = False) -> int:
+    """The answers that show a share of at most `risk` if none is wrong: 59 for 5%, and 79 at every look."""
+    b, fewest = PRIOR / risk, math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-risk))
+    while at_every_look and fewest * math.log1p(-risk) > math.log((1 - CONFIDENCE) * b / (b + fewest)):
+        fewest += 1
+    return fewest
 
 
 def first_count(answers: int, risk: float) -> int:
@@ -201,47 +263,52 @@ def find_ranks(confidence: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.sort(others), confidence, side="right") / max(1, len(others))
 
 
-def accept(
-    risk: float, ranks: np.ndarray, correct: np.ndarray, confidence: np.ndarray, unmeasured: int = 0
-) -> Accepted:
-    """The largest set that passes.
-
-    Args:
-        ranks: float [A], as of `find_ranks`, by labels without the image's own answer.
-        correct: bool [A], whether these labels are right.
-        confidence: float [N], of the final labels.
-        unmeasured: images that the answers were not drawn from, beside these.
-    """
-    answers, label_ranks = len(ranks), find_ranks(confidence, confidence)
-    steps = []
+def accept(risk: float, sample: Sample, confidence: np.ndarray, promise: str = SET, **counts: int) -> Accepted:
+    """The largest set that passes. `confidence`: float [N], of the labels of the pictures without an answer; `counts`:
+    of `Accepted`, where there are other pictures besides."""
+    drawn, others, gone = len(sample.ranks), len(confidence), sample.gone
+    every = drawn + len(sample.known) + others
+    label_ranks, steps = find_ranks(confidence, confidence), list[Step]()
     for number in range(1, STEPS + 1):
-        threshold = 1 - number / STEPS
-        right, labels = correct[ranks >= threshold], int((label_ranks >= threshold).sum())
-        steps.append(Step(threshold, len(right), int((~right).sum()), labels))
+        threshold = 1 - number / STEPS  # at the end 0: answered pictures less sure than all others have no influence
+        right, labels = sample.correct[sample.ranks > threshold], int((label_ranks > threshold).sum())
+        known = int((sample.known > threshold).sum()) + gone.others
+        steps.append(Step(threshold, len(right), int((~right).sum()), labels, known))
 
     def keeps(step: Step) -> bool:
-        return error_tail(step.errors, step.answers, step.labels, risk) <= 1 - CONFIDENCE
+        allowed = math.floor(risk * (every if promise == SET else step.labels) + 1e-9)
+        answers, errors = step.answers + gone.drawn, step.errors + gone.drawn
+        pictures = answers + step.labels + step.known
+        return step.labels <= allowed or p_value(errors, answers, pictures, allowed, risk) <= 1 - CONFIDENCE
 
-    last = find_last(steps, first_count(answers, risk), keeps)
-    if not last or not len(confidence):
-        return Accepted(risk, len(confidence), answers, unmeasured=unmeasured)
-    threshold = float(confidence[label_ranks >= last.threshold].min())
-    return Accepted(risk, len(confidence), answers, last.labels, threshold, unmeasured)
+    numbers = {"pictures": every, "answered": every - others} | counts
+    last = find_last(steps, 0, keeps)
+    if not last or not last.labels:
+        return Accepted(risk, promise, drawn, **numbers)
+    smallest = float(confidence[label_ranks > last.threshold].min())
+    return Accepted(risk, promise, drawn, **numbers, accepted=last.labels, threshold=smallest)
 
 
-def error_tail(errors: int, answers: int, unseen: int, risk: float) -> float:
-    """The largest P(at most `errors` wrong ones among `answers`) if more than `risk` of the `unseen` labels are wrong,
-    and the answered images were drawn at random from both."""
-    wrong, total = errors + math.floor(risk * unseen + 1e-9) + 1, answers + unseen
-    if wrong - errors > unseen:
+def p_value(errors: int, answers: int, pictures: int, allowed: int, risk: float) -> float:
+    """How well so few `errors` among `answers` drawn at random from `pictures` fit more than `allowed` wrong labels
+    among the other pictures. Where there are more, it is above 0.05 at all looks together with a probability of 95%.
+
+    It is the ratio of prior and posterior probability of that number of wrong labels, whose prior is beta-binomial
+    (Waudby-Smith and Ramdas 2020, "Confidence sequences for sampling without replacement", arXiv 2006.04347)."""
+    wrong, right = errors + allowed + 1, answers - errors
+    if allowed >= pictures - answers:
         return 0.0
+    if errors * pictures >= wrong * answers:
+        return 1.0
+    b = PRIOR / risk
+    drawn = log_choose(wrong, errors) + log_choose(pictures - wrong, right) - log_choose(pictures, answers)
+    by_prior = math.log(b) + math.lgamma(answers + 1) - math.lgamma(right + 1)
+    by_prior += math.lgamma(right + b) - math.lgamma(answers + 1 + b)
+    return min(1.0, math.exp(drawn - by_prior))
 
-    def log_choose(n: int, k: int) -> float:
-        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
-    counts = range(max(0, answers - total + wrong), errors + 1)
-    every = log_choose(total, answers)
-    return sum(math.exp(log_choose(wrong, k) + log_choose(total - wrong, answers - k) - every) for k in counts)
+def log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 def describe_classes(
@@ -250,26 +317,26 @@ def describe_classes(
     accepted: np.ndarray | None,
     judged: np.ndarray,
     truth: np.ndarray,
-) -> list[dict[str, Any]]:
-    """A row for each class that has images, the one with the smallest accepted share first.
+) -> list[tuple[int, dict[str, Any]]]:
+    """(class number, row) of each class that has images, the one with the smallest accepted share first.
 
     Args:
         labels: int64 [N], of the images without an answer; `accepted`: bool [N]; None where nothing can be promised.
         judged: int64 [A], labels without the image's own answer; `truth`: int64 [A], the answers, -1 for none of the
             classes.
     """
-    names, rows = [*classes, NONE_OF_THESE], list[dict[str, Any]]()
+    names, rows = [*classes, NONE_OF_THESE], list[tuple[int, dict[str, Any]]]()
     for number in np.unique(labels).tolist():
         mine, answered = labels == number, judged == number
         images, count = int(mine.sum()), None if accepted is None else int((mine & accepted).sum())
         wrong = np.bincount(truth[answered & (truth != number) & (truth >= -1)] % len(names), minlength=1)
-        rows.append({
+        rows.append((number, {
             "class": names[number], "light": name_light(count, images), "images": images, "accepted": count,
             "answers": int(answered.sum()),
             "right": [round(end, 4) for end in share(truth[answered] == number)] if answered.any() else None,
             "confused_with": names[int(wrong.argmax())] if wrong.any() else "",
-        })  # fmt: skip
-    return sorted(rows, key=lambda row: (row["accepted"] or 0) / row["images"])
+        }))  # fmt: skip
+    return sorted(rows, key=lambda pair: (pair[1]["accepted"] or 0) / pair[1]["images"])
 
 
 def name_light(accepted: int | None, images: int) -> str:

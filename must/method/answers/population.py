@@ -7,7 +7,9 @@ were drawn from it at random, also where they were drawn at different times.
 """
 
 import io
+import math
 from collections.abc import Iterable
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -20,6 +22,30 @@ ENTRY = np.dtype([("content", "<u8"), ("cohort", "<i4")])  # the first 8 bytes o
 UNKNOWN = -1  # the cohort of an image that was never there when `must review` was started
 
 
+class Gone(NamedTuple):
+    """How many of the pictures that were drawn, and of the others, count although they are gone: as wrong in the
+    sample, and as right among the others.
+
+    Pictures are removed for what they show or where they are, whether they are answered or not: then about the same
+    share of both is gone, and the answers that are left are still a random sample of what is left. But who removes
+    those of the answered ones that are junk removes the evidence of the other junk. So what is gone beyond the common
+    share counts; of the drawn ones, beyond what is a standard error below it, as chance could hide some."""
+
+    drawn: int
+    others: int
+
+    @classmethod
+    def compare(cls, drawn: tuple[int, int], others: tuple[int, int]) -> Self:
+        """Of two pairs (pictures, how many of them are gone)."""
+        (answers, lost), (rest, removed) = drawn, others
+        share = removed / max(1, rest)
+        by_chance = max(0.0, answers * share - math.sqrt(answers * share * (1 - share)))
+        return cls(max(0, math.ceil(lost - by_chance)), max(0, removed - rest * lost // max(1, answers)))
+
+
+NOTHING_GONE = Gone(0, 0)
+
+
 def population_file(answers: str) -> str:
     """The file beside the answers: `answers` is their folder, or their file."""
     folder = answers.rpartition("/")[0] or "." if answers.endswith(".jsonl") else answers
@@ -30,37 +56,51 @@ def read_population(answers: str) -> np.ndarray:
     """ENTRY [N], sorted by content; empty if there is no file. `answers`: as of `population_file`."""
     uri = population_file(answers)
     try:
-        entries = np.lib.format.read_array(io.BytesIO(storage.read_bytes(uri)), allow_pickle=False)
+        data = storage.read_bytes(uri)
+    except (FileNotFoundError, NotADirectoryError):
+        return np.empty(0, ENTRY)
+    try:
+        entries = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
         require(entries.dtype == ENTRY and entries.ndim == 1, "other numbers")
         content, cohort = entries["content"], entries["cohort"]
         require(bool((content[1:] > content[:-1]).all() and (cohort >= UNKNOWN).all()), "other numbers")
         return entries
-    except (FileNotFoundError, NotADirectoryError):
-        return np.empty(0, ENTRY)
-    except (ValueError, EOFError):
+    except Exception:  # numpy has no common class for errors in a header
         raise UserError(f"{uri}: is damaged; delete it: then answers given so far measure nothing") from None
 
 
 def record_population(folder: str, contents: np.ndarray, drawn: np.ndarray) -> None:
-    """Adds images that are not recorded yet, as a cohort.
+    """Adds images that are not recorded yet, as a cohort, and forgets those that are gone, except `Gone` ones.
 
     Args:
         contents: uint64 [N], the first 8 bytes of their sha256.
-        drawn: uint64 [A], of images that were drawn at random and answered. Without a file it is not known from which
-            images: they become UNKNOWN, so that their answers measure nothing.
+        drawn: uint64 [A], of images that were drawn at random and answered. It is not known from which images those
+            were drawn that are not recorded: they become UNKNOWN, so that their answers measure nothing.
     """
     old = read_population(folder)
-    added = np.setdiff1d(contents, old["content"])
-    if not len(added):
+    kept = forget_gone(old, contents, drawn)
+    added = np.setdiff1d(contents, kept["content"])
+    if not len(added) and len(kept) == len(old):
         return
     new = np.empty(len(added), ENTRY)
     new["content"], new["cohort"] = added, 1 + old["cohort"].max(initial=UNKNOWN)
-    if not len(old):
-        new["cohort"][np.isin(added, drawn)] = UNKNOWN
-    joined = np.concatenate([old, new])
+    new["cohort"][np.isin(added, drawn)] = UNKNOWN
+    joined = np.concatenate([kept, new])
     buffer = io.BytesIO()
     np.save(buffer, joined[np.argsort(joined["content"])], allow_pickle=False)
     storage.write_bytes(storage.join(folder, POPULATION_FILE), buffer.getvalue())
+
+
+def forget_gone(population: np.ndarray, contents: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """The ENTRYs of images that are there, and as many of those that are gone as `Gone` counts. Before more are drawn:
+    these are drawn from the images that are left."""
+    here, asked = (np.isin(population["content"], values) for values in (contents, drawn))
+    for cohort in np.unique(population["cohort"]):
+        parts = [(population["cohort"] == cohort) & part for part in (asked, ~asked)]
+        beyond = Gone.compare(*((int(part.sum()), int((part & ~here).sum())) for part in parts))
+        for part, count in zip(parts, beyond, strict=True):
+            here[np.flatnonzero(part & ~here)[:count]] = True
+    return population[here]
 
 
 def shorten(sha256s: Iterable[str]) -> np.ndarray:
@@ -76,10 +116,8 @@ def find_cohorts(population: np.ndarray, contents: np.ndarray) -> np.ndarray:
     return np.where(population["content"][rows] == contents, population["cohort"][rows], UNKNOWN).astype(np.int64)
 
 
-def choose_measured(
-    cohorts: np.ndarray, drawn: np.ndarray, enough: int, sizes: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """(bool [N], the images that can be measured; int64 [B], the rows of the answered images that measure them).
+def choose_measured(drawn: np.ndarray, sizes: np.ndarray, enough: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the cohorts that can be measured, rising; int64 [B], which of the answers measure them, rising).
 
     Cohorts of which an equal share is used, so that the answers are a random sample of the cohorts together: of a
     cohort with more answers some are left out. It is the largest set of cohorts that leaves `enough` answers and at
@@ -87,25 +125,51 @@ def choose_measured(
     influence.
 
     Args:
-        cohorts: int64 [N], as of `find_cohorts`.
-        drawn: int64 [A], the rows of images that were drawn at random and answered, in the order of their sha256:
-            the first ones are used, so that all who ask use the same.
-        sizes: images of each cohort, where `cohorts` are those of a part of the images.
+        drawn: int64 [A], the cohorts of the pictures that were drawn at random and answered, also of those that are
+            gone, in the order of their sha256: the first ones are used, so that all who ask use the same.
+        sizes: pictures of each cohort, also those that are gone.
     """
-    drawn = drawn[cohorts[drawn] != UNKNOWN]
-    here, answers = (np.bincount(part, minlength=1) for part in (cohorts[cohorts != UNKNOWN], cohorts[drawn]))
-    sizes = here if sizes is None or not len(sizes) else sizes
-    answers = np.pad(answers, (0, len(sizes) - len(answers)))
+    answers = np.bincount(drawn[drawn != UNKNOWN], minlength=len(sizes))
+    sizes = np.pad(sizes, (0, len(answers) - len(sizes)))
     shares = answers / np.maximum(sizes, 1)
     order = np.argsort(-shares, kind="stable")
-    best, taken, most = {int(order[0])}, np.zeros(len(sizes), np.int64), 0
+    best, taken, most = order[:1], np.zeros(len(sizes), np.int64), 0
     for last in range(len(order)):
         included = order[: last + 1]
         usable = np.zeros(len(sizes), np.int64)
         usable[included] = np.floor(shares[order[last]] * sizes[included] + 1e-9)
         total = int(usable.sum())
         if total and (total >= most or total >= max(enough, most / 2)):
-            best, taken = {*included.tolist()}, usable
+            best, taken = included, usable
         most = max(most, total)
-    rows = [drawn[cohorts[drawn] == cohort][: taken[cohort]] for cohort in sorted(best)]
-    return np.isin(cohorts, [*best]), np.concatenate([*rows, np.empty(0, np.int64)]).astype(np.int64)
+    rows = [np.flatnonzero(drawn == cohort)[: taken[cohort]] for cohort in best]
+    return np.sort(best), np.sort(np.concatenate([*rows, np.empty(0, np.int64)])).astype(np.int64)
+
+
+def choose_sample(
+    population: np.ndarray, contents: np.ndarray, drawn: np.ndarray, enough: int
+) -> tuple[np.ndarray, np.ndarray, Gone]:
+    """(uint64, the drawn pictures that measure and are there; bool [N], the images that they measure; what is gone).
+
+    Args:
+        population: as of `read_population`.
+        contents: uint64 [N], of all images that are there.
+        drawn: uint64 [A], of the pictures that were drawn at random and answered, rising.
+        enough: as of `choose_measured`.
+    """
+    sizes = [pictures for pictures, _ in count_cohorts(population, contents)]
+    cohorts, chosen = choose_measured(find_cohorts(population, drawn), np.array(sizes, np.int64), enough)
+    recorded = population["content"][np.isin(population["cohort"], cohorts)]
+    sample, others = drawn[chosen], np.setdiff1d(recorded, drawn[chosen])
+    here = np.isin(sample, contents)
+    missing = int((~here).sum()), int((~np.isin(others, contents)).sum())
+    gone = Gone.compare((len(sample), missing[0]), (len(others), missing[1]))
+    return sample[here], np.isin(contents, recorded), gone
+
+
+def count_cohorts(population: np.ndarray, contents: np.ndarray) -> list[tuple[int, int]]:
+    """Of each cohort (its pictures, how many of them are not among the `contents`, uint64 [N], that are there)."""
+    known = population[population["cohort"] != UNKNOWN]
+    gone = known["cohort"][~np.isin(known["content"], contents)]
+    sizes = np.bincount(known["cohort"])
+    return list(zip(sizes.tolist(), np.bincount(gone, minlength=len(sizes)).tolist(), strict=True))

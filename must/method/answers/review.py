@@ -21,20 +21,24 @@ from must.base.names import SHA256, of_form
 from must.base.parameters import make_record, require
 from must.base.text import counted
 from must.config.defaults import RISK
-from must.method.answers.answers_file import COVERAGE, RANDOM, Answer, read_answers
+from must.method.answers.answers_file import COVERAGE, NO_CLASS, RANDOM, Answer, read_answers
 from must.method.answers.estimate import (
+    SET,
     Accepted,
     AccuracyEstimate,
+    Sample,
     accept,
     describe_classes,
     fewest_answers,
     find_ranks,
 )
-from must.method.answers.population import choose_measured
+from must.method.answers.population import Gone, choose_measured
 
 REVIEW_FILE = "review.json"
-FORMAT = 6
+FORMAT = 7
 ZERO_SHOT, MODEL, REFINED = range(3)  # positions in a picture's `classes`
+AGAIN_BY_REFINE = "This is of the labels before any answer; `must refine` counts again, with what the answers teach."
+OPEN = -3  # in place of a class number: without an answer
 
 
 class Schedule(NamedTuple):
@@ -74,6 +78,15 @@ class Picture:
     cohort: int = 0
 
 
+class Drawn(NamedTuple):
+    """Of P pictures."""
+
+    rows: np.ndarray  # int64 [A], the pictures drawn at random whose answers measure
+    truth: np.ndarray  # int64 [A], these answers, as of `Answer.find_number`
+    measured: np.ndarray  # bool [P], the pictures that they say something about
+    gone: Gone
+
+
 @dataclass(frozen=True, kw_only=True)
 class Review:
     model_sha256: str  # of model.safetensors
@@ -84,7 +97,8 @@ class Review:
     images: int  # among which the pictures were chosen
     pictures: list[Picture]  # in the order in which they are drawn at random
     coverage: list[int]  # numbers of pictures, in the order by coverage
-    cohorts: list[int]  # images of each cohort in the shards
+    cohorts: list[tuple[int, int]]  # as of `count_cohorts`
+    gone: list[tuple[str, int]]  # (sha256, cohort) of pictures that were drawn at random, answered, and are gone
     format: int = FORMAT
 
     @cached_property
@@ -115,6 +129,7 @@ class Review:
             require(min(numbers) >= 0, "a picture's numbers")
             require(max(*picture.classes, *picture.likely) < len(review.classes), "a picture's classes")
             require(0 <= picture.confidence <= 1, "a picture's confidence")
+            require(picture.cohort < max(1, len(review.cohorts)), "a picture's cohort")
         return review
 
     def answers(self, folder: str) -> dict[str, Answer]:
@@ -127,50 +142,74 @@ class Review:
             if sha256 in known and (answer.sampled == RANDOM or answer.fits(self.class_numbers))
         }
 
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """sha256 -> place in `pictures`."""
+        return {picture.sha256: row for row, picture in enumerate(self.pictures)}
+
+    @cached_property
+    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(classes int64 [P, 3], confidence float [P], cohorts int64 [P]) of the pictures."""
+        classes, confidence, cohorts = zip(*((p.classes, p.confidence, p.cohort) for p in self.pictures), strict=True)
+        return np.array(classes, np.int64), np.array(confidence), np.array(cohorts, np.int64)
+
+    def said(self, answers: dict[str, Answer]) -> np.ndarray:
+        """Int64 [P]: the class number of each picture's answer, as of `Answer.find_number`; OPEN without a sure one."""
+        said = np.full(len(self.pictures), OPEN)
+        for sha256, answer in answers.items():
+            if sha256 in self.row_of and not answer.unsure:
+                said[self.row_of[sha256]] = answer.find_number(self.class_numbers)
+        return said
+
     def truth(self, answers: dict[str, Answer]) -> tuple[list[Picture], np.ndarray]:
         """(the pictures with a sure answer, int64 [A] of their numbers, as of `Answer.find_number`)."""
-        pairs = [(picture, answers.get(picture.sha256)) for picture in self.pictures]
-        sure = [(picture, answer) for picture, answer in pairs if answer and not answer.unsure]
-        labels = [answer.find_number(self.class_numbers) for _, answer in sure]
-        return [picture for picture, _ in sure], np.array(labels, np.int64)
+        said = self.said(answers)
+        rows = np.flatnonzero(said != OPEN)
+        return [self.pictures[row] for row in rows], said[rows]
 
-    def drawn(self, answers: dict[str, Answer]) -> tuple[list[Picture], np.ndarray, list[Picture]]:
-        """(the pictures that were drawn at random and measure accuracies, their class numbers as of `truth`, all
-        pictures that they were drawn from). Skipped pictures are ignored: people skip few, and "cannot tell" is not
-        counted."""
-        sure = {s: answer for s, answer in answers.items() if answer.sampled == RANDOM and not answer.unsure}
-        row_of = {picture.sha256: row for row, picture in enumerate(self.pictures)}
-        rows = np.array([row_of[sha256] for sha256 in sorted(sure) if sha256 in row_of], np.int64)
-        cohorts = np.array([picture.cohort for picture in self.pictures], np.int64)
-        within, chosen = choose_measured(cohorts, rows, fewest_answers(RISK), np.array(self.cohorts, np.int64))
-        measuring = {self.pictures[row].sha256 for row in chosen}
-        pictures, labels = self.truth({sha256: sure[sha256] for sha256 in measuring})
-        return pictures, labels, [picture for picture, inside in zip(self.pictures, within, strict=True) if inside]
+    def draw(self, answers: dict[str, Answer]) -> Drawn:
+        """What was drawn at random and answered. Skipped pictures are ignored: people skip few, and "cannot tell" is
+        not counted."""
+        cohorts = self.columns[2] if self.pictures else np.empty(0, np.int64)
+        said = self.said({sha256: answer for sha256, answer in answers.items() if answer.sampled == RANDOM})
+        drawn = {self.pictures[row].sha256: int(cohorts[row]) for row in np.flatnonzero(said != OPEN)} | dict(self.gone)
+        sizes, gone = np.array(self.cohorts or [(n, 0) for n in np.bincount(cohorts[cohorts >= 0])]).reshape(-1, 2).T
+        order = sorted(drawn)
+        included, chosen = choose_measured(np.array([drawn[s] for s in order], np.int64), sizes, fewest_answers(RISK))
+        rows = np.array(sorted(self.row_of[order[n]] for n in chosen if order[n] in self.row_of), np.int64)
+        lost, removed = len(chosen) - len(rows), int(gone[included].sum())
+        others = int(sizes[included].sum()) - len(chosen), removed - lost
+        return Drawn(rows, said[rows], np.isin(cohorts, included), Gone.compare((len(chosen), lost), others))
 
     def measured(self, answers: dict[str, Answer]) -> AccuracyEstimate | None:
         """Accuracies by the answers about pictures drawn at random; None if there are no such answers."""
-        pictures, labels, population = self.drawn(answers)
-        if not pictures:
+        drawn = self.draw(answers)
+        if not len(drawn.rows):
             return None
-        right = np.array([picture.classes for picture in pictures]) == labels[:, None]
-        unmeasured = len(self.pictures) - len(population)
+        right = self.columns[0][drawn.rows] == drawn.truth[:, None]
+        columns = np.pad(right, ((0, drawn.gone.drawn), (0, 0))).T
+        unmeasured = int((~drawn.measured).sum())
         return AccuracyEstimate.from_correct(
-            right[:, ZERO_SHOT], right[:, MODEL], right[:, REFINED], unmeasured=unmeasured
+            columns[ZERO_SHOT], columns[MODEL], columns[REFINED], unmeasured=unmeasured
         )
 
     def accepted(self, answers: dict[str, Answer]) -> tuple[Accepted | None, list[dict[str, Any]]]:
-        """(which refined labels, before any answer, can be accepted without review, by answers about pictures drawn at
-        random; None without any; the rows of `describe_classes`)."""
-        pictures, truth, population = self.drawn(answers)
-        others = [picture for picture in population if picture.sha256 not in answers]
-        if not len(truth) or not others:
+        """(which refined labels, before any answer, nobody has to look at, by answers about pictures drawn at random;
+        None without any; the rows of `describe_classes`)."""
+        drawn, said = self.draw(answers), self.said(answers)
+        if not len(drawn.rows):
             return None, []
-        judged, labels = (np.array([one.classes[REFINED] for one in part]) for part in (pictures, others))
-        sure, confidence = (np.array([one.confidence for one in part]) for part in (pictures, others))
-        unmeasured = len(self.pictures) - len(population)
-        result = accept(RISK, find_ranks(sure, confidence), judged == truth, confidence, unmeasured)
-        accepted = None if result.threshold is None else confidence >= result.threshold
-        return result, describe_classes(self.classes, labels, accepted, judged, truth)
+        (classes, confidence, _), known = self.columns, said >= NO_CLASS
+        labels, others, besides = classes[:, REFINED], drawn.measured & (said == OPEN), drawn.measured & known
+        besides[drawn.rows] = False
+        ranks, besides_ranks = (find_ranks(confidence[part], confidence[others]) for part in (drawn.rows, besides))
+        sample = Sample(ranks, labels[drawn.rows] == drawn.truth, besides_ranks, drawn.gone)
+        unmeasured = int((~drawn.measured & ~known).sum())
+        counts = {"pictures": len(said), "answered": int(known.sum()), "unmeasured": unmeasured}
+        result = accept(RISK, sample, confidence[others], SET, **counts)
+        accepted = None if result.threshold is None else confidence[others] >= result.threshold
+        rows = describe_classes(self.classes, labels[others], accepted, labels[drawn.rows], drawn.truth)
+        return result, [row for _, row in rows]
 
     def text(self, answers: dict[str, Answer]) -> str:
         """The measured accuracies, and the number of answers that do not measure."""
@@ -178,7 +217,11 @@ class Review:
             return "No answers yet."
         measured, unsure = self.measured(answers), sum(answer.unsure for answer in answers.values())
         others = sum(answer.sampled != RANDOM and not answer.unsure for answer in answers.values())
+        accepted, _ = self.accepted(answers)
         parts = [f"{measured.text()}."] if measured else []
+        if accepted:
+            again = "" if accepted.answered == accepted.pictures else f" {AGAIN_BY_REFINE}"
+            parts.append(f"{accepted.text()}{again}")
         if others:
             parts.append(f"{counted(others, 'answer')} for teaching only: not drawn at random.")
         if unsure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,7 +14,15 @@ from must.config import RefineConfig
 from must.data.format.index import load_index
 from must.data.shards.history import read_hashes
 from must.method.answers.answers_file import OUTDATED, RANDOM, Answer, read_answers
-from must.method.answers.population import POPULATION_FILE, UNKNOWN, find_cohorts, read_population
+from must.method.answers.estimate import fewest_answers
+from must.method.answers.population import (
+    NOTHING_GONE,
+    POPULATION_FILE,
+    Gone,
+    choose_sample,
+    read_population,
+    shorten,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +30,18 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Answers:
     """{number in the split: class number, -1 for none of the classes}; `random`: those drawn at random, also OUTDATED
-    ones; `copies`: of other images with the same content as the `known` ones; `cohorts`: of all images of the split, as
-    of `find_cohorts`; `contents`: uint64, of all of them too."""
+    ones; `copies`: of other images with the same content as the `known` ones.
+
+    Of the images of the split: `contents`, uint64; `measured`, bool, those that the random answers say something about.
+    `measuring`: the numbers of those random answers that do."""
 
     known: dict[int, int]
     random: dict[int, int]
     copies: dict[int, int]
-    cohorts: np.ndarray
     contents: np.ndarray
+    measured: np.ndarray
+    measuring: frozenset[int] = frozenset()
+    gone: Gone = NOTHING_GONE
 
     def among(self, numbers: Iterable[int]) -> Answers:
         """Those about images with these numbers."""
@@ -37,7 +49,7 @@ class Answers:
         known, random, copies = (
             {n: k for n, k in part.items() if n in images} for part in (self.known, self.random, self.copies)
         )
-        return Answers(known, random, copies, self.cohorts, self.contents)
+        return replace(self, known=known, random=random, copies=copies)
 
     @property
     def all(self) -> dict[int, int]:
@@ -48,18 +60,21 @@ class Answers:
 def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
     """The answers about images of the shards, which are known by their content. An answer that does not fit the classes
     teaches nothing: its class is gone, or it is "none of the classes" and one was added. About a picture drawn at
-    random any label is wrong, as its image stays part of the sample."""
+    random any label is wrong, as its image stays part of the sample; so does one that is gone, see `Gone`."""
     if not config.answers:
-        return Answers({}, {}, {}, np.empty(0, np.int64), np.empty(0, np.uint64))
+        return Answers({}, {}, {}, np.empty(0, np.uint64), np.empty(0, bool))
     contents = read_hashes(config.shards, load_index(config.shards), config.split)
     class_numbers = {name: number for number, name in enumerate(classes)}
     numbers = defaultdict[int, list[int]](list)
     for number, value in enumerate(contents.tolist()):
         numbers[value].append(number)
     known, random, copies, gone, unfit = dict[int, int](), dict[int, int](), dict[int, int](), 0, list[Answer]()
+    drawn = list[str]()
     for sha256, answer in read_answers(config.answers).items():
         if answer.unsure:
             continue
+        if answer.sampled == RANDOM:
+            drawn.append(sha256)
         number, *others = numbers.get(int(sha256[:16], 16), [-1])
         if number < 0:
             gone += 1
@@ -84,10 +99,17 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
             f"{counted(earlier, 'answer')} of none of the classes, from before a name was added: they teach nothing, "
             "and those drawn at random count as wrong, until `must review` has asked about them again"
         )
-    cohorts = find_cohorts(read_population(config.answers), contents)
-    if random and (cohorts == UNKNOWN).all():
+    population = read_population(config.answers)
+    chosen, images, beyond = choose_sample(population, contents, shorten(sorted(drawn)), fewest_answers(config.risk))
+    if random and not len(population):
         logger.warning(
             f"{counted(len(random), 'answer')} drawn at random measure nothing: {POPULATION_FILE}, which `must review` "
             "writes beside them, is not there"
         )
-    return Answers(known, random, copies, cohorts, contents)
+    if beyond.drawn:
+        logger.warning(
+            f"of the pictures drawn at random and answered more are no longer there than of the others: "
+            f"{beyond.drawn:,} of these answers count as wrong"
+        )
+    measuring = frozenset(numbers[value][0] for value in chosen.tolist())
+    return Answers(known, random, copies, contents, images, measuring, beyond)

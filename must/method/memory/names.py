@@ -20,7 +20,7 @@ from torch import Tensor
 from must.base.text import counted
 from must.method.answers.answers_file import NO_CLASS
 from must.method.memory.pool import Predicted
-from must.method.memory.propagate import BLOCK_NUMBERS
+from must.method.memory.propagate import BLOCK_NUMBERS, RARE
 
 OVERLAP = 0.8  # cosine of two names' probabilities over the images
 SAME_TEXT = 0.1  # 1 - cosine of two names' text embeddings, as a share of the names' median
@@ -74,8 +74,8 @@ def find_missing(labels: Predicted, answered: Tensor, none: int) -> list[Finding
 def find_pairs(probabilities: Tensor, columns: Tensor) -> list[Finding]:
     """Pairs of names by the cosine of their columns of probabilities [N, K], or by that of their texts [D, K]."""
     N, K = probabilities.shape
-    if N < SMALLEST:
-        return []
+    if N < SMALLEST or float((probabilities.amax(0) - probabilities.amin(0)).max()) < RARE:
+        return []  # of few images, or of those that are all alike to the model, nothing is known
     product = torch.zeros(K, K, device=probabilities.device)
     for part in probabilities.split(max(1, BLOCK_NUMBERS // K)):
         product += part.float().T @ part.float()

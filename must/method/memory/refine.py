@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,22 +23,22 @@ from must.base.files import ADAPTED, CHECKPOINTS, DESCRIPTION_FILE, PREDICTIONS_
 from must.base.lock import HeldError
 from must.base.parameters import require
 from must.base.storage import exists, join
-from must.base.text import NONE_OF_THESE, cell, counted, encoded, format_csv
+from must.base.text import cell, counted, encoded, format_csv
 from must.config import RefineConfig
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import read_hashes
 from must.method.answers.answers_file import NO_CLASS, hash_answers
 from must.method.answers.estimate import (
+    SET,
     Abstention,
     Accepted,
     AccuracyEstimate,
+    Sample,
     abstention,
     accept,
     describe_classes,
-    fewest_answers,
     find_ranks,
 )
-from must.method.answers.population import choose_measured
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
 from must.method.memory.answers import Answers, find_answers
@@ -48,23 +49,31 @@ from must.method.memory.pool import Pool, Predicted, compare_predictions
 from must.method.memory.propagate import answer_rows
 from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
-from must.method.model.description import Selection, get_preprocess, load_description, require_classes
+from must.method.model.description import (
+    BY_ANSWERS,
+    BY_HAND,
+    Description,
+    Selection,
+    get_preprocess,
+    load_description,
+    require_classes,
+)
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.memory import Memory
 
 logger = logging.getLogger(__name__)
 
 FEWEST_ANSWERS = 20  # drawn at random; with fewer they do not choose alpha
-BY_HAND = "--alpha"  # what decided an alpha that somebody gave: it stays until another is given
 UNUSUAL_SHOWN = 9  # pictures
 FOLDS = 5  # of the cross-validation on the answers drawn at random
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What A answers drawn at random say."""
+    """What A answers drawn at random say about the labels of N images."""
 
-    images: np.ndarray  # bool [N], the images that they say it about
+    others: np.ndarray  # bool [N], the pictures without an answer, one image of each
+    marked: np.ndarray  # bool [N], images whose label is accepted
     accuracy: AccuracyEstimate
     accepted: Accepted
     abstention: Abstention | None  # None: no threshold
@@ -83,18 +92,14 @@ class Refined:
     memory: Memory
     measured: Measured | None
     answered: Tensor  # int64 [R], the rows of answered images
-    outdated: Tensor  # int64, the rows of those whose answer does not fit the classes
     misfits: list[Finding]
 
     @property
     def accepted(self) -> np.ndarray | None:
-        """Bool [N]: labels that can be accepted without review, and those that people gave; None: nothing can be
-        promised."""
-        if self.measured is None or self.measured.accepted.threshold is None:
+        """Bool [N]: labels that nobody has to look at, and those that people gave; None: nothing is promised."""
+        if self.measured is None or not (self.measured.accepted.accepted or not self.measured.accepted.left):
             return None
-        sure = self.labels.confidence.numpy() >= self.measured.accepted.threshold
-        accepted = sure & self.measured.images
-        accepted[self.outdated.numpy()] = False
+        accepted = self.measured.marked.copy()
         accepted[self.answered.numpy()] = True
         return accepted
 
@@ -103,16 +108,14 @@ class Refined:
         without an answer; `numbers`: int64 [N], those of all images. [] without answers."""
         if self.measured is None:
             return []
-        others = np.ones(len(self.labels.labels), bool)
-        others[self.answered.numpy()] = others[self.outdated.numpy()] = False
+        others = self.measured.others
         accepted = None if self.accepted is None else self.accepted[others]
         labels, surest = self.labels.labels.numpy(), np.argsort(-self.labels.confidence.numpy(), kind="stable")
         rows = describe_classes(classes, labels[others], accepted, self.measured.labels, self.measured.truth)
-        numbers_of = {name: number for number, name in enumerate(classes)} | {NONE_OF_THESE: NO_CLASS}
-        for row in rows:
-            mine = surest[others[surest] & (labels[surest] == numbers_of[row["class"]])]
+        for label, row in rows:
+            mine = surest[others[surest] & (labels[surest] == label)]
             row["samples"] = numbers[mine[np.unique([0, len(mine) // 2, len(mine) - 1])]].tolist()
-        return rows
+        return [row for _, row in rows]
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:
@@ -141,13 +144,14 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         pool = features.pool(bundle.model, others, source.reader.sources(features.numbers))
         answers = answers.among(pool.numbers.tolist())  # without those about images that cannot be decoded
         refined = refine_pool(
-            pool, zero_shot.model.classifier.detach(), answers, world.device, config.memory_images, config.risk
-        )
+            pool, zero_shot.model.classifier.detach(), answers, world.device, config.memory_images, config.risk,
+            config.promise,
+        )  # fmt: skip
     if answers.known:
         contents = read_hashes(config.shards, source.index, config.split)
         refined.memory.answered = torch.from_numpy(contents[list(answers.known)].view(np.int64))
     origin, measured = bundle.description.provenance, refined.measured
-    selection = origin.selection or (Selection() if origin.config else Selection(alpha=0.0, by="not trained"))
+    selection = origin.selection or Selection(alpha=1.0 if origin.config else 0.0)
     check = compare_predictions(refined.zero_shot, refined.labels, bundle.description.classes)
     accuracy, unsure = (measured.accuracy, measured.abstention) if measured else (None, None)
     origin = replace(origin, selection=replace(selection, check=check, measured=accuracy, abstention=unsure))
@@ -244,8 +248,9 @@ def change_alpha(
         require(config.alpha in ("auto", 0.0), f"--alpha: {config.model} is not trained")
         return bundle
     now = provenance.selection or Selection()
-    stays = now.by == BY_HAND or len(answers.random) < FEWEST_ANSWERS
-    if config.alpha == now.alpha or (config.alpha == "auto" and stays):
+    if config.alpha == now.alpha:
+        return replace(bundle, description=with_selection(bundle.description, replace(now, by=BY_HAND)))
+    if config.alpha == "auto" and (now.by == BY_HAND or len(answers.random) < FEWEST_ANSWERS):
         return bundle
     trained = load_trained(config.model)
     check_ends(config.model, trained, zero_shot)
@@ -259,20 +264,24 @@ def change_alpha(
             correct.append(labels.argmax(1)[answer_rows(answers.random, pool.numbers)[0]].numpy())
         truth = np.array([answers.random[n] for n in pool.numbers.tolist() if n in answers.random])
         choice = best_candidate(np.stack(correct) == truth, alphas.index(now.alpha))
-        alpha, by = alphas[choice], f"{len(truth):,} answers"
+        alpha, by, why = alphas[choice], BY_ANSWERS, f"by {counted(len(truth), 'answer')}"
         if alpha == now.alpha:
             return bundle
     else:
-        alpha, by = float(config.alpha), BY_HAND
+        alpha, by, why = float(config.alpha), BY_HAND, "--alpha"
     if now.alpha == 1 and not exists(join(config.model, ADAPTED, DESCRIPTION_FILE)):
         save_bundle(join(config.model, ADAPTED), trained.model, trained.description)
-    logger.info(f"alpha {alpha:g} ({by})")
-    description = replace(bundle.description, provenance=replace(provenance, selection=Selection(alpha=alpha, by=by)))
+    logger.info(f"alpha {alpha:g} ({why})")
+    description = with_selection(bundle.description, Selection(alpha=alpha, by=by))
     return Bundle(interpolate(zero_shot.model, trained.model, alpha), description)
 
 
+def with_selection(description: Description, selection: Selection) -> Description:
+    return replace(description, provenance=replace(description.provenance, selection=selection))
+
+
 def refine_pool(
-    pool: Pool, columns: Tensor, answers: Answers, device: torch.device, limit: int, risk: float
+    pool: Pool, columns: Tensor, answers: Answers, device: torch.device, limit: int, risk: float, promise: str = SET
 ) -> Refined:
     """`columns`: unit [D, K], the zero-shot weights of the classes; `limit`: images of the memory at most."""
     near = find_neighbours(pool, device)
@@ -290,9 +299,8 @@ def refine_pool(
         Predicted.from_probabilities(pool.probabilities),
         labels,
         memory,
-        measure_answers(pool, answers, before, labels, remember, risk) if answers.random else None,
+        measure_answers(pool, answers, before, labels, remember, risk, promise) if answers.random else None,
         rows,
-        answer_rows({n: k for n, k in answers.random.items() if n not in answers.known}, pool.numbers)[0],
         [
             *find_missing(labels, rows, [*answers.known.values()].count(NO_CLASS)),
             *find_pairs(zero_shot.to(device), columns.to(device)),
@@ -307,41 +315,74 @@ def measure_answers(
     refined: Predicted,
     remember: Callable[[dict[int, int]], tuple[Memory, Tensor]],
     risk: float,
+    promise: str,
 ) -> Measured | None:
-    """Accuracies on images that were drawn at random and answered: of zero-shot, of the model with its memory before
-    any answer, and with answers, by cross-validation: an image's own answer is left out, as for a new image. So is it
-    from the labels that decide which of the `refined` ones are accepted. `remember`: known answers -> the memory.
-    None: nothing is measured."""
-    rows, truth = answer_rows(answers.random, pool.numbers)
-    by_content = rows.numpy()[answers.contents[pool.numbers[rows].numpy()].argsort()]
-    sizes = np.bincount(answers.cohorts[answers.cohorts >= 0])  # as for `must review`, also where the pool is a part
-    images, chosen = choose_measured(answers.cohorts[pool.numbers.numpy()], by_content, fewest_answers(risk), sizes)
-    if not len(chosen):
+    """Accuracies on pictures that were drawn at random and answered, of zero-shot, of the model with its memory before
+    any answer, and with answers; and which of the `refined` labels are accepted. `remember`: known answers -> the
+    memory and the labels. None: nothing is measured."""
+    measuring = {n: label for n, label in answers.random.items() if n in answers.measuring}
+    rows, truth = answer_rows(measuring, pool.numbers)
+    if not len(rows):
         return None
-    truth, rows = truth[torch.isin(rows, torch.from_numpy(chosen))], torch.from_numpy(np.sort(chosen))
+    _, first, pictures = np.unique(answers.contents[pool.numbers.numpy()], return_index=True, return_inverse=True)
+    once, answered, known = (np.zeros(len(pool.numbers), bool) for _ in range(3))
+    once[first] = True
+    answered[answer_rows(answers.all, pool.numbers)[0]] = True
+    known[answer_rows(answers.copies | answers.known, pool.numbers)[0]] = True
+    measured = answers.measured[pool.numbers.numpy()] & once
+    others, besides = measured & ~answered, measured & known
+    besides[rows] = False
+
     model = predict_left_out(remember({})[0], pool, rows)
-    labels, ranks = torch.empty_like(truth), np.empty(len(rows))
-    with_answers = Predicted(torch.empty_like(truth), torch.empty(len(rows)))
-    others = torch.from_numpy(images.copy())
-    others[answer_rows(answers.all, pool.numbers)[0]] = False
+    labels, ranks, with_answers = leave_out(pool, answers.known, rows, others, remember)
+    ranks_besides = np.empty(0)
+    if besides.any():  # as sure as they are without these answers
+        drawn = {n: label for n, label in answers.known.items() if n in measuring}
+        confidence = Predicted.from_probabilities(remember(drawn)[1]).confidence.numpy()
+        ranks_besides = find_ranks(confidence[besides], confidence[others])
+
+    predicted = zero_shot.labels[rows], model.labels, with_answers.labels, labels
+    before, now, later, right = (np.pad((one == truth).numpy(), (0, answers.gone.drawn)) for one in predicted)
+    own, rest, unmeasured = (
+        int(part.sum()) for part in (measured & known, measured & ~known, once & ~measured & ~known)
+    )
+    accuracy = AccuracyEstimate.from_correct(before, now, with_answers=later, unmeasured=unmeasured)
+    sample, confidence = Sample(ranks, right[: len(rows)], ranks_besides, answers.gone), refined.confidence.numpy()
+    counts = {"pictures": len(first), "answered": int((known & once).sum()), "unmeasured": unmeasured}
+    accepted = accept(risk, sample, confidence[others], promise, **counts)
+    marked = others & (confidence >= (math.inf if accepted.threshold is None else accepted.threshold))
+    sure = np.pad(with_answers.confidence.numpy(), (0, answers.gone.drawn), constant_values=1)
+    named = np.pad((with_answers.labels != NO_CLASS).numpy(), (0, answers.gone.drawn), constant_values=True)
+    unsure = abstention(risk, sure, later, "answers", named)
+    return Measured(
+        once & ~answered, marked[first][pictures], accuracy.with_labels(right, own, rest), accepted,
+        None if unsure.threshold is None else unsure, labels.numpy(), truth.numpy(),
+    )  # fmt: skip
+
+
+def leave_out(
+    pool: Pool,
+    known: dict[int, int],
+    rows: Tensor,
+    others: np.ndarray,
+    remember: Callable[[dict[int, int]], tuple[Memory, Tensor]],
+) -> tuple[Tensor, np.ndarray, Predicted]:
+    """(labels int64 [A], their ranks float [A] among the pictures `others`, the model's prediction) of the answered
+    images `rows` [A], each without its own answer, by cross-validation: as for an image without an answer, and as for a
+    new image."""
+    labels, ranks = torch.empty(len(rows), dtype=torch.int64), np.empty(len(rows))
+    with_answers = Predicted(torch.empty_like(labels), torch.empty(len(rows)))
     fold = torch.arange(len(rows)) % min(FOLDS, len(rows))
     for number in range(int(fold.max()) + 1):
         mine = rows[fold == number]
         left_out = {int(pool.numbers[row]) for row in mine}
-        memory, left = remember({n: label for n, label in answers.known.items() if n not in left_out})
+        memory, left = remember({n: label for n, label in known.items() if n not in left_out})
         for values, predicted in zip(with_answers, predict_left_out(memory, pool, mine), strict=True):
             values[fold == number] = predicted
         label, confidence = Predicted.from_probabilities(left)
         labels[fold == number] = label[mine]
         ranks[(fold == number).numpy()] = find_ranks(confidence[mine].numpy(), confidence[others].numpy())
-    right = [(one == truth).numpy() for one in (zero_shot.labels[rows], model.labels, with_answers.labels, labels)]
-    unmeasured = int((~images).sum())
-    accuracy = AccuracyEstimate.from_correct(right[0], right[1], with_answers=right[2], unmeasured=unmeasured)
-    accepted = accept(risk, ranks, right[3], refined.confidence[others].numpy(), unmeasured)
-    named = (with_answers.labels != NO_CLASS).numpy()
-    unsure = abstention(risk, with_answers.confidence.numpy(), right[2], "answers", named)
-    shown = None if unsure.threshold is None else unsure
-    return Measured(images, accuracy, accepted, shown, labels.numpy(), truth.numpy())
+    return labels, ranks, with_answers
 
 
 def predictions_csv(
@@ -363,7 +404,7 @@ def predictions_csv(
     add("class", "probability", refined.labels)
     add("zero_shot", "zero_shot_probability", refined.zero_shot)
     if trained:
-        add("model", "model_probability", refined.model)
+        add("without_memory", "without_memory_probability", refined.model)
     if refined.accepted is not None:
         columns["accepted"] = [str(bool(accepted)).lower() for accepted in refined.accepted[rows]]
     columns |= more or {}

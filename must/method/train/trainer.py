@@ -35,7 +35,7 @@ from must.method.memory.features import read_features
 from must.method.memory.pool import Predicted, compare_predictions
 from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
-from must.method.model.description import Description, RunSummary, Selection, get_preprocess
+from must.method.model.description import BY_HAND, BY_TRAINING, Description, RunSummary, Selection, get_preprocess
 from must.method.train.checkpoint import exclusive_checkpoints
 from must.method.train.log import GB, Size, TrainLog, in_words, summarize_run
 from must.method.train.propagated import PropagatedLabels, count_bytes
@@ -81,6 +81,7 @@ class Trainer:
             config.shards, config.split, config.cache, config.cache_gb, config.index_sha256, config.shuffle_window
         )
         classifier = load_text_classifier(config.classifier)
+        self.alpha_by = BY_HAND if config.is_passed("alpha") else BY_TRAINING
         self.resolved = resolve(config, self.reader.index, classifier)
         self.config = config = self.resolved.config
         self.prior: tuple[float, ...] = ()
@@ -288,7 +289,7 @@ class Trainer:
         check = compare_predictions(*predicted, description.classes)
         for warning in check.warnings:
             logger.warning(f"warning: {warning}")
-        selection = Selection(alpha=alpha, by="--alpha", check=check)
+        selection = Selection(alpha=alpha, by=self.alpha_by, check=check)
         description = replace(description, provenance=replace(description.provenance, selection=selection))
         save_bundle(config.output, network.cpu(), description, memory)
 

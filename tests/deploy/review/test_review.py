@@ -167,7 +167,7 @@ def test_corrections_come_back_as_a_table_of_images_and_classes(folder, review, 
     monkeypatch.chdir(tmp_path)
     drawn = review.pictures[0]
     append(folder / "answers.jsonl", {"sha256": drawn.sha256, "label": "one", "sampled": "random"})
-    rows = [(names[0], "two"), (f"photos/{names[1]}", "three"), ("photos/renamed.png", "four"), (names[2], "")]
+    rows = [(names[0], "six"), (names[1], "three"), ("photos/renamed.png", "four"), (names[2], "")]
     rows += [(drawn.image, "five"), (names[3], "none of these"), (names[0], "six")]
     table = tmp_path / "corrections.csv"
     table.write_text("\ufeffid,image,class\n" + "".join(f"1,{name},{label}\n" for name, label in rows))
@@ -200,19 +200,36 @@ def test_corrections_come_back_as_a_table_of_images_and_classes(folder, review, 
         (f"image,class,zero_shot\n{names[0]},one,two\n", "is a table of predictions"),
         (f"image,label\n{names[0]},one\n", "must name the columns image and class; it is: 'image,label'"),
         (f"image,class\n{names[0]},\n", "has no row with an image and a class"),
-        ("image,class\n\ud8ff", "is no CSV file in UTF-8"),
+        ("image,class\n\ud8ff", "in a spreadsheet, save it as CSV UTF-8"),
+        (
+            f"image,class\n{names[0]},one\n{names[0]},two\n",
+            f"line 3: '{names[0]}' has another class in a line above",
+        ),
+        (f"image,class\na/{names[0]},one\nb/{names[1]},two\n", f"'b/{names[1]}': not in the split"),
+        (f"image,class\na/{names[0]},one\n{names[1]},two\n", f"'a/{names[0]}': not in the split"),
+        (
+            f"image,class\n{names[5]},one\nphotos/renamed.png,two\n",
+            f"'{names[5]}', 'photos/renamed.png' are one picture, and have the classes 'one', 'two'; give it one class",
+        ),
         ('{"sha256": "0"}\n', "the first line must name the columns image and class; it is: "),
     ):
         table.write_bytes(text.encode("utf-16" if "\ud8ff" in text else "utf-8", "surrogatepass"))
         with one_line(re.escape(why)):
             must_review(config_at(folder, add=str(table)))
     assert (folder / "answers.jsonl").read_bytes() == before
+    table.write_text("Image;Class\n" + "".join(f"/data/one/{name};one\n" for name in names))
+    must_review(config_at(folder, add=str(table)))
+    assert "8 new answers of 8\n" in caplog.text, "all of one folder"
 
 
-def test_a_class_is_read_as_a_spreadsheet_writes_it(tmp_path):
-    """With semicolons, with spaces around, and with the apostrophe that stands before a name like a formula."""
+@pytest.mark.parametrize("mark, first", [(";", "image;class"), ("\t", "Image\tCLASS"), (",", "id, Class ,image")])
+def test_a_class_is_read_as_a_spreadsheet_writes_it(tmp_path, mark, first):
+    """With semicolons or tabs, with spaces around, and with the apostrophe that stands before a name like a formula."""
     cells = ["'-none", "-none", " one ", '"two "', "none of these", "cafe\u0301"]
-    (tmp_path / "c.csv").write_text("image;class\n" + "".join(f"{n}.png;{cell}\n" for n, cell in enumerate(cells)))
+    places = [name.strip().lower() for name in first.split(mark)]
+    table = [{"id": "7", "image": f"{n}.png", "class": cell} for n, cell in enumerate(cells)]
+    text = "".join(mark.join(row[place] for place in places) + "\n" for row in table)
+    (tmp_path / "c.csv").write_text(f"{first}\n{text}")
     labels = read_corrections(str(tmp_path / "c.csv"), ["-none", "one", "two", "caf\xe9"])
     assert list(labels.values()) == ["-none", "-none", "one", "two", None, "caf\xe9"]
 

@@ -70,7 +70,7 @@ def test_the_first_images_measure_with_the_sizes_of_all_cohorts(review, folder):
     """Of two cohorts as large as each other, all answers of the first and a few of the second are among the first
     images that are looked at."""
     pictures = [replace(picture, cohort=int(place >= 20)) for place, picture in enumerate(review.pictures[:25])]
-    part = replace(review, pictures=pictures, coverage=[], cohorts=[200, 200])
+    part = replace(review, pictures=pictures, coverage=[], cohorts=[(200, 0), (200, 0)])
     lines = [{"sha256": p.sha256, "label": review.classes[0], "sampled": "random"} for p in pictures]
     append(folder / "answers.jsonl", *lines)
     answers = part.answers(str(folder))
@@ -105,6 +105,39 @@ def test_pictures_of_none_of_the_classes_are_asked_again_after_a_class_was_added
     for _ in range(3):
         again.act("undo", "page", {})
     assert len(again.answers) == 1 and again.act("next", "page", {})["picture"]["number"] in [n for n, _ in asked]
+
+
+def test_a_random_answer_that_is_changed_in_a_later_session_stays_in_the_sample(review, folder):
+    first, second = review.pictures[:2]
+    session = Session(review, str(folder), "ann")
+    for picture in (first, second):
+        session.act("next", "page", {})
+        session.act("answer", "page", {"number": picture.number, "kind": "label", "label": "one"})
+    later = Session(review, str(folder), "ann")
+    shown = later.act("show", "page", {"number": first.number})["picture"]
+    assert (shown["answer"], shown["sampled"]) == ("one", RANDOM)
+    later.act("answer", "page", {"number": first.number, "kind": "label", "label": "two"})
+    later.act("answer", "page", {"number": second.number, "kind": "none", "grid": True})
+    assert {answer.sampled for answer in read_answers(str(folder)).values()} == {RANDOM}
+    assert review.measured(later.measuring).answers == 2
+
+
+def test_the_page_counts_pictures_that_are_gone_and_those_that_are_answered_in_another_way(review, folder):
+    """Of two cohorts of 150 and 60 pictures; of 20 drawn ones of the first 8 are gone, and of its others none."""
+    pictures = [replace(picture, cohort=int(place >= 90)) for place, picture in enumerate(review.pictures)]
+    gone = [(f"{place:064x}", 0) for place in range(8)]
+    part = replace(review, pictures=pictures, coverage=[], cohorts=[(98, 8), (60, 0)], gone=gone)
+    labels = labels_of(review)
+    lines = [{"sha256": p.sha256, "label": labels[p.sha256], "sampled": "random"} for p in pictures[:12]]
+    lines += [{"sha256": p.sha256, "label": labels[p.sha256], "sampled": "grid"} for p in pictures[20:60]]
+    append(folder / "answers.jsonl", *lines)
+    answers = part.answers(str(folder))
+    drawn, (accepted, _) = part.draw(answers), part.accepted(answers)
+    assert drawn.gone == (8, 0) and drawn.rows.tolist() == [*range(12)]
+    measured = part.measured(answers)
+    assert measured.answers == 20 and measured.refined.value <= 12 / 20, "those that are gone are wrong"
+    assert (accepted.pictures, accepted.answered, accepted.unmeasured) == (150, 52, 60)
+    assert f"150 pictures: 52 answered, {accepted.accepted} need not" in part.text(answers)
 
 
 def test_undo_restores_what_was_there_and_takes_nothing_from_others(review, folder):

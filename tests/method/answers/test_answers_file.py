@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from must.method.answers.answers_file import Answer, append, append_answers, read_answers
+from must.method.answers.answers_file import Answer, append, append_answers, hash_answers, read_answers
+from must.method.answers.population import record_population
 from tests.deploy.export.conftest import files_up_to
 
 A, B = "a" * 64, "b" * 64
@@ -122,3 +124,12 @@ def test_of_a_write_that_fails_nothing_stays(tmp_path, before):
     with files_up_to(300), pytest.raises(OSError, match="File too large"):
         append(file, *[Answer(B, "dog").line] * 3)
     assert file.read_bytes() == saved
+
+
+def test_answers_are_others_if_the_pictures_that_they_were_drawn_from_are_others(tmp_path):
+    append(tmp_path / "answers.jsonl", line(A, label="cat"))
+    seen = [hash_answers(str(tmp_path))]
+    for images in (1, 2):
+        record_population(str(tmp_path), np.arange(images, dtype=np.uint64), np.empty(0, np.uint64))
+        seen.append(hash_answers(str(tmp_path)))
+    assert len({*seen}) == 3 and hash_answers(str(tmp_path / "none")) == hash_answers("") == ""

@@ -44,6 +44,16 @@ def built(pool):
     return build(pool)
 
 
+def test_an_answered_image_keeps_its_class_in_every_round_and_its_neighbours_learn_it(pool):
+    """An image between two classes, with the answer of a third."""
+    near = nearest(F.normalize(pool.vectors.float(), dim=1))
+    rows, label = torch.arange(5), torch.full((5,), 3)
+    before, after = (propagate(*near, pool.probabilities, *known).labels for known in ((), (rows, label)))
+    assert torch.equal(after[rows], F.one_hot(label, CLASSES).float()) and TRUTH[rows].max() == 0
+    learnt = [row for row in range(5, GROUP) if {*near[0][row].tolist()} & {*rows.tolist()}]
+    assert (after[learnt, 3] > 1.5 * before[learnt, 3]).float().mean() > 0.7
+
+
 def by_hand(memory, labels, shared, probability, vector):
     """(p, f) of one image, by the formula of the memory's docstring."""
     cosines = memory.vectors.float() @ vector

@@ -42,6 +42,14 @@ def test_a_second_name_for_the_same_images_is_a_pair(find):
     assert pair["kind"] == "pair" and "nine two" in pair["classes"] and len(pair["examples"]) == 3
 
 
+def test_images_that_are_all_alike_to_the_model_say_nothing_about_names():
+    """Of black images all columns of probabilities are constant, so that any two of them are parallel."""
+    generator = torch.Generator().manual_seed(0)
+    row, columns = torch.rand(4, generator=generator).softmax(0), torch.eye(6)[:, :4]
+    assert find_pairs((row + 1e-5 * torch.rand(20, 4, generator=generator)).half(), columns) == []
+    assert find_pairs(torch.rand(20, 4, generator=generator)[:, [0, 0, 1, 2]].softmax(1), columns)
+
+
 def test_answers_of_none_of_the_classes_are_a_finding_with_the_images_like_them():
     labels = Predicted(torch.tensor([-1, 0, -1, -1, -1, 1]), torch.tensor([1.0, 0.9, 0.7, 1.0, 0.8, 1.0]))
     answered = torch.tensor([0, 3, 5])

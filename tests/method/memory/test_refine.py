@@ -68,7 +68,7 @@ def test_a_model_that_is_not_there_yet_is_zero_shots_with_a_memory_and_better_on
     folder, summary, _ = zero_shot
     description = load_description(str(folder / "model"))
     assert description.provenance.memory.images == 500 and description.weights_sha256 == summary["weights_sha256"]
-    assert (description.provenance.selection.alpha, description.provenance.selection.by) == (0, "not trained")
+    assert (description.provenance.selection.alpha, description.provenance.selection.by) == (0, "")
     assert same(weights(folder / "model"), weights(digits.zero_shot))
     values = {"model": str(folder / "model"), "baseline": digits.classifier, "shards": digits.shards}
     found = evaluate(EvaluateConfig(**values, output=str(folder / "report"), workers=0, device="cpu"))
@@ -88,7 +88,7 @@ def test_a_trained_model_gets_its_memory_in_place(digits, tmp_path):
     before = load_description(digits.adapted).provenance
     assert same(weights(tmp_path / "model"), weights(digits.adapted)) and after.config == before.config
     assert after.memory.images == 100 and len(rows) == 150
-    assert list(rows[0])[-3:] == ["model", "model_probability", "similarity"]
+    assert list(rows[0])[-3:] == ["without_memory", "without_memory_probability", "similarity"]
     assert after.selection.alpha == 1 and after.selection.check.images == 150 and not after.selection.check.warnings
 
 
@@ -107,10 +107,10 @@ def test_another_alpha_begins_with_the_trained_weights_again_and_stays(digits, t
         run(digits, tmp_path, alpha=alpha, images=20)
         network = interpolate(load_bundle(digits.zero_shot).model, load_bundle(digits.adapted).model, alpha)
         torch.testing.assert_close(weights(tmp_path / "model")["classifier"], network.classifier.detach())
-        assert (selection(tmp_path).alpha, selection(tmp_path).by) == (alpha, "--alpha")
+        assert (selection(tmp_path).alpha, selection(tmp_path).by) == (alpha, "given")
         assert same(weights(tmp_path / "model/adapted"), weights(digits.adapted)), alpha
     run(digits, tmp_path, answers=answered(tmp_path / "review", truth[:60]))
-    assert (selection(tmp_path).alpha, selection(tmp_path).by) == (0.5, "--alpha"), "answers do not change it"
+    assert (selection(tmp_path).alpha, selection(tmp_path).by) == (0.5, "given"), "answers do not change it"
 
 
 @pytest.mark.parametrize("images", [3, 1])

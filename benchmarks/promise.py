@@ -1,0 +1,317 @@
+"""How often the promise about labels that nobody looks at is broken, whatever a person does, and how many pictures are
+left to be named.
+
+    python benchmarks/promise.py [--draws 200] [--digits 20] [--risks 0.05 0.02]
+
+First on made-up labels (errors of several shapes, more of them among the less sure labels), then on the bundled digits
+with `must refine` itself, which learns from the answers; their answers are the true labels. A simulated person looks
+after every few answers, and a promise counts as broken if it is at any of these looks: nobody can stop at a worse one.
+For the promise of the set the wrong answers themselves count, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import must
+from must.api.demo import CLASSES, asset_folder, digit_parts
+from must.config import RefineConfig
+from must.data.loading.loader import EvalSource
+from must.data.loading.reader import ShardReader
+from must.method.answers.answers_file import NO_CLASS
+from must.method.answers.estimate import ACCEPTED, SET, Sample, accept, fewest_answers, find_ranks
+from must.method.answers.population import ENTRY, Gone, choose_sample, forget_gone
+from must.method.distributed.process_group import World
+from must.method.memory.answers import Answers
+from must.method.memory.features import read_features
+from must.method.memory.pool import Pool
+from must.method.memory.refine import refine_pool
+from must.method.model.bundle import zero_shot_bundle
+from must.method.model.classifier import load_text_classifier
+from must.method.model.description import get_preprocess
+
+PICTURES, ACT = 1_000, 100  # made-up pictures; random answers after which the person does something else
+LOOKS = (*range(20, 200, 5), *range(200, 401, 20))
+SHAPES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {  # share of wrong labels by rank; multiples of the risk
+    "few, falling": lambda rank, risk: 6 * risk * (1 - rank) ** 3,
+    "many, falling": lambda rank, risk: 12 * risk * (1 - rank) ** 3,
+    "linear": lambda rank, risk: 6 * risk * (1 - rank),
+    "a bad part": lambda rank, risk: np.where(rank < 0.4, 5 * risk, risk / 25),
+    "a worse part": lambda rank, risk: np.where(rank < 0.55, 2 * risk, 0.0),
+    "the same everywhere": lambda rank, risk: np.full_like(rank, 1.2 * risk),
+}
+
+
+@dataclass
+class State:
+    """Of N pictures: `drawn`: rows that were drawn at random and answered, in order; `other`: bool [N], answered in
+    another way; `here`: bool [N], not removed; `answer`: int64 [N], what the person says."""
+
+    order: np.ndarray
+    other: np.ndarray
+    here: np.ndarray
+    answer: np.ndarray
+    drawn: list[int] = field(default_factory=list)
+    population: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.population = np.zeros(len(self.here), ENTRY)
+        self.population["content"] = np.arange(len(self.here))
+
+    def remove(self, rows: np.ndarray) -> None:
+        """And `must review` is started."""
+        self.here &= ~rows
+        drawn, here = np.array(sorted(self.drawn), np.uint64), np.flatnonzero(self.here).astype(np.uint64)
+        self.population = forget_gone(self.population, here, drawn)
+
+    @property
+    def answered(self) -> np.ndarray:
+        answered = self.other.copy()
+        answered[self.drawn] = True
+        return answered & self.here
+
+    def draw_one(self) -> None:
+        known = {*self.drawn}
+        self.drawn.append(next(row for row in self.order.tolist() if self.here[row] and row not in known))
+
+
+@dataclass
+class MadeUp:
+    """Labels that learn nothing. Class 0 is right, 1 is wrong: the true class of all pictures is 0."""
+
+    confidence: np.ndarray
+    labels: np.ndarray
+    truth: np.ndarray
+    classes = 2
+
+    @classmethod
+    def make(cls, shape: str, risk: float, rng: np.random.Generator) -> MadeUp:
+        confidence = rng.random(PICTURES)
+        wrong = rng.random(PICTURES) < SHAPES[shape](find_ranks(confidence, confidence), risk)
+        return cls(confidence, wrong.astype(np.int64), np.zeros(PICTURES, np.int64))
+
+    def look(self, state: State, risk: float, promise: str) -> tuple[np.ndarray, np.ndarray]:
+        """(rows of the accepted labels, these labels)."""
+        measuring, measured, gone = sample_of(state, risk)
+        others, besides = measured & ~state.answered, state.answered.copy()
+        besides[measuring] = False
+        ranks, known = (find_ranks(self.confidence[rows], self.confidence[others]) for rows in (measuring, besides))
+        right = self.labels[measuring] == state.answer[measuring]
+        found = accept(risk, Sample(ranks, right, known, gone), self.confidence[others], promise)
+        taken = others & (self.confidence >= (np.inf if found.threshold is None else found.threshold))
+        return np.flatnonzero(taken), self.labels[taken]
+
+
+@dataclass
+class Digits:
+    """The labels of `must refine`, with a number of copies of each picture."""
+
+    pool: Pool
+    columns: torch.Tensor
+    truth: np.ndarray
+    copies: np.ndarray  # int64 [N], copies of each picture in the pool
+    classes = len(CLASSES)
+
+    def look(self, state: State, risk: float, promise: str) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.repeat(np.arange(len(self.truth)), np.where(state.here, self.copies, 0))
+        pool = self.pool
+        part = Pool(
+            torch.arange(len(rows)), [""] * len(rows), pool.vectors[rows], pool.probabilities[rows],
+            pool.others[:, rows], pool.tokens, pool.embedding,
+        )  # fmt: skip
+        first = {row: number for number, row in reversed([*enumerate(rows.tolist())])}
+        known = {first[row]: int(state.answer[row]) for row in np.flatnonzero(state.answered).tolist()}
+        random = {first[row]: int(state.answer[row]) for row in state.drawn if row in first}
+        copies = {number: known[first[row]] for number, row in enumerate(rows.tolist()) if first[row] in known}
+        measuring, measured, gone = sample_of(state, risk)
+        answers = Answers(
+            known, random, {n: k for n, k in copies.items() if n not in known}, rows.astype(np.uint64),
+            measured[rows], frozenset(first[row] for row in measuring.tolist()), gone,
+        )  # fmt: skip
+        refined = refine_pool(part, self.columns, answers, torch.device("cpu"), 10_000, risk, promise)
+        if refined.measured is None or refined.accepted is None:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        numbers = np.array([n for n in first.values() if refined.accepted[n] and n not in known], np.int64)
+        return rows[numbers], refined.labels.labels.numpy()[numbers]
+
+
+def sample_of(state: State, risk: float) -> tuple[np.ndarray, np.ndarray, Gone]:
+    """As of `choose_sample`: the contents are the numbers of the pictures."""
+    here, drawn = np.flatnonzero(state.here).astype(np.uint64), np.array(sorted(state.drawn), np.uint64)
+    measuring, images, gone = choose_sample(state.population, here, drawn, fewest_answers(risk))
+    measured = np.zeros(len(state.here), bool)
+    measured[here[images].astype(np.int64)] = True
+    return measuring.astype(np.int64), measured, gone
+
+
+Labels = MadeUp | Digits
+
+
+def sure_ones(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
+    """By class: the person answers about the surest half."""
+    sure = labels.confidence if isinstance(labels, MadeUp) else labels.pool.probabilities.float().amax(1).numpy()
+    state.other |= find_ranks(sure, sure) > 0.5
+
+
+def right_ones(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
+    """`--add`: answers about 30% of the pictures, of those whose labels are right."""
+    right = labels.labels == labels.truth if isinstance(labels, MadeUp) else zero_shot(labels) == labels.truth
+    state.other |= right & (rng.random(len(right)) < 0.3)
+
+
+def remove_wrong(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
+    """Removes the answered pictures whose labels were wrong."""
+    predicted = labels.labels if isinstance(labels, MadeUp) else zero_shot(labels)
+    state.remove(state.answered & (predicted != state.answer))
+
+
+def remove_some(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
+    """Removes 20% of all pictures, such as a folder."""
+    state.remove(rng.random(len(state.here)) < 0.2)
+
+
+def remove_both(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
+    """At once."""
+    predicted = labels.labels if isinstance(labels, MadeUp) else zero_shot(labels)
+    state.remove((state.answered & (predicted != state.answer)) | (rng.random(len(state.here)) < 0.2))
+
+
+def remove_left(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
+    """Removes the pictures that are left to be named."""
+    taken = np.zeros(len(state.here), bool)
+    taken[labels.look(state, risk, promise)[0]] = True
+    state.remove(~taken & ~state.answered)
+
+
+def remove_accepted(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
+    """Removes the pictures that need not be looked at."""
+    taken = np.zeros(len(state.here), bool)
+    taken[labels.look(state, risk, promise)[0]] = True
+    state.remove(taken)
+
+
+def answer_left(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
+    """Names the pictures that are left."""
+    taken = labels.look(state, risk, promise)[0]
+    state.other |= state.here
+    state.other[taken] = False
+
+
+def wrong_answers(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
+    """From the start: 2 in 100 answers are wrong."""
+    wrong = rng.random(len(state.answer)) < 0.02
+    state.answer[wrong] = (
+        state.answer[wrong] + rng.integers(1, max(2, labels.classes), int(wrong.sum()))
+    ) % labels.classes
+
+
+Act = Callable[[State, Labels, np.random.Generator, float, str], None]
+ACTS: dict[str, tuple[int, Act | None]] = {  # random answers before it
+    "random answers only": (0, None),
+    "answers by class about the surest half": (20, sure_ones),
+    "answers by --add where labels are right": (20, right_ones),
+    "removes answered pictures with wrong labels": (ACT, remove_wrong),
+    "removes a fifth of all": (ACT, remove_some),
+    "removes both": (ACT, remove_both),
+    "removes those that are left": (ACT, remove_left),
+    "removes those not to be looked at": (ACT, remove_accepted),
+    "names those that are left": (ACT, answer_left),
+    "2 in 100 answers are wrong": (0, wrong_answers),
+}
+
+
+def simulate(
+    labels: Labels, name: str, risk: float, promise: str, rng: np.random.Generator, looks: tuple[int, ...] = LOOKS
+) -> tuple[bool, list[float]]:
+    """(whether the promise is broken at any look, the share of the pictures that nobody has to look at, by look)."""
+    pictures, (start, act) = len(labels.truth), ACTS[name]
+    state = State(rng.permutation(pictures), np.zeros(pictures, bool), np.ones(pictures, bool), labels.truth.copy())
+    broken, unseen = False, list[float]()
+    for number in range(looks[-1] + 1):
+        if number == start and act:
+            act(state, labels, rng, risk, promise)
+        if number in looks:
+            rows, given = labels.look(state, risk, promise)
+            wrong = int((given != labels.truth[rows]).sum())
+            if promise == SET:
+                answered = state.answered
+                wrong += int((state.answer[answered] != labels.truth[answered]).sum())
+            broken |= wrong > risk * (int(state.here.sum()) if promise == SET else len(rows)) + 1e-9
+            unseen.append(len(rows) / int(state.here.sum()))
+        if len(state.drawn) == int(state.here.sum()):
+            break
+        state.draw_one()
+    return broken, unseen + [0.0] * (len(looks) - len(unseen))
+
+
+def zero_shot(digits: Digits) -> np.ndarray:
+    return digits.pool.probabilities.float().argmax(1).numpy()
+
+
+def read_digits(folder: Path) -> Digits:
+    must.demo(output=folder)
+    shards, classifier = (str(folder / name) for name in ("shards", "classifier.safetensors"))
+    must.shard(source=str(folder / "images/unlabeled"), output=shards, workers=1)
+    must.classifier(classes=str(folder / "classes.yaml"), model=str(asset_folder()), output=classifier)
+    bundle = zero_shot_bundle(load_text_classifier(classifier))
+    config = RefineConfig(shards=shards, classifier=classifier, model="-", output="-", workers=0, device="cpu")
+    source = EvalSource.open(config, get_preprocess(bundle.description))
+    features = read_features(bundle.model, source, World(0, 1, torch.device("cpu")))
+    pool = features.pool(bundle.model, [features.probabilities(bundle.model)])
+    reader, labels = ShardReader(shards, "train"), [CLASSES.index(label) for _, label in digit_parts()["unlabeled"]]
+    truth = [labels[int(Path(reader.description(number)["source"]).stem)] for number in pool.numbers.tolist()]
+    return Digits(pool, bundle.model.classifier.detach(), np.array(truth), np.ones(len(truth), np.int64))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--draws", type=int, default=200, help="of made-up labels, for each shape; 0: none")
+    parser.add_argument("--digits", type=int, default=20, help="orders of the digits; 0: none")
+    parser.add_argument("--risks", type=float, nargs="+", default=[0.05, 0.02])
+    parser.add_argument("--acts", nargs="+", default=[*ACTS])
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)
+    torch.set_num_threads(1)
+    assert NO_CLASS < 0
+    for risk in options.risks if options.draws else ():
+        for promise in (SET, ACCEPTED):
+            print(f"\nmade-up labels, at most {risk:.0%} of {promise}: broken in % of {options.draws} draws, by shape")
+            for name in options.acts:
+                cells = list[str]()
+                for number, shape in enumerate(SHAPES):
+                    rng = np.random.default_rng([number, round(1000 * risk)])
+                    runs = [
+                        simulate(MadeUp.make(shape, risk, rng), name, risk, promise, rng) for _ in range(options.draws)
+                    ]
+                    unseen = np.mean([run[1][LOOKS.index(130)] for run in runs])
+                    cells.append(f"{100 * np.mean([run[0] for run in runs]):5.1f} ({100 * unseen:.0f})")
+                print(f"{name:45s}{'  '.join(cells)}", flush=True)
+    if not options.digits:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        digits = read_digits(Path(folder))
+    looks = (20, 40, 60, 80, 100, 110, 130, 160, 200, 250)
+    for risk in options.risks:
+        for promise in (SET, ACCEPTED):
+            print(f"\ndigits, at most {risk:.0%} of {promise}: broken of {options.digits}; unseen in % after {looks}")
+            for name in [*options.acts, "copies"]:
+                rng = np.random.default_rng(round(1000 * risk))
+                if name == "copies":
+                    digits.copies = np.where(rng.random(len(digits.truth)) < 0.3, 3, 1)
+                act = "random answers only" if name == "copies" else name
+                runs = [simulate(digits, act, risk, promise, rng, looks) for _ in range(options.digits)]
+                digits.copies[:] = 1
+                unseen = np.mean([run[1] for run in runs], axis=0)
+                print(f"{name:45s}{sum(run[0] for run in runs):3d}  {(100 * unseen).round().astype(int)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""Which labels nobody has to look at, and that this is true, whatever a person does."""
+
+from dataclasses import replace
+from math import comb, exp, lgamma
+
+import numpy as np
+import pytest
+
+from must.method.answers.estimate import (
+    ACCEPTED,
+    SET,
+    Accepted,
+    Sample,
+    Step,
+    accept,
+    fewest_answers,
+    find_last,
+    find_ranks,
+    p_value,
+)
+from must.method.answers.population import NOTHING_GONE, Gone
+
+
+class Person:
+    """Draws pictures of a set at random and answers, and looks after every few answers: labels that learn nothing."""
+
+    def __init__(self, rate, seed, images=500):
+        generator = np.random.default_rng(seed)
+        self.confidence = generator.random(images).round(2)  # with ties
+        self.right = generator.random(images) > rate(find_ranks(self.confidence, self.confidence))
+        self.order, self.drawn = generator.permutation(images), np.zeros(images, bool)
+        self.other, self.here = self.drawn.copy(), ~self.drawn
+
+    def draw(self, count):
+        """The next `count` pictures that are there and not drawn yet."""
+        self.drawn[[row for row in self.order if self.here[row] and not self.drawn[row]][:count]] = True
+
+    def look(self, promise, risk=0.05, gone=NOTHING_GONE):
+        """(what `accept` finds; whether it is not true)."""
+        drawn, known = self.drawn & self.here, self.other & ~self.drawn & self.here
+        others = self.here & ~drawn & ~known
+        ranks, besides = (find_ranks(self.confidence[rows], self.confidence[others]) for rows in (drawn, known))
+        found = accept(risk, Sample(ranks, self.right[drawn], besides, gone), self.confidence[others], promise)
+        taken = others & (self.confidence >= (2.0 if found.threshold is None else found.threshold))
+        assert taken.sum() == found.accepted and found.pictures == self.here.sum() == found.answered + others.sum()
+        return found, (~self.right[taken]).sum() > risk * (found.pictures if promise == SET else taken.sum()) + 1e-9
+
+
+RATES = [lambda rank: 0.06, lambda rank: 0.3 * (1 - rank) ** 2, lambda rank: np.where(rank < 0.4, 0.25, 0.002)]
+
+
+@pytest.mark.parametrize("promise", [SET, ACCEPTED])
+@pytest.mark.parametrize("rate", RATES, ids=["the same everywhere", "falling", "a bad part"])
+@pytest.mark.parametrize("sure", [0.0, 0.5])
+def test_the_promise_is_kept_at_every_look_also_where_the_surest_are_answered_by_class(rate, promise, sure):
+    """Broken at one of 16 looks at least in 5% of the draws at most; 60 draws leave room for chance."""
+    broken = 0
+    for seed in range(60):
+        person = Person(rate, seed)
+        person.other = find_ranks(person.confidence, person.confidence) > 1 - sure
+        looks = [(person.draw(15), person.look(promise)[1])[1] for _ in range(16)]
+        broken += any(looks)
+    assert broken <= 5
+
+
+def test_the_set_is_finished_sooner_than_labels_can_be_accepted_alone():
+    finished = {promise: [] for promise in (SET, ACCEPTED)}
+    for seed in range(20):
+        person = Person(lambda rank: 0.15 * (1 - rank) ** 3, seed, 1_000)
+        person.draw(130)
+        for promise, counts in finished.items():
+            counts.append(person.look(promise)[0].accepted)
+    assert np.mean(finished[SET]) > 620 > 460 > np.mean(finished[ACCEPTED]) > 300
+
+
+def test_who_names_what_is_left_is_done():
+    """What is less sure than all labels without an answer has no influence any more."""
+    for seed in range(10):
+        person = Person(lambda rank: np.where(rank < 0.3, 0.4, 0.01), seed, 1_000)
+        person.draw(150)
+        found, _ = person.look(SET)
+        assert 100 < found.accepted < 800
+        person.other |= person.confidence < found.threshold
+        after, broken = person.look(SET)
+        assert after.accepted == found.accepted and after.left == 0 and not broken
+
+
+@pytest.mark.parametrize("lost, removed, gone", [(0, 0, (0, 0)), (13, 0, (13, 0)), (26, 194, (5, 0)), (0, 97, (0, 97))])
+def test_what_is_gone_beyond_the_common_share_counts_against_the_promise(lost, removed, gone):
+    """Of 130 drawn pictures and 970 others."""
+    assert Gone.compare((130, lost), (970, removed)) == gone
+
+
+def test_who_removes_answered_junk_does_not_make_the_promise_good():
+    """And who removes a folder, or what is done, does not break it."""
+    broken = dict.fromkeys(("dropped", "counted", "a folder", "what is done"), 0)
+    for seed in range(40):
+        for name in broken:
+            person = Person(lambda rank: 0.12, seed)
+            person.draw(120)
+            before = person.here.copy()
+            if name == "a folder":
+                person.here &= np.random.default_rng(seed).random(500) > 0.2
+            elif name == "what is done":
+                person.here &= person.drawn | (person.confidence < 0.6)
+            else:
+                person.here &= person.right | ~person.drawn
+            parts = [(part.sum(), (part & before & ~person.here).sum()) for part in (person.drawn, ~person.drawn)]
+            broken[name] += person.look(SET, gone=NOTHING_GONE if name == "dropped" else Gone.compare(*parts))[1]
+    assert broken.pop("dropped") > 20 and max(broken.values()) <= 3, broken
+
+
+def test_the_sets_are_tested_in_order_until_one_fails():
+    steps = [Step(0.9, 5, 0), Step(0.8, 60, 0), Step(0.7, 70, 9), Step(0.6, 200, 0)]
+    last = find_last(steps, 10, lambda step: step.errors == 0)
+    assert last == steps[1] and find_last(steps[2:], 10, lambda step: step.errors == 0) is None
+    assert find_last(steps, 10, lambda step: step.answers > 100) == steps[3], "those that cannot pass are left out"
+
+
+def said(found, **changes):
+    return replace(found, **changes).text()
+
+
+def test_the_promise_in_words():
+    found = Accepted(0.05, SET, 130, pictures=1_097, answered=130, accepted=921, threshold=0.5)
+    assert found.left == 46 and found.text() == (
+        "1,097 pictures: 130 answered, 921 need not be looked at, 46 are left. "
+        "Then at most 5 in 100 of all labels are wrong, with 95% confidence."
+    )
+    assert "1 is left, 1 picture of them added later than the answers. Then" in said(found, answered=175, unmeasured=1)
+    assert "need not be looked at, none is left. At most 5 in 100 of all labels" in said(found, answered=176)
+    assert said(found, answered=1_097, accepted=0) == "All 1,097 pictures are answered: none is left."
+    alone = replace(found, promise=ACCEPTED, pictures=370, accepted=228)
+    assert alone.text() == (
+        "228 of the 240 labels without an answer can be accepted without review: at most 5 in 100 of them are wrong, "
+        "with 95% confidence."
+    )
+    assert said(alone, unmeasured=3).endswith("confidence. Of 3 pictures that were added later: none.")
+    assert "review yet: at least 77 random answers" in said(alone, accepted=0, answers=76)
+    assert "review: 130 random answers do not show that at most 5 in 100" in said(alone, accepted=0)
+    assert fewest_answers(0.05) == 59 and fewest_answers(0.05, at_every_look=True) == 77
+
+
+@pytest.mark.parametrize("promise, few", [(SET, 0.05), (ACCEPTED, 0.0)])
+def test_with_few_or_wrong_answers_hardly_anything_is_promised(promise, few):
+    """Of the set, so many labels as may be wrong need no answer."""
+    confidence, none = np.linspace(0, 1, 1_000), np.empty(0)
+
+    def share(answers, right):
+        sample = Sample(np.linspace(0.001, 1, answers), np.full(answers, right), none)
+        return accept(0.05, sample, confidence, promise).accepted / 1_000
+
+    assert share(300, True) == 1 and share(300, False) == share(20, True) == share(0, True) == few
+    assert (
+        accept(0.05, Sample(np.ones(99), np.ones(99, bool), none), none, promise).text().startswith("All 99 pictures")
+    )
+
+
+def test_the_tests_are_the_ratio_of_prior_and_posterior():
+    """12 answers with one error, 30 others of which more than 3 are wrong; a prior of Beta(1, 50)."""
+
+    def beta(a, b):
+        return exp(lgamma(a) + lgamma(b) - lgamma(a + b))
+
+    def drawn(wrong):
+        return comb(wrong, 1) * comb(42 - wrong, 11) / comb(42, 12)
+
+    priors = [comb(42, wrong) * beta(wrong + 1, 42 - wrong + 50) / beta(1, 50) for wrong in range(43)]
+    every = sum(prior * drawn(wrong) for wrong, prior in enumerate(priors) if wrong)
+    assert p_value(1, 12, 42, 3, 0.05) == pytest.approx(min(1, drawn(5) / every))
+    assert p_value(0, 77, 10**6, 50_000, 0.05) < 0.05 < p_value(0, 76, 10**6, 50_000, 0.05)
+    assert p_value(0, 5, 10, 5, 0.05) == 0 and p_value(0, 0, 10, 3, 0.05) == 1
