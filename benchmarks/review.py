@@ -67,14 +67,14 @@ def prepare_images(folder: Path, epochs: int) -> tuple[Images, torch.Tensor]:
     config = ReviewConfig(model=model, baseline=classifier, shards=shards, output=str(folder / "review"), workers=0)
     _, images = compute_review(config)
     reader, labels = ShardReader(shards, "train"), [CLASSES.index(label) for _, label in digit_parts()["unlabeled"]]
-    sources = [Path(reader.description(number)["source"]).stem for number in images.numbers.tolist()]
+    sources = [Path(reader.description(number)["source"]).stem for number in images.pool.numbers.tolist()]
     return images, torch.tensor([labels[int(source)] for source in sources])
 
 
 def simulate(images: Images, truth: torch.Tensor, order: np.ndarray) -> list[float]:
     """The columns of one draw, in which the images `order` get answers."""
     answered = torch.from_numpy(order)
-    answers = dict(zip(images.numbers[answered].tolist(), truth[answered].tolist(), strict=True))
+    answers = dict(zip(images.pool.numbers[answered].tolist(), truth[answered].tolist(), strict=True))
     labels, usual = images.refined(answers).argmax(1), images.initial_labels
     others = torch.ones(len(truth), dtype=torch.bool)
     others[answered] = False

@@ -6,19 +6,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from must.base import storage
+from must.base.console import quieted
 from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.processes import cores
-from must.config import ReviewConfig
+from must.base.text import counted
+from must.config import RefineConfig, ReviewConfig
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader
 from must.method.answers.answers_file import RANDOM, read_answers
+from must.method.answers.estimate import Accepted
 from must.method.answers.population import (
     count_cohorts,
     find_cohorts,
@@ -37,17 +41,19 @@ from must.method.answers.review import (
     random_order,
 )
 from must.method.distributed.process_group import init_distributed
-from must.method.memory.build import build_memory, predict_left_out
+from must.method.memory.answers import find_answers
+from must.method.memory.build import LARGEST_MEMORY, build_memory, find_neighbours, predict_left_out
 from must.method.memory.features import read_features
 from must.method.memory.pool import Pool, Predicted
-from must.method.memory.propagate import answer_rows, refine_probabilities
+from must.method.memory.propagate import answer_rows
+from must.method.memory.refine import refine_pool
 from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess, require_classes
-from must.method.model.vectors import nearest
 
 logger = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
 SIMILAR_SHOWN = 6  # similar pictures shown beside a picture
 LIKELY = 10  # classes that are offered first
 MOST_PROBABILITIES = 20_000_000  # images x classes
@@ -61,16 +67,16 @@ def limit_threads() -> None:
 
 @dataclass(frozen=True)
 class Images:
-    """N images, D numbers each, K classes."""
+    """What the review is computed from: N pictures, K classes."""
 
-    numbers: Tensor  # int64 [N], in the split
-    values: Tensor  # float16 [N, D], unit vectors of the model's memory
-    probabilities: Tensor  # float16 [N, K], of the model without its memory
+    pool: Pool
+    columns: Tensor  # [D, K], the zero-shot weights of the classes
+    classes: list[str]
 
     @cached_property
-    def neighbours(self) -> tuple[Tensor, Tensor]:
-        """As of `nearest`."""
-        return nearest(self.values.float())
+    def near(self) -> tuple[Tensor, Tensor]:
+        """As of `find_neighbours`."""
+        return find_neighbours(self.pool, CPU)
 
     @cached_property
     def initial_labels(self) -> Tensor:
@@ -78,48 +84,78 @@ class Images:
         return self.refined({}).argmax(1)
 
     def refined(self, answers: dict[int, int]) -> Tensor:
-        """Float32 [N, C]: the refined labels' probabilities with these answers, {number: class number}; a last column
-        for none of the classes if an answer says so."""
-        rows = answer_rows(answers, self.numbers)
-        return refine_probabilities(*self.neighbours, self.probabilities, self.values.float(), rows).labels
+        """Float32 [N, K]: the refined labels' probabilities with these answers, {number: class number}."""
+        return build_memory(self.pool, answer_rows(answers, self.pool.numbers), CPU, near=self.near)[1]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the answers have done so far."""
+
+    answers: int
+    changed: int  # labels of other pictures
+    accepted: Accepted | None  # None: no answer measures yet
+    right: float  # share of the pictures drawn at random whose label is right without their own answer
+    left: list[int]  # numbers of the pictures that a person still has to name, the least sure label first
+    classes: list[dict[str, Any]]  # rows of `describe_classes`
+
+    def text(self) -> str:
+        others = f"So far {counted(self.changed, 'label')} of other pictures changed." if self.changed else ""
+        return f"{self.accepted.text() if self.accepted else ''} {others}".strip()
 
 
 class AnswerEffect:
-    """Computes the effect of the answers in a thread, as this may take longer than giving the next answer. The program
-    ends after the thread: torch must not compute while Python ends."""
+    """Computes in a thread what the answers in the folder do, as this may take longer than giving the next answer. The
+    program ends after the thread: torch must not compute while Python ends."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, config: ReviewConfig, images: Images) -> None:
         self.images = images
+        self.config = RefineConfig(
+            shards=config.shards, split=config.split, classifier=config.baseline, model=config.model,
+            answers=config.output, output=config.output,
+        )  # fmt: skip
         self.thread = ThreadPoolExecutor(1, initializer=limit_threads)
-        self.newest: dict[int, int] = {}
+        self.newest = 0
         self.last: Future[None] | None = None
-        self.changed: tuple[int, int] | None = None  # (number of answers, labels of other images that they changed)
+        self.progress: Progress | None = None
 
-    def update(self, labels: dict[int, int]) -> None:
-        """`labels`: {number in the split: class number}."""
-        self.newest = labels
-        self.last = self.thread.submit(self.work, labels)
+    def update(self) -> None:
+        """Answers were written, or taken back."""
+        self.newest += 1
+        self.last = self.thread.submit(self.work, self.newest)
 
     def wait(self, seconds: float | None = None) -> None:
         with suppress(TimeoutError):
             if self.last:
                 self.last.result(seconds)
 
-    def text(self) -> str:
-        if self.changed is None or not self.changed[0]:
-            return ""
-        answers, changed = self.changed
-        return f"So far {changed:,} of {len(self.images.numbers) - answers:,} other refined labels changed."
-
-    def work(self, labels: dict[int, int]) -> None:
-        if labels is not self.newest:  # those are computed next
+    def work(self, number: int) -> None:
+        if number != self.newest:  # the newest answers are counted next
             return
         try:
-            changed = self.images.refined(labels).argmax(1) != self.images.initial_labels
-            answered = torch.tensor(list(labels), dtype=torch.int64)
-            self.changed = len(labels), int((changed & ~torch.isin(self.images.numbers, answered)).sum())
+            self.progress = self.compute()
         except Exception:  # a bug; the answers are stored nevertheless
             logger.exception("the effect of the answers could not be computed")
+
+    def compute(self) -> Progress:
+        pool = self.images.pool
+        with quieted(logging.ERROR, "must.method.memory.answers"):  # what it says is about `must refine`
+            answers = find_answers(self.config, self.images.classes).among(pool.numbers.tolist())
+        refined = refine_pool(
+            pool, self.images.columns, answers, CPU, LARGEST_MEMORY, self.config.risk, near=self.images.near
+        )
+        changed = refined.labels.labels != self.images.initial_labels
+        changed[refined.answered] = False
+        measured = refined.measured
+        if measured is None:
+            return Progress(len(answers.known), int(changed.sum()), None, 0.0, [], [])
+        rows = np.flatnonzero(measured.others & ~measured.marked)
+        rows = rows[np.argsort(refined.labels.confidence.numpy()[rows], kind="stable")]
+        return Progress(
+            len(answers.known), int(changed.sum()), measured.accepted,
+            float((measured.labels == measured.truth).mean()), pool.numbers[rows].tolist(),
+            refined.describe_classes(self.images.classes, pool.numbers),
+        )  # fmt: skip
 
 
 def compute_review(
@@ -136,27 +172,26 @@ def compute_review(
         source = EvalSource.open(config, get_preprocess(bundle.description))
         source.pause = pause
         features = read_features(bundle.model, source, world, config.features, limit, bundle.memory)
-        images = Images(features.numbers, features.vectors, features.probabilities(bundle.model))
-        if saved:
-            return saved, images
         others = features
         if bundle.description.provenance.config:
             others = read_features(zero_shot.model, source, world, config.features, limit)
         names = source.reader.sources(features.numbers)
         pool = features.pool(bundle.model, [others.probabilities(zero_shot.model)], names)
-    review = make_review(config, source.reader, classes, pool, images, features.split)
+    images = Images(pool, zero_shot.model.classifier.detach(), classes)
+    if saved:
+        return saved, images
+    review = make_review(config, source.reader, images, features.split)
     asked = {picture.sha256 for picture in review.pictures[: SCHEDULE.random_first]}
     answered = {*read_answers(config.output, classes)} | asked
     return replace(review, coverage=coverage_order(review, images, answered)), images
 
 
-def make_review(
-    config: ReviewConfig, reader: ShardReader, classes: list[str], pool: Pool, images: Images, contents: np.ndarray
-) -> Review:
+def make_review(config: ReviewConfig, reader: ShardReader, images: Images, contents: np.ndarray) -> Review:
     """Classes of the zero-shot model, of the model with a memory of the images before any answer, and refined.
     `contents`: uint64, of all images of the split."""
-    memory, refined = build_memory(pool, answer_rows({}, pool.numbers), torch.device("cpu"), near=images.neighbours)
-    similar = images.neighbours[0]
+    pool, classes = images.pool, images.classes
+    memory, refined = build_memory(pool, answer_rows({}, pool.numbers), CPU, near=images.near)
+    similar = images.near[0]
     zero_shot, adapted = Predicted.from_probabilities(pool.others[0]), Predicted.from_probabilities(refined)
     with_memory = predict_left_out(memory, pool, torch.arange(len(pool.numbers))).labels
     predicted = torch.stack([zero_shot.labels, with_memory, refined.argmax(1)], 1)
@@ -192,10 +227,10 @@ def coverage_order(review: Review, images: Images, answered: set[str]) -> list[i
     """Numbers of the review's pictures, the one that teaches most first. `answered`: sha256s of the pictures that have
     an answer when the first of them is asked."""
     pictures = {picture.number: picture for picture in review.pictures}
-    numbers = images.numbers.tolist()
+    numbers = images.pool.numbers.tolist()
     rows = [row for row, number in enumerate(numbers) if number in pictures]
     shown = [pictures[numbers[row]] for row in rows]
     already = np.flatnonzero([picture.sha256 in answered for picture in shown])
     doubt = np.array([1 - picture.confidence for picture in shown]) if len(review.classes) > LISTED_CLASSES else None
-    order = order_by_coverage(images.values[rows].float().numpy(), doubt, already, MOST_BY_COVERAGE)
+    order = order_by_coverage(images.pool.vectors[rows].float().numpy(), doubt, already, MOST_BY_COVERAGE)
     return [shown[row].number for row in order.tolist()]

@@ -29,7 +29,7 @@ const key = (text) => make("kbd", { textContent: text });
 const page = kept("page", "sessionStorage"); // this tab
 const browser = kept("must-review-browser", "localStorage"); // all tabs: an undo takes back answers of any of them
 async function ask(address, request) {
-  const options = { method: "POST", body: JSON.stringify({ page, browser, who: $("who").value.trim(), ...request }) };
+  const options = { method: "POST", body: JSON.stringify({ page, browser, who: $("who").value.trim(), finish: finishing, more, ...request }) };
   let reply;
   try { reply = await fetch(address, options); } catch { throw new Error("`must review` does not answer; is it still running? Nothing is lost: start it again, and open the address that it prints."); }
   const content = await reply.json();
@@ -42,10 +42,12 @@ const NUMBERS = "zero one two three four five six seven eight nine".split(" ");
 const KINDS = {
   random: "Drawn at random: your answer measures the accuracy.",
   coverage: "Chosen to teach: unlike the pictures answered so far. It corrects labels and does not measure.",
+  left: "Left to be named: nobody can say that its label is right. It corrects labels and does not measure.",
 };
 let keys = [...LETTERS]; // of `keyed`, in its order
 let keyed = []; // the classes with a button and a key, which they keep: all if there are few, else those used so far
 let classes = [], view = "", picture = null, grid = null, busy = false, chosen = 0, listed = [], pointed = null;
+let finishing = false, more = false; // name the pictures that are left; go on after the end
 let also = new Set(), wrong = new Set(), queue = []; // similar pictures; marked ones of the grid, and those still to be named
 
 async function turn(action) {
@@ -77,6 +79,16 @@ function bar(state) {
     $("gauge").className = low > 0 ? "yes" : high < 0 ? "no" : "";
     $("gauge").setAttribute("aria-label", `gain of the model over zero-shot: ${value.toFixed(0)} points, between ${low.toFixed(1)} and ${high.toFixed(1)}`);
   }
+  const set = state.set, share = (count) => `${100 * count / set.pictures}%`;
+  $("set").hidden = !set;
+  if (set) {
+    $("set-done").style.width = share(set.answered);
+    $("set-sure").style.width = share(set.accepted);
+    $("set").setAttribute("aria-label", `${set.answered} answered, ${set.accepted} need not be looked at, ${set.left} left`);
+    $("set-left").textContent = state.finished ? "finished" : `${set.left.toLocaleString("en")} left`;
+  }
+  $("to-left").hidden = !set || state.finished || !set.left;
+  if (set) $("left-text").textContent = `name the ${set.left.toLocaleString("en")} that are left`;
   $("undo").disabled = $("grid-undo").disabled = $("done-undo").disabled = !state.undo;
   $("history").hidden = !state.recent.length;
   $("recent").replaceChildren(...state.recent.map(({ number, answer }) => {
@@ -94,7 +106,7 @@ function show({ state, picture: next }) {
   picture = next;
   also = new Set();
   if (!next) {
-    return finish("All pictures are answered.");
+    return finish(state.finished ? "Finished" : "All pictures are answered.");
   }
   look("ask");
   $("broken").hidden = true;
@@ -166,6 +178,8 @@ const undo = () => !$("undo").disabled && turn(async () => {
 });
 const again = (number) => turn(async () => show(await ask("show", { number })));
 const one = () => turn(async () => { grid = null; queue = []; show(await ask("next")); });
+const rest = () => { finishing = true; more = false; return one(); };
+const onward = () => { more = $("end").textContent === "Finished"; return one(); };
 const finish = async (title) => {
   const reply = await ask("end");
   bar(reply.state);
@@ -181,7 +195,7 @@ const finish = async (title) => {
   }));
   $("without-review").hidden = !reply.accepted;
   if (reply.accepted) {
-    $("accepted").textContent = `${reply.accepted} These are the labels before any answer; the command below counts again, with what your answers teach.`;
+    $("accepted").textContent = reply.accepted + (reply.with_answers ? "" : " These are the labels before any answer; the command below counts again, with what your answers teach.");
     $("lights").textContent = reply.classes.some(({ light }) => light) ? reply.lights : "";
     const cell = (textContent) => make("td", { textContent });
     const titles = make("tr", {}, ...["class", "", "labels", "accepted", "answers", "right", "confused with"].map((textContent) => make("th", { textContent })));
@@ -192,7 +206,11 @@ const finish = async (title) => {
   $("changed").textContent = !reply.state.answers ? "" : `${counted(reply.relabelled, "picture")} got another label from you than from the model.${reply.changed ? ` With ${counted(reply.changed[0], "answer")}, ${counted(reply.changed[1], "label")} of other pictures changed.` : ""}`;
   $("type-next").hidden = !reply.commands.length;
   $("commands").replaceChildren(...reply.commands.map((textContent) => make("pre", { textContent })));
-  $("back").hidden = title !== "Result so far";
+  $("back").hidden = title === "All pictures are answered.";
+  $("back-text").textContent = title === "Finished" ? "answer more pictures" : "back to the pictures";
+  const set = reply.state.set;
+  $("saved").hidden = title !== "Finished" || !set;
+  if (set) $("saved").textContent = `You looked at ${counted(set.answered, "picture")}. ${counted(set.accepted, "picture")} (${percent(set.accepted / set.pictures)}) nobody has to look at.`;
 };
 
 async function load(label) {
@@ -287,7 +305,7 @@ const similar = () => {
 };
 const KEYS = {
   n: () => say("none"), c: () => say("unsure"), z: undo, f: zoom, g: () => open(grid && grid.label), o: one, e: () => turn(() => finish("Result so far")), a: accept,
-  "?": () => $("keys").showModal(), "/": () => $("typed").focus(), s: similar,
+  ".": () => !$("to-left").hidden && rest(), "?": () => $("keys").showModal(), "/": () => $("typed").focus(), s: similar,
   ArrowRight: () => move(1), ArrowLeft: () => move(-1), ArrowDown: () => move(across()), ArrowUp: () => move(-across()),
 };
 document.onkeydown = (event) => {
@@ -304,7 +322,7 @@ document.onkeydown = (event) => {
   action();
 };
 for (const [id, action] of Object.entries({
-  none: KEYS.n, unsure: KEYS.c, undo, "grid-undo": undo, "done-undo": undo, larger: zoom, "zoom-in": zoom, "zoom-out": closer, accept, back: one,
+  none: KEYS.n, unsure: KEYS.c, undo, "grid-undo": undo, "done-undo": undo, larger: zoom, "zoom-in": zoom, "zoom-out": closer, accept, back: onward, "to-left": rest,
   "to-ask": one, "to-grid": KEYS.g, "to-done": KEYS.e, "to-keys": KEYS["?"], "keys-close": () => $("keys").close(),
 })) $(id).onclick = action;
 $("class").onchange = $("sort").onchange = (event) => open(event.target.id === "class" ? event.target.value : grid.label);

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from must.base import storage
-from must.base.files import ANSWERS_FILE, WEIGHTS_FILE
+from must.base.files import ANSWERS_FILE, RECORD_FILE, WEIGHTS_FILE
 from must.base.lock import Kind, locked
 from must.base.processes import LONGEST_END, DaemonThreads
 from must.base.progress import load_torch
@@ -101,7 +101,7 @@ def compute_questions(config: ReviewConfig, app: App, saved: Review | None, endi
         review, images = compute_review(config, saved, pause)
         if not saved:
             review.save(config.output)
-        show(review, AnswerEffect(images))
+        show(review, AnswerEffect(config, images))
 
 
 def review_at(config: ReviewConfig) -> Review | None:
@@ -179,6 +179,8 @@ def next_lines(config: ReviewConfig) -> list[str]:
 def list_commands(config: ReviewConfig) -> list[str]:
     if work := find_work(RefineConfig, {"model": config.model, "shards": config.shards}):
         is_default = Path(work, PARTS["answers"].path).resolve() == storage.local(config.output).resolve()
+        if is_default and Path(work, RECORD_FILE).exists():
+            return [shlex.join(["must", command, work]) for command in ("adapt", "sort", "export")]
         return [shlex.join(["must", "refine", work, *([] if is_default else ["--answers", config.output])])]
     model, baseline, shards, output = map(shlex.quote, (config.model, config.baseline, config.shards, config.output))
     refine = f"must refine --model {model} --classifier {baseline} --shards {shards} --answers {output}"

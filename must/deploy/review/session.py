@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
 from must.method.answers import answers_file
-from must.method.answers.answers_file import AGAIN, COVERAGE, GRID, RANDOM, SIMILAR, Answer
+from must.method.answers.answers_file import AGAIN, COVERAGE, GRID, LEFT, RANDOM, SIMILAR, Answer
 from must.method.answers.estimate import LIGHTS
 from must.method.answers.review import MODEL, SCHEDULE, Picture, Review
 
 if TYPE_CHECKING:
-    from must.deploy.review.prepare import AnswerEffect
+    from must.deploy.review.prepare import AnswerEffect, Progress
 
 RESERVED_S = 15.0  # seconds that a picture is reserved for the page that shows it
 BUTTONS = 30  # classes up to which each has a button
@@ -27,6 +27,9 @@ WAIT = 5.0  # seconds to wait until the effect of the last answers is computed
 GRID_PICTURES = 60  # pictures of a class side by side
 RECENT = 12  # answers that the page shows
 SORTS = ("sure", "doubtful", "differ")
+GOOD_LABELS = 0.8  # share of right labels above which all questions are drawn at random
+LEFT_TIMES = 2  # the pictures that are left are asked about once there are so many times as many answers
+SET_COUNTS = ("pictures", "answered", "accepted", "left")
 
 
 class Session:
@@ -80,14 +83,29 @@ class Session:
 
     def update_effect(self) -> None:
         if self.effect is not None:
-            pictures, labels = self.review.truth(self.answers)
-            numbers = [picture.number for picture in pictures]
-            self.effect.update(dict(zip(numbers, labels.tolist(), strict=True)))
+            self.effect.update()
+
+    @property
+    def progress(self) -> "Progress | None":
+        return self.effect.progress if self.effect is not None else None
+
+    def left(self, finish: bool) -> list[Picture] | None:
+        """The pictures that a person still has to name, the least sure label first; None: it is better to go on with
+        others, which teach and measure. `finish`: the person wants to name them now."""
+        progress = self.progress
+        if progress is None or progress.accepted is None or not progress.accepted.accepted:
+            return None
+        answers = self.answers
+        pictures = [self.pictures[number] for number in progress.left if number in self.pictures]
+        left = [picture for picture in pictures if picture.sha256 not in answers]
+        return left if finish or LEFT_TIMES * len(left) <= len(answers) else None
 
     def state(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The progress that the page shows. `gain`: in points with its interval; None without random answers."""
-        effect = self.effect.text() if self.effect is not None else ""
-        answers = self.answers
+        """The progress that the page shows. `gain`: in points with its interval; None without random answers; `set`:
+        how many pictures are answered, need not be looked at, and are left; None where nothing is promised."""
+        answers, progress = self.answers, self.progress
+        text = self.review.text(self.measuring, promise=progress is None)
+        counts = progress.accepted if progress else None
         measured = self.review.measured(self.measuring)
         batches = self.find_batches(page, request)
         times = [(sha256, when) for when, sha256s in batches.items() for sha256 in sha256s]
@@ -97,7 +115,9 @@ class Session:
             "of": len(self.review.pictures),
             "verdict": measured.verdict if measured else "",
             "gain": [100 * end for end in measured.gain] if measured else None,
-            "text": f"{self.review.text(self.measuring)} {effect}".strip(),
+            "text": f"{text} {progress.text() if progress and answers else ''}".strip(),
+            "set": {name: getattr(counts, name) for name in SET_COUNTS} if counts and counts.accepted else None,
+            "finished": self.left(True) == [],
             "undo": bool(batches),
             "recent": [
                 {"number": self.by_sha256[sha256].number, "answer": format_answer(answers[sha256])}
@@ -132,7 +152,7 @@ class Session:
 
     def next(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The next picture to ask about that no other page shows."""
-        return self.reply(page, request, self.offer(page))
+        return self.reply(page, request, self.offer(page, request))
 
     def leave(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The page is closed: other pages may show its picture."""
@@ -149,16 +169,24 @@ class Session:
         pictures = (self.pictures[number] for number in self.review.coverage)
         return [picture for picture in pictures if picture.sha256 not in answers]
 
-    def offer(self, page: str) -> dict[str, Any] | None:
-        now, answers = self.clock(), self.answers
+    def offer(self, page: str, request: dict[str, Any] | None) -> dict[str, Any] | None:
+        """The next picture for the page; None: none is left."""
+        now, answers, request = self.clock(), self.answers, request or {}
+        left = None if request.get("more") else self.left(bool(request.get("finish")))
+        if left == [] and self.effect is not None:
+            self.effect.wait(WAIT)  # the last answers may leave others
+            left = self.left(True)
         elsewhere = {sha256 for sha256, (on, since) in self.shown.items() if on != page and now - since <= RESERVED_S}
         streams = Counter(answer.sampled for answer in answers.values())
         streams.update(self.offered[sha256] for sha256 in elsewhere if sha256 in self.offered)
         stream = SCHEDULE.stream(streams[RANDOM], streams[COVERAGE])
-        kinds = (stream, COVERAGE if stream == RANDOM else RANDOM)
+        if self.progress and self.progress.right > GOOD_LABELS:  # then a random answer brings the end nearer
+            stream = RANDOM
+        kinds = (stream, COVERAGE if stream == RANDOM else RANDOM, LEFT)
         asked_again = [(answer.sampled, self.by_sha256[s]) for s, answer in self.outdated.items() if s not in answers]
-        pending = ((kind, picture) for kind in kinds for picture in self.pending(kind))
-        for how, picture in chain(asked_again, pending):
+        rest = [(LEFT, picture) for picture in left or ()]
+        others = ((kind, picture) for kind in kinds[:2] for picture in self.pending(kind)) if left != [] else ()
+        for how, picture in chain(asked_again, rest, others):
             if picture.sha256 not in elsewhere:
                 self.shown[picture.sha256] = page, now
                 self.offered[picture.sha256] = how if how in kinds else AGAIN
@@ -213,7 +241,7 @@ class Session:
             self.shown.pop(answer.sha256, None)
         self.browsers[when] = browser
         self.update_effect()
-        return self.reply(page, request, None if grid else self.offer(page))
+        return self.reply(page, request, None if grid else self.offer(page, request))
 
     def how_sampled(self, sha256: str, grid: bool) -> str:
         """The field `sampled` of an answer about a picture that was shown alone. One that was drawn at random stays so,
@@ -275,7 +303,7 @@ class Session:
 
     def end(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The summary of the answers: rows of (kind of labels, accuracy, its interval), changed labels, commands;
-        of the refined labels before any answer, which can be accepted without review, and a row for each class."""
+        which labels nobody has to look at, and a row for each class."""
         state, measured = self.state(page, request), self.review.measured(self.measuring)
         rows = []
         if measured and measured.refined:
@@ -283,11 +311,15 @@ class Session:
                 ["zero-shot", *measured.zero_shot], ["the model", *measured.model],
                 ["refined labels, without answers", *measured.refined],
             ]  # fmt: skip
+        progress = self.progress
         accepted, of_classes = self.review.accepted(self.measuring)
+        if progress and progress.accepted:
+            accepted, of_classes = progress.accepted, progress.classes
         return {
             "state": state, "rows": rows, "measured": measured.answers if measured else 0,
             "accepted": accepted.text() if accepted else "", "classes": of_classes, "lights": LIGHTS,
-            "changed": self.effect.changed if self.effect is not None else None,
+            "changed": [progress.answers, progress.changed] if progress else None,
+            "with_answers": bool(progress and progress.accepted),
             "relabelled": len(self.review.relabelled(self.answers)), "commands": self.commands,
         }  # fmt: skip
 

@@ -33,7 +33,7 @@ from must.base.parameters import require
 from must.base.text import compose
 from must.method.answers.population import population_file
 
-RANDOM, COVERAGE, GRID, SIMILAR, AGAIN, ADDED = "random", "coverage", "grid", "similar", "again", "added"
+RANDOM, COVERAGE, LEFT, GRID, SIMILAR, AGAIN, ADDED = "random", "coverage", "left", "grid", "similar", "again", "added"
 NO_CLASS, OUTDATED = -1, -2  # in place of class numbers: none of the classes; an answer that does not fit the classes
 LARGEST_LINE = 1 << 20  # bytes
 NO_ANSWER = "is not the JSON object of an answer, with sha256 and label; delete the line, or restore an earlier copy"

@@ -211,13 +211,14 @@ class Review:
         rows = describe_classes(self.classes, labels[others], accepted, labels[drawn.rows], drawn.truth)
         return result, [row for _, row in rows]
 
-    def text(self, answers: dict[str, Answer]) -> str:
-        """The measured accuracies, and the number of answers that do not measure."""
+    def text(self, answers: dict[str, Answer], promise: bool = True) -> str:
+        """The measured accuracies, the number of answers that do not measure, and, with `promise`, how many of the
+        labels before any answer nobody has to look at."""
         if not answers:
             return "No answers yet."
         measured, unsure = self.measured(answers), sum(answer.unsure for answer in answers.values())
         others = sum(answer.sampled != RANDOM and not answer.unsure for answer in answers.values())
-        accepted, _ = self.accepted(answers)
+        accepted = self.accepted(answers)[0] if promise else None
         parts = [f"{measured.text()}."] if measured else []
         if accepted:
             again = "" if accepted.answered == accepted.pictures else f" {AGAIN_BY_REFINE}"

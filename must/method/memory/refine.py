@@ -281,10 +281,11 @@ def with_selection(description: Description, selection: Selection) -> Descriptio
 
 
 def refine_pool(
-    pool: Pool, columns: Tensor, answers: Answers, device: torch.device, limit: int, risk: float, promise: str = SET
-) -> Refined:
+    pool: Pool, columns: Tensor, answers: Answers, device: torch.device, limit: int, risk: float, promise: str = SET,
+    near: tuple[Tensor, Tensor] | None = None,
+) -> Refined:  # fmt: skip
     """`columns`: unit [D, K], the zero-shot weights of the classes; `limit`: images of the memory at most."""
-    near = find_neighbours(pool, device)
+    near = near or find_neighbours(pool, device)
 
     def remember(known: dict[int, int]) -> tuple[Memory, Tensor]:
         return build_memory(pool, answer_rows(known, pool.numbers), device, limit, near)
