@@ -16,7 +16,7 @@ from must.deploy.review.prepare import AnswerEffect
 from must.deploy.review.session import Session
 from must.deploy.serve.serve import format_url, listen
 from tests.common import ROOT
-from tests.deploy.review.conftest import labels_of
+from tests.deploy.review.conftest import config_at, labels_of
 
 AXE = ROOT / "build/axe/node_modules/axe-core/axe.min.js"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -188,7 +188,7 @@ def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(re
 
 
 def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it(review, folder, images, serve, visit):
-    effect = AnswerEffect(images)
+    effect = AnswerEffect(config_at(folder), images)
     session = Session(review, str(folder), "ann", effect, commands=["must refine 'a b'"])
     page = visit(serve(App(session, reader_of(review), "token")))
     labels = labels_of(review)

@@ -140,7 +140,7 @@ def test_only_who_has_the_address_gets_in_and_the_page_loads_nothing_from_elsewh
 
 def test_answers_change_similar_images_and_undoing_them_changes_them_back(review, folder, images):
     labels = labels_of(review)
-    effect = AnswerEffect(images)
+    effect = AnswerEffect(config_at(folder), images)
     session = Session(review, str(folder), "ann", effect)
     wrong = {name: review.classes[(number + 1) % 10] for number, name in enumerate(review.classes)}
     shown = session.next("page")["picture"]
@@ -150,7 +150,7 @@ def test_answers_change_similar_images_and_undoing_them_changes_them_back(review
         shown = session.answer("page", request)["picture"]
     effect.wait()
     state = session.next("page")["state"]
-    changed = int(re.search(r"So far (\d+) of 125 other refined labels changed", state["text"])[1])
+    changed = int(re.search(r"So far (\d+) labels of other pictures changed", state["text"])[1])
     assert changed >= 20
     for _ in range(25):
         session.undo("page", {})

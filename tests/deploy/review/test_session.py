@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from must.deploy.review.prepare import CPU, AnswerEffect
 from must.deploy.review.session import RESERVED_S, Session
 from must.method.answers.answers_file import AGAIN, COVERAGE, RANDOM, append, read_answers
-from tests.deploy.review.conftest import labels_of
+from must.method.memory.answers import find_answers
+from must.method.memory.refine import refine_pool
+from tests.deploy.review.conftest import config_at, labels_of
 
 
 def test_two_pages_show_different_pictures_and_one_that_is_left_holds_nothing_up(review, folder):
@@ -172,3 +175,30 @@ def test_undo_restores_what_was_there_and_takes_nothing_from_others(review, fold
     with pytest.raises(ValueError, match="no answer to take back"):
         session.undo("tab", {"who": "ann"})
     assert label(Session(review, str(folder), "")) == others
+
+
+def test_a_set_is_finished_when_a_person_has_named_what_is_left(review, folder, images):
+    """While labels are good all questions are random; then what is left is asked, the least sure label first."""
+    effect, known_labels = AnswerEffect(config_at(folder), images), labels_of(review)
+    session = Session(review, str(folder), "ann", effect)
+    asked, shown = [], session.next("page")["picture"]
+    while shown:
+        asked.append(shown["sampled"])
+        picture = session.picture(shown["number"])
+        request = {"number": picture.number, "kind": "label", "label": known_labels[picture.sha256]}
+        reply = session.answer("page", request)
+        effect.wait()
+        shown = reply["picture"] or session.next("page")["picture"]
+    state, answered = session.state("page"), len(asked)
+    assert state["finished"] and state["set"]["left"] == 0 and "none is left. At most 5 in 100" in state["text"]
+    assert answered < 150 and state["set"]["answered"] == answered and asked.count("left") >= 1
+    assert COVERAGE not in asked, "the labels are right on more than 80 of 100"
+    lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert [line["sampled"] for line in lines if "sampled" in line] == asked
+    refined = refine_pool(images.pool, images.columns, find_answers(effect.config, review.classes), CPU, 1000, 0.05)
+    labels = [review.classes[label] for label in refined.labels.labels.tolist()]
+    true = {picture.number: known_labels[picture.sha256] for picture in review.pictures}
+    wrong = sum(label != true[number] for label, number in zip(labels, images.pool.numbers.tolist(), strict=True))
+    assert wrong <= 0.05 * 150
+    more = session.next("page", {"more": True})["picture"]
+    assert more and more["sampled"] in (RANDOM, COVERAGE), "who likes goes on"
