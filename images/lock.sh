@@ -27,7 +27,7 @@ project=../../pyproject.toml
     lock tools.txt tools.in
     lock kfp.txt --no-deps kfp.in
     lock shard.txt --extra gcs --extra s3 --extra azure $project
-    lock torch.txt --extra gcs --extra s3 --extra azure --extra export --constraint shard.txt $without_torch $project
+    lock torch.txt --extra gcs --extra s3 --extra azure --extra export --extra serve --constraint shard.txt $without_torch $project
     lock train.txt --extra gcs --extra s3 --extra azure --extra train --constraint torch.txt $without_torch $project
     lock serve.txt --extra gcs --extra s3 --extra azure --extra serve --constraint shard.txt --constraint torch.txt $project
     lock torch-cuda.txt --constraint torch.txt torch.in

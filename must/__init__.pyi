@@ -212,6 +212,7 @@ def refine(
     features: Text = "",
     alpha: float | Literal["auto"] = "auto",
     risk: float = 0.05,
+    promise: Literal["set", "accepted"] = "set",
     images: int = 1000000,
     memory_images: int = 10000,
     batch_size: int = 256,

@@ -91,7 +91,7 @@ def keep_error(error: BaseException) -> None:
 
 
 def prepare_last_collection() -> None:
-    """The interpreter's last collection takes a second once torch is imported: here it finds no objects to look through.
+    """The interpreter's last collection takes a second once torch is imported: here it finds nothing to look through.
     It must find triton's, which would be printed as leaked after the program's last line (nanobind)."""
     (gc.unfreeze if "triton" in sys.modules else gc.freeze)()
 

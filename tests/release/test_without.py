@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from must.data.loading.reader import ShardReader
 from must_pipeline.cli import COMMANDS
 from tests.common import ROOT
 
@@ -82,3 +83,18 @@ def test_what_works_on_unix_alone_says_so(tmp_path):
     (tmp_path / "photos").mkdir()
     done = without(UNIX, command, "shard", "--source", tmp_path / "photos", "--output", tmp_path / "shards")
     assert done.returncode == 2 and "Linux or macOS" in done.stderr and "pip install" not in done.stderr
+
+
+def test_answers_in_a_table_are_taken_without_the_packages_of_a_server(digits, tmp_path):
+    name = ShardReader(digits.shards, "train").description(0)["source"]
+    (tmp_path / "answers.csv").write_text(f"image,class\n{name},one\n")
+    flags = [f"--model={digits.adapted}", f"--baseline={digits.classifier}", f"--shards={digits.shards}"]
+    flags += [f"--output={tmp_path}/review", "--workers=0", "--device=cpu"]
+    server, command = (
+        ("starlette", "uvicorn", "httptools", "prometheus_client"),
+        "from must.api.cli import main; main()",
+    )
+    done = without(server, command, "review", *flags, "--add", tmp_path / "answers.csv")
+    assert done.returncode == 0 and "1 new answer" in done.stdout, done.stderr
+    done = without(server, command, "review", *flags)
+    assert done.returncode == 2 and "pip install 'must-clip[all]'" in done.stderr

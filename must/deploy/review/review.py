@@ -11,7 +11,7 @@ import threading
 import webbrowser
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from must.base import storage
 from must.base.files import ANSWERS_FILE, RECORD_FILE, WEIGHTS_FILE
@@ -25,12 +25,13 @@ from must.config.work import PARTS, find_work
 from must.data.format.index import load_index
 from must.data.loading.reader import open_reader
 from must.deploy.review.corrections import add_corrections, read_corrections
-from must.deploy.review.page import App
 from must.deploy.review.session import Session
-from must.deploy.serve.serve import check_no_loop, format_url, listen, serve_until_signal
 from must.method.answers.population import POPULATION_FILE
 from must.method.answers.review import MODEL, REVIEW_FILE, Review, fingerprint
 from must.method.model.description import load_description
+
+if TYPE_CHECKING:  # --add needs no packages of the server
+    from must.deploy.review.page import App
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ def review(config: ReviewConfig) -> None:
         classes = load_description(config.model).classes
         labels = read_corrections(config.add, classes)
     else:
+        from must.deploy.review.page import App
+        from must.deploy.serve.serve import check_no_loop, listen
+
         check_no_loop("must review")
     folder = storage.local(config.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +81,7 @@ class StoppedError(Exception):
     """The program ends."""
 
 
-def compute_questions(config: ReviewConfig, app: App, saved: Review | None, ending: threading.Event) -> None:
+def compute_questions(config: ReviewConfig, app: "App", saved: Review | None, ending: threading.Event) -> None:
     """Computes the review and the images that show the effect of answers, or ends before, once `ending` is set. Raises
     the errors of `compute_review`."""
 
@@ -117,8 +121,10 @@ def review_at(config: ReviewConfig) -> Review | None:
     return None
 
 
-async def serve_page(config: ReviewConfig, app: App, saved: Review | None, listener: socket.socket) -> None:
+async def serve_page(config: ReviewConfig, app: "App", saved: Review | None, listener: socket.socket) -> None:
     """Serves until a signal. Raises the errors of `compute_questions`."""
+    from must.deploy.serve.serve import format_url, serve_until_signal
+
     asyncio.get_running_loop().set_default_executor(DaemonThreads())
     url = f"{format_url(config.host, listener)}/{app.token}/"
     logger.info(printable(f"must review: {url}"))

@@ -54,6 +54,8 @@ def test_a_listing_names_files_relative_to_the_folder_and_only_below_it(place):
     odd = "line?&break" if place.startswith("s3://") else "line\nbreak"  # moto finds no name with a line break
     for name in ("in/a", "in/b/c", f"in/b/{odd}", "inside", "x"):
         storage.write_bytes(storage.join(place, name), name.encode())
+    if storage.is_remote(place):
+        storage.write_bytes(storage.join(place, "in/folder/"), b"")  # as a console makes one
     listed = sorted(storage.list_files(storage.join(place, "in")))
     assert listed == [("a", 4), ("b/c", 6), (f"b/{odd}", 5 + len(odd))]
 

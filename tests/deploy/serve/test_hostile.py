@@ -242,13 +242,18 @@ def test_clients_that_go_away(server, pictures):
                 client.sendall(POST + b"content-length: %d\r\n\r\n" % len(data) + data[:size])
 
 
-def test_a_head_without_an_end_is_not_kept(server):
-    """A client that sends fields for ever is let go after 64 kB of them."""
+@pytest.mark.parametrize(
+    ("begun", "before", "after"),
+    [(POST, b"X: ", b"\r\n"), (POST + b"X: ", b"", b""), (CHUNKED + b"1;", b"", b"")],
+    ids=["fields", "a field", "a chunk's extension"],
+)
+def test_a_head_without_an_end_is_not_kept(server, begun, before, after):
+    """A client that goes on for ever is let go after 64 kB."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=SILENCE) as client:
-        client.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n")
+        client.sendall(begun)
         sent = 0
         with pytest.raises(OSError):
             while sent < 64 << 20:
-                client.sendall(b"X-%d: " % sent + b"a" * 1000 + b"\r\n")
+                client.sendall(before + b"a" * 1000 + after)
                 sent += 1000
         assert sent < 16 << 20, "what lies in the system's buffers, at most"

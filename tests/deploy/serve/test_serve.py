@@ -152,3 +152,12 @@ def test_probabilities_add_up_to_one_unless_the_file_knows_none(exported, tmp_pa
     made = ServedModel("v", OnnxClassifier(tmp_path / "model.onnx"), ServeConfig(model=str(tmp_path)))
     with nullcontext() if served else pytest.raises(ValueError, match="its probabilities add up to"):
         made.try_out()
+
+
+def test_a_model_that_takes_no_full_batch_is_not_served(exported, tmp_path):
+    model = onnx.load(exported[1] / "model.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, tmp_path / "model.onnx")
+    made = ServedModel("v", OnnxClassifier(tmp_path / "model.onnx"), ServeConfig(model=str(tmp_path)))
+    with pytest.raises(ValueError, match="a forward pass fails"):
+        made.try_out()

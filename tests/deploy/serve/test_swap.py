@@ -60,6 +60,8 @@ def test_it_waits_for_the_first_champion_and_a_damaged_one_changes_nothing(bucke
         assert server.ask("GET", "/v2/health/live")[0] == 200 and server.ask("GET", "/v2/health/ready")[0] == 503
         status, answer = server.ask("POST", "/classify", pictures[0][1])
         assert status == 503 and "no model is loaded yet" in answer["error"]
+        (connection := server.connection()).request("POST", "/classify", pictures[0][1])
+        assert connection.getresponse().getheader("retry-after") == "1"
         until(lambda: server.said(f"no model --name {NAME} in {registry}; there are no others; waiting"), server.log)
         for version in ("first", "good"):
             add_version(registry, exported, version, tmp_path)
@@ -217,4 +219,5 @@ def test_kept_connections_lose_no_request_at_the_end(exported, pictures):
             answer = connection.getresponse()
             assert answer.status == 200 and answer.read()
             header = answer.getheader("connection")
+        assert server.ask("GET", "/v2/health/ready")[0] == 503, "new connections are answered: it is not yet the end"
         server.process.wait(SILENCE)
