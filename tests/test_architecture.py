@@ -73,6 +73,7 @@ functions   results stages
 inputs
 model       inputs
 work_state  inputs
+sort
 adapted     functions model results work_state
 adapt       adapted functions inputs preflight stages work_state
 cli         stages

@@ -25,7 +25,8 @@ def preflight(config: Any) -> None:
         if value and ("output" in kind or kind == "apart"):
             check_output(value, flag(field.name), kind)
             if field.metadata["work"].startswith("to ") and kind == "output":
-                refuse_folder_of_others(value, flag(field.name), field.metadata["work"].removeprefix("to "))
+                own = field.metadata["work"].removeprefix("to ").format(**vars(config))
+                refuse_folder_of_others(value, flag(field.name), own)
         elif value and kind:
             check_input(config, kind, value, flag(field.name))
 

@@ -307,8 +307,9 @@ def check_places(folder: Path, inputs: dict[str, Any]) -> None:
         if isinstance(value, str | os.PathLike) and not storage.is_remote(os.fspath(value)):
             path, work = Path(value).resolve(), folder.resolve()
             require(path != work, f"{label} {value}: is the output, too; choose another output")
-            hint = "give the photographs, or the shards in it"
-            require(not (path / RECORD_FILE).is_file(), f"{label} {value}: is a folder of `must adapt`; {hint}")
+            other = (path / RECORD_FILE).is_file()
+            hint = "the model in it" if label == "--model" else "the photographs, or the shards in it"
+            require(not other, f"{label} {value}: is a folder of `must adapt`; give {hint}")
             part = path.relative_to(work).parts[0] if path.is_relative_to(work) else ""
             is_free = part not in (*MADE_FROM, *DERIVED, BEFORE)
             require(is_free, f"{label} {value}: is in {work}, in a folder that must adapt writes; move it elsewhere")

@@ -14,7 +14,8 @@ import pytest
 import must
 from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder
-from must.api.preflight import check_output
+from must.api.preflight import check_output, preflight
+from must.api.stages import configure
 from tests.api.conftest import answer, checksums, label_of, weights
 from tests.zoo import put
 
@@ -204,6 +205,11 @@ def test_a_wrong_command_is_one_line_and_changes_nothing(finished, monkeypatch, 
     (told,) = said.err.splitlines()
     assert end.value.code == 2 and told.startswith(f"must {line.split()[0]}: ") and message in told
     assert not said.out and checksums(folder) == before
+
+
+@pytest.mark.parametrize("stage", ["evaluate", "refine", "export"])
+def test_a_command_may_write_again_where_it_has_written(finished, stage):
+    preflight(configure(stage, {"model": str(finished[0] / "work")}))
 
 
 HEAVY = ("torch", "torchvision", "open_clip", "timm", "sklearn", "onnxruntime")
