@@ -219,7 +219,8 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     expect(page.locator("#accepted")).to_contain_text("150 pictures: 12 answered, ")
     expect(page.locator("#progress")).to_contain_text("Then at most 5 in 100 of all labels are wrong")
     page.locator("#without-review summary").click()
-    _, classes = session.review.accepted(session.answers)
+    effect.wait()
+    classes = effect.progress.classes
     expect(page.locator("#classes tr")).to_have_count(1 + len(classes))
     expect(page.locator("#classes tr").nth(1)).to_contain_text(classes[0]["class"])
     expect(page.locator("#commands pre")).to_have_text("must refine 'a b'")
