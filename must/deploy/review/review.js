@@ -42,7 +42,7 @@ const NUMBERS = "zero one two three four five six seven eight nine".split(" ");
 const KINDS = {
   random: "Drawn at random: your answer measures the accuracy.",
   coverage: "Chosen to teach: unlike the pictures answered so far. It corrects labels and does not measure.",
-  left: "Left to be named: nobody can say that its label is right. It corrects labels and does not measure.",
+  left: "Left to be named: its label is not sure enough. Your answer corrects labels and does not measure.",
 };
 let keys = [...LETTERS]; // of `keyed`, in its order
 let keyed = []; // the classes with a button and a key, which they keep: all if there are few, else those used so far

@@ -162,7 +162,7 @@ def open_browser(url: str) -> None:
 
 def summarize(config: ReviewConfig, session: Session) -> str:
     """What the answers measure, and the next commands. Also writes relabelled.csv."""
-    lines = [session.review.text(session.measuring), write_relabelled(config, session)]
+    lines = [session.text(), write_relabelled(config, session)]
     return "\n".join([*lines, *(next_lines(config) if session.answers else [])])
 
 

@@ -104,7 +104,6 @@ class Session:
         """The progress that the page shows. `gain`: in points with its interval; None without random answers; `set`:
         how many pictures are answered, need not be looked at, and are left; None where nothing is promised."""
         answers, progress = self.answers, self.progress
-        text = self.review.text(self.measuring, promise=progress is None)
         counts = progress.accepted if progress else None
         measured = self.review.measured(self.measuring)
         batches = self.find_batches(page, request)
@@ -115,7 +114,7 @@ class Session:
             "of": len(self.review.pictures),
             "verdict": measured.verdict if measured else "",
             "gain": [100 * end for end in measured.gain] if measured else None,
-            "text": f"{text} {progress.text() if progress and answers else ''}".strip(),
+            "text": self.text(),
             "set": {name: getattr(counts, name) for name in SET_COUNTS} if counts and counts.accepted else None,
             "finished": self.left(True) == [],
             "undo": bool(batches),
@@ -124,6 +123,12 @@ class Session:
                 for sha256 in reversed(recent[-RECENT:])
             ],
         }
+
+    def text(self) -> str:
+        """What the answers measure, and what they have done, with what they teach once that is computed."""
+        progress = self.progress if self.answers else None
+        measured = self.review.text(self.measuring, promise=progress is None)
+        return f"{measured} {progress.text() if progress else ''}".strip()
 
     def find_batches(self, page: str, request: dict[str, Any] | None) -> dict[str, list[str]]:
         """{time: sha256s} of the answers by this browser, or of an earlier run by this person; those of one press of a
