@@ -122,8 +122,10 @@ def test_only_who_has_the_address_gets_in_and_the_page_loads_nothing_from_elsewh
     page.begin()
     for path in ("large/999999", "small/-1", "large/x", "large", "review.py", "../review.json", "answers.jsonl"):
         assert page.ask("GET", path)[0] in (400, 404), path
-    for request in (b"", b"[]", b"{", b"{" * 70000, b"[" * 60000, b'{"number": "0"}', b'{"number": 1e9}'):
+    long = b'{"number": 0, "kind": "none"' + b" " * 70000 + b"}"
+    for request in (b"", b"[]", b"{", b"{" * 70000, b"[" * 60000, b'{"number": "0"}', b'{"number": 1e9}', long):
         assert page.ask("POST", "answer", request)[0] == 400, request[:20]
+    assert page.ask("PUT", "answer", {"number": 0, "kind": "none"})[0] == 404
     right = {"number": 0, "kind": "label", "label": "one"}
     wrong: dict[str, Any]
     for wrong in ({"number": -1}, {"label": "cow"}, {"label": ["one"]}, {"kind": []}, {"also": "x"}, {"also": [-1]}):
