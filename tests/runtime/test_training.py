@@ -16,7 +16,7 @@ def test_answers_reach_the_trained_model_and_the_labels(digits, tmp_path):
     for path in pictures:
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         append(answers, {"image": path.name, "sha256": sha256, "label": path.parent.name, "sampled": "coverage"})
-    job = {"shards": digits.shards, "index_sha256": "", "classifier": digits.classifier, "epochs": 3}
+    job = {"shards": digits.shards, "index_sha256": "", "classifier": digits.classifier, "epochs": 3, "features": ""}
     before = json.loads((bundle / "model.json").read_text())
     teach(job, str(bundle), str(answers), str(tmp_path / "labels"))
     refined = json.loads((tmp_path / "labels" / "refined.json").read_bytes())

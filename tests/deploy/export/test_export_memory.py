@@ -95,7 +95,6 @@ TOWERS = {  # changes of VISION, QuickGELU, whether queries, keys and values hav
     "no first LayerNorm": ({"no_ln_pre": True}, False, True),
     "one block": ({"layers": 1}, False, True),
     "a block of open_clip's own attention": ({"qk_norm": True, "block_type": "custom"}, False, False),
-    "mean of the patches": ({"pool_type": "avg", "final_ln_after_pool": True}, False, False),
 }
 
 

@@ -39,7 +39,7 @@ def test_every_image_gets_the_class_that_evaluate_gave_it(digits, exported, tmp_
     assert counts == {"images": 120, "unreadable": 0} and found.keys() == expected.keys()
     for name, row in found.items():
         assert row["class"] == expected[name]["adapted"]
-        assert float(row["probability"]) == pytest.approx(float(expected[name]["adapted_probability"]), abs=1e-4)
+        assert float(row["probability"]) == pytest.approx(float(expected[name]["adapted_probability"]), abs=1e-3)
     accuracy = sum(row["class"] == name.split("/")[0] for name, row in found.items())
     assert accuracy == sum(row["label"] == row["adapted"] for row in expected.values())
 

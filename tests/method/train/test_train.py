@@ -179,7 +179,7 @@ def test_numbers_that_stop_being_numbers_stop_the_run(digits, tmp_path, epochs, 
 
 def test_a_model_whose_probabilities_are_not_numbers_is_not_written(digits, tmp_path):
     """After a single step no other step notices it."""
-    with pytest.raises(ValueError, match=r"probabilities of 150 images are not finite numbers"):
+    with pytest.raises(ValueError, match=r"features of 150 images are not finite numbers"):
         train(config(digits, tmp_path, lr=1e30, epochs=1, batch_size=150, workers=0, alpha=0.5))
     assert not (tmp_path / "model.json").exists() and not (tmp_path / "adapted").exists()
 
