@@ -126,21 +126,23 @@ def test_a_random_answer_that_is_changed_in_a_later_session_stays_in_the_sample(
 
 
 def test_the_page_counts_pictures_that_are_gone_and_those_that_are_answered_in_another_way(review, folder):
-    """Of two cohorts of 150 and 60 pictures; of 20 drawn ones of the first 8 are gone, and of its others none."""
-    pictures = [replace(picture, cohort=int(place >= 90)) for place, picture in enumerate(review.pictures)]
-    gone = [(f"{place:064x}", 0) for place in range(8)]
-    part = replace(review, pictures=pictures, coverage=[], cohorts=[(98, 8), (60, 0)], gone=gone)
-    labels = labels_of(review)
-    lines = [{"sha256": p.sha256, "label": labels[p.sha256], "sampled": "random"} for p in pictures[:12]]
-    lines += [{"sha256": p.sha256, "label": labels[p.sha256], "sampled": "grid"} for p in pictures[20:60]]
+    """50 random answers, all right, and 40 by class, leave 60 of 150 pictures. 7 labels of them may be wrong."""
+    pictures = review.pictures
+    lines = [{"sha256": p.sha256, "label": review.classes[p.classes[2]], "sampled": "random"} for p in pictures[:50]]
+    lines += [line | {"sha256": p.sha256, "sampled": "grid"} for p, line in zip(pictures[50:90], lines, strict=False)]
     append(folder / "answers.jsonl", *lines)
-    answers = part.answers(str(folder))
-    drawn, (accepted, _) = part.draw(answers), part.accepted(answers)
-    assert drawn.gone == (8, 0) and drawn.rows.tolist() == [*range(12)]
-    measured = part.measured(answers)
-    assert measured.answers == 20 and measured.refined.value <= 12 / 20, "those that are gone are wrong"
-    assert (accepted.pictures, accepted.answered, accepted.unmeasured) == (150, 52, 60)
-    assert f"150 pictures: 52 answered, {accepted.accepted} need not" in part.text(answers)
+    without = replace(review, pictures=[*pictures[:50], *pictures[90:]], coverage=[])
+    answers = review.answers(str(folder))
+    found, alone = (one.accepted(answers)[0] for one in (review, without))
+    assert (found.pictures, found.answered, found.answers) == (150, 90, 50) and alone.accepted == 60 > found.accepted
+    assert f"150 pictures: 90 answered, {found.accepted} need not" in review.text(answers)
+    gone = replace(without, cohorts=[(118, 8)], gone=[(f"{place:064x}", 0) for place in range(8)])
+    assert gone.draw(answers).gone == (8, 0) and gone.draw(answers).rows.tolist() == [*range(50)]
+    assert gone.measured(answers).answers == 58 and gone.measured(answers).refined.value == 50 / 58, "these are wrong"
+    assert gone.accepted(answers)[0].accepted < 60
+    later = replace(without, pictures=[replace(p, cohort=int(n > 94)) for n, p in enumerate(without.pictures)])
+    later = replace(later, cohorts=[(95, 0), (15, 0)]).accepted(answers)[0]
+    assert (later.unmeasured, later.accepted) == (15, 45)
 
 
 def test_undo_restores_what_was_there_and_takes_nothing_from_others(review, folder):

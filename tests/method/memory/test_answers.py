@@ -13,8 +13,10 @@ import yaml
 from must.api.demo import asset_folder
 from must.api.model import load
 from must.config import ClassifierConfig, EvaluateConfig, ExportConfig, ShardConfig
+from must.data.format.index import load_index
 from must.data.loading.reader import ShardReader
 from must.data.shards.build import shard
+from must.data.shards.history import read_hashes
 from must.deploy.export.export import export, measured_abstention
 from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import Answer, append, append_answers
@@ -176,6 +178,9 @@ def test_who_removes_answered_pictures_of_none_of_the_classes_does_not_improve_w
     taken = [row for row in others if row.get("accepted") == "true"]
     assert sum(row["class"] != many[1][row["image"]] for row in taken) <= 0.1 * summary["accepted"]["pictures"]
     assert selection(tmp_path).abstention is None
+    (tmp_path / "review/population.npy").unlink()
+    record_population(answers, read_hashes(left, load_index(left), "train"), shorten([]))  # as if none was removed
+    assert len(taken) < run(digits, tmp_path, shards=left, answers=answers, risk=0.1)[0]["accepted"]["accepted"]
 
 
 def test_a_class_may_have_the_name_of_none_of_the_classes(digits, truth, tmp_path):
