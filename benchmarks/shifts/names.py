@@ -31,7 +31,7 @@ from must.method.memory.propagate import refine_probabilities
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess
-from must.method.model.vectors import nearest
+from must.method.model.vectors import nearest_groups
 
 SPOILT, GAPS, ANSWERS = 4, (0.05, 0.15), (0, 60, 120, 240)
 NEW = -2  # the number of a column that is no class
@@ -99,11 +99,11 @@ def judge(
 ) -> tuple[set[str], list[float]]:
     """(of what there is of found, false and other among the findings; the shares right, none, none of the others)."""
     P = probabilities
-    near, listed = nearest(vectors), {number: row for row, number in enumerate(numbers)}
+    near, listed = nearest_groups(vectors), {number: row for row, number in enumerate(numbers)}
     real = torch.tensor([listed.get(number, -1) for number in hidden.tolist()])
     answered = order_review(vectors, P, answers)
     given = torch.stack([answered, real[answered]])
-    labels = Predicted.from_probabilities(refine_probabilities(*near, P, vectors, given).labels[:, : P.shape[1]])
+    labels = Predicted.from_probabilities(refine_probabilities(near, P, vectors, given).labels[:, : P.shape[1]])
     none = labels.labels == -1
     none[answered] = False
 

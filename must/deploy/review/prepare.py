@@ -50,6 +50,7 @@ from must.method.memory.refine import refine_pool
 from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess, require_classes
+from must.method.model.vectors import Neighbours
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Images:
     classes: list[str]
 
     @cached_property
-    def near(self) -> tuple[Tensor, Tensor]:
+    def near(self) -> Neighbours:
         """As of `find_neighbours`."""
         return find_neighbours(self.pool, CPU)
 
@@ -191,7 +192,7 @@ def make_review(config: ReviewConfig, reader: ShardReader, images: Images, conte
     `contents`: uint64, of all images of the split."""
     pool, classes = images.pool, images.classes
     memory, refined = build_memory(pool, answer_rows({}, pool.numbers), CPU, near=images.near)
-    similar = images.near[0]
+    similar = images.near.first[images.near.numbers][images.near.groups]
     zero_shot, adapted = Predicted.from_probabilities(pool.others[0]), Predicted.from_probabilities(refined)
     with_memory = predict_left_out(memory, pool, torch.arange(len(pool.numbers))).labels
     predicted = torch.stack([zero_shot.labels, with_memory, refined.argmax(1)], 1)

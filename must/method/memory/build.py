@@ -1,7 +1,7 @@
 """Makes a memory (must/method/model/memory.py) of the unlabeled images: their vectors and refined labels.
 
-Shapes: N images of which M are kept, K classes, C columns (K, or one more if answers say "none of the classes"), V
-numbers a vector, S labels kept of an image.
+Shapes: N images in G groups of near copies (vectors.py), of which M are kept, K classes, C columns (K, or one more if
+answers say "none of the classes"), V numbers a vector, S labels kept of an image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from must.method.memory.pool import Pool, Predicted
 from must.method.memory.propagate import RARE, VOTES, log_lift, refine_probabilities
 from must.method.model.description import MemoryFacts
 from must.method.model.memory import Memory
-from must.method.model.vectors import nearest, neighbour_weights
+from must.method.model.vectors import (
+    SAME_PICTURE,
+    Neighbours,
+    find_groups,
+    nearest,
+    nearest_groups,
+    neighbour_weights,
+)
 
 LARGEST_MEMORY = 10_000  # images, at even intervals
 LABELS_KEPT = 5
@@ -30,22 +37,22 @@ def build_memory(
     answers: Tensor,
     device: torch.device,
     limit: int = LARGEST_MEMORY,
-    near: tuple[Tensor, Tensor] | None = None,
+    near: Neighbours | None = None,
 ) -> tuple[Memory, Tensor]:
     """(the memory on the CPU, the refined labels of all images on the CPU, float32 [N, K]: what a row lacks of 1 is the
-    probability of none of the classes). `answers`: of `answer_rows`; `limit`: images that are kept; the others only
+    probability of none of the classes). `answers`: of `answer_rows`; `limit`: groups that are kept; the others only
     take part in the propagation; `near`: of `find_neighbours`, where several memories of one pool are made."""
-    values, P = F.normalize(pool.vectors.to(device).float(), dim=1), pool.probabilities.to(device).float()
-    neighbours, cosines = near or nearest(values)
-    Z, shared, correction, none = refine_probabilities(neighbours, cosines, P, values, answers)
-    C, rows = Z.shape[1], keep_rows(len(values), limit, answers[0].to(device))
-    if len(rows) < len(values):
-        _, cosines = nearest(values[rows])
+    values, P, answers = normalized(pool, device), pool.probabilities.to(device).float(), answers.to(device)
+    near = near or nearest_groups(values)
+    even = torch.linspace(0, len(near.first) - 1, min(len(near.first), limit), device=device).round().long()
+    cosines = near.cosines if len(even) == len(near.first) else nearest(values[near.first[even]])[1]
+    labels, near, Z, shared, correction, none = refine_probabilities(near, P, values, answers)
+    C, rows = Z.shape[1], torch.cat([even, near.groups[answers[0]]]).unique()
     counts, mean = Z.sum(0), Z.mean(0) + RARE
     label, classes = Z[rows].topk(min(LABELS_KEPT, C), dim=1)
     lift = log_lift(label, shared, mean[classes]) - math.log(max(1 - shared, RARE))
     buffers = {
-        "vectors": values[rows].half(),
+        "vectors": values[near.first[rows]].half(),
         "classes": classes.int(),
         "lifts": (VOTES * lift.clamp(min=0) * (counts / (counts + FEW_IMAGES))[classes]).half(),
         "fade": measure_fade(cosines),
@@ -53,12 +60,22 @@ def build_memory(
         "answered": torch.zeros(0, dtype=torch.int64),  # set by `must refine`
     }
     facts = MemoryFacts(images=len(rows), answers=answers.shape[1], shared=round(shared, 4), none=none)
-    return Memory(pool.tokens, pool.embedding, buffers, facts).cpu().eval(), Z[:, : P.shape[1]].cpu()
+    return Memory(pool.tokens, pool.embedding, buffers, facts).cpu().eval(), labels[:, : P.shape[1]].cpu()
 
 
-def find_neighbours(pool: Pool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(numbers, cosines) of each image's nearest ones, as of `nearest`."""
-    return nearest(F.normalize(pool.vectors.to(device).float(), dim=1))
+def find_neighbours(pool: Pool, device: torch.device) -> Neighbours:
+    """As of `nearest_groups`."""
+    return nearest_groups(normalized(pool, device))
+
+
+def find_copies(pool: Pool, device: torch.device) -> Tensor:
+    """Int64 [N]: groups of images that are one picture, stored or scaled in several ways, as of `find_groups`."""
+    return find_groups(normalized(pool, device), SAME_PICTURE).cpu()
+
+
+def normalized(pool: Pool, device: torch.device) -> Tensor:
+    """Unit vectors float32 [N, V]: half precision changes their length."""
+    return F.normalize(pool.vectors.to(device).float(), dim=1)
 
 
 @torch.inference_mode()
@@ -78,13 +95,10 @@ def find_similarity(memory: Memory, pool: Pool) -> Tensor:
 
 
 def measure_fade(cosines: Tensor) -> Tensor:
-    """Float32 [2]: the FADE quantiles of the images' weighted mean cosine with their neighbours, `cosines` [N, C]."""
+    """Float32 [2]: the FADE quantiles of the weighted mean cosine of images with their neighbours, `cosines` [M, C].
+    Where there is only one image nothing is known of others: votes count nothing."""
+    if not cosines.shape[1]:
+        return torch.tensor([1.0, 2.0])
     distances = (neighbour_weights(cosines) * cosines).sum(1)
     low, high = (float(distances.kthvalue(max(1, round(share * len(distances)))).values) for share in FADE)
     return torch.tensor([low, max(high, low + 1e-6)])
-
-
-def keep_rows(images: int, limit: int, answered: Tensor) -> Tensor:
-    """Int64 [M], rising: `limit` of the images at even intervals, and the answered ones."""
-    even = torch.linspace(0, images - 1, min(images, limit), device=answered.device).round().long()
-    return torch.cat([even, answered]).unique()

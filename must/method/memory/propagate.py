@@ -1,9 +1,10 @@
 """Refined labels of the unlabeled images: the model's probabilities, corrected by answers, then propagated.
 
-N images, K classes, C neighbours per image, A images with a person's answer.
+N images in G groups of near copies (vectors.py), K classes, C neighbours per group, A images with a person's answer.
 
-Label propagation, from the model's probabilities P [N, K] and an image's nearest neighbours j with weights w_j of sum
-1, ten times:
+Near copies are no independent witnesses, so that a group is what one image would be: its P is the mean of its images',
+its vector the one of its first image. Label propagation, from the probabilities P [G, K] and a group's nearest
+neighbours j with weights w_j of sum 1, ten times:
 
     Z_i <- P_i times the product over j of (1 - r + r Z_j / M) ^ (VOTES w_j), scaled to sum 1;    M = mean of all Z
 
@@ -15,6 +16,9 @@ Answers are used first: the errors of P on the answered images predict its error
 regression of (answer - P) on the features and on P. Correcting and then smoothing is Huang et al. 2021
 (arXiv 2010.13993).
 
+An answered image is a group of its own. Where it was the first of others, these are labelled as new images, by their own
+P and the votes of the first one and its neighbours.
+
 Where some answers are "none of the classes", this is a class of its own, the last column. Its value in P is their share
 of the answers, a tenth at most, and its correction has a ridge of its own.
 """
@@ -25,7 +29,7 @@ import torch
 from torch import Tensor
 
 from must.method.model.memory import apply_correction, as_probabilities
-from must.method.model.vectors import neighbour_weights
+from must.method.model.vectors import Neighbours, neighbour_weights, separate
 
 ROUNDS = 10
 VOTES = 2.0  # number of an image's neighbours that count as independent
@@ -41,26 +45,41 @@ class Propagated(NamedTuple):
 
 
 class Corrected(NamedTuple):
-    """`labels`: Z, float32 [N, C]; `shared`: r; `correction`: of `fit_correction`; `none`: the value of none of the
+    """`labels`: of the images, float32 [N, C]; `near`: of the groups, those of the answered images among them; `rows`:
+    Z of the groups, float32 [G, C]; `shared`: r; `correction`: of `fit_correction`; `none`: the value of none of the
     classes in P, 0 where C is K."""
 
     labels: Tensor
+    near: Neighbours
+    rows: Tensor
     shared: float
     correction: Tensor
     none: float
 
 
-def refine_probabilities(
-    neighbours: Tensor, cosines: Tensor, probabilities: Tensor, values: Tensor, answers: Tensor
-) -> Corrected:
-    """The probabilities [N, K], corrected by answers, then propagated. `neighbours`, `cosines`: of `nearest(values)`;
+def refine_probabilities(near: Neighbours, probabilities: Tensor, values: Tensor, answers: Tensor) -> Corrected:
+    """The probabilities [N, K], corrected by answers, then propagated. `near`: of `nearest_groups(values)`;
     `answers`: of `answer_rows`."""
     P, (answered, labels) = probabilities.float(), answers.to(probabilities.device)
     none = min(MOST_NONE, float((labels < 0).sum()) / max(1, len(labels)))
     correction = fit_correction(P, values, answered, labels, none)
     labels = labels.where(labels >= 0, P.shape[1])
-    P = apply_correction(P, values, correction, none)
-    return Corrected(*propagate(neighbours, cosines, P, answered, labels), correction, none)
+    near = separate(near, values, answered)
+    mean = torch.zeros(len(near.first), P.shape[1], device=P.device).index_add_(0, near.groups, P)
+    mean = apply_correction(mean / near.groups.bincount()[:, None], values[near.first], correction, none)
+    Z, shared = propagate(near.numbers, near.cosines, mean, near.groups[answered], labels)
+    refined, others = Z[near.groups], torch.isin(near.groups, near.groups[answered])
+    others[answered] = False
+    rows, groups = others.nonzero().flatten(), near.groups[others]
+    cosines = torch.cat([(values[rows] * values[near.first[groups]]).sum(1)[:, None], near.cosines[groups][:, :-1]], 1)
+    refined[rows] = add_votes(
+        apply_correction(P[rows], values[rows], correction, none),
+        torch.cat([groups[:, None], near.numbers[groups][:, :-1]], 1),
+        neighbour_weights(cosines),
+        Z,
+        shared,
+    )
+    return Corrected(refined, near, Z, shared, correction, none)
 
 
 def answer_rows(answers: dict[int, int], numbers: Tensor) -> Tensor:
@@ -76,7 +95,7 @@ def propagate(
     answered: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> Propagated:
-    """Answered images keep their class.
+    """Answered images keep their class: no vote changes a probability of 1.
 
     Args:
         neighbours: int64 [N, C], and their `cosines` [N, C], as of `nearest`.
@@ -87,18 +106,22 @@ def propagate(
     if answered is not None and labels is not None:
         P[answered] = one_hot(labels, P.shape[1])
     weights = neighbour_weights(cosines)
-    rows = max(1, BLOCK_NUMBERS // max(1, neighbours.shape[1] * P.shape[1]))
     shared, Z = measure_sharing(neighbours, weights, P.argmax(1)), P
     for _ in range(ROUNDS if neighbours.shape[1] else 0):
-        mean, updated = Z.mean(0) + RARE, torch.empty_like(Z)
-        for start in range(0, len(Z), rows):
-            block = slice(start, start + rows)
-            votes = log_lift(Z[neighbours[block]], shared, mean)
-            updated[block] = P[block] * torch.einsum("nc,nck->nk", VOTES * weights[block], votes).exp()
-        Z = updated.div_(updated.sum(1, keepdim=True).clamp(min=1e-12))
-        if answered is not None:
-            Z[answered] = P[answered]
+        Z = add_votes(P, neighbours, weights, Z, shared)
     return Propagated(Z, shared)
+
+
+def add_votes(probabilities: Tensor, neighbours: Tensor, weights: Tensor, labels: Tensor, shared: float) -> Tensor:
+    """Float32 [B, C]: the probabilities [B, C] times the votes of the neighbours [B, C] with `weights` [B, C], whose
+    numbers are rows of the labels Z [N, C]; rows of sum 1."""
+    mean, updated = labels.mean(0) + RARE, torch.empty_like(probabilities)
+    rows = max(1, BLOCK_NUMBERS // max(1, neighbours.shape[1] * labels.shape[1]))
+    for start in range(0, len(updated), rows):
+        block = slice(start, start + rows)
+        votes = log_lift(labels[neighbours[block]], shared, mean)
+        updated[block] = probabilities[block] * torch.einsum("nc,nck->nk", VOTES * weights[block], votes).exp()
+    return updated.div_(updated.sum(1, keepdim=True).clamp(min=1e-12))
 
 
 def log_lift(labels: Tensor, shared: float, mean: Tensor) -> Tensor:

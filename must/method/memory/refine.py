@@ -60,6 +60,7 @@ from must.method.model.description import (
 )
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.memory import Memory
+from must.method.model.vectors import Neighbours
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class Refined:
     measured: Measured | None
     answered: Tensor  # int64 [R], the rows of answered images
     misfits: list[Finding]
+    similar: int  # images that have no vote beside another one
 
     @property
     def accepted(self) -> np.ndarray | None:
@@ -194,7 +196,9 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         f"refined labels of {summary['images']:,} images, {summary['changed']:.1%} other than zero-shot's"
         f"{', using ' + counted(len(answers.known), 'answer') if answers.known else ''} -> {config.output}\n"
         f"{measured.accuracy.text() + chr(10) + measured.accepted.text() + chr(10) if measured else ''}"
-        f"a memory of {refined.memory.facts.images:,} images -> {config.model}"
+        f"a memory of {refined.memory.facts.images:,} images"
+        f"{f'; {refined.similar:,} are too similar to others to vote beside them' if refined.similar else ''}"
+        f" -> {config.model}"
     )
     for warning in check.warnings:
         logger.warning(f"warning: {warning}")
@@ -282,7 +286,7 @@ def with_selection(description: Description, selection: Selection) -> Descriptio
 
 def refine_pool(
     pool: Pool, columns: Tensor, answers: Answers, device: torch.device, limit: int, risk: float, promise: str = SET,
-    near: tuple[Tensor, Tensor] | None = None,
+    near: Neighbours | None = None,
 ) -> Refined:  # fmt: skip
     """`columns`: unit [D, K], the zero-shot weights of the classes; `limit`: images of the memory at most."""
     near = near or find_neighbours(pool, device)
@@ -306,6 +310,7 @@ def refine_pool(
             *find_missing(labels, rows, [*answers.known.values()].count(NO_CLASS)),
             *find_pairs(zero_shot.to(device), columns.to(device)),
         ],
+        len(pool.numbers) - len(near.first),
     )
 
 

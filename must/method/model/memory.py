@@ -27,10 +27,9 @@ from torch import Tensor, nn
 from must.base.parameters import require
 from must.method.model.description import MemoryFacts
 from must.method.model.masked_vit import MaskedViT
-from must.method.model.vectors import NEIGHBOURS, Whitening, flatten_tokens, join_vectors, neighbour_weights
+from must.method.model.vectors import NEIGHBOURS, SAME_IMAGE, Whitening, flatten_tokens, join_vectors, neighbour_weights
 
-SAME_IMAGE = 0.9999  # a cosine above it: the same image
-SAME_IMAGE_INT8 = 0.97  # the same for vectors of an int8 tower, which differ a little from those in the memory
+SAME_IMAGE_INT8 = 0.97  # SAME_IMAGE for vectors of an int8 tower, which differ a little from those in the memory
 SMALLEST_PROBABILITY = 1e-4  # smallest probability that is multiplied
 
 

@@ -11,6 +11,8 @@ Shapes: B or N images, T tokens, L patches, W width, D embedding, G cells of the
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,6 +26,12 @@ SMALLEST_SPREAD = 3e-4  # of the largest: below it a component is mostly the rou
 FITTED = 2_000  # images that the components are computed from
 ROWS, COSINES = 1_024, 1 << 27  # images that are compared with all others at a time, at most; and their cosines
 NEIGHBOURS = 10
+SAME_IMAGE = 0.9999  # a cosine above it: the same image
+SAME_PICTURE = 0.95  # above it: one picture, stored or scaled in several ways
+NEAR = (
+    0.5,
+    2.2,
+)  # above 0.5 + 2.2 / sqrt(V): near copies, which are no independent witnesses; few numbers agree by chance
 SHARPNESS = 5.0  # a neighbour has weight exp(5 (cosine - 1))
 
 
@@ -98,20 +106,74 @@ def join_vectors(tokens: Tensor, embedding: Tensor) -> Tensor:
     return torch.cat([TOKENS_SHARE**0.5 * tokens, (1 - TOKENS_SHARE) ** 0.5 * embedding], 1)
 
 
-def nearest(values: Tensor, count: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
-    """(int64 [N, C] numbers of the most similar other images, best first; float32 [N, C] their cosines).
-    `values`: [N, V], unit vectors."""
+def nearest(values: Tensor, count: int = NEIGHBOURS, start: int = 0) -> tuple[Tensor, Tensor]:
+    """(int64 [N, C] numbers of the most similar other images, best first; float32 [N, C] their cosines); of the images
+    from `start` on. `values`: [N, V], unit vectors."""
     count = max(min(count, len(values) - 1), 0)
     numbers = torch.zeros(len(values), count, dtype=torch.int64, device=values.device)
     cosines = torch.zeros(len(values), count, device=values.device)
     size = max(1, min(ROWS, COSINES // max(1, len(values))))
-    for start in range(0, len(values) if count else 0, size):
-        rows = slice(start, start + size)
+    for first in range(start, len(values) if count else 0, size):
+        rows = slice(first, first + size)
         similar = values[rows] @ values.T
         row = torch.arange(len(similar), device=values.device)
-        similar[row, row + start] = -torch.inf
+        similar[row, row + first] = -torch.inf
         cosines[rows], numbers[rows] = similar.topk(count, dim=1)
-    return numbers, cosines
+    return numbers[start:], cosines[start:]
+
+
+def find_groups(values: Tensor, limit: float = 0.0) -> Tensor:
+    """Int64 [N]: groups of near copies, each named by the row of its first image. An image joins a group if its cosine
+    with the group's first image is above the limit, else it begins a group. `values`: [N, V], unit vectors; `limit`: at
+    least the memory's, which is NEAR."""
+    images, device = len(values), values.device
+    limit = min(max(limit, NEAR[0] + NEAR[1] / values.shape[1] ** 0.5), SAME_IMAGE)
+    groups = torch.arange(images, device=device)
+    first = groups[:0]
+    for rows in torch.arange(images, device=device).split(max(1, min(ROWS, COSINES // max(1, images)))):
+        if len(first):
+            cosines, places = (values[rows] @ values[first].T).max(1)
+            groups[rows] = first[places].where(cosines > limit, rows)
+            rows = rows[cosines <= limit]
+        similar = (values[rows] @ values[rows].T > limit).triu(1).cpu()
+        begins = torch.ones(len(rows), dtype=torch.bool)
+        for row in similar.any(1).nonzero().flatten().tolist():
+            if begins[row]:
+                groups[rows[similar[row] & begins]] = rows[row]
+                begins &= ~similar[row]
+        first = torch.cat([first, rows[begins]])
+    return groups
+
+
+class Neighbours(NamedTuple):
+    """The neighbours of N images in G groups of near copies. A group is represented by its first image."""
+
+    first: Tensor  # int64 [G], the row of each group's first image
+    groups: Tensor  # int64 [N], the group of each image, 0 to G - 1
+    numbers: Tensor  # int64 [G, C], the most similar other groups, best first
+    cosines: Tensor  # float32 [G, C], of their first images
+
+
+def nearest_groups(values: Tensor) -> Neighbours:
+    """As `nearest`, of groups of near copies. `values`: [N, V], unit vectors."""
+    first, groups = find_groups(values).unique(return_inverse=True)
+    return Neighbours(first, groups, *nearest(values[first]))
+
+
+def separate(near: Neighbours, values: Tensor, rows: Tensor) -> Neighbours:
+    """Each of the images `rows` [R] becomes a group of its own, the last ones, unless it is the first of its group."""
+    rows = rows[near.first[near.groups[rows]] != rows]
+    count = len(near.first)
+    first, groups = torch.cat([near.first, rows]), near.groups.clone()
+    new = groups[rows] = torch.arange(count, len(first), device=rows.device)
+    found = nearest(values[first], start=count)
+    parts = list[tuple[Tensor, Tensor]]()
+    for part in torch.arange(count, device=rows.device).split(ROWS):
+        cosines = torch.cat([near.cosines[part], values[near.first[part]] @ values[rows].T], 1)
+        cosines, places = cosines.topk(found[0].shape[1], dim=1)
+        parts.append((torch.cat([near.numbers[part], new.expand(len(part), -1)], 1).gather(1, places), cosines))
+    numbers, cosines = (torch.cat(columns) for columns in zip(*parts, found, strict=True))
+    return Neighbours(first, groups, numbers, cosines)
 
 
 def neighbour_weights(cosines: Tensor) -> Tensor:

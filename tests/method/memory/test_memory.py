@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from must.method.memory import propagate as module
-from must.method.memory.build import FEW_IMAGES, LABELS_KEPT, build_memory, predict_left_out
+from must.method.memory.build import FEW_IMAGES, LABELS_KEPT, build_memory, find_copies, predict_left_out
 from must.method.memory.pool import FEWEST, Pool, Predicted, compare_predictions, count_effective
 from must.method.memory.propagate import RARE, VOTES, answer_rows, fit_correction, measure_sharing, propagate
 from must.method.model.bundle import load_bundle, save_bundle
@@ -92,6 +92,90 @@ def test_an_image_has_no_vote_for_itself(pool, built):
     like = F.normalize(own + 0.05 * torch.ones(1, WIDTH) / WIDTH**0.5, dim=1)
     for vector, equal in ((own, True), (F.normalize(own, dim=1), True), (like, False)):
         assert torch.allclose(changed(P, vector)[0], memory(P, vector)[0], atol=1e-5) == equal
+
+
+def test_votes_count_fully_for_an_image_as_near_as_three_quarters_of_the_memorys_own(pool, built):
+    memory, _ = built
+    similarity = memory(pool.probabilities.float(), F.normalize(pool.vectors.float(), dim=1))[1]
+    assert 0.72 < float((similarity == 1).float().mean()) < 0.78
+    assert 0 < float((similarity < 1e-6).float().sum()) <= 3, "one of a hundred is too far"
+
+
+def take(pool, rows):
+    """The pool's images `rows`, which may be there several times."""
+    parts = {name: getattr(pool, name)[rows] for name in ("vectors", "probabilities")}
+    return replace(pool, numbers=torch.arange(len(rows)), sources=[str(n) for n in range(len(rows))], **parts)
+
+
+def test_copies_change_nothing_and_have_the_labels_of_their_image(pool, built):
+    memory, Z = built
+    rows = torch.cat([torch.arange(len(TRUTH)), torch.randint(0, 60, (400,))])  # most of the classes 0 and 1
+    found, labels = build(take(pool, rows))
+    assert found.facts == memory.facts and same(found.state_dict(), memory.state_dict())
+    torch.testing.assert_close(labels, Z[rows])
+
+
+@pytest.fixture(scope="module")
+def shots():
+    """(a pool of 180 images of six classes in 96 numbers, each three times, slightly different; new images of the same
+    kinds; their classes)."""
+    generator = torch.Generator().manual_seed(3)
+
+    def images(truth):
+        return F.normalize(torch.eye(96)[truth] + 0.12 * torch.randn(len(truth), 96, generator=generator), dim=1)
+
+    def say(truth):
+        said = torch.where(torch.rand(len(truth), generator=generator) < 0.3, (truth + 1) % CLASSES, truth)
+        return (2 * F.one_hot(said, CLASSES) + 0.3 * torch.rand(len(truth), CLASSES, generator=generator)).softmax(1)
+
+    once, new = images(TRUTH), images(TRUTH)
+    values = F.normalize(once.repeat(3, 1) + 0.01 * torch.randn(540, 96, generator=generator), dim=1)
+    P, half = say(TRUTH).repeat(3, 1), Whitening(torch.eye(48).half(), torch.zeros(48))
+    pool = Pool(torch.arange(540), [""] * 540, values.half(), P.half(), P.half()[None][:0], half, half)
+    return pool, new, say(TRUTH)
+
+
+def test_a_burst_votes_once(shots):
+    """Else its frames vote for each other, and a new image seems to be far from all."""
+    pool, new, said = shots
+    single, _ = build(take(pool, torch.arange(180)))
+    memory, Z = build(pool)
+    assert memory.facts.images == 180 and memory.facts.shared == pytest.approx(single.facts.shared, abs=0.03)
+    torch.testing.assert_close(memory.fade, single.fade, atol=0.01, rtol=0)
+    found, similarity = memory(said, new)
+    assert similarity.mean() > 0.9
+    assert (found.argmax(1) == TRUTH).float().mean() > (said.argmax(1) == TRUTH).float().mean() + 0.2
+    assert torch.equal(Z[:180], Z[180:360]) and (Z[:180].argmax(1) == TRUTH).float().mean() > 0.95
+    frame = F.normalize(pool.vectors[400:401].float() + 0.001, dim=1)
+    assert memory(said[:1], frame)[1] == 1, "another frame of it is near"
+
+
+def test_an_answer_is_about_its_image_and_teaches_the_other_frames(shots):
+    """Answers about frames that are the first of their burst, and about others; two about one burst contradict."""
+    pool, *_ = shots
+    wrong = {row: (int(TRUTH[row % 180]) + 3) % CLASSES for row in (0, 200, 95, 275)}
+    memory, Z = build(pool, wrong | {275: 5})
+    assert memory.facts.images == 182, "200 and 275 are groups of their own"
+    assert [int(Z[row].argmax()) for row in wrong] == [*wrong.values()][:3] + [5] and float(
+        Z[[*wrong]].amax(1).min()
+    ) == 1
+    assert Z[[180, 20]].argmax(1).tolist() == [wrong[0], wrong[200]], "other frames of the bursts of 0 and of 200"
+    assert float(Z[180].max()) < 1 and float(Z[20].max()) < 1
+    assert torch.allclose(memory.fade, build(pool)[0].fade), "answers bring nothing nearer"
+
+
+def test_copies_of_a_pool_are_found(pool, shots):
+    rows = torch.tensor([5, 9, 5, 2, 9, 5])
+    assert find_copies(take(pool, rows), torch.device("cpu")).tolist() == [0, 1, 0, 3, 1, 0]
+    groups = find_copies(shots[0], torch.device("cpu"))
+    assert torch.equal(groups, torch.arange(180).repeat(3))
+
+
+def test_one_image_alone_gets_no_votes(pool):
+    memory, Z = build(take(pool, torch.zeros(30, dtype=torch.int64)))
+    assert memory.facts.images == 1 and torch.allclose(Z, pool.probabilities[:1].float().expand(30, -1), atol=1e-3)
+    found, similarity = memory(pool.probabilities[1:2].float(), F.normalize(pool.vectors[1:2].float(), dim=1))
+    assert similarity == 0 and torch.allclose(found, pool.probabilities[1:2].float(), atol=1e-3)
 
 
 @pytest.mark.parametrize("with_answers", [False, True])
@@ -194,6 +278,13 @@ def test_damaged_tensors_are_refused(remembering, name, change):
         parse_memory(tensors, bundle.memory.facts, bundle.model)
 
 
+def test_the_rounding_of_many_probabilities_is_not_none_of_the_classes():
+    P = torch.full((2, 1_000), 0.000_995)
+    P[1] = 0.000_985  # lacks 0.015
+    found = Predicted.from_probabilities(P)
+    assert found.labels.tolist() == [0, -1] and found.confidence.tolist() == pytest.approx([0.000_995, 0.015], rel=1e-3)
+
+
 def test_a_memory_without_its_description_is_refused_in_one_line(remembering, tmp_path):
     _, bundle, _ = remembering
     save_bundle(str(tmp_path), bundle.model, bundle.description, bundle.memory)
@@ -290,6 +381,9 @@ def test_answered_images_stay_at_their_class_and_none_of_the_classes_is_none():
     P = torch.full((2, 3), 1 / 3)
     found = propagate(PAIR, torch.ones(2, 1), P, torch.tensor([0, 1]), torch.tensor([2, -1])).labels
     assert found.tolist() == [[0, 0, 1], [0, 0, 0]]
+    known = [[0.9, 0.05, 0.05], [0.05, 0.9, 0.05], [0.9, 0.05, 0.05], [0.9, 0.05, 0.05]]
+    found = propagate(FOUR, torch.ones(4, 1), torch.tensor(known), torch.tensor([0, 3]), torch.tensor([1, 2]))
+    assert found.shared > 0 and found.labels[[0, 3]].tolist() == [[0, 1, 0], [0, 0, 1]]
 
 
 def test_blocks_make_no_difference(monkeypatch):

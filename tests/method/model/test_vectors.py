@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 
 from must.method.model import vectors as module
-from must.method.model.vectors import TOKENS_SHARE, Whitening, grid_cells, join_vectors, nearest
+from must.method.model.vectors import (
+    SAME_PICTURE,
+    TOKENS_SHARE,
+    Whitening,
+    find_groups,
+    grid_cells,
+    join_vectors,
+    nearest,
+    nearest_groups,
+    separate,
+)
 
 
 def at_degrees(*angles):
@@ -41,6 +51,62 @@ def test_blocks_make_no_difference(monkeypatch, limit, value):
 def test_few_images_have_few_neighbours(images, count):
     numbers, cosines = nearest(at_degrees(*range(images)))
     assert numbers.shape == cosines.shape == (images, count)
+
+
+@pytest.fixture
+def bursts():
+    """Forty images of 64 numbers, in bursts of one to eight frames, in any order; and the image of each."""
+    of = torch.arange(40).repeat_interleave(torch.arange(40) % 8 + 1)
+    of = of[torch.randperm(len(of), generator=torch.Generator().manual_seed(1))]
+    return F.normalize(random(40, 64)[of] + 0.2 * random(len(of), 64, seed=2), dim=1), of
+
+
+@pytest.mark.parametrize("rows", [7, 1_024])
+def test_a_burst_is_a_group_named_by_its_first_image(bursts, monkeypatch, rows):
+    monkeypatch.setattr(module, "ROWS", rows)
+    values, of = bursts
+    groups = find_groups(values)
+    assert torch.equal(groups, torch.stack([(of == image).nonzero()[0, 0] for image in of]))
+    assert torch.equal(find_groups(values, 0.999), torch.arange(len(of))), "a higher limit"
+
+
+def test_a_group_is_no_chain():
+    """Each image is near the next one only: none is in a group with one that is unlike its first."""
+    values = torch.zeros(9, 400)
+    for n in range(9):
+        values[n, n : n + 4] = 0.5  # a cosine of 0.75 with the next, 0.5 with the one after
+    assert find_groups(values).tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8]
+
+
+def test_few_numbers_agree_by_chance_so_that_only_copies_are_a_group():
+    values = at_degrees(0, 3, 0, 40, 3)
+    assert find_groups(values).tolist() == find_groups(values, SAME_PICTURE).tolist() == [0, 1, 0, 3, 1]
+
+
+def test_neighbours_of_groups_are_those_of_their_first_images(bursts):
+    values, of = bursts
+    near = nearest_groups(values)
+    assert torch.equal(of[near.first][near.groups], of) and len(near.first) == 40
+    numbers, cosines = nearest(values[near.first])
+    assert torch.equal(near.numbers, numbers) and torch.equal(near.cosines, cosines)
+
+
+def test_separated_images_are_groups_of_their_own(bursts, monkeypatch):
+    monkeypatch.setattr(module, "ROWS", 16)
+    values, of = bursts
+    near = nearest_groups(values)
+    rows = torch.tensor([int(near.first[5]), *(of == 7).nonzero().flatten().tolist()])
+    found = separate(near, values, rows)
+    new = [row for row in rows.tolist() if row not in near.first]
+    assert len(new) == 7 and found.first.tolist() == [*near.first.tolist(), *new]
+    assert found.first[found.groups[rows]].tolist() == rows.tolist()
+    others = ~torch.isin(torch.arange(len(of)), rows)
+    assert torch.equal(found.groups[others], near.groups[others])
+    numbers, cosines = nearest(values[found.first])
+    torch.testing.assert_close(found.cosines, cosines)
+    assert torch.equal(found.numbers, numbers)
+    few = separate(nearest_groups(values[of == 7]), values[of == 7], torch.arange(8))
+    assert few.numbers.shape == (8, 7), "one group has no neighbours, its images have seven"
 
 
 def test_stretching_the_values_changes_no_cosine():
