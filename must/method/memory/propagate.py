@@ -16,8 +16,8 @@ Answers are used first: the errors of P on the answered images predict its error
 regression of (answer - P) on the features and on P. Correcting and then smoothing is Huang et al. 2021
 (arXiv 2010.13993).
 
-An answered image is a group of its own. Where it was the first of others, these are labelled as new images, by their own
-P and the votes of the first one and its neighbours.
+An answered image is a group of its own. Where it was the first of others, these are labelled as new images, by their
+own P and the votes of the first one and its neighbours.
 
 Where some answers are "none of the classes", this is a class of its own, the last column. Its value in P is their share
 of the answers, a tenth at most, and its correction has a ridge of its own.

@@ -156,7 +156,7 @@ def test_an_answer_is_about_its_image_and_teaches_the_other_frames(shots):
     wrong = {row: (int(TRUTH[row % 180]) + 3) % CLASSES for row in (0, 200, 95, 275)}
     memory, Z = build(pool, wrong | {275: 5})
     assert memory.facts.images == 182, "200 and 275 are groups of their own"
-    assert [int(Z[row].argmax()) for row in wrong] == [*wrong.values()][:3] + [5] and float(
+    assert [int(Z[row].argmax()) for row in wrong] == [*[*wrong.values()][:3], 5] and float(
         Z[[*wrong]].amax(1).min()
     ) == 1
     assert Z[[180, 20]].argmax(1).tolist() == [wrong[0], wrong[200]], "other frames of the bursts of 0 and of 200"
@@ -382,8 +382,8 @@ def test_answered_images_stay_at_their_class_and_none_of_the_classes_is_none():
     found = propagate(PAIR, torch.ones(2, 1), P, torch.tensor([0, 1]), torch.tensor([2, -1])).labels
     assert found.tolist() == [[0, 0, 1], [0, 0, 0]]
     known = [[0.9, 0.05, 0.05], [0.05, 0.9, 0.05], [0.9, 0.05, 0.05], [0.9, 0.05, 0.05]]
-    found = propagate(FOUR, torch.ones(4, 1), torch.tensor(known), torch.tensor([0, 3]), torch.tensor([1, 2]))
-    assert found.shared > 0 and found.labels[[0, 3]].tolist() == [[0, 1, 0], [0, 0, 1]]
+    other = propagate(FOUR, torch.ones(4, 1), torch.tensor(known), torch.tensor([0, 3]), torch.tensor([1, 2]))
+    assert other.shared > 0 and other.labels[[0, 3]].tolist() == [[0, 1, 0], [0, 0, 1]]
 
 
 def test_blocks_make_no_difference(monkeypatch):

@@ -67,7 +67,7 @@ def test_pictures_unlike_the_others_are_named_and_no_label_hides_them(digits, tm
 def test_a_model_that_is_not_there_yet_is_zero_shots_with_a_memory_and_better_on_new_images(digits, zero_shot):
     folder, summary, _ = zero_shot
     description = load_description(str(folder / "model"))
-    assert description.provenance.memory.images == 500 and description.weights_sha256 == summary["weights_sha256"]
+    assert 450 < description.provenance.memory.images < 500 and description.weights_sha256 == summary["weights_sha256"]
     assert (description.provenance.selection.alpha, description.provenance.selection.by) == (0, "")
     assert same(weights(folder / "model"), weights(digits.zero_shot))
     values = {"model": str(folder / "model"), "baseline": digits.classifier, "shards": digits.shards}
@@ -117,7 +117,8 @@ def test_another_alpha_begins_with_the_trained_weights_again_and_stays(digits, t
 def test_few_images_have_labels_and_a_memory_too(digits, tmp_path, images):
     summary, rows = run(digits, tmp_path, images=images)
     facts = load_description(str(tmp_path / "model")).provenance.memory
-    assert summary["images"] == len(rows) == images and facts == MemoryFacts(images, 0, facts.shared)
+    assert summary["images"] == len(rows) == images and facts == MemoryFacts(facts.images, 0, facts.shared)
+    assert 1 <= facts.images <= images, "near copies are one"
 
 
 def test_a_model_that_collapsed_is_warned_of(digits, tmp_path, capsys):
