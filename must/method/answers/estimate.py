@@ -32,6 +32,7 @@ from must.base.text import NONE_OF_THESE, counted
 Z_95 = 1.96  # standard errors of a 95% interval
 CONFIDENCE = 0.95  # that the promise holds
 STEPS, THRESHOLDS_TRIED = 20, 100  # sets, and thresholds, that are tested
+ROOM = 1e-4  # a threshold is at most so much below the lowest probability that is to reach it
 GOOD_SHARE, POOR_SHARE = 0.8, 0.2  # shares of a class's labels that are accepted
 LIGHTS = (
     f"Good: at least {100 * GOOD_SHARE:g} in 100 labels of the class can be accepted without review. "
@@ -309,7 +310,8 @@ def abstention(
     images = len(confidence)
     if not images:
         return Abstention(target, reason="no image gets a class" if every else "needs labels of images at random")
-    wrong = np.concatenate([[0], np.cumsum(~correct[np.argsort(-confidence, kind="stable")])])
+    order = np.argsort(-confidence, kind="stable")
+    wrong = np.concatenate([[0], np.cumsum(~correct[order])])
     thresholds = np.unique(np.quantile(confidence, np.linspace(0, 1, THRESHOLDS_TRIED)))[::-1]
     counts = [int((confidence >= threshold).sum()) for threshold in thresholds]
     steps = [Step(float(t), count, int(wrong[count])) for t, count in zip(thresholds, counts, strict=True)]
@@ -318,12 +320,15 @@ def abstention(
         reason = "too few labels, or too many wrong classes among the surest images"
         return Abstention(target, reason=reason, images=images)
     risk, bound = last.errors / last.answers, upper_bound(last.errors, last.answers)
-    return Abstention(target, by, floor(last.threshold), last.answers / every, risk, bound, "", images)
+    threshold = place_threshold(*np.split(confidence[order], [last.answers]))
+    return Abstention(target, by, threshold, last.answers / every, risk, bound, "", images)
 
 
-def floor(threshold: float) -> float:
-    """Rounded down to six decimals, so that the image with this probability gets a class on other hardware too."""
-    return math.floor(float(threshold) * 1e6 - 1) / 1e6 if threshold > 2e-6 else 0.0
+def place_threshold(named: np.ndarray, others: np.ndarray) -> float:
+    """Half-way between the probabilities of the images that get a class and the next lower one, at most ROOM below the
+    first: other hardware and batch sizes change probabilities by millionths, and must not change who gets a class."""
+    lowest = float(named.min())
+    return max(0.0, (lowest + float(others.max(initial=lowest - 2 * ROOM))) / 2)
 
 
 def upper_bound(errors: int, images: int) -> float:

@@ -81,7 +81,7 @@ def test_an_image_has_no_vote_for_itself(pool, built):
     own = pool.vectors[row : row + 1].float()
     like = F.normalize(own + 0.05 * torch.ones(1, WIDTH) / WIDTH**0.5, dim=1)
     for vector, equal in ((own, True), (F.normalize(own, dim=1), True), (like, False)):
-        assert torch.equal(changed(P, vector)[0], memory(P, vector)[0]) == equal
+        assert torch.allclose(changed(P, vector)[0], memory(P, vector)[0], atol=1e-5) == equal
 
 
 @pytest.mark.parametrize("with_answers", [False, True])
@@ -153,7 +153,8 @@ def test_it_is_read_as_it_was_written(remembering):
     with torch.no_grad():
         probability, similarity = found.classifier.classify(images)  # type: ignore[misc]
         torch.testing.assert_close(found.classifier(images).softmax(-1), probability)
-        assert torch.equal(MemoryClassifier(bundle.model, bundle.memory)(images), found.classifier(images))
+        before = MemoryClassifier(bundle.model, bundle.memory)(images)
+        torch.testing.assert_close(found.classifier(images), before, atol=1e-3, rtol=1e-4)  # logarithms
     assert similarity.shape == (40,)
     saved = {name for name in load_file(folder / "model.safetensors") if name.startswith("memory.")}
     assert saved == {f"memory.{name}" for name in ours}
@@ -317,7 +318,8 @@ def test_none_of_the_classes_has_a_ridge_of_its_own():
     found = fit_correction(P, values, torch.arange(6), torch.tensor([0, 1, 0, 1, -1, -1]), 0.1)
     assert found.shape == (4, 3)
     corrected = apply_correction(P, values, found, 0.1)
-    assert corrected[6, 2] > 3 * corrected[0, 2] and float(corrected[0, 0]) == pytest.approx(float(corrected[0, 1]))
+    assert corrected[6, 2] > 3 * corrected[0, 2]
+    assert float(corrected[0, 0]) == pytest.approx(float(corrected[0, 1]), abs=1e-5)
 
 
 def test_answers_are_found_among_the_images_that_could_be_decoded():
