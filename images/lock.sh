@@ -17,7 +17,7 @@ cd images/locks
 lock() {
     output=$1
     shift
-    uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 --output-file "$output" "$@"
+    uv pip compile --quiet --upgrade --generate-hashes --no-header --python-version 3.11 --output-file "$output" "$@"
 }
 without_torch="--constraint torch.in --no-emit-package torch --no-emit-package torchvision ${LOCK_ARGS:---torch-backend cpu}"
 project=../../pyproject.toml
