@@ -65,6 +65,17 @@ coverage: setup  ## Run the tests and print the lines that they run, in % of eac
 test-slow: setup  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest $(PYTEST) -m slow $$(grep -rl 'mark\.slow' tests --include='test_*.py')
 
+# The last digits of a result depend on the processor. These are the variables of PyTorch, oneDNN and
+# MKL: a processor with AVX2 alone, and one without, with MKL's code for processors of other makers than Intel.
+NUMBERS := tests/method/memory tests/method/train/test_golden.py tests/method/train/test_step.py tests/method/train/test_propagated.py \
+	tests/method/model/test_towers.py tests/method/model/test_vectors.py tests/evaluation tests/deploy/infer \
+	tests/deploy/export/test_export_memory.py tests/data/augment
+.PHONY: test-numbers
+test-numbers: setup  ## Run the tests of numbers with the arithmetic of other processors
+	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(PYTEST) $(NUMBERS)
+	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
+		$(BIN)/python -m pytest $(PYTEST) $(NUMBERS)
+
 build/azurite/node_modules/.bin/azurite-blob:
 	@npm install --silent --no-audit --no-fund --prefix build/azurite azurite
 
@@ -104,6 +115,20 @@ test-labels: build/labels/installed  ## Run the recipes for labelling tools with
 .PHONY: test-triton
 test-triton: build/triton/installed  ## Run the tests of what is printed beside triton, which torch for CUDA brings
 	@REQUIRE_TRITON=1 build/triton/bin/python -m pytest tests/release/test_beside_triton.py
+
+# An environment of its own with the lowest version of each dependency that pyproject.toml allows; the test tools, and what the
+# dependencies need themselves, are the newest. On Python 3.11: the oldest versions have no wheels for newer ones.
+build/lowest/installed: pyproject.toml
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/pip install --quiet --disable-pip-version-check uv
+	@$(@D)/bin/uv pip compile --quiet --no-deps --no-header --no-annotate --resolution lowest-direct \
+		--python $(@D)/bin/python --extra all --extra pipeline --extra heic --extra pretrain --output-file $(@D)/lowest.txt pyproject.toml
+	@$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --constraint $(@D)/lowest.txt --editable '.[dev,heic,pretrain]'
+	@touch $@
+
+.PHONY: test-lowest
+test-lowest: build/lowest/installed  ## Run the tests with the lowest versions that pyproject.toml allows (Python 3.11)
+	@build/lowest/bin/python -m pytest $(PYTEST)
 
 .PHONY: test-kfp
 test-kfp: setup  ## Test a Kubeflow installation: KFP_HOST=... [NAMESPACE=...] [STORE=gs://...] [CLUSTER=FILE] [KFP_ARGS=...]

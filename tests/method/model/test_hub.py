@@ -134,7 +134,7 @@ def test_a_hub_that_may_not_be_asked(serving, monkeypatch):
         load_backbone("ViT-B-16-quickgelu", "openai")
 
 
-@pytest.mark.parametrize("fault, message", [("cuts", "size"), ("no commit", "missing")])
+@pytest.mark.parametrize("fault, message", [("cuts", "size"), ("no commit", "missing|Distant resource")])
 def test_a_file_that_does_not_arrive_is_not_called_absent_and_leaves_nothing(repositories, serving, fault, message):
     """As when the connection is lost after the first request: the hub's client raises a kind of EntryNotFoundError."""
     with serving(repositories, fault) as server:
