@@ -65,7 +65,7 @@ coverage: setup  ## Run the tests and print the lines that they run, in % of eac
 test-slow: setup  ## Run the tests that take minutes
 	@$(BIN)/python -m pytest $(PYTEST) -m slow $$(grep -rl 'mark\.slow' tests --include='test_*.py')
 
-# The last digits of a result depend on the processor and the number of threads. These are the variables of PyTorch, oneDNN and
+# The last digits of a result depend on the processor. These are the variables of PyTorch, oneDNN and
 # MKL: a processor with AVX2 alone, and one without, with MKL's code for processors of other makers than Intel.
 NUMBERS := tests/method/memory tests/method/train/test_golden.py tests/method/train/test_step.py tests/method/train/test_propagated.py \
 	tests/method/model/test_towers.py tests/method/model/test_vectors.py tests/evaluation tests/deploy/infer \
@@ -73,7 +73,7 @@ NUMBERS := tests/method/memory tests/method/train/test_golden.py tests/method/tr
 .PHONY: test-numbers
 test-numbers: setup  ## Run the tests of numbers with the arithmetic of other processors
 	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(PYTEST) $(NUMBERS)
-	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=2 \
+	@ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE \
 		$(BIN)/python -m pytest $(PYTEST) $(NUMBERS)
 
 build/azurite/node_modules/.bin/azurite-blob:

@@ -91,8 +91,8 @@ def keep_error(error: BaseException) -> None:
 
 
 def prepare_last_collection() -> None:
-    """The interpreter's last collection takes a second once torch is imported: here it finds nothing to look through.
-    It must find triton's, which would be printed as leaked after the program's last line (nanobind)."""
+    """Hides all objects from the interpreter's last collection, which takes a second once torch is imported. Where
+    triton is, it must find them: else its bindings (nanobind) print them as leaked, after the program's last line."""
     (gc.unfreeze if "triton" in sys.modules else gc.freeze)()
 
 

@@ -1,4 +1,4 @@
-"""Beside triton, which PyPI's torch brings on Linux, a program prints its own lines and no other: not at its end either."""
+"""Beside triton, which PyPI's torch brings on Linux, a program prints its own lines alone, at its end too."""
 
 import os
 import subprocess
@@ -41,5 +41,5 @@ if __name__ == "__main__":
 def test_workers_that_are_spawned_by_a_program_with_torch(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("MUST_START_METHOD", "spawn")
     (tmp_path / "program.py").write_text(PROGRAM)
-    os.symlink(digits.images / "test", tmp_path / "images")
+    (tmp_path / "images").symlink_to(digits.images / "test")
     assert run("program.py", cwd=tmp_path) == (0, "", "")

@@ -273,7 +273,7 @@ def test_a_reader_opens_few_files_and_goes_on_without_room(bucket_server: Server
     assert [reader.image(number) for number in range(60)] == images
 
 
-# The modules outlive the interpreter's last collection, as those do to which a library holds a reference. Then they lose
+# The modules outlive the interpreter's last collection, as those do that a library holds a reference to. Then they lose
 # their names before the reader goes.
 PROGRAM = """
 import ctypes, sys
