@@ -1,7 +1,7 @@
 """How often the promise about labels that nobody looks at is broken, whatever a person does, and how many pictures are
 left to be named.
 
-    python benchmarks/promise.py [--draws 200] [--digits 20] [--risks 0.05 0.02]
+    python benchmarks/promise.py [--draws 100] [--digits 10] [--risks 0.05 0.02]
 
 First on made-up labels (errors of several shapes, more of them among the less sure labels), then on the bundled digits
 with `must refine` itself, which learns from the answers; their answers are the true labels. A simulated person looks
@@ -39,7 +39,8 @@ from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess
 
 PICTURES, ACT = 1_000, 100  # made-up pictures; random answers after which the person does something else
-LOOKS = (*range(20, 200, 5), *range(200, 401, 20))
+LOOKS = (*range(20, 200, 10), *range(200, 401, 40))
+DIGIT_LOOKS = (40, 80, 110, 130, 160, 200)
 SHAPES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {  # share of wrong labels by rank; multiples of the risk
     "few, falling": lambda rank, risk: 6 * risk * (1 - rank) ** 3,
     "many, falling": lambda rank, risk: 12 * risk * (1 - rank) ** 3,
@@ -273,8 +274,8 @@ def read_digits(folder: Path) -> Digits:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--draws", type=int, default=200, help="of made-up labels, for each shape; 0: none")
-    parser.add_argument("--digits", type=int, default=20, help="orders of the digits; 0: none")
+    parser.add_argument("--draws", type=int, default=100, help="of made-up labels, for each shape; 0: none")
+    parser.add_argument("--digits", type=int, default=10, help="orders of the digits; 0: none")
     parser.add_argument("--risks", type=float, nargs="+", default=[0.05, 0.02])
     parser.add_argument("--acts", nargs="+", default=[*ACTS])
     options = parser.parse_args()
@@ -298,7 +299,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         digits = read_digits(Path(folder))
-    looks = (20, 40, 60, 80, 100, 110, 130, 160, 200, 250)
+    looks = DIGIT_LOOKS
     for risk in options.risks:
         for promise in (SET, ACCEPTED):
             print(f"\ndigits, at most {risk:.0%} of {promise}: broken of {options.digits}; unseen in % after {looks}")
