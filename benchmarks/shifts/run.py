@@ -1,6 +1,7 @@
 """One run of the panel: trains with `--preset auto` or changed settings, and measures models and memories.
 
     python -m benchmarks.shifts.run --tasks signs kana --variants as-is few --seed 0 [--change epochs=48 --name longer]
+    python -m benchmarks.shifts.run --tasks digits --variants twice bursts --untrained
 
 A result is a JSON file under build/shifts/results; existing results are not computed again.
 """
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from benchmarks.shifts.families import ROOT
 from benchmarks.shifts.pretrain import pretrain
-from benchmarks.shifts.tasks import DEVELOPMENT, HELD_OUT, TOWERS, VARIANTS, Task, task, variant
+from benchmarks.shifts.tasks import COPIES, DEVELOPMENT, HELD_OUT, TOWERS, VARIANTS, Task, task, variant
 from must.config import ClassifierConfig, ShardConfig, TrainConfig
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalSource
@@ -46,6 +47,7 @@ from must.method.model.masked_vit import MaskedViT
 from must.method.train.trainer import train
 
 ALPHAS = (0.0, 0.5, 1.0)
+UNTRAINED = "untrained"  # the name of these settings
 DRAWS = 3  # of simulated answers at random
 ANSWERS = (20, 50, 200)
 
@@ -53,16 +55,18 @@ ANSWERS = (20, 50, 200)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=DEVELOPMENT, choices=(*DEVELOPMENT, *HELD_OUT))
-    parser.add_argument("--variants", nargs="+", default=["as-is"], choices=VARIANTS)
+    parser.add_argument("--variants", nargs="+", default=["as-is"], choices=(*VARIANTS, *COPIES))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="auto", help="of the settings, in the results")
+    parser.add_argument("--untrained", action="store_true", help="measure the zero-shot tower only, and its memory")
     parser.add_argument("--change", nargs="+", default=[], metavar="SETTING=VALUE", help="of must train, over auto")
     options = parser.parse_args()
     torch.set_num_threads(1)
     change = {name: yaml.safe_load(value) for name, value in (item.split("=", 1) for item in options.change)}
+    setting = UNTRAINED if options.untrained else options.name
     for variant_name in options.variants:
         for name in options.tasks:
-            run_task(name, variant_name, options.seed, options.name, change)
+            run_task(name, variant_name, options.seed, setting, change)
 
 
 def run_task(name: str, variant_name: str, seed: int, setting: str, change: dict[str, Any] | None = None) -> None:
@@ -79,14 +83,15 @@ def run_task(name: str, variant_name: str, seed: int, setting: str, change: dict
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     settings: dict[str, Any] = {"preset": "auto", "workers": 0, "device": "cpu", "tensorboard": False, "seed": seed}
     settings |= change or {}
-    config = TrainConfig(shards=shards, classifier=classifier_file, output=str(folder), **settings)
-    with contextlib.redirect_stdout(None):
-        train(config)
     row = {"task": name, "variant": variant_name, "setting": setting, "seed": seed, "images": len(data.unlabeled)}
-    trained = load_bundle(str(folder)).description.provenance.config
-    row |= {"classes": len(data.classes), "epochs": trained["epochs"], "train_seconds": time.perf_counter() - began}
-    row |= measure(str(folder), shards, classifier_file, data)
-    shutil.rmtree(folder)
+    row |= {"classes": len(data.classes)}
+    if setting != UNTRAINED:
+        config = TrainConfig(shards=shards, classifier=classifier_file, output=str(folder), **settings)
+        with contextlib.redirect_stdout(None):
+            train(config)
+        row |= {"epochs": load_bundle(str(folder)).description.provenance.config["epochs"]}
+    row |= {"seconds": time.perf_counter() - began} | measure(str(folder), shards, classifier_file, data)
+    shutil.rmtree(folder, ignore_errors=True)
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(row))
     print(summary(row), flush=True)
@@ -118,11 +123,12 @@ def measure(folder: str, shards: str, classifier_file: str, data: Task) -> dict[
     """The accuracy of each model on the test images: "present" with the classes' frequencies in the pool, "all" plain.
 
     Models: zero-shot, and the tower with each alpha; each without its memory, with it, and with answers in it."""
-    trained, zero_shot = load_trained(folder), zero_shot_bundle(load_text_classifier(classifier_file))
+    zero_shot = zero_shot_bundle(load_text_classifier(classifier_file))
+    trained = load_trained(folder) if Path(folder).exists() else zero_shot
     labels, hidden = truth(shards, "test", data.labels), torch.from_numpy(truth(shards, "train", data.hidden))
     counts = np.bincount(data.hidden[data.hidden >= 0], minlength=len(data.classes))
     rows: dict[str, Any] = {"present": {}, "all": {}, "labels": {}}
-    for alpha in ALPHAS:
+    for alpha in ALPHAS if trained is not zero_shot else ALPHAS[:1]:
         network = interpolate(zero_shot.model, trained.model, alpha)
         preprocess, cpu = get_preprocess(zero_shot.description), torch.device("cpu")
         pool, test = read_pools(network, shards, preprocess)
@@ -199,12 +205,14 @@ def weights(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def summary(row: dict[str, Any]) -> str:
     present, every = row["present"], row["all"]
-    names = ["0 0", "0.5 tower", "0.5 0", "1 0", "0.5 50 review", "0.5 200 review"]
-    changes = " ".join(f"{name}: {present[name] - present['0 tower']:+.1f}" for name in names if name in present)
-    change = every["0 0"] - every["0 tower"], every["0.5 0"] - every["0 tower"]
+    names = ["0 0", "0 50 review", "0 200 review", "0.5 tower", "0.5 0", "1 0", "0.5 50 review", "0.5 200 review"]
+    lines = []
+    for values, shown in ((present, names), (every, ["0 0", "0.5 0"])):
+        changes = {name: values[name] - values["0 tower"] for name in shown if name in values}
+        lines.append(" ".join(f"{name}: {change:+.1f}" for name, change in changes.items()))
     return (
-        f"{row['task']:<10}{row['variant']:<6}{row['setting']:<8}{row['seed']} zero-shot {present['0 tower']:.1f} | "
-        f"{changes} | all classes: 0 0: {change[0]:+.1f} 0.5 0: {change[1]:+.1f} | {row['train_seconds']:.0f} s"
+        f"{row['task']:<10}{row['variant']:<7}{row['setting']:<10}{row['seed']} zero-shot {present['0 tower']:.1f} | "
+        f"{lines[0]} | all classes: {lines[1]} | {row['seconds']:.0f} s"
     )
 
 

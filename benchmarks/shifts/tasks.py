@@ -18,12 +18,13 @@ first run.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter
 
 from benchmarks.shifts import families, photos
 from benchmarks.shifts.families import ROOT
@@ -35,6 +36,7 @@ DEVELOPMENT = ("digits", "grainy", "signs", "kana")
 HELD_OUT = ("slanted", "clothes", "groceries", "cyrillic", "faxed")
 TOWERS = {"kana": "scripts", "cyrillic": "scripts", "faxed": "kanji", **{name: name for name in photos.SETS}}
 VARIANTS = ("as-is", "tail", "half", "junk", "few")
+COPIES = ("twice", "bursts")  # variants, too
 # (pictures of each drawing, unlabeled images at most, test images at most)
 SIZES = {"kana": (1, 2000, 1000), "faxed": (1, 1800, 600), "cyrillic": (3, 1200, 600)}
 TEST_SHARE = 0.35
@@ -130,13 +132,26 @@ def variant(base: Task, family: str, name: str, seed: int = 0) -> Task:
     elif name == "few":
         keep = rng.permutation(len(hidden))[:300]
     else:
-        keep = np.arange(len(hidden))
+        keep = np.repeat(np.arange(len(hidden)), {"twice": 2, "bursts": 3}.get(name, 1))
     pictures, hidden = pictures[np.sort(keep)], hidden[np.sort(keep)]
+    if name == "bursts":
+        pictures = np.stack([shoot(picture, rng) for picture in pictures])
     if name == "junk":
         junk = others(family, rng, round(len(pictures) * 3 / 7))
         pictures = np.concatenate([pictures, junk])
         hidden = np.concatenate([hidden, np.full(len(junk), JUNK)])
     return replace(base, unlabeled=pictures, hidden=hidden)
+
+
+def shoot(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Another shot of it: 95% of it, up to 10% lighter or darker, a JPEG of quality 75 to 95."""
+    image, side = Image.fromarray(picture), len(picture)
+    x, y = rng.uniform(0, 0.05 * side, 2)
+    box = (x, y, x + 0.95 * side, y + 0.95 * side)
+    image = image.resize((side, side), Image.Resampling.BICUBIC, box)
+    file = io.BytesIO()
+    ImageEnhance.Brightness(image).enhance(rng.uniform(0.9, 1.1)).save(file, "JPEG", quality=int(rng.integers(75, 96)))
+    return np.asarray(Image.open(file))
 
 
 def others(family: str, rng: np.random.Generator, count: int) -> np.ndarray:
