@@ -279,6 +279,10 @@ def test_a_tab_that_is_closed_holds_nothing_and_a_page_that_comes_early_waits(re
     other = visit(url)
     shown(other, review.pictures[1].number)
     page.close(run_before_unload=True)
+    for _ in range(600):  # until the tab's last message has arrived
+        if len(app.session.shown) == 1:
+            break
+        other.wait_for_timeout(100)
     third = visit(url)
     shown(third, review.pictures[0].number)
 

@@ -226,14 +226,14 @@ def test_labels_that_can_be_accepted_are_marked(digits, many, tmp_path, capsys):
     rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500)[:240].tolist()]
     pictures = [(row["source"], row["sha256"], many[1][row["source"]]) for row in rows]
     answers = answered(tmp_path / "review", pictures, shards=many[0])
-    summary, rows = run(digits, tmp_path, shards=many[0], answers=answers)
+    summary, rows = run(digits, tmp_path, shards=many[0], answers=answers, risk=0.03)
     asked = {line["image"] for line in map(json.loads, (tmp_path / "review/answers.jsonl").read_text().splitlines())}
     others = [row for row in rows if row["image"] not in asked]
     assert all(row["accepted"] == "true" for row in rows if row["image"] in asked)
     taken, found = [row for row in others if row["accepted"] == "true"], summary["accepted"]
-    assert 200 < len(taken) == found["accepted"] <= len(others) == 260 and found["promise"] == "set"
+    assert 100 < len(taken) == found["accepted"] < len(others) == 260 and found["promise"] == "set"
     wrong = sum(row["class"] != many[1][row["image"]] for row in taken)
-    assert wrong <= 0.05 * 500
+    assert wrong <= 0.03 * 500
     assert {row["accepted"] for row in others} == {"true", "false"}
     told = found["text"] + capsys.readouterr().out
     assert f"500 pictures: 240 answered, {len(taken)} need not be looked at, {260 - len(taken)} are left." in told
@@ -246,11 +246,11 @@ def test_labels_that_can_be_accepted_are_marked(digits, many, tmp_path, capsys):
     assert sum(row["answers"] for row in classes) == 240
     assert [row["light"] for row in classes] == sorted((row["light"] for row in classes), key="poor unsure good".find)
     unsure = selection(tmp_path).abstention
-    assert unsure.by == "answers" and unsure.images == 240 and 0 < unsure.threshold < 1 and unsure.bound <= 0.05
+    assert unsure.by == "answers" and unsure.images == 240 and 0 < unsure.threshold < 1 and unsure.bound <= 0.03
     assert measured_abstention(None, selection(tmp_path))["threshold"] == unsure.threshold
     alone, rows = run(digits, tmp_path, shards=many[0], answers=answers, promise="accepted")
     others = [row for row in rows if row["image"] not in asked and row["accepted"] == "true"]
-    assert 100 < len(others) == alone["accepted"]["accepted"] < len(taken)
+    assert 100 < len(others) == alone["accepted"]["accepted"] <= len(taken)
     assert accuracy(others, many[1], "class") >= 0.95
     assert f"{len(others)} of the 260 labels without an answer can be accepted" in capsys.readouterr().out
     summary, rows = run(digits, tmp_path, shards=many[0], answers=answers, risk=0.001)

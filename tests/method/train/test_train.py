@@ -214,7 +214,8 @@ def test_the_model_is_half_way_and_remembers_the_images_and_all_of_it_lies_besid
     folders = half_trained, half_trained / "adapted"
     provenance, beside = (load_description(str(folder)).provenance for folder in folders)
     assert (provenance.selection.alpha, provenance.selection.by) == (0.5, "given")
-    assert provenance.selection.check.images == provenance.memory.images == 150 and provenance.memory.answers == 0
+    assert provenance.selection.check.images == 150 >= provenance.memory.images > 100
+    assert provenance.memory.answers == 0
     assert beside.selection is None and beside.memory is None and beside.summary == provenance.summary
     start, half, end = (weights(folder)["classifier"] for folder in (digits.zero_shot, *folders))
     torch.testing.assert_close(half, (start + end) / 2)
