@@ -52,16 +52,17 @@ def test_every_command_keeps_to_one_device_on_a_gpu(digits, tmp_path):
         csv.writer(file).writerows(
             [("image", "class"), *labels[::9], *((name, "none of these") for name, _ in labels[1::9])]
         )
+    report = str(tmp_path / "report")
     commands = [
         ["review", work, "--add", str(corrections)],
         ["refine", work],
         ["evaluate", work],
         ["predict", photos, "--model", f"{work}/model"],
         ["train", *data, *settings, "--output", model],
-        ["evaluate", "--model", model, "--baseline", digits.classifier, "--shards", digits.shards, "--output", model],
+        ["evaluate", "--model", model, "--baseline", digits.classifier, "--shards", digits.shards, "--output", report],
     ]
     shown = printed(*pretend, json.dumps(commands), cwd=ROOT)
-    assert f"using {len(labels[::9]) + len(labels[1::9])} answers" in shown and f"-> {model}" in shown
+    assert f"using {len(labels[::9]) + len(labels[1::9])} answers" in shown and f"report: {report}/" in shown
 
 
 def test_must_train_accepts_the_settings_of_the_gpu_tests(digits, tmp_path):
