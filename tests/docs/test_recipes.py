@@ -51,6 +51,7 @@ def test_recipes_are_short_and_python():
 
 
 @needs("label_studio_sdk")
+@pytest.mark.filterwarnings("ignore:The `dict` method is deprecated:DeprecationWarning")  # with pydantic 2.14
 def test_label_studio_takes_the_tasks_and_its_table_comes_back(predicted):
     run(0)
     from label_studio_sdk.converter import Converter
