@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from must.api.demo import CLASSES, TEMPLATES
-from must.base.files import MODEL_FOLDER_FILE
+from must.config.work import MODEL_FOLDER_FILE
 
 CANVAS = 64  # pixels; digits are drawn at this size, then distorted and reduced to IMAGE_SIZE
 IMAGE_SIZE = 32

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from must.api.demo import CLASSES, digit_parts
-from must.data.augment.normalize import normalize
+from must.data.augment import normalize
 from must.method.model.bundle import Bundle, load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess

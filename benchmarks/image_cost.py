@@ -35,7 +35,7 @@ d.bounds.memory_limited = True  # in this process
 d.Image.new("RGB", (64, 64)).convert("L")
 result = {}
 try:
-    from must.data.image.cost import cost
+    from must.data.image.limits import cost
     estimate = cost(data)
     result = {"pixels": estimate.width * estimate.height, "memory": estimate.memory, "seconds": estimate.seconds}
 except (ValueError, ImportError) as error:

@@ -60,8 +60,7 @@ def main() -> None:
 def measure(store: str) -> dict[str, float]:
     """The listing of `must shard`, up to the plan of its units on a local disk."""
     from must.data.shards.listing import shuffle
-    from must.data.sources.base import ListingReport
-    from must.data.sources.files import Folder
+    from must.data.sources.files import Folder, ListingReport
 
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

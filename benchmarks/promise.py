@@ -31,8 +31,7 @@ from must.method.answers.estimate import ACCEPTED, SET, Sample, accept, fewest_a
 from must.method.answers.population import ENTRY, Gone, choose_sample, forget_gone
 from must.method.distributed.process_group import World
 from must.method.memory.answers import Answers
-from must.method.memory.features import read_features
-from must.method.memory.pool import Pool
+from must.method.memory.features import Pool, read_features
 from must.method.memory.refine import refine_pool
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from must.method.memory.answers import Answers
-from must.method.memory.pool import Pool
+from must.method.memory.features import Pool
 from must.method.memory.refine import refine_pool
 from must.method.model.vectors import NEIGHBOURS, Whitening, nearest
 

@@ -78,7 +78,7 @@ def make_candidates(bundle: Bundle, path: str, options: argparse.Namespace, fold
     for precision in ("fp32", "int8"):
         output = str(folder / precision)
         config = ExportConfig(
-            model=path, output=output, precision=precision, shards=options.shards, images=256, min_agreement=1e-9
+            model=path, output=output, precision=precision, shards=options.shards, limit=256, min_agreement=1e-9
         )
         export(config)
         classifier = OnnxClassifier(Path(output) / "model.onnx", threads=options.threads)

@@ -36,8 +36,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from must.config import ShardConfig, TrainConfig
-from must.data.augment.draws import AugmentParams, PatchMask, seed_views
-from must.data.augment.views import TrainViews, fill_color, posterize
+from must.data.augment import AugmentParams, PatchMask, TrainViews, fill_color, posterize, seed_views
 from must.data.image.decode import decode
 from must.data.image.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
 from must.data.loading.loader import TrainDataset, train_batches

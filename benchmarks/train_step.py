@@ -137,7 +137,7 @@ def build(options: argparse.Namespace, variant: dict[str, Any], device: Any) -> 
     flops = 4 * forward_flops(visual)
     if variant.get("plain"):
         from benchmarks.plain_step import PlainStep
-        from must.data.augment.normalize import normalize
+        from must.data.augment import normalize
         from must.data.image.preprocess import Preprocess
 
         plain = PlainStep(visual, classifier, device, variant["precision"] == "bf16")

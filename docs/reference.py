@@ -17,8 +17,7 @@ import yaml
 
 import must
 from must.api import results
-from must.api.functions import ERRORS, NOT_STAGES, function_at_must
-from must.api.stages import STAGES
+from must.api.stages import ERRORS, NOT_STAGES, STAGES, function_at_must
 from must.base.flags import preset_text
 from must.base.parameters import list_parameters
 from must_pipeline.cli import COMMANDS

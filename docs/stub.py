@@ -6,8 +6,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import must
-from must.api.functions import ERRORS, PYTHON_FUNCTIONS, function_at_must
-from must.api.stages import STAGES
+from must.api.stages import ERRORS, PYTHON_FUNCTIONS, STAGES, function_at_must
 
 STUB = Path(must.__file__).with_suffix(".pyi")
 HEAD = '''\

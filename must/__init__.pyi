@@ -18,7 +18,7 @@ from must.api.results import Trained as Trained
 from must.base.errors import MustError as MustError
 from must.base.errors import TransientError as TransientError
 from must.base.errors import UserError as UserError
-from must.deploy.promote.registry import Latest as Latest
+from must.deploy.promote import Latest as Latest
 from must.evaluation.gate import Decision as Decision
 
 Text: TypeAlias = str | PathLike[str]

@@ -130,7 +130,7 @@ def export_once(digits, name, **more):
     from must.deploy.export.export import export
 
     def make(folder):
-        values = {"model": digits.adapted, "shards": digits.shards, "images": 40, "output": str(folder / "onnx")}
+        values = {"model": digits.adapted, "shards": digits.shards, "limit": 40, "output": str(folder / "onnx")}
         (folder / "result.json").write_text(json.dumps(export(ExportConfig(**values, **more))))
 
     folder = made_once(name, make)

@@ -28,18 +28,15 @@ runtime     base config data method evaluation deploy api
 UNIT_PLANS = {
     "base": """
 text
-files
 errors
 console
 processes   console errors
 storage     errors processes text
 lock        errors processes storage
-exits       console errors lock processes text
-progress    console exits processes
+program     console errors lock processes text
 parameters  errors text
-flags       exits parameters text
+flags       parameters program text
 names       errors parameters storage text
-workers     errors processes
 """,
     "data": """
 image
@@ -66,16 +63,13 @@ review      serve
 """,
     "api": """
 demo
-preflight
-stages      preflight
 results
-functions   results stages
+stages      results
 inputs
-model       inputs
 work_state  inputs
 sort
-adapted     functions model results work_state
-adapt       adapted functions inputs preflight stages work_state
+model       inputs results stages work_state
+adapt       inputs model stages work_state
 cli         stages
 """,
 }
@@ -218,8 +212,8 @@ def test_components_stay_thin():
 
 def test_what_runs_without_torch_does_not_import_it():
     modules = """
-        api.cli base.exits api.stages data.shards.build data.format.samples deploy.infer.predict deploy.predict.images
-        evaluation.gate deploy.promote.promote runtime.check runtime.inputs runtime.stages
+        api.cli base.program api.stages data.shards.build data.format deploy.infer.predict deploy.predict.images
+        evaluation.gate deploy.promote runtime.check runtime.stages
         runtime.summary runtime.supervise runtime.training deploy.serve.serve
     """
     code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"

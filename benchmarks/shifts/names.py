@@ -24,9 +24,8 @@ from benchmarks.shifts.tasks import DEVELOPMENT, HELD_OUT, VARIANTS, task, varia
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import World
-from must.method.memory.features import read_features
+from must.method.memory.features import TopLabels, read_features
 from must.method.memory.names import Finding, find_missing, find_pairs
-from must.method.memory.pool import Predicted
 from must.method.memory.propagate import refine_probabilities
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
@@ -103,7 +102,7 @@ def judge(
     real = torch.tensor([listed.get(number, -1) for number in hidden.tolist()])
     answered = order_review(vectors, P, answers)
     given = torch.stack([answered, real[answered]])
-    labels = Predicted.from_probabilities(refine_probabilities(near, P, vectors, given).labels[:, : P.shape[1]])
+    labels = TopLabels.from_probabilities(refine_probabilities(near, P, vectors, given).labels[:, : P.shape[1]])
     none = labels.labels == -1
     none[answered] = False
 

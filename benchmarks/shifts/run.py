@@ -37,9 +37,8 @@ from must.deploy.review.prepare import LISTED_CLASSES
 from must.method.answers.review import SCHEDULE, order_by_coverage
 from must.method.distributed.process_group import World
 from must.method.memory.alpha import interpolate, load_trained
-from must.method.memory.build import build_memory, find_neighbours
-from must.method.memory.features import read_features
-from must.method.memory.pool import Pool
+from must.method.memory.features import Pool, read_features
+from must.method.memory.propagate import build_memory, find_neighbours
 from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
 from must.method.model.description import get_preprocess

@@ -1,12 +1,18 @@
 """Kubernetes' API with a pod's service account, and what an Argo workflow says about a run's stages.
 
-Standard library only, because not every image has a client."""
+Standard library only, because not every image has a client.
+
+The end of a run in the stage summary: completes notes from the cluster's state, and deletes the run's TrainJob.
+
+Kubeflow deletes pods half a second after a run is stopped, before a launcher can end its TrainJob or a stage can write
+its last note. This code does both for them; if its requests fail, the page is still written."""
 
 from __future__ import annotations
 
 import base64
 import gzip
 import json
+import logging
 import os
 import re
 import ssl
@@ -18,8 +24,12 @@ from typing import Any
 
 from must.base.errors import TransientError, UserError
 from must.base.parameters import require
+from must.base.program import BUG, format_error
 from must.base.storage import is_transient, object_or_none
-from must.runtime.notes import Facts
+from must.runtime.notes import Facts, Failure, Note, read_notes, write_note
+
+logger = logging.getLogger(__name__)
+
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # a pod's token, certificate and namespace
 TIMEOUT = 30  # seconds
@@ -28,13 +38,13 @@ ROLE = "give it the role in deploy/trainjobs.yaml"
 RUN = "pipeline/runid"  # label: the run whose TrainJob it is; nothing deletes or follows a job of another run
 
 
-class Cluster:
+class KubernetesApi:
     def __init__(self, url: str, account: Path) -> None:
         self.url, self.account = url, account
         self.namespace = (account / "namespace").read_text().strip()
 
     @classmethod
-    def of_this_pod(cls) -> Cluster | None:
+    def of_this_pod(cls) -> KubernetesApi | None:
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not host or not (ACCOUNT / "token").is_file():
             return None
@@ -163,10 +173,10 @@ class Cluster:
 
 def check_inputs(facts: Facts, work_uri: str, *, runtime: str, **parameters: Any) -> str:
     """The stage inputs: also checks whether the cluster would refuse a TrainJob. `parameters`: the run's."""
-    from must.runtime import inputs  # not in the image of the launcher
+    from must.runtime import check  # not in the image of the launcher
 
-    result = inputs.check_inputs(parameters | {"work_uri": work_uri}, work_uri)
-    if runtime and (cluster := Cluster.of_this_pod()) is not None:
+    result = check.check_inputs(parameters | {"work_uri": work_uri}, work_uri)
+    if runtime and (cluster := KubernetesApi.of_this_pod()) is not None:
         cluster.check_trainer(runtime)
     facts.result = "as the stages take them"
     return result
@@ -211,3 +221,33 @@ def parse_exit_code(message: str) -> int | None:
 def is_stopped(workflow: dict[str, Any]) -> bool:
     """Kubeflow Pipelines terminates a run by a deadline of 0 s, Argo by `shutdown`."""
     return workflow["spec"].get("activeDeadlineSeconds") == 0 or bool(workflow["spec"].get("shutdown"))
+
+
+def settle_run(work_uri: str, run_id: str) -> list[str]:
+    """Completes the notes of pods that could not write them; deletes the run's TrainJob. Returns sentences about it."""
+    try:
+        if (cluster := KubernetesApi.of_this_pod()) is None:
+            return []
+        reasons = failures(cluster.workflow(cluster.workflow_name() or "-") or {})
+        sentences = []
+        for note in read_notes(work_uri, run_id):
+            if note.state == "running" and note.stage in reasons:
+                complete_note(note, reasons[note.stage][-1])
+                write_note(work_uri, run_id, note)
+            if job := note.facts.trainjob:
+                ending = f"{job} {cluster.end_job(job, run_id)}"
+                sentences += [ending] if note.state != "done" else []
+        return sentences
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        logger.warning(f"must: the status of this run's pods is not known: {format_error(error)}")
+        return []
+
+
+def complete_note(note: Note, reason: str) -> None:
+    """Adds the cluster's reason for the end of the pod to a note in the state running. A pod that ended with
+    its own exit code could not write its last note."""
+    note.facts.pod = reason
+    if parse_exit_code(reason) is not None and not note.signalled:
+        note.state, note.code = "failed", BUG
+        text = f"its pod ended by itself ({reason}) and could not write its last note; the pod's log says why"
+        note.error = Failure("", text)

@@ -189,7 +189,7 @@ def train(
     }  # fmt: skip
     function = "must.runtime.stages:train"
     if nodes:
-        function = "must_components.train_job.launch:train_on_nodes"
+        function = "must_components.train_job:train_on_nodes"
         values |= {"nodes": nodes, "model_name": model_name}
     else:
         values["processes"] = processes
@@ -317,7 +317,7 @@ def summary(
     from must.base.console import attach
     from must.base.storage import wait_for_credentials
     from must.runtime.summary import summarize, write_page
-    from must_components.job_at_end import settle_run
+    from must_components.cluster import settle_run
 
     attach()
     wait_for_credentials(work_uri)

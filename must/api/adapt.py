@@ -16,11 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from must.api.adapted import Adapted
-from must.api.functions import resumable
 from must.api.inputs import ImageSource, fingerprint_source, identify_model, read_classes, to_source
-from must.api.preflight import check_device, require_apart
-from must.api.stages import call
+from must.api.model import Adapted
+from must.api.stages import call, check_device, require_apart, resumable
 from must.api.work_state import (
     BUNDLE,
     FEATURES,
@@ -36,15 +34,14 @@ from must.api.work_state import (
 from must.base import storage
 from must.base.console import quieted, replaced
 from must.base.errors import UserError
-from must.base.files import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, naming_parameters, require
 from must.base.processes import check_processes, describe_machine
-from must.base.progress import load_torch
+from must.base.program import load_torch
 from must.base.text import counted, duration
 from must.config import AdaptConfig, TrainConfig
-from must.config.work import NEXT_PREFIX
-from must.data.format.index import load_index
+from must.config.work import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, NEXT_PREFIX
+from must.data.format import load_index
 from must.method.model.classifier import read_header
 from must.method.model.description import load_description
 from must.method.model.folder import MODELS_FOLDER

@@ -16,15 +16,14 @@ from must.api.stages import STAGES, configure, run
 from must.base import storage
 from must.base.console import TO_STDERR, open_closed
 from must.base.errors import UserError
-from must.base.exits import INTERRUPTED, exiting, is_first_rank
-from must.base.files import REFINED_FILE, REPORT_FILE
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, format_usage
 from must.base.parameters import convert, require
 from must.base.processes import cores, end_with_parent
+from must.base.program import INTERRUPTED, exiting, is_first_rank
 from must.base.text import printable, printable_page
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
-from must.config.work import find_work, is_work
+from must.config.work import REFINED_FILE, REPORT_FILE, find_work, is_work
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +136,7 @@ def refuse_no_model(images: list[str]) -> None:
 
 
 def run_index(options: dict[str, Any]) -> None:
-    from must.data.format.samples import verify
+    from must.data.format import verify
     from must.data.shards.build import show_index
 
     action, *uris = options["words"] or [""]

@@ -19,8 +19,7 @@ from must.base.parameters import require
 from must.data.image.colors import is_transparent, to_rgb
 from must.data.image.decode import decode, identify, orientation, upright
 from must.data.shards.listing import open_source
-from must.data.sources.base import ListingReport, no_images
-from must.data.sources.files import Folder, Manifest, beside
+from must.data.sources.files import Folder, ListingReport, Manifest, beside, no_images
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, ClassSet, load_class_set, make_class_set
 
 ACCEPTED = (

@@ -8,10 +8,10 @@ from typing import Any
 
 from must import config as configs
 from must.base import storage
-from must.base.files import ONNX_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.parameters import StageConfig
+from must.config.work import ONNX_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.deploy.predict.writer import Prediction, to_frame
-from must.deploy.promote.registry import Latest
+from must.deploy.promote import Latest
 from must.evaluation.gate import Decision
 from must.method.model.description import load_description
 

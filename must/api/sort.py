@@ -10,12 +10,11 @@ from pathlib import Path
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import PREDICTIONS_FILE, RECORD_FILE
 from must.base.parameters import require
-from must.base.progress import bar
+from must.base.program import bar
 from must.base.text import NONE_OF_THESE, counted, printable, uncell
 from must.config import SortConfig
-from must.config.work import WORDS
+from must.config.work import PREDICTIONS_FILE, RECORD_FILE, WORDS
 from must.data.loading.reader import ShardReader
 
 logger = logging.getLogger(__name__)

@@ -4,20 +4,147 @@ The command line is made from this table, and `call` runs a stage from Python:
 
     from must.api.stages import call
     call("train", shards="shards/", classifier="classifier.safetensors", output="model/", preset="auto")
-"""
+
+Preflight checks of a stage's inputs, before torch is imported: a wrong path is reported at once, not after seconds.
+
+The checks read files with the same functions as the stage itself, so their error messages are the same. A stage called
+from Python can do without them: it raises the same errors, later.
+
+Makes the stages' Python functions from the table of stages; parameters give signature and docstring."""
 
 import importlib
+import inspect
+import os
+import re
+import textwrap
 import warnings
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple, get_type_hints
 
 import must.config as configs
-from must.api.preflight import preflight
+from must.api.results import RESULTS, Predicted, make_result
+from must.base import storage
 from must.base.console import silence_pillow
-from must.base.errors import UserError
-from must.base.parameters import StageConfig, load, read_yaml
-from must.base.progress import load_torch
-from must.base.workers import killed_workers
-from must.config.work import with_words, with_work
+from must.base.errors import TransientError, UserError
+from must.base.parameters import (
+    StageConfig,
+    flag,
+    get_default,
+    is_required,
+    list_parameters,
+    load,
+    naming_parameters,
+    read_yaml,
+    require,
+    with_headings,
+)
+from must.base.processes import check_processes, killed_workers
+from must.base.program import load_torch
+from must.config.work import DESCRIPTION_FILE, METRICS_FILE, PARTS, RECORD_FILE, REFINED_FILE, with_words, with_work
+
+
+def preflight(config: Any) -> None:
+    """Checks every given parameter that has a kind, in the order of their declaration."""
+    if isinstance(workers := getattr(config, "workers", 0), int):
+        check_processes(workers, "--workers")
+    check_device(getattr(config, "device", "auto"))
+    for field in list_parameters(type(config)):
+        kind, value = field.metadata["kind"], getattr(config, field.name)
+        if value and ("output" in kind or kind == "apart"):
+            check_output(value, flag(field.name), kind)
+            if field.metadata["work"].startswith("to ") and kind == "output":
+                own = field.metadata["work"].removeprefix("to ").format(**vars(config))
+                refuse_folder_of_others(value, flag(field.name), own)
+        elif value and kind:
+            check_input(config, kind, value, flag(field.name))
+
+
+def check_device(device: str) -> None:
+    known = re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device)
+    require(known is not None, f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
+
+
+def refuse_folder_of_others(uri: str, flag: str, own: str) -> None:
+    """Raises UserError: the folder is one that another stage has written. `own`: the stage's place in WORK."""
+    files = {"": RECORD_FILE, "report": METRICS_FILE}
+    files |= {part.path: part.marker for part in PARTS.values() if part.marker}
+    for folder, name in files.items():
+        others = folder != own and not storage.is_remote(uri) and (storage.local(uri) / name).exists()
+        require(not others, f"{flag} {uri}: holds {name} of another command; choose another folder")
+
+
+KINDS = "class set", "model", "metrics", "refined", "bundle", "classifier", "baseline", "shards", "preset", "answers"
+
+
+def check_input(config: Any, kind: str, value: str, flag: str) -> None:
+    """Reads what a parameter names, of one of KINDS."""
+    from must.data.format import load_index
+    from must.evaluation.result import read_metrics
+    from must.method.answers.answers_file import answers_file, read_answers
+    from must.method.model.classifier import BUNDLED_SET, load_class_set, read_header
+    from must.method.model.description import load_description
+    from must.method.model.hub import check_model_name
+    from must.method.train.recipe import AUTO, preset_rows, published
+
+    assert kind in KINDS, kind
+    if kind == "class set" and value != BUNDLED_SET:  # the bundled set is open_clip's, and reading it imports torch
+        load_class_set(value)
+    elif kind == "model":
+        check_model_name(value, config.pretrained)
+    elif kind == "metrics":
+        read_metrics(value)
+    elif kind == "refined":
+        storage.read_json(storage.join(value, REFINED_FILE), flag)
+    elif kind == "bundle":
+        load_description(value)
+    elif kind == "classifier" or (kind == "baseline" and not storage.exists(storage.join(value, DESCRIPTION_FILE))):
+        check_classifier(config, value, flag)
+    elif kind == "shards":
+        load_index(value, getattr(config, "index_sha256", "")).list_shards(config.split)
+    elif kind == "preset" and value != AUTO:
+        published(value, config.model or ("" if "*" in preset_rows(value) else read_header(config.classifier).model))
+    elif kind == "answers":
+        require(storage.exists(answers_file(value)), f"{flag} {value}: no answers.jsonl there; `must review` writes it")
+        read_answers(value)
+
+
+def check_classifier(config: Any, file: str, flag: str) -> None:
+    """A classifier file, and its model folder unless the parameters name another model."""
+    from must.method.model.classifier import read_header, require_shares
+    from must.method.model.folder import require_model
+
+    header = read_header(file, flag)
+    if not (getattr(config, "pretrained", "") or (hasattr(config, "pretrained") and config.model)):
+        require_model(header.model_folder)
+    if getattr(config, "class_prior", "") == "given":
+        require_shares(header.shares, file)
+
+
+def require_apart(folder: Path, label: str) -> None:
+    """Raises UserError: the folder is a model or inside one, where a run must not write. `label` begins the message."""
+    model = next((path for path in (folder, *folder.parents) if (path / DESCRIPTION_FILE).is_file()), None)
+    require(model is None, f"{label}: is in the model {model}; choose a folder beside it")
+
+
+def check_output(uri: str, flag: str, kind: str = "output") -> None:
+    """Checks paths on this machine only: a bucket's permissions show when it is written to. A model may be trained
+    again in its place ("bundle output"), but not in another one."""
+    if storage.is_remote(uri):
+        return
+    path, is_file = storage.local(uri).absolute(), kind == "output file"
+    require(
+        not (path.is_dir() if is_file else path.is_file()),
+        f"{flag} {uri}: is a {'folder; give a file' if is_file else 'file; give a folder'}",
+    )
+    existing = path if path.exists() else next(parent for parent in path.parents if parent.exists())
+    require(existing == path or existing.is_dir(), f"{flag} {uri}: cannot be written: {existing} is no folder")
+    require(os.access(existing, os.W_OK), f"{flag} {uri}: cannot be written: no permission for {existing}")
+    if kind in ("apart", "bundle output"):
+        require_apart(path if kind == "apart" else path.parent, f"{flag} {uri}")
+    is_work = kind == "apart" and (path / RECORD_FILE).exists()
+    require(not is_work, f"{flag} {uri}: is a folder of `must adapt`; choose another one")
 
 
 class Stage(NamedTuple):
@@ -54,7 +181,7 @@ STAGES: Final[dict[str, Stage]] = {
         torch=True),
     "gate": Stage(configs.GateConfig, "must.evaluation.gate:gate",
         "Decide from metrics.json whether the adapted model may replace the one in use, and say why."),
-    "promote": Stage(configs.PromoteConfig, "must.deploy.promote.promote:promote",
+    "promote": Stage(configs.PromoteConfig, "must.deploy.promote:promote",
         "Copy a model to the registry and make it the champion, the one in use; --rollback restores the one before."),
     "predict": Stage(configs.PredictConfig, "must.deploy.infer.predict:predict",
         "Classify images, few or many, with the ONNX file alone (no PyTorch) or with a bundle."),
@@ -107,3 +234,86 @@ def run(stage: str, config: StageConfig, **extra: Any) -> Any:
             f"the package {error.name} is not installed here; install it with: pip install 'must-clip[all]', "
             "or take the image that has it (docs/containers.md)"
         ) from None
+
+
+ENDING = """
+Raises:
+    must.UserError: the input is wrong, in one line; must.TransientError: the same call may work later. Both are
+        ValueErrors.
+    OSError: a path that cannot be read or written."""
+
+ERRORS = ("MustError", "TransientError", "UserError")  # classes at `must`, of base/errors
+NOT_STAGES = {"load": "must.api.model:load"}  # functions at `must` that are not stages
+PYTHON_FUNCTIONS = NOT_STAGES | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not generated
+
+
+def function_at_must(name: str) -> Callable[..., Any]:
+    """`must.NAME`."""
+    if name in PYTHON_FUNCTIONS:
+        module, function_name = PYTHON_FUNCTIONS[name].split(":")
+        return getattr(importlib.import_module(module), function_name)
+    stage = STAGES[name]
+
+    def function(**values: Any) -> Any:
+        return run_stage(name, {key: value for key, value in values.items() if value is not None})
+
+    function.__name__ = function.__qualname__ = name
+    function.__module__ = "must"  # where it is imported from, by pickle too
+    function.__doc__ = docstring(stage)
+    function.__signature__ = signature(name, stage)  # type: ignore[attr-defined]
+    return function
+
+
+@naming_parameters()
+def run_stage(name: str, values: dict[str, Any]) -> Any:
+    """Runs a stage of the table in this thread. Handles no signals."""
+    config = configure(name, values)
+    predictions: list[Any] = []
+    with resumable(name):
+        if name != "predict":
+            return make_result(config, run(name, config))
+        counts = run(name, config, **({} if values.get("output") else {"take": predictions.append}))
+        return Predicted(predictions, counts["images"], counts["unreadable"])
+
+
+@contextmanager
+def resumable(name: str) -> Iterator[None]:
+    """A SystemExit, of training that is stopped, becomes a TransientError."""
+    try:
+        yield
+    except SystemExit as stopped:
+        reason = getattr(stopped, "reason", "stopped")
+        raise TransientError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped
+
+
+def signature(name: str, stage: Stage) -> inspect.Signature:
+    """Keyword parameters: the required ones first, then the most used."""
+    hints = get_type_hints(stage.config)
+    fields = sorted((field for _, field in with_headings(stage.config)), key=lambda field: not is_required(field))
+    parameters = []
+    for field in fields:
+        default = inspect.Parameter.empty if is_required(field) else get_default(field)
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=hints[field.name]))
+    return inspect.Signature(parameters, return_annotation=RESULTS.get(name, Any))
+
+
+def docstring(stage: Stage) -> str:
+    """The stage's help, its parameters under their headings, and the errors."""
+    groups: dict[str, list[str]] = {}
+    for heading, field in with_headings(stage.config):
+        text = f"{field.name}: {as_python(field.metadata['help'])}"
+        lines = groups.setdefault(heading, [f"    {heading}:"] if heading else [])
+        lines += textwrap.wrap(text, 110, initial_indent="    ", subsequent_indent=" " * 8)
+    blocks = "\n\n".join(map("\n".join, groups.values()))
+    return f"{as_python(stage.help)}\n\nArgs:\n{blocks}\n{ENDING}"
+
+
+def as_python(text: str) -> str:
+    """A help text with --flag-names replaced by the names of the parameters."""
+
+    def parameter(match: re.Match[str]) -> str:
+        name = match[2].replace("-", "_")
+        return f"{name}=False" if match[1] else name
+
+    return re.sub(r"--(no-)?([a-z][a-z-]*)", parameter, text)

@@ -18,23 +18,25 @@ import numpy as np
 from must.api.inputs import FOLDER, MANIFEST
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import (
+from must.base.parameters import require
+from must.base.text import counted
+from must.config.work import (
     CHECKPOINTS,
     CLASSIFIER_FILE,
     DESCRIPTION_FILE,
     INDEX_FILE,
     METRICS_FILE,
+    NEXT_PREFIX,
     ONNX_FILE,
     PREDICTIONS_FILE,
     RECORD_FILE,
     REFINED_FILE,
     REPORT_FILE,
     WEIGHTS_FILE,
+    WORDS,
+    is_work,
 )
-from must.base.parameters import require
-from must.base.text import counted
-from must.config.work import NEXT_PREFIX, WORDS, is_work
-from must.data.format.index import load_index
+from must.data.format import load_index
 from must.data.shards.history import joined, read_contents
 from must.data.shards.workdir import WORK_FOLDER
 from must.method.answers.answers_file import hash_answers

@@ -6,8 +6,8 @@ import sys
 from dataclasses import Field
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from must.base.exits import WRONG_INPUT
 from must.base.parameters import StageConfig, flag, get_default, is_required, list_parameters, with_headings
+from must.base.program import WRONG_INPUT
 from must.base.text import close_to
 
 

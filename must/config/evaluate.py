@@ -113,7 +113,7 @@ class RefineConfig(StageConfig):
         "accepted: those labels alone, which takes more answers",
         "set",
     )
-    images: int = param(
+    limit: int = param(
         "largest number of images, taken at even intervals; time grows with its square", 1_000_000, at_least=1
     )
     memory_images: int = param("largest number of images that the memory holds", 10_000, at_least=11)
@@ -142,7 +142,7 @@ class ReviewConfig(StageConfig):
     )
     browser: bool = param("open the page in a browser, from a terminal with a display", True)
     who: str = param("name that answers are signed with, unless the page is given another", "", metavar="NAME")
-    images: int = param("images to look at, evenly spread; fewer for over 1,000 classes", 20_000, between=(100, 20_000))
+    limit: int = param("images to look at, evenly spread; fewer for over 1,000 classes", 20_000, between=(100, 20_000))
     host: str = param("address to listen at", "127.0.0.1", metavar="HOST", group="addresses")
     port: int = param("port; 0: any that is free", 0, between=(0, 65535))
     seed: int = param("of the order of the pictures", 0, group="how it runs")

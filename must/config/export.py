@@ -45,7 +45,7 @@ class ExportConfig(StageConfig):
     )
     index_sha256: str = defaults.index_sha256("--shards")
     split: str = param("split of --shards to take images from", "train", metavar="NAME")
-    images: int = param("images of --shards to check and calibrate with", 256, at_least=1)
+    limit: int = param("images of --shards to check and calibrate with", 256, at_least=1)
     min_agreement: float = param(
         "smallest share of images that must get PyTorch's class; 0 means 1 for fp32, 0.97 for int8", 0.0, between=(0, 1)
     )

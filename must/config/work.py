@@ -1,6 +1,8 @@
 """WORK, the folder of one adaptation: `must adapt` makes it, and so do single stages whose outputs have these names.
 
-A stage whose `model` is WORK, or the bundle WORK/model, gets the paths that are not given from the table PARTS."""
+A stage whose `model` is WORK, or the bundle WORK/model, gets the paths that are not given from the table PARTS.
+
+Names of files and folders that several packages use. A name that only one package uses is defined there."""
 
 import logging
 import os
@@ -10,17 +12,34 @@ from dataclasses import Field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from must.base import files, storage
+from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import StageConfig, flag, is_required, list_parameters, require
 
 logger = logging.getLogger(__name__)
 
+
+INDEX_FILE = "index.json"  # of a folder of shards
+CLASSIFIER_FILE = "classifier.safetensors"  # in a folder that a stage writes
+WEIGHTS_FILE, DESCRIPTION_FILE = "model.safetensors", "model.json"  # a bundle's
+NEXT_DESCRIPTION_FILE = "model.next.json"  # there while a bundle is written
+ADAPTED = "adapted"  # folder with the fully adapted bundle (alpha 1), inside a bundle with another alpha
+CHECKPOINTS = "checkpoints"  # folder of a training, in its output
+LAST_FILE = "LAST"  # names the newest checkpoint
+METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE = "metrics.json", "predictions.csv", "report.html"
+ONNX_FILE, CARD_FILE = "model.onnx", "MODEL_CARD.md"  # an export's
+MODEL_FOLDER_FILE = "open_clip_config.json"  # of a model folder as open_clip writes it
+VERSION_FILE = "version.json"  # of a version in the registry
+RECORD_FILE = "adapt.json"  # of `must adapt`
+REFINED_FILE = "refined.json"  # of `must refine`, beside predictions.csv
+ANSWERS_FILE = "answers.jsonl"  # of `must review`
+
+
 WORDS = "words"  # in adapt.json: what the last `must adapt` was called with
 NEXT_PREFIX = ".next-"  # of the folder in WORK in which a later call of `must adapt` makes parts
 
 
-class Part(NamedTuple):
+class WorkPart(NamedTuple):
     path: str  # in WORK
     marker: str  # the file in it that identifies it; "" if `path` is the file
     words: str
@@ -28,16 +47,16 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "bundle": Part("model", files.DESCRIPTION_FILE, "model of `must train` or `must refine`", True),
-    "classifier": Part(files.CLASSIFIER_FILE, "", "classifier file of `must classifier`", True),
-    "shards": Part("shards", files.INDEX_FILE, "shards of `must shard`", True),
-    "test": Part("test", files.INDEX_FILE, "labelled images of `must adapt`"),
-    "features": Part("features", "", "features of the images"),
-    "labels": Part("labels", files.REFINED_FILE, "labels of `must refine`", True),
-    "metrics": Part(f"report/{files.METRICS_FILE}", "", "report of `must evaluate`", True),
-    "onnx": Part("onnx", files.ONNX_FILE, "ONNX file of `must export`"),
-    "answers": Part("review", files.ANSWERS_FILE, "answers of `must review`"),
-    "decision": Part("decision.json", "", "decision of `must gate`"),
+    "bundle": WorkPart("model", DESCRIPTION_FILE, "model of `must train` or `must refine`", True),
+    "classifier": WorkPart(CLASSIFIER_FILE, "", "classifier file of `must classifier`", True),
+    "shards": WorkPart("shards", INDEX_FILE, "shards of `must shard`", True),
+    "test": WorkPart("test", INDEX_FILE, "labelled images of `must adapt`"),
+    "features": WorkPart("features", "", "features of the images"),
+    "labels": WorkPart("labels", REFINED_FILE, "labels of `must refine`", True),
+    "metrics": WorkPart(f"report/{METRICS_FILE}", "", "report of `must evaluate`", True),
+    "onnx": WorkPart("onnx", ONNX_FILE, "ONNX file of `must export`"),
+    "answers": WorkPart("review", ANSWERS_FILE, "answers of `must review`"),
+    "decision": WorkPart("decision.json", "", "decision of `must gate`"),
 }
 """By the names that the metadata `work` of a parameter has."""
 
@@ -52,7 +71,7 @@ def find_part(work: str, kind: str) -> str:
 def find_split(work: str) -> str:
     """The split to measure on: test, or train if the shards have no test split."""
     shards = find_part(work, "test") or find_part(work, "shards")
-    index = storage.read_json(storage.join(shards, files.INDEX_FILE), "--shards") if shards else {}
+    index = storage.read_json(storage.join(shards, INDEX_FILE), "--shards") if shards else {}
     return "test" if not index or "test" in index.get("splits", ()) else "train"
 
 
@@ -62,7 +81,7 @@ def is_measured(work: str) -> bool:
     if not metrics or not bundle:
         return True
     model = storage.read_json(metrics, "--metrics").get("model") or {}
-    description = storage.read_json(storage.join(bundle, files.DESCRIPTION_FILE), "--model")
+    description = storage.read_json(storage.join(bundle, DESCRIPTION_FILE), "--model")
     return bool(model.get("weights_sha256") == description.get("weights_sha256"))
 
 
@@ -80,7 +99,7 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
     if not parameters or not isinstance(model, str | os.PathLike) or "://" in os.fspath(model):
         return values
     folder = os.fspath(model).rstrip("/") or "/"
-    if any(Path(folder, name).is_file() for name in (files.DESCRIPTION_FILE, files.ONNX_FILE)):
+    if any(Path(folder, name).is_file() for name in (DESCRIPTION_FILE, ONNX_FILE)):
         own, folder = Path(folder).name, str(Path(folder).parent)
         if own != PARTS["bundle"].path or not find_part(folder, "classifier"):  # not in WORK
             return values
@@ -101,7 +120,7 @@ def with_words(values: dict[str, Any]) -> dict[str, Any]:
     work = values.get("images")
     if not isinstance(work, str | os.PathLike) or "://" in os.fspath(work) or "output" in values:
         return values
-    record = Path(work, files.RECORD_FILE)
+    record = Path(work, RECORD_FILE)
     if not record.is_file():
         return values
     words = storage.read_json(str(record), "adapt").get(WORDS) or {}
@@ -130,7 +149,7 @@ def find_value(work: str, field: Field[Any], values: dict[str, Any]) -> str:
         logger.info(f"{model}: {measure}")
         return ""
     part = PARTS[kinds[-1]]
-    again = part.by_adapt and Path(work, files.RECORD_FILE).exists()
+    again = part.by_adapt and Path(work, RECORD_FILE).exists()
     command = re.search("`(.+)`", part.words)
     make = f"`{command[1]} {shlex.quote(work)}` makes it" if command and not part.by_adapt else "make it"
     make = "the same `must adapt` again makes it" if again else make
@@ -143,7 +162,7 @@ def find_adapted(model: str) -> str:
     """The folder WORK of `must adapt` whose bundle is `model`, or will be at the end of a call that makes it anew in
     WORK/.next-HASH; '' if there is none. The path begins in the current folder if WORK is below it."""
     folder = Path(model).parent
-    if Path(model).name != PARTS["bundle"].path or not (folder / files.RECORD_FILE).is_file():
+    if Path(model).name != PARTS["bundle"].path or not (folder / RECORD_FILE).is_file():
         return ""
     return shorten_path(str(folder))
 

@@ -7,20 +7,19 @@ import numpy as np
 
 from must import __version__
 from must.base import storage
-from must.base.files import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.base.text import cell, counted, encoded, format_csv, printable
 from must.config import EvaluateConfig
-from must.data.format.index import Index, load_index
+from must.config.work import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
+from must.data.format import Index, load_index
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.data.shards.history import read_hashes
 from must.evaluation.metrics import measure
-from must.evaluation.report.map import MAP_IMAGES
+from must.evaluation.report.gallery import MAP_IMAGES
 from must.evaluation.report.page import render_report
-from must.evaluation.report.verdict import verdict
-from must.evaluation.result import Data, Metrics, Model, RefinedLabels, write_metrics
+from must.evaluation.result import Data, Metrics, ModelRecord, RefinedLabels, write_metrics
 from must.evaluation.scores import Samples, Scores, read_samples, score
-from must.evaluation.table import text_table
+from must.evaluation.table import text_table, verdict
 from must.method.answers.estimate import abstention
 from must.method.distributed.process_group import World, init_distributed
 from must.method.memory.features import Features, hash_tower, read_features, spread
@@ -57,7 +56,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
             metrics,
             abstention=abstention(config.risk, after.confidence[labelled], correct, named=after.named[labelled]),
             baseline_name=name,
-            model=Model(
+            model=ModelRecord(
                 config.model, description.backbone, description.pretrained, description.logit_factor,
                 description.must_version, description.weights_sha256, description.provenance.to_dict(),
             ),

@@ -12,7 +12,7 @@ import torch
 from must.evaluation.result import Accuracy, Compared, Interval, LabelFree, Metrics, ModelFigures, Paired
 from must.evaluation.scores import NO_LABEL, Samples, Scores
 from must.method.answers.estimate import binomial_tail, difference, share
-from must.method.memory.pool import Predicted, compare_predictions, count_effective
+from must.method.memory.features import TopLabels, compare_predictions, count_effective
 
 BINS = 15
 MATRIX_LIMIT = 200  # classes up to which the confusion matrices are written out
@@ -190,8 +190,8 @@ def compare(before: Scores, after: Scores, classes: int) -> Compared:
     )
 
 
-def predicted(scores: Scores) -> Predicted:
-    return Predicted(torch.from_numpy(scores.prediction).long(), torch.from_numpy(scores.confidence))
+def predicted(scores: Scores) -> TopLabels:
+    return TopLabels(torch.from_numpy(scores.prediction).long(), torch.from_numpy(scores.confidence))
 
 
 def measure(

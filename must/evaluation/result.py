@@ -12,10 +12,10 @@ from typing import Any, Self
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import make_record, require
 from must.base.storage import read_json
 from must.base.text import NONE_OF_THESE, brief, encoded, uncell
+from must.config.work import PREDICTIONS_FILE, REFINED_FILE
 from must.method.answers.estimate import Abstention
 from must.method.model.description import CheckResult, Selection
 
@@ -80,7 +80,7 @@ class LabelFree:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelRecord:
     bundle: str = ""
     backbone: str = ""
     pretrained: str = ""
@@ -126,7 +126,7 @@ class Metrics:
     bootstrap_replicates: int = 0
     abstention: Abstention | None = None
     baseline_name: str = "zero-shot"
-    model: Model = field(default_factory=Model)
+    model: ModelRecord = field(default_factory=ModelRecord)
     data: Data = field(default_factory=Data)
     refined: dict[str, Any] | None = None
     config: dict[str, Any] = field(default_factory=dict)

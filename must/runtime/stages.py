@@ -15,14 +15,13 @@ from typing import Any, Literal
 from must.api.stages import call
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE
 from must.base.lock import RUN_ID
 from must.base.parameters import require
 from must.base.text import counted, encoded
 from must.config import GateConfig
-from must.data.format.index import load_index
-from must.deploy.promote.promote import version_name
-from must.deploy.promote.registry import Latest, Registry
+from must.config.work import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE
+from must.data.format import load_index
+from must.deploy.promote import Latest, Registry, version_name
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
 from must.evaluation.result import Metrics, read_metrics
 from must.method.answers.answers_file import hash_answers
@@ -30,11 +29,8 @@ from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.recipe import run_key
-from must.runtime.check import sharding_settings, training_settings, with_underscores
-from must.runtime.fit import check_fit
-from must.runtime.inputs import inputs_fingerprint
-from must.runtime.notes import Facts
-from must.runtime.places import WorkUri
+from must.runtime.check import check_fit, inputs_fingerprint, sharding_settings, training_settings, with_underscores
+from must.runtime.notes import Facts, WorkUri
 from must.runtime.summary import NOTHING_NEW
 from must.runtime.training import origin, plain, train
 

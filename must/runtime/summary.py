@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from must.base import storage
-from must.base.exits import HELD, KILLED, LONGEST_LINE, PREEMPTED, TIME_OVER, WRONG_INPUT, format_error
-from must.base.files import LAST_FILE
+from must.base.program import HELD, KILLED, LONGEST_LINE, PREEMPTED, TIME_OVER, WRONG_INPUT, format_error
 from must.base.text import printable, printable_page
-from must.runtime.notes import Facts, Note, read_notes
-from must.runtime.places import WorkUri
+from must.config.work import LAST_FILE
+from must.runtime.notes import Facts, Note, WorkUri, read_notes
 from must.runtime.supervise import OVERTAKEN
 
 logger = logging.getLogger(__name__)
@@ -130,7 +129,7 @@ def describe_gain(evaluate: Facts, gate: Facts) -> str:
     return f": {evaluate.top1:.1%}" + (f", was {before:.1%} ({who})" if before is not None else "")
 
 
-class Line(NamedTuple):
+class StageLine(NamedTuple):
     label: str
     text: str
     link: str = ""  # URL of the label
@@ -140,7 +139,7 @@ class Line(NamedTuple):
 @dataclass
 class Summary:
     headline: str
-    lines: list[Line] = field(default_factory=list)
+    lines: list[StageLine] = field(default_factory=list)
     table: list[tuple[str, ...]] = field(default_factory=list)  # a row for each stage, in the order of COLUMNS
     notes: str = ""  # folder of the notes; '' if they cannot be read
     failure: str = ""  # how a stage failed: a key of FAILURE_KINDS
@@ -188,26 +187,28 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
     except (ValueError, OSError) as error:
         ended = "Run complete" if state in SUCCESS_STATES else "Run ended"
         why = f"{format_error(error)}. The log of each stage says how it ended"
-        lines = [Line("Why", why), Line("Command to go on", again, command=True)]
+        lines = [StageLine("Why", why), StageLine("Command to go on", again, command=True)]
         return Summary(f"{ended}, but the notes of its stages in {work_uri} cannot be read", lines)
     good, headline = determine_outcome(notes, state)
     summary = Summary(headline, table=list(map(make_row, notes)), notes=WorkUri(work_uri).notes(run_id))
     if (failed := find_failed(notes)) is not None:
-        summary.lines.append(Line("Why", explain_failure(failed)))
+        summary.lines.append(StageLine("Why", explain_failure(failed)))
         summary.failure, summary.log = name_failure(failed), failed.lines[-LOG_LINES:]
     elif not good:
-        summary.lines.append(Line("Why", BROKEN_OFF))
+        summary.lines.append(StageLine("Why", BROKEN_OFF))
     if not good:
         if summary.failure == "input":
-            summary.lines.append(Line("First", "correct the input; for another value of a parameter start a new run"))
-        summary.lines.append(Line("Command to go on", again, command=True))
+            summary.lines.append(
+                StageLine("First", "correct the input; for another value of a parameter start a new run")
+            )
+        summary.lines.append(StageLine("Command to go on", again, command=True))
         if failed is not None and failed.facts.checkpoints:
-            summary.lines.append(Line("Progress", describe_progress(failed.facts.checkpoints)))
-        summary.lines += [Line("TrainJob", sentence) for sentence in more]
+            summary.lines.append(StageLine("Progress", describe_progress(failed.facts.checkpoints)))
+        summary.lines += [StageLine("TrainJob", sentence) for sentence in more]
     for uri in (note.facts.report for note in notes if note.facts.report):
         link = f"https://storage.cloud.google.com/{uri.removeprefix('gs://')}" if uri.startswith("gs://") else ""
-        summary.lines.append(Line("Report", f"{uri}, or the output report of the stage evaluate", link))
-    summary.lines += [Line("Run", run_id)] if run_id else []
+        summary.lines.append(StageLine("Report", f"{uri}, or the output report of the stage evaluate", link))
+    summary.lines += [StageLine("Run", run_id)] if run_id else []
     return summary
 
 

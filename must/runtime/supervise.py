@@ -22,7 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from must.base.exits import (
+from must.base.lock import RUN_ID
+from must.base.parameters import make_record
+from must.base.processes import child_environment, end_with_parent, every
+from must.base.program import (
     ERROR_FILE,
     HELD,
     INTERRUPTED,
@@ -34,9 +37,6 @@ from must.base.exits import (
     format_error,
     handling,
 )
-from must.base.lock import RUN_ID
-from must.base.parameters import make_record
-from must.base.processes import child_environment, end_with_parent, every
 from must.base.storage import wait_for_credentials
 from must.base.text import without_secrets
 from must.runtime.notes import FACTS_FILE, Facts, Failure, Note, parse_failure, read_note, write_note

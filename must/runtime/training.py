@@ -18,15 +18,14 @@ import yaml
 
 from must.api.stages import call
 from must.base import storage
-from must.base.exits import BUG, PREEMPTED, exiting, handling
-from must.base.files import DESCRIPTION_FILE
 from must.base.parameters import require
 from must.base.processes import check_processes, child_environment, end_with_parent
+from must.base.program import BUG, PREEMPTED, exiting, handling
+from must.config.work import DESCRIPTION_FILE
 from must.method.model.description import RunSummary, load_description, summary_at
 from must.method.train.recipe import run_key
 from must.runtime.check import training_settings
-from must.runtime.notes import Facts
-from must.runtime.places import JobUri, WorkUri
+from must.runtime.notes import Facts, JobUri, WorkUri
 
 
 def parse_processes(text: str) -> int:

@@ -11,13 +11,12 @@ import yaml
 from kfp import compiler
 
 from must.config import ExportConfig, GateConfig, ShardConfig
-from must_pipeline.cluster.config import Cluster
-from must_pipeline.cluster.rules import load_cluster, spot_warning
+from must_pipeline.cluster.config import ClusterConfig, load_cluster, spot_warning
 from must_pipeline.dag import make_pipeline
 from must_pipeline.files import documents
 
 
-def compile_pipeline(cluster: Cluster, output: Path) -> None:
+def compile_pipeline(cluster: ClusterConfig, output: Path) -> None:
     """Writes the compiled pipeline. The output is the same for the same source and cluster."""
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder) / "pipeline.yaml"

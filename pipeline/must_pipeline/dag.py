@@ -12,11 +12,11 @@ from kfp import dsl
 from must.config.defaults import list_parts
 from must_components import components
 from must_pipeline import DESCRIPTION
-from must_pipeline.cluster.config import Cluster
+from must_pipeline.cluster.config import ClusterConfig
 from must_pipeline.cluster.placement import configure_task, encode_nodes
 
 
-def make_pipeline(cluster: Cluster) -> Any:
+def make_pipeline(cluster: ClusterConfig) -> Any:
     """The pipeline for a cluster; must_pipeline/stages.py has a row for each of its tasks."""
     run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # used by `submit --again` and by the run's notes
 

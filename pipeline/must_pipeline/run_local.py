@@ -20,14 +20,14 @@ import yaml
 import must
 import must_components
 from must.base.errors import UserError
-from must.base.exits import BUG, handling
-from must.base.files import METRICS_FILE, ONNX_FILE, REPORT_FILE
 from must.base.lock import Kind, locked
 from must.base.parameters import read_mapping
+from must.base.program import BUG, handling
+from must.config.work import METRICS_FILE, ONNX_FILE, REPORT_FILE
 from must.evaluation.result import read_metrics
 from must.evaluation.table import text_table
 from must_pipeline.files import documents
-from must_pipeline.server.parameters import check_parameters
+from must_pipeline.submit import check_parameters
 
 # For PYTHONPATH: the stages import must from here, so it need not be installed.
 SOURCE_FOLDERS = [str(Path(package.__file__ or "").parent.parent) for package in (must, must_components)]

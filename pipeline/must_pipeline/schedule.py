@@ -10,12 +10,11 @@ from must.base.errors import UserError
 from must.base.parameters import convert_fields, read_mapping, require
 from must_pipeline import DESCRIPTION
 from must_pipeline.server.api import Kfp, api, api_errors
-from must_pipeline.server.parameters import check_parameters
-from must_pipeline.server.wait import OVER
+from must_pipeline.submit import OVER, check_parameters
 
 
 @dataclass(frozen=True)
-class Schedule:
+class RecurringRun:
     """The content of a schedule file; pipeline/schedule.yaml explains it."""
 
     name: str = ""
@@ -38,9 +37,9 @@ def main(options: argparse.Namespace) -> None:
         switch(Kfp(options), options.action, options.what)
 
 
-def read_schedule(path: Path, pipeline: Path) -> Schedule:
+def read_schedule(path: Path, pipeline: Path) -> RecurringRun:
     """Raises ValueError: an unknown key, a wrong cron line, parameters that the pipeline does not have."""
-    schedule: Schedule = convert_fields(read_mapping(path, f"apply {path}"), Schedule, "")
+    schedule: RecurringRun = convert_fields(read_mapping(path, f"apply {path}"), RecurringRun, "")
     for key in ("name", "cron"):
         require(bool(getattr(schedule, key)), f"{path}: {key} is missing")
     parameters = check_parameters(pipeline, schedule.parameters)
@@ -57,7 +56,7 @@ def six_fields(cron: str) -> str:
     return f"0 {cron}" if count == 5 else cron
 
 
-def apply(kfp: Kfp, schedule: Schedule, pipeline_file: Path) -> None:
+def apply(kfp: Kfp, schedule: RecurringRun, pipeline_file: Path) -> None:
     """Kubeflow cannot change a recurring run: creates a new one, then deletes the old one (pauses it if it has a run in
     progress).
 
@@ -97,7 +96,7 @@ def why_fixed(server: str) -> str:
     return f"{which}, and before 2.17 a schedule of the newest version starts runs without end"
 
 
-def recurring_run(kfp: Kfp, schedule: Schedule, experiment: str, pipeline: str, version: str) -> Any:
+def recurring_run(kfp: Kfp, schedule: RecurringRun, experiment: str, pipeline: str, version: str) -> Any:
     """`version`: of the pipeline; '' for the newest one at each time."""
     return api.V2beta1RecurringRun(
         display_name=schedule.name,

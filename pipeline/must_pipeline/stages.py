@@ -8,7 +8,7 @@ from typing import Final
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageNeeds:
     image: str  # on a GPU it is GPU_IMAGE instead
     # The memory limit in GiB if cluster.yaml sets none. ViT-B/16 in float32 with a copy of its weights and a forward
     # batch of 64 took 1.5 (x86-64, PyTorch); ViT-L has three times the weights. `must shard` may take a GB per worker
@@ -23,16 +23,16 @@ IMAGES: Final = ("must-shard", "must-torch", "must-train")
 GPU_IMAGE: Final = "must-train"  # has torch with CUDA
 LAUNCHER_IMAGE: Final = "must-shard"  # of the stage train, if it is a TrainJob
 
-STAGES: Final[dict[str, Stage]] = {
-    "inputs": Stage("must-torch", 8),
-    "shard": Stage("must-shard", 32),
-    "classifier": Stage("must-torch", 16, gpu=True),
-    "champion": Stage("must-torch", 8),
-    "train": Stage("must-train", 48, gpu=True, loaders=True),
-    "evaluate": Stage("must-torch", 32, gpu=True, loaders=True),
-    "export": Stage("must-torch", 32, loaders=True),
-    "gate": Stage("must-torch", 32, gpu=True, loaders=True),
-    "promote": Stage("must-shard", 16),
-    "close": Stage("must-shard", 1),
-    "summary": Stage("must-shard", 4, retried=False),
+STAGES: Final[dict[str, StageNeeds]] = {
+    "inputs": StageNeeds("must-torch", 8),
+    "shard": StageNeeds("must-shard", 32),
+    "classifier": StageNeeds("must-torch", 16, gpu=True),
+    "champion": StageNeeds("must-torch", 8),
+    "train": StageNeeds("must-train", 48, gpu=True, loaders=True),
+    "evaluate": StageNeeds("must-torch", 32, gpu=True, loaders=True),
+    "export": StageNeeds("must-torch", 32, loaders=True),
+    "gate": StageNeeds("must-torch", 32, gpu=True, loaders=True),
+    "promote": StageNeeds("must-shard", 16),
+    "close": StageNeeds("must-shard", 1),
+    "summary": StageNeeds("must-shard", 4, retried=False),
 }

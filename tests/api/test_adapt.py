@@ -14,10 +14,10 @@ from PIL import ExifTags, Image
 
 import must
 from must.api import cli
-from must.api.adapted import Adapted
 from must.api.demo import CLASSES, asset_folder
 from must.api.inputs import as_image, folder_names, make_entries, read_classes, to_source
-from must.data.augment.normalize import normalize
+from must.api.model import Adapted
+from must.data.augment import normalize
 from must.data.image.decode import decode
 from must.method.model.bundle import load_bundle
 from must.method.model.description import get_preprocess
@@ -97,7 +97,7 @@ def test_open_clips_model_ranks_as_the_bundle_does(adapted, digits):
 
 @pytest.mark.slow
 def test_it_exports(adapted, tmp_path):
-    assert Path(adapted.export(tmp_path / "onnx", images=20).model).exists()
+    assert Path(adapted.export(tmp_path / "onnx", limit=20).model).exists()
 
 
 def test_numpys_texts_are_names_and_prompts(tmp_path):

@@ -13,11 +13,10 @@ import pytest
 import must
 from docs.stub import STUB, stub
 from must.api import cli
-from must.api.functions import ERRORS, NOT_STAGES, as_python
-from must.api.stages import STAGES, configure
+from must.api.stages import ERRORS, NOT_STAGES, STAGES, as_python, configure
 from must.base.parameters import list_parameters
 from must.config import TrainConfig
-from must.data.format.index import load_index
+from must.data.format import load_index
 from must.method.distributed.process_group import Preempted
 from must.method.model.classifier import load_text_classifier
 from must.method.train import trainer

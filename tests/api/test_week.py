@@ -43,7 +43,7 @@ class Week:
             assert not (self.work / "decision.json").exists()
             assert (self.work / "before/onnx/model.onnx").exists()
         self.models.append(model)
-        self.must("export work --images 11")
+        self.must("export work --limit 11")
         self.must("gate work --gate none")
         self.must("predict --model work --output predictions.csv photos")
         table, photos = labels(self.work), sorted(self.photos.iterdir())

@@ -14,8 +14,7 @@ import pytest
 import must
 from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder
-from must.api.preflight import check_output, preflight
-from must.api.stages import configure
+from must.api.stages import check_output, configure, preflight
 from tests.api.conftest import answer, checksums, label_of, weights
 from tests.zoo import put
 
@@ -65,7 +64,7 @@ refine work --answers nowhere                                                | -
 refine work --classifier classes.txt                                         | is damaged or no file of `must classifier`
 refine work --classifier none                                                | --classifier none: no such file
 refine work --split trian                                                    | hold no split 'trian'
-refine work --images 0                                                       | --images must be at least 1
+refine work --limit 0                                                       | --limit must be at least 1
 refine work --memory-images 10                                               | --memory-images must be at least 11
 refine work --risk 1e-320                                                    | --risk must be at least 0.0001
 evaluate work --risk 1e-320                                                  | --risk must be at least 0.0001
@@ -184,7 +183,7 @@ def finished(monday, tmp_path_factory):
     (folder / "classes.txt").write_text("\n".join(CLASSES))
     put(folder, {"bad/answers.jsonl": b'{"sha256": "x", "label": "one"}\n', "steps/shards/index.json": b"{}"})
     answer(work, folder / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in range(5)})
-    must.export(model=work, images=11)  # type: ignore[call-arg]
+    must.export(model=work, limit=11)  # type: ignore[call-arg]
     must.gate(model=work, gate="none")  # type: ignore[call-arg]
     must.promote(model=work, registry=folder / "reg", name="digits")
     shutil.copytree(work, folder / "refined")

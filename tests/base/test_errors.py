@@ -9,9 +9,9 @@ import pytest
 
 import must
 from must.base.errors import MustError, TransientError, UserError
-from must.base.exits import BUG, HELD, PREEMPTED, WRONG_INPUT, exiting, find_exit_code
 from must.base.lock import HeldError
 from must.base.parameters import require
+from must.base.program import BUG, HELD, PREEMPTED, WRONG_INPUT, exiting, find_exit_code
 
 
 def test_a_bug_is_no_users_error(capsys):

@@ -137,7 +137,7 @@ def test_more_workers_than_the_machine_holds_are_refused_before_any_starts(
 
 ENDS = """
 import threading
-from must.base.exits import exiting
+from must.base.program import exiting
 from must.base.processes import DaemonThreads
 with exiting("x"):
     DaemonThreads().submit(threading.Event().wait)

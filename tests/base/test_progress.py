@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from must.base import progress
+from must.base import program
 from must.base.console import attach
-from must.base.progress import bar
+from must.base.program import bar
 
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
-    monkeypatch.setattr(progress, "LINE_INTERVAL", 0)
+    monkeypatch.setattr(program, "LINE_INTERVAL", 0)
     attach()
 
 
@@ -26,7 +26,7 @@ def test_it_says_what_how_much_and_how_long_still(capsys):
 
 
 def test_a_script_that_configures_no_logging_is_told_too():
-    code = "from must.base import progress; progress.LINE_INTERVAL = 0; list(progress.bar(range(3), desc='train'))"
+    code = "from must.base import program; program.LINE_INTERVAL = 0; list(program.bar(range(3), desc='train'))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stderr.splitlines()[-1].startswith("train: 100% 3/3 [") and not shown.stdout
 
@@ -35,6 +35,6 @@ def test_there_is_no_line_within_a_minute_nor_of_a_quiet_bar(capsys, monkeypatch
     with bar(total=2, desc="quiet", quiet=True) as shown:
         shown.update(2)
         assert shown.disable
-    monkeypatch.setattr(progress, "LINE_INTERVAL", 60)
+    monkeypatch.setattr(program, "LINE_INTERVAL", 60)
     assert list(bar(range(3), desc="short")) == [0, 1, 2]
     assert capsys.readouterr().err == ""

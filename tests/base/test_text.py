@@ -8,8 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from must.base.exits import exiting
 from must.base.parameters import load
+from must.base.program import exiting
 from must.base.text import BRIEF_LENGTH, cell, encoded, format_csv, join_lines, printable, without_secrets
 from must.config import TrainConfig
 

@@ -12,9 +12,9 @@ import pytest
 from torch.utils.data import DataLoader
 
 from must.base.errors import UserError
-from must.base.exits import BUG, PREEMPTED, WRONG_INPUT, find_exit_code, format_error
+from must.base.processes import Job, KilledWorkerError, Workers, killed_workers, write_note
+from must.base.program import BUG, PREEMPTED, WRONG_INPUT, find_exit_code, format_error
 from must.base.storage import UnreachableError
-from must.base.workers import Job, KilledWorkerError, Workers, killed_workers, write_note
 from must.data.loading.loader import iterate
 
 FAULTS: dict[str, tuple[Exception | None, int, str]] = {

@@ -13,11 +13,11 @@ import pytest
 
 from must.method.model.description import RunSummary
 from must.runtime.notes import Facts
-from must_components.cluster import Cluster
-from must_components.train_job import launch
-from must_components.train_job.launch import train_on_nodes
+from must_components import train_job
+from must_components.cluster import KubernetesApi
+from must_components.train_job import train_on_nodes
+from must_pipeline.cluster.config import load_cluster
 from must_pipeline.cluster.placement import encode_nodes
-from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
 from tests.common import ROOT
 from tests.components.kube_api import Api
@@ -50,7 +50,7 @@ def start_launcher(api, work, **changes):
     values = {name: str(work.parent / name) for name in ("classifier", "output")} | changes
     code = (
         "import json, sys; from pathlib import Path; from must_components.cluster import Cluster\n"
-        "from must.runtime.notes import Facts; from must_components.train_job.launch import train_on_nodes\n"
+        "from must.runtime.notes import Facts; from must_components.train_job import train_on_nodes\n"
         "Cluster.of_this_pod = lambda: Cluster(sys.argv[3], Path(sys.argv[4]))\n"
         "train_on_nodes(Facts(), sys.argv[1], **json.loads(sys.argv[2]))"
     )
@@ -100,11 +100,11 @@ def api(monkeypatch, tmp_path):
     made.apply("training-runtime.yaml")
     for name, text in (("namespace", "vision"), ("token", "t")):
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(Cluster, "of_this_pod", lambda: Cluster(made.url, tmp_path))
+    monkeypatch.setattr(KubernetesApi, "of_this_pod", lambda: KubernetesApi(made.url, tmp_path))
     monkeypatch.setenv("MUST_RUN_ID", "r1")
-    monkeypatch.setattr(launch, "POLL_JOB", 0.05)
+    monkeypatch.setattr(train_job, "POLL_JOB", 0.05)
     monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(launch, "API_TIMEOUT", 20.0)
+    monkeypatch.setattr(train_job, "API_TIMEOUT", 20.0)
     yield made
     made.server.close()
 
@@ -146,7 +146,7 @@ def kubernetes(tmp_path, monkeypatch):
     (tmp_path / "token").write_text("secret\n")
     (tmp_path / "namespace").write_text("vision\n")
     with serving(answer) as url:
-        made: Any = Cluster(url, tmp_path)
+        made: Any = KubernetesApi(url, tmp_path)
         made.answers, made.asked = answers, asked
-        monkeypatch.setattr(Cluster, "of_this_pod", lambda: made)
+        monkeypatch.setattr(KubernetesApi, "of_this_pod", lambda: made)
         yield made

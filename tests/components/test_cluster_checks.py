@@ -4,7 +4,7 @@ import pytest
 
 from must.base.storage import TransientError
 from must_components import cluster
-from must_components.cluster import Cluster
+from must_components.cluster import KubernetesApi
 
 TRAINERS = "/apis/trainer.kubeflow.org/v1alpha1"
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -40,7 +40,7 @@ def test_a_runtime_or_a_right_that_is_missing_is_said_before_the_training(kubern
 
 
 def test_a_server_that_does_not_answer_may_pass(kubernetes):
-    gone = Cluster("http://127.0.0.1:9", kubernetes.account)
+    gone = KubernetesApi("http://127.0.0.1:9", kubernetes.account)
     with pytest.raises(TransientError, match="does not answer"):
         gone.check_trainer("must-torch")
 
@@ -48,4 +48,4 @@ def test_a_server_that_does_not_answer_may_pass(kubernetes):
 def test_outside_a_pod_there_is_no_cluster_to_ask(monkeypatch, tmp_path):
     monkeypatch.setattr(cluster, "ACCOUNT", tmp_path / "none")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
-    assert Cluster.of_this_pod() is None
+    assert KubernetesApi.of_this_pod() is None

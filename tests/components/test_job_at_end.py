@@ -4,8 +4,7 @@ import pytest
 
 from must.runtime.notes import Facts, Note, read_notes, write_note
 from must.runtime.summary import summarize
-from must_components.cluster import Cluster
-from must_components.job_at_end import settle_run
+from must_components.cluster import KubernetesApi, settle_run
 from tests.components.conftest import completes, train
 
 NODE = "must-x(0).root(0).exit-handler-1(0).condition-2(0).train(0).executor(0)"
@@ -73,7 +72,7 @@ def test_a_cluster_that_says_nothing_stops_no_page(api, work, run, monkeypatch, 
     end(run)
     leave(work)
     if trouble == "no answer":
-        monkeypatch.setattr(Cluster, "of_this_pod", lambda: Cluster("http://127.0.0.1:9", tmp_path))
+        monkeypatch.setattr(KubernetesApi, "of_this_pod", lambda: KubernetesApi("http://127.0.0.1:9", tmp_path))
     api.workflows.clear()
     if trouble == "no pod":
         monkeypatch.delenv("KFP_POD_NAME")

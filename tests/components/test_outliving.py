@@ -11,12 +11,12 @@ import threading
 
 import pytest
 
-from must.data.format.index import load_index
+from must.data.format import load_index
 from must.method.answers.answers_file import append
 from must.method.model.description import load_description
 from must.runtime.notes import Facts
-from must_components.train_job.launch import train_on_nodes
-from must_pipeline.cluster.config import Cluster, GpuPool, Training
+from must_components.train_job import train_on_nodes
+from must_pipeline.cluster.config import ClusterConfig, GpuPool, Training
 from must_pipeline.cluster.placement import encode_nodes
 from tests.common import until
 from tests.components.conftest import start_launcher
@@ -77,7 +77,7 @@ def test_training_goes_on_without_its_launcher_and_the_next_one_follows_it(api, 
     shutil.copytree(digits.shards, work / "shards")
     values = {
         "index_sha256": load_index(str(work / "shards")).sha256, "classifier": digits.classifier,
-        "nodes": encode_nodes(Cluster(gpu=GpuPool(count=0), training=Training(nodes=2, processes="1"))),
+        "nodes": encode_nodes(ClusterConfig(gpu=GpuPool(count=0), training=Training(nodes=2, processes="1"))),
         "preset": "digits", "settings": SETTINGS, "epochs": EPOCHS, "answers": str(work / "answers.jsonl"),
     }  # fmt: skip
     picture = next(digits.images.glob("train/*/*.png"))

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from must_components.train_job.manifest import make_manifest
-from must_pipeline.cluster.rules import load_cluster
+from must_components.train_job import make_manifest
+from must_pipeline.cluster.config import load_cluster
 from must_pipeline.files import CLUSTER, documents
 from must_pipeline.stages import STAGES
 from tests.common import ROOT

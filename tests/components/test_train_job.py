@@ -12,16 +12,15 @@ import pytest
 import yaml
 
 from must.base.errors import TransientError
-from must.base.exits import Ended
+from must.base.program import Ended
 from must.runtime.notes import Facts
 from must.runtime.training import plain
-from must_components.cluster import Cluster
-from must_components.train_job import launch
-from must_components.train_job.launch import JobLog, Launch
-from must_components.train_job.manifest import make_manifest
-from must_pipeline.cluster.config import Cluster as ClusterFile
+from must_components import train_job
+from must_components.cluster import KubernetesApi
+from must_components.train_job import JobLog, Launch, make_manifest
+from must_pipeline.cluster.config import ClusterConfig as ClusterFile
+from must_pipeline.cluster.config import load_cluster
 from must_pipeline.cluster.placement import encode_nodes
-from must_pipeline.cluster.rules import load_cluster
 from must_pipeline.files import CLUSTER
 from tests.common import ROOT
 from tests.components.conftest import SUMMARY, completes, exit_code, fails, nodes, start_launcher, train
@@ -106,7 +105,7 @@ def test_a_retry_replaces_a_failed_job_when_all_of_it_is_gone(api, work, failed_
     the foreground, Trainer makes its JobSet again and again."""
     api.lag, api.on_start = 4, completes(work, "going on after step 5")
     if killed:
-        Cluster.of_this_pod().delete_job(api.jobs[failed_job])
+        KubernetesApi.of_this_pod().delete_job(api.jobs[failed_job])
     assert train(work)["summary"] == NUMBERS
     assert not api.rebuilt and api.deleted == [(failed_job, "Background")]
     assert [job["metadata"]["name"] for job in api.created] == [failed_job] * 2
@@ -116,7 +115,7 @@ def test_a_retry_replaces_a_failed_job_when_all_of_it_is_gone(api, work, failed_
 def test_pods_that_do_not_end_are_another_try_and_no_second_training(api, work, failed_job, monkeypatch):
     """Such as on a node that is lost."""
     api.lag = 10**6
-    monkeypatch.setattr(launch, "GONE", 0.2)
+    monkeypatch.setattr(train_job, "GONE", 0.2)
     with pytest.raises(TransientError, match=f"pods of an earlier TrainJob {failed_job} have not ended"):
         train(work)
     assert len(api.created) == 1
@@ -225,7 +224,7 @@ def test_under_another_runtime_the_log_of_the_last_try_is_told(api, work, capfd,
             api.exit(name, 0, 1)
 
     followers, api.on_start = [], on_start
-    monkeypatch.setattr(launch, "JobLog", follow)
+    monkeypatch.setattr(train_job, "JobLog", follow)
     assert exit_code(work, nodes=nodes() | {"runtime": "torch-distributed"}) == 1
     captured = capfd.readouterr()
     assert [line for line in captured.out.splitlines() if line.startswith("life")] == [f"life {n}" for n in range(7)]
@@ -234,7 +233,7 @@ def test_under_another_runtime_the_log_of_the_last_try_is_told(api, work, capfd,
 
 
 def test_every_line_is_printed_once_also_of_equal_times(api, failed_job, capfd):
-    node, follower = api.pods[failed_job][0], JobLog(Cluster.of_this_pod(), failed_job)
+    node, follower = api.pods[failed_job][0], JobLog(KubernetesApi.of_this_pod(), failed_job)
     capfd.readouterr()
     stamp = node.lines[-1][0]
     for more in ([], ["step 1", "step 1"], [], ["25%\r50%", "step 2"]):

@@ -14,12 +14,11 @@ from must.api.cli import OTHER_COMMANDS, build_parser
 from must.api.stages import STAGES
 from must.base.parameters import load
 from must.method.model.classifier import load_class_set
-from must_pipeline.arguments import parse
-from must_pipeline.cli import COMMANDS
-from must_pipeline.cluster.rules import load_cluster
+from must_pipeline.cli import COMMANDS, parse
+from must_pipeline.cluster.config import load_cluster
 from must_pipeline.files import COMPILED
 from must_pipeline.schedule import read_schedule
-from must_pipeline.server.parameters import check_parameters
+from must_pipeline.submit import check_parameters
 from tests.common import ROOT, printed
 from tests.docs.blocks import PAGES, blocks, commands
 

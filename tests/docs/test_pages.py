@@ -1,5 +1,6 @@
-"""Links of all pages as a code host shows them, those outside docs/ too, which the site's build does not look at; and
-the pictures: those that need no training are what `make pictures` would draw now, and all are small."""
+"""Links of all pages as a code host shows them, those outside docs/ too, which the site's build does not look at; files
+and modules that pages and docstrings name; and the pictures: those that need no training are what `make pictures` would
+draw now, and all are small."""
 
 import re
 import sys
@@ -30,6 +31,36 @@ def test_links_lead_somewhere(page):
         assert target.exists(), link
         if anchor and target.suffix == ".md":
             assert anchor in anchors(target), link
+
+
+CODE = [path for home in ("must", "components", "pipeline", "tests") for path in (ROOT / home).rglob("*.py")]
+FILE = re.compile(r"`((?:must|components|pipeline|tests|benchmarks|docs|images|deploy|must_\w+)/[\w./-]+\.\w+)`")
+MODULE = re.compile(r"`(must(?:_\w+)?(?:\.\w+)+)(?:\(.*?\))?`")
+
+
+def is_there(name):
+    """Whether it is a module or a package, or a name that one of them defines."""
+    whole, above = name.replace(".", "/"), name.rpartition(".")[0].replace(".", "/")
+    homes = [ROOT / home for home in ("", "components", "pipeline")]
+    if any((home / f"{whole}.py").exists() or (home / whole).is_dir() for home in homes):
+        return True
+    files = [home / file for home in homes for file in (f"{above}.py", f"{above}/__init__.py")]
+    return any(re.search(rf"\b{name.split('.')[-1]}\b", file.read_text()) for file in files if file.exists())
+
+
+def test_named_files_and_modules_exist():
+    missing = []
+    for page in [*PAGES, *CODE]:
+        if page.name == "CHANGELOG.md":
+            continue
+        text = page.read_text()
+        files = [name for name in FILE.findall(text) if "NAME" not in name]
+        missing += [
+            name for name in files if not any((ROOT / home / name).exists() for home in ("", "components", "pipeline"))
+        ]
+        dotted = [name for name in MODULE.findall(text) if not name.endswith((".json", ".yaml"))]
+        missing += [name for name in dotted if name.count(".") > 1 and not is_there(name)]
+    assert not missing
 
 
 @pytest.mark.parametrize("module, draw, name", [("pictures_dag", "dag", "pipeline"), ("pictures", "order", "order")])

@@ -19,7 +19,7 @@ import yaml
 from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts
 from must.base.parameters import make_record
 from must.config import ClassifierConfig, EvaluateConfig, ShardConfig
-from must.data.augment.normalize import normalize
+from must.data.augment import normalize
 from must.data.image.preprocess import EvalView
 from must.data.shards.build import shard
 from must.method.model.bundle import Bundle, save_bundle, zero_shot_bundle

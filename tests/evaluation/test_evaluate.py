@@ -13,7 +13,7 @@ from PIL import Image
 
 from must.api.demo import CLASSES
 from must.config import RefineConfig, ShardConfig
-from must.data.augment.normalize import normalize
+from must.data.augment import normalize
 from must.data.loading.reader import ShardReader
 from must.data.shards.build import shard
 from must.data.shards.history import read_hashes

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from must.config import ShardConfig
-from must.data.format.samples import verify
+from must.data.format import verify
 from must.data.shards.build import shard, show_index
 from must.evaluation.evaluate import evaluate
 from must.evaluation.table import text_table

@@ -11,12 +11,11 @@ import pytest
 
 from must.config import EvaluateConfig
 from must.evaluation.metrics import MATRIX_LIMIT, measure
-from must.evaluation.report.map import lay_out
-from must.evaluation.report.page import list_worse, render_report
-from must.evaluation.report.provenance import command_line, next_steps, training_log
-from must.evaluation.report.verdict import verdict
-from must.evaluation.result import Data, Model
+from must.evaluation.report.gallery import lay_out
+from must.evaluation.report.page import command_line, list_worse, next_steps, render_report, training_log
+from must.evaluation.result import Data, ModelRecord
 from must.evaluation.scores import Samples
+from must.evaluation.table import verdict
 from must.method.answers.estimate import AccuracyEstimate
 from must.method.model.bundle import load_bundle, save_bundle
 from tests.evaluation.digits import evaluation
@@ -114,7 +113,7 @@ def rendered(digits, classes, model="", **options):
     origin = {"config": {"shards": HOSTILE[0]}, "note": HOSTILE[1]}
     metrics = replace(
         measure(samples, after, before, None, list(classes)),
-        model=Model(HOSTILE[0], HOSTILE[1], HOSTILE[4], 100, "0", origin),
+        model=ModelRecord(HOSTILE[0], HOSTILE[1], HOSTILE[4], 100, "0", origin),
         data=Data(digits.shards, "test", "0" * 64, splits={HOSTILE[0]: {"samples": 1, "labelled": 0}}),
     )
     return render_report(config, metrics, samples, after, before), metrics
@@ -190,7 +189,7 @@ def test_the_headline_is_of_the_answers_where_there_are_no_labels():
         before, after = np.arange(128) < 80, np.arange(128) < 80
         before[:fixed], after[80 - broken : 80] = False, False
         selection = {"measured": asdict(AccuracyEstimate.from_correct(before, before, with_answers=after))}
-        answered = replace(metrics, model=Model(provenance={"selection": selection}))
+        answered = replace(metrics, model=ModelRecord(provenance={"selection": selection}))
         found = verdict(answered)
         assert (found.tone, found.headline) == (tone, headline) and "128 answers: zero-shot" in found.text
         found = verdict(checked(answered, 400, []))
@@ -205,7 +204,7 @@ def test_the_headline_is_of_the_answers_where_there_are_no_labels():
         few = AccuracyEstimate.from_correct(np.arange(12) >= wrong, np.ones(12, bool))  # as the page of `must review`
         few = few.with_labels(np.arange(12) > 0, own=20, others=20)
         selection = {"selection": {"measured": asdict(few)}}
-        found = verdict(checked(replace(metrics, model=Model(provenance=selection)), 400, []))
+        found = verdict(checked(replace(metrics, model=ModelRecord(provenance=selection)), 400, []))
         assert (found.headline, few.better) == (headline, True if wrong else None)
         assert (
             "the model is right about 12 of 12 images" in found.plain and "of the labels, 96 of 100 are" in found.plain
@@ -229,7 +228,7 @@ def test_less_of_the_training_is_advised_where_there_was_one(digits):
     config = evaluation(digits, "out")
     metrics = measured(list("abcde"))
     assert [line.split()[1] for _, line in next_steps(config, metrics, "bad")] == ["review"]
-    trained = replace(metrics, model=Model(provenance={"config": {"epochs": 1}}))
+    trained = replace(metrics, model=ModelRecord(provenance={"config": {"epochs": 1}}))
     assert [line.split()[1] for _, line in next_steps(config, trained, "bad")] == ["refine", "review"]
     assert [line.split()[1] for _, line in next_steps(config, trained, "good")] == ["predict", "export", "review"]
 

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from must.base.files import LAST_FILE
 from must.config import TrainConfig
+from must.config.work import LAST_FILE
 from must.method.distributed.process_group import StopSignal, init_distributed
 from must.method.model.bundle import LOG_FILE
 from must.method.train.trainer import Trainer

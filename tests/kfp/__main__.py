@@ -27,11 +27,10 @@ from must.base import storage
 from must.base.names import listed
 from must.runtime.notes import read_notes
 from must.runtime.summary import determine_outcome
-from must_pipeline import schedule
-from must_pipeline.arguments import add_server
-from must_pipeline.cluster.rules import load_cluster
+from must_pipeline import schedule, submit
+from must_pipeline.cli import add_server
+from must_pipeline.cluster.config import load_cluster
 from must_pipeline.compile import compile_pipeline
-from must_pipeline.server import wait
 from must_pipeline.server.api import Kfp, api_errors, connect
 from must_pipeline.submit import copy_run, make_run, start
 
@@ -106,12 +105,12 @@ class Check:
             values["epochs"] = 200 if self.cluster.uses_gpu("train") else 80
         before, run_id = self.trainings(), self.start(case, values)
         while case.act and not self.trainings() - before:
-            if self.state(run_id) in wait.OVER:
+            if self.state(run_id) in submit.OVER:
                 return "over before its training had a checkpoint", "WRONG"
             time.sleep(2)
         last = (getattr(self, case.act)(run_id) if case.act else "") or run_id
         for each in dict.fromkeys((run_id, last)):
-            wait.wait(self.kfp, each, self.work, "")
+            submit.wait(self.kfp, each, self.work, "")
         notes, state = read_notes(self.work, last), self.state(last)
         line = determine_outcome(notes, state).headline
         tries = max([len(note.tries) + 1 for note in notes if note.stage == "train"], default=0)
@@ -133,10 +132,10 @@ class Check:
             "work_uri": self.work, **parameters,
         }  # fmt: skip
         if case.scheduled:
-            weekly = schedule.Schedule(self.name, "0 * * * * *", self.name, self.name, parameters=values)
+            weekly = schedule.RecurringRun(self.name, "0 * * * * *", self.name, self.name, parameters=values)
             schedule.apply(self.kfp, weekly, file)
             while not (begun := [run for run in self.list_runs() if run.recurring_run_id]):
-                time.sleep(wait.POLL)
+                time.sleep(submit.POLL)
             schedule.switch(self.kfp, "pause", self.name)  # deleted later: Kubernetes deletes its workflows with it
             return str(begun[0].run_id)
         body = make_run(self.kfp, file, self.name, self.name, values)
@@ -149,7 +148,7 @@ class Check:
             return [run for run in runs if run.experiment_id == self.experiment]
 
     def state(self, run_id: str) -> str:
-        return wait.get_run_with_retry(self.kfp, run_id).state or "PENDING"
+        return submit.get_run_with_retry(self.kfp, run_id).state or "PENDING"
 
     def trainings(self) -> set[str]:
         """Those that have a checkpoint. Each combination of data and settings has a folder of its own."""
@@ -235,7 +234,7 @@ class Check:
         """What cannot be deleted is named, and does not keep the rest."""
         kfp, steps = self.kfp, list[Any]()
         for run in self.list_runs():
-            steps += [partial(self.terminate, run.run_id)] * (run.state not in wait.OVER)
+            steps += [partial(self.terminate, run.run_id)] * (run.state not in submit.OVER)
             steps.append(partial(kfp.runs.run_service_delete_run, run.run_id))
         steps.append(partial(schedule.switch, kfp, "delete", self.name))
         pipeline, delete = kfp.pipeline(self.name), kfp.pipelines.pipeline_service_delete_pipeline_version

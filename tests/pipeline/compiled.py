@@ -5,14 +5,13 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from must_pipeline.cluster.config import Cluster
-from must_pipeline.cluster.rules import load_cluster
+from must_pipeline.cluster.config import ClusterConfig, load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import documents
 from tests.once import made_once
 
 
-def compile_apart(cluster: Cluster, output: Path) -> None:
+def compile_apart(cluster: ClusterConfig, output: Path) -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         process.submit(compile_pipeline, cluster, output).result()
 

@@ -6,8 +6,7 @@ import sys
 import pytest
 import yaml
 
-from must_pipeline import cli
-from must_pipeline.server import wait
+from must_pipeline import cli, submit
 from tests.pipeline.kfp_server import KfpServer
 
 PARAMETERS = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "gs://b/work"}
@@ -17,7 +16,7 @@ PARAMETERS = {"source": "gs://b/photos", "classes": "imagenet", "work_uri": "gs:
 def server(monkeypatch):
     monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
     monkeypatch.setenv("KFP_TOKEN", "me")
-    monkeypatch.setattr(wait, "POLL", 0.01)
+    monkeypatch.setattr(submit, "POLL", 0.01)
     monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
     monkeypatch.setattr("must.base.storage.retry.LONGEST_PAUSE", 0.05)
     made = KfpServer(users={"Bearer me": {"vision"}})

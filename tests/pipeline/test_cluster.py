@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from must_pipeline.cluster.config import Cluster
+from must_pipeline.cluster.config import ClusterConfig, load_cluster, spot_warning
 from must_pipeline.cluster.placement import encode_nodes
-from must_pipeline.cluster.rules import load_cluster, spot_warning
 from must_pipeline.files import CLUSTER
 from must_pipeline.stages import STAGES
 from tests.common import one_line
@@ -132,13 +131,13 @@ def test_the_examples_cover_every_setting():
     """A setting that no example uses is one whose way into the compiled pipeline no test above has seen."""
     used = set()
     for file in CLUSTERS.glob("*.yaml"):
-        cluster, default = load_cluster(file), Cluster()
+        cluster, default = load_cluster(file), ClusterConfig()
         used |= {name for name in vars(default) if getattr(cluster, name) != getattr(default, name)}
-    assert used == set(vars(Cluster())) - {"tag"}  # the examples' tag is the default's: this version
+    assert used == set(vars(ClusterConfig())) - {"tag"}  # the examples' tag is the default's: this version
 
 
 def test_the_documented_file_holds_every_key_with_its_default():
-    assert load_cluster(CLUSTER) == Cluster()
+    assert load_cluster(CLUSTER) == ClusterConfig()
 
     def keys(value, default):
         if hasattr(default, "__dataclass_fields__"):
@@ -147,7 +146,7 @@ def test_the_documented_file_holds_every_key_with_its_default():
             for name, item in value.items():
                 keys(item, fields[name])
 
-    keys(yaml.safe_load(CLUSTER.read_text()), Cluster())
+    keys(yaml.safe_load(CLUSTER.read_text()), ClusterConfig())
 
 
 @pytest.mark.parametrize(

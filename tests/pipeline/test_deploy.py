@@ -10,7 +10,7 @@ import yaml
 from must import __version__
 from must.api.cli import build_parser
 from must.method.distributed.torchrun import SHUTDOWN_TIMEOUT
-from must_pipeline.cluster.config import Cluster
+from must_pipeline.cluster.config import ClusterConfig
 from tests.common import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -70,7 +70,7 @@ def test_the_training_runtime_is_one_that_trainer_takes():
     (runtime,) = [document for _, document in documents() if document["kind"] == "TrainingRuntime"]
     assert models.TrainerV1alpha1TrainingRuntime.from_dict(runtime).to_dict() == runtime
     assert runtime["metadata"]["labels"]["trainer.kubeflow.org/framework"] == "torch"
-    assert runtime["metadata"]["name"] == Cluster().training.runtime and "namespace" not in runtime["metadata"]
+    assert runtime["metadata"]["name"] == ClusterConfig().training.runtime and "namespace" not in runtime["metadata"]
     job_set = runtime["spec"]["template"]["spec"]
     (part,) = job_set["replicatedJobs"]
     assert (part["name"], part["replicas"]) == ("node", 1)

@@ -16,7 +16,7 @@ from must_components import components as our_components
 from must_components.components import shard
 from must_pipeline.cli import COMMANDS
 from must_pipeline.cli import main as must_pipeline
-from must_pipeline.cluster.rules import load_cluster
+from must_pipeline.cluster.config import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.files import CLUSTER, COMPILED, documents
 from must_pipeline.run_local import StageOutput, run_local

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from must.base.lock import locked
-from must.deploy.promote.registry import Registry
+from must.deploy.promote import Registry
 from must.runtime.summary import escape
-from must_pipeline.cluster.rules import load_cluster
+from must_pipeline.cluster.config import load_cluster
 from must_pipeline.run_local import COLOR, RUN_LOCK, StageOutput
 from must_pipeline.stages import STAGES
 from tests.common import ROOT

@@ -12,7 +12,7 @@ import yaml
 from must.base.storage import retry
 from must.runtime.notes import Facts, Failure, Note, write_note
 from must_components.cluster import failures, is_refused, parse_exit_code
-from must_pipeline.server import wait
+from must_pipeline import submit
 from tests.local_server import Answer, serving
 from tests.pipeline.conftest import PARAMETERS, kubeconfig
 
@@ -23,7 +23,7 @@ runAsNonRoot != true (pod or container "main" must set securityContext.runAsNonR
 
 @pytest.fixture
 def waiting(submitter, files):
-    """Runs submit --wait."""
+    """Runs submit --submit."""
     (files / "run.yaml").write_text(yaml.safe_dump(PARAMETERS | {"work_uri": f"{files}/work"}))
     return lambda *more: submitter("--parameters", files / "run.yaml", "--wait", *more)
 
@@ -76,7 +76,7 @@ def evicted(server, files, monkeypatch):
     move, times = server.move, [1]
 
     def leave_and_move(run, state):
-        if run["state"] in wait.OVER:
+        if run["state"] in submit.OVER:
             return
         lost = times[0] > 0
         ended = Note("train", signalled=1.0) if lost else Note("promote", "done", facts=Facts(version="r1"))
@@ -133,7 +133,7 @@ def test_what_passes_by_does_not_end_the_waiting(server, waiting, capsys, monkey
 
 
 def test_silence_for_longer_than_that_does(server, waiting, capsys, monkeypatch):
-    monkeypatch.setattr(wait, "SERVER_TIMEOUT", 0)
+    monkeypatch.setattr(submit, "SERVER_TIMEOUT", 0)
     spoil_after_start(server, [502] * 99)
     assert waiting() == 2 and "502" in capsys.readouterr().err
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from must.base.storage import write_bytes
-from must.data.format.index import Index, Shard
-from must.deploy.promote.registry import Registry
+from must.data.format import Index, Shard
+from must.deploy.promote import Registry
 from must.method.model.classifier import TextClassifier, save_classifier
 from must.runtime.notes import Facts
 from must.runtime.stages import champion

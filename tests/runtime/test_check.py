@@ -8,8 +8,7 @@ import sys
 import pytest
 import yaml
 
-from must.runtime.check import check_run
-from must.runtime.inputs import check_inputs
+from must.runtime.check import check_inputs, check_run
 from must_pipeline.cli import call
 from tests.common import ended, one_line
 from tests.zoo import put
@@ -122,6 +121,6 @@ def test_a_place_that_cannot_be_written_to_is_said_before_the_training_and_nothi
 
 
 def test_a_model_in_a_folder_is_looked_at_without_torch(tmp_path, run):
-    code = "import sys; from must.runtime.inputs import check_inputs; "
+    code = "import sys; from must.runtime.check import check_inputs; "
     code += f"check_inputs({run!r}, {str(tmp_path / 'work')!r}); sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

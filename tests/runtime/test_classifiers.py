@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from must.base import storage
-from must.base.files import CLASSIFIER_FILE, MODEL_FOLDER_FILE
 from must.config import ClassifierConfig
+from must.config.work import CLASSIFIER_FILE, MODEL_FOLDER_FILE
 from must.method.model.classifier import TextClassifier, save_classifier
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.runtime import stages

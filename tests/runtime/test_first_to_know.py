@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 
 from must.config import ShardConfig
-from must.data.format.index import load_index
+from must.data.format import load_index
 from must.data.shards.build import shard
 from must.method.model.classifier import TextClassifier, save_classifier
-from must.runtime.check import check_run
-from must.runtime.inputs import check_inputs
+from must.runtime.check import check_inputs, check_run
 from must.runtime.notes import Facts
 from must.runtime.stages import champion
 from must.runtime.training import job_values

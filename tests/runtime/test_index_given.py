@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from must.api.stages import call
-from must.base.exits import find_exit_code
-from must.data.format.index import load_index
+from must.base.program import find_exit_code
+from must.data.format import load_index
 from must.evaluation.result import Data, write_metrics
 from must.runtime import stages
 from must.runtime.notes import Facts

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from must.data.format.index import load_index
+from must.data.format import load_index
 from must.runtime.notes import read_notes
 from tests.common import ROOT
 from tests.method.train.lives import SETTINGS, STEPS, difference, undisturbed, until_gone

@@ -10,9 +10,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
 from must.config import DemoConfig
+from must.config.work import MODEL_FOLDER_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,19 @@ from PIL import Image
 
 from must.base.errors import TransientError, UserError
 from must.base.text import one_line
-from must.data.image import bounds
-from must.data.image.bounds import decode_isolated
+from must.data.image import limits
 from must.data.image.colors import check_colors, to_rgb
-from must.data.image.cost import MAX_PIXELS, Cost, can_read_heic, cost, detect_format, exif_refusal, is_heic, refusal
+from must.data.image.limits import (
+    MAX_PIXELS,
+    Cost,
+    can_read_heic,
+    cost,
+    decode_isolated,
+    detect_format,
+    exif_refusal,
+    is_heic,
+    refusal,
+)
 
 try:  # libjpeg-turbo: the pixels of Pillow in less time. For plain JPEGs only; damaged ones go to Pillow
     import simplejpeg
@@ -42,7 +51,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
     `shorter_side`: when given, a large JPEG may be decoded at a fraction of its size (libjpeg's scaling), but never
     with a shorter side below this many pixels.
     Raises ValueError: the bytes are no image, are damaged, have more than `max_pixels` pixels or too many parts
-    (cost.py), or cost too much (bounds.py). The text is the reason."""
+    or cost too much (limits.py). The text is the reason."""
     estimate = accepted(data, max_pixels)
     if needs_limits(estimate, data, max_pixels):
         return decode_isolated(data, max_pixels)
@@ -98,9 +107,9 @@ def accepted(data: bytes, max_pixels: int) -> Cost | None:
 
 def needs_limits(estimate: Cost | None, data: bytes, max_pixels: int) -> bool:
     """Whether only a process with limits on memory and time may open the image, and this one has none."""
-    if bounds.memory_limited or estimate is None:
-        return not bounds.memory_limited
-    return estimate.seconds > TRUSTED or estimate.memory > bounds.max_memory(max_pixels, len(data))
+    if limits.memory_limited or estimate is None:
+        return not limits.memory_limited
+    return estimate.seconds > TRUSTED or estimate.memory > limits.max_memory(max_pixels, len(data))
 
 
 def open_image(data: bytes, estimate: Cost | None, max_pixels: int) -> Any:

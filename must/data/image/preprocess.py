@@ -114,7 +114,7 @@ def resize(image: Image.Image, width: int, height: int, filter: Image.Resampling
 
 
 def normalize_pixels(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
-    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W]: the same numbers as `must.data.augment.normalize`."""
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W]: the same numbers as `must.data.augment`."""
     images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32)
     images /= np.float32(255)
     images -= np.asarray(preprocess.mean, dtype=np.float32).reshape(1, 3, 1, 1)

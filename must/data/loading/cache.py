@@ -21,8 +21,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.lock import in_turn
 from must.base.processes import close, keep_from_children
-from must.data.format.index import Shard
-from must.data.format.samples import parse_offsets, read_file
+from must.data.format import Shard, parse_offsets, read_file
 
 GB = 10**9
 SPARE = 200_000_000  # bytes of the disk that are never used

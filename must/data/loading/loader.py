@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from must.base.errors import TransientError, UserError
 from must.base.processes import begin_worker, start_context
 from must.base.text import printable
-from must.data.augment.views import TrainViews
-from must.data.format.index import Index
+from must.data.augment import TrainViews
+from must.data.format import Index
 from must.data.image.decode import decode_view, reason
 from must.data.image.preprocess import EvalView, Preprocess
 from must.data.loading.order import GlobalBatches

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import TypeVar
 
-from must.data.format.index import Shard
+from must.data.format import Shard
 from must.data.loading.cache import ShardCache
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import ShardReader

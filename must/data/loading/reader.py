@@ -16,8 +16,7 @@ from must.base import storage
 from must.base.parameters import require
 from must.base.processes import close, keep_from_children
 from must.config.defaults import CACHE_GB
-from must.data.format.index import Index, load_index
-from must.data.format.samples import load_offsets, require_size
+from must.data.format import Index, load_index, load_offsets, require_size
 from must.data.loading.cache import GB, ShardCache
 
 OPEN = 32  # default number of shards whose files a reader keeps open

@@ -12,25 +12,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from must.base import storage
-from must.base.files import INDEX_FILE
 from must.base.lock import locked
 from must.base.parameters import require
-from must.base.processes import cores
-from must.base.progress import bar
+from must.base.processes import Job, KilledWorkerError, Workers, cores
+from must.base.program import bar
 from must.base.text import counted, printable
-from must.base.workers import Job, KilledWorkerError, Workers
 from must.config import ShardConfig
 from must.config.defaults import parse_part
-from must.data.format import index
-from must.data.format.index import NO_INDEX, Index
-from must.data.image.bounds import describe_exit
+from must.config.work import INDEX_FILE
+from must.data import format as index
+from must.data.format import NO_INDEX, Index
+from must.data.image.limits import describe_exit
 from must.data.shards import commit
 from must.data.shards.chunk import process_chunk
 from must.data.shards.commit import Task
 from must.data.shards.history import History
 from must.data.shards.listing import Chunk, Listing, cut_chunks, fingerprint, list_sources, open_sources, settings_json
 from must.data.shards.workdir import SHARDS_LOCK, Workdir, join_listings, make_run, read_parts, refuse_strays, work_root
-from must.data.sources.base import Source, is_within, not_read
+from must.data.sources.files import Source, is_within, not_read
 
 logger = logging.getLogger(__name__)
 

@@ -25,15 +25,15 @@ from PIL import Image
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.workers import write_note
+from must.base.processes import write_note
 from must.config import ShardConfig
-from must.data.format.index import Shard
+from must.data.format import Shard
 from must.data.image import decode as images
-from must.data.image.bounds import limits
+from must.data.image.limits import limits
 from must.data.shards.history import as_numbers, name_hash, source_place, write_table
 from must.data.shards.listing import Chunk, max_bytes
 from must.data.shards.workdir import Workdir
-from must.data.sources.base import Item, UnreadableError
+from must.data.sources.files import Item, UnreadableError
 
 # A member's header without its name, size and checksum. The constant part of the checksum is the sum of these bytes.
 TEMPLATE = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)

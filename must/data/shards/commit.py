@@ -15,10 +15,10 @@ from must import __version__
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import make_record, require
+from must.base.processes import Workers
 from must.base.text import printable
-from must.base.workers import Workers
 from must.config import ShardConfig
-from must.data.format.index import REJECTED, Index, Shard
+from must.data.format import REJECTED, Index, Shard
 from must.data.shards.chunk import ChunkResult, ShardJob, assemble
 from must.data.shards.history import Duplicates, History, find_duplicates, joined, name_hash, source_place, write_table
 from must.data.shards.listing import Chunk, Listing, fingerprint
@@ -167,7 +167,7 @@ def write_tables(jobs: list[ShardJob], records: Records, revision: int) -> list[
 
 
 @dataclass(frozen=True)
-class Line:
+class JournalLine:
     """A line of rejected.jsonl. `revision`: the first revision of the index with this line; it may not exist yet."""
 
     source: str
@@ -202,9 +202,9 @@ def write_rejected(records: Records, duplicates: Duplicates, unchanged: bool) ->
         for line in stay if refused else left:
             file.write(line.to_json())
         for name, reason in records.rejected():
-            file.write(Line(name, reason, since.get(name, revision)).to_json())
+            file.write(JournalLine(name, reason, since.get(name, revision)).to_json())
         for name, reason in () if unchanged else dropped(duplicates, records):
-            file.write(Line(name, reason, revision, duplicate=True).to_json())
+            file.write(JournalLine(name, reason, revision, duplicate=True).to_json())
     require(not refused, refused)
     return kinds
 
@@ -233,18 +233,18 @@ def dropped(duplicates: Duplicates, records: Records) -> Iterator[tuple[str, str
         yield json.loads(text)["source"], f"same content as another image{where}"
 
 
-def earlier_lines(path: str, previous: Index) -> list[Line]:
+def earlier_lines(path: str, previous: Index) -> list[JournalLine]:
     """The lines of the revisions up to `previous`, without those of runs that were refused or killed."""
     try:
         texts = storage.read_bytes(path).splitlines()
     except FileNotFoundError:
         return []
     damage = UserError(f"{path} is damaged; move it away: then no earlier file counts as rejected")
-    lines = [storage.parse_object(text, partial(make_record, Line), damage) for text in texts]
+    lines = [storage.parse_object(text, partial(make_record, JournalLine), damage) for text in texts]
     return [line for line in lines if line.revision <= previous.revision]
 
 
-def accepted_now(earlier: list[Line], records: Records) -> set[str]:
+def accepted_now(earlier: list[JournalLine], records: Records) -> set[str]:
     """The names in earlier lines that this run has accepted.
 
     Rejected files are few and new files may be many, so the hashes of the rejected names are searched."""

@@ -15,9 +15,8 @@ import numpy as np
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.data.format.index import Index
-from must.data.format.samples import read_file
-from must.data.sources.base import Item
+from must.data.format import Index, read_file
+from must.data.sources.files import Item
 
 BATCH = 8192  # names that are searched at once
 OLD = -1  # the chunk number of samples in shards of earlier revisions

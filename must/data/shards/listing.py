@@ -26,8 +26,18 @@ from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.data.shards.history import History
 from must.data.sources.archives import Archives, existing_files, expanded
-from must.data.sources.base import ARCHIVE, Item, ListingReport, Source, below, find_kind, no_images, relative_names
-from must.data.sources.files import Folder, Manifest
+from must.data.sources.files import (
+    ARCHIVE,
+    Folder,
+    Item,
+    ListingReport,
+    Manifest,
+    Source,
+    below,
+    find_kind,
+    no_images,
+    relative_names,
+)
 from must.data.sources.tables import TABLE_FILE, Tables, is_table, name_tables
 
 logger = logging.getLogger(__name__)

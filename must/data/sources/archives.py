@@ -22,7 +22,7 @@ from must.base import storage
 from must.base.names import Headers, require_end
 from must.base.parameters import require
 from must.base.text import brief, one_line
-from must.data.sources.base import (
+from must.data.sources.files import (
     EXPANDED,
     EXPANSION,
     LONGEST_NAME,

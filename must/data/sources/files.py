@@ -1,17 +1,177 @@
-"""Folders, bucket prefixes and manifests of image files.
-
-Listings are streamed; the workers read the images."""
+"""What all sources of images share (items, reports of a listing, labels from folders), and the sources of single files:
+folders, bucket prefixes and manifests. Listings are streamed; the workers read the images."""
 
 import csv
-from collections.abc import Collection, Iterator
-from itertools import chain
-from typing import Any, BinaryIO
+import errno
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain, takewhile
+from math import inf
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from must.base import storage
-from must.base.errors import UserError
+from must.base.errors import MustError, UserError
 from must.base.parameters import require
-from must.base.text import brief
-from must.data.sources.base import Item, ListingReport, Source, below, folder_label
+from must.base.text import brief, compose, one_line, printable
+from must.data.image.limits import can_read_heic
+
+PHONES = frozenset({"heic", "heif"})
+EXTENSIONS = (PHONES if can_read_heic() else frozenset()) | frozenset(
+    "jpg jpeg jpe jfif mpo png webp gif bmp dib tif tiff ppm pgm pbm pnm jp2 j2k jpx avif ico tga".split()  # noqa: SIM905
+)
+MOST_KINDS = 10  # of other files, named in a line
+ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE)
+
+
+def not_read(kinds: Mapping[str, int]) -> str:
+    """The numbers of files of other kinds, and a hint for HEIC files."""
+    most = sorted(Counter(kinds).most_common(MOST_KINDS))
+    listed = ", ".join(f"{count} {printable(kind)}" for kind, count in most)
+    listed += f" and {len(kinds) - MOST_KINDS:,} other kinds" if len(kinds) > MOST_KINDS else ""
+    phones = {f".{ending}" for ending in PHONES} & kinds.keys()
+    hint = "; an iPhone's HEIC is read where pillow-heif is installed: pip install pillow-heif" if phones else ""
+    return listed + hint
+
+
+def no_images(skipped: Mapping[str, int]) -> str:
+    """The message for a folder without images."""
+    others = f", known endings are .jpg, .png, .webp and the like; only other files: {not_read(skipped)}"
+    return f"no images in there{others if skipped else ''}"
+
+
+class Item(NamedTuple):
+    """One file that should be an image. It is stored as a JSON list, so its fields are plain values."""
+
+    name: str  # unique in its source; with "/" between folders
+    size: int  # bytes; 0 if the listing does not have it
+    label: str | None
+    split: str | None  # if the source has splits
+    locator: Any  # what the source needs to read it
+    row: int | None = None  # its place in a list or a table
+
+
+class UnreadableError(Exception):
+    """One image cannot be read from its source, for this reason; others may be readable."""
+
+
+LONGEST_NAME = 4096
+"""Bytes of a name or a label; an item with a longer one is rejected."""
+
+EXPANSION, EXPANDED = 100, 1_000_000_000
+"""The images and labels of an archive or a table may be so many times as large as its file, or 1 GB."""
+
+
+class ListingReport:
+    """Files of a listing that are not images. `max_bytes`: of an image, beyond which a table's rows are not read."""
+
+    def __init__(self, reject: Callable[[str, str], None], max_bytes: float = inf) -> None:
+        self.write, self.max_bytes = reject, max_bytes
+        self.skipped: Counter[str] = Counter()  # number of files that are not images, by extension
+        self.unread_labels = 0  # of a manifest
+
+    def accepts(self, name: str) -> bool:
+        """Whether it may be an image, by its name; other files are counted."""
+        kind = find_kind(name)
+        if kind is not None:
+            self.skipped[kind] += 1
+        return kind is None
+
+    def reject(self, name: str, reason: str) -> None:
+        """Reports a file with a reason; a long name is shortened."""
+        self.write(name if len(name) <= LONGEST_NAME else name[:200] + "...", reason)
+
+    def without_long_texts(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items of a source, with labels in composed characters; those whose names or labels are too long are
+        rejected."""
+        for item in items:
+            if utf8_size(item.name) > LONGEST_NAME:
+                self.reject(item.name, f"a name of more than {LONGEST_NAME} bytes")
+            elif item.label is not None and utf8_size(item.label) > LONGEST_NAME:
+                self.reject(item.name, f"a label of more than {LONGEST_NAME} bytes")
+            else:
+                yield item if item.label is None else item._replace(label=compose(item.label))
+
+
+def utf8_size(text: str) -> int:
+    """Bytes of a name or label in UTF-8."""
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+class Source(Protocol):
+    uri: str
+    may_be_remote: bool  # reads wait for a network, so several should run at the same time
+
+    def prepare(self, folder: Path) -> None:
+        """Called once, first; `folder` is local and exists for the time of the run."""
+        return
+
+    def items(self, problems: ListingReport) -> Iterator[Item]:
+        """All images, in any order. Their names and labels may be of any length."""
+
+    def files(self, problems: ListingReport) -> Iterator[str]:
+        """The paths of the files that hold the images. Without `prepare`; of a source on this machine."""
+
+    def read(self, item: Item, limit: int) -> bytes:
+        """An image's bytes, at most `limit` of them.
+        Raises UnreadableError, OSError: this image cannot be read; it is rejected; ValueError: the source as a whole
+        cannot be read, for example because of missing credentials."""
+
+
+@contextmanager
+def report_damage(where: str, kind: str) -> Iterator[None]:
+    """Converts any error of a reader's package to "WHERE: the KIND is damaged"; `where` is an option and a file."""
+    try:
+        yield
+    except MustError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # an error of the disk; for damage there is no errno, or EINVAL for an impossible offset
+        raise UserError(f"{where}: the {kind} is damaged: {one_line(error)[:200]}") from None
+
+
+def find_kind(name: str) -> str | None:
+    """None for a name that may be an image's: a known extension, or none. Otherwise "hidden" or the extension."""
+    base = name.rpartition("/")[2]
+    if base.startswith("."):
+        return "hidden"
+    _, dot, extension = base.rpartition(".")
+    return None if not dot or extension.lower() in EXTENSIONS else f".{extension.lower()[:12]}"
+
+
+def folder_label(name: str) -> str | None:
+    """The name of the image's folder; None for the root."""
+    return name.rpartition("/")[0].rpartition("/")[2] or None
+
+
+def relative_names(files: list[str]) -> list[str]:
+    """The files' paths relative to the deepest folder that has all of them."""
+    split = [file.split("/") for file in files]
+    folders = zip(*(parts[:-1] for parts in split), strict=False)
+    common = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, folders))
+    return ["/".join(parts[common:]) for parts in split]
+
+
+def below(root: str, folder: str) -> str:
+    """`folder` relative to `root`, with a "/" after it; "" if it is not below `root`."""
+    if not folder or storage.is_remote(root) != storage.is_remote(folder):
+        return ""
+    root, folder = normal(root), normal(folder)
+    return folder[len(root) :] if folder.startswith(root) and folder != root else ""
+
+
+def normal(uri: str) -> str:
+    """The normalized path of a folder, with a "/" at its end."""
+    return (uri if storage.is_remote(uri) else str(storage.local(uri).resolve())).rstrip("/") + "/"
+
+
+def is_within(uri: str, folder: str) -> bool:
+    """Whether `uri` is the folder or inside it."""
+    return storage.is_remote(folder) == storage.is_remote(uri) and normal(uri).startswith(normal(folder))
+
 
 LONGEST_ROW = 1_000_000  # bytes of a line of a manifest
 OTHER_COLUMNS = {"image": "path", "class": "label"}  # as in the tables that `must` writes

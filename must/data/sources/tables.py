@@ -14,8 +14,18 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import brief, printable, without_secrets
-from must.data.sources.base import EXPANDED, EXPANSION, Item, ListingReport, folder_label, report_damage, utf8_size
-from must.data.sources.files import beside, is_split, refusal
+from must.data.sources.files import (
+    EXPANDED,
+    EXPANSION,
+    Item,
+    ListingReport,
+    beside,
+    folder_label,
+    is_split,
+    refusal,
+    report_damage,
+    utf8_size,
+)
 
 Batches = Callable[[list[str]], Iterator[Any]]  # the columns with these names -> record batches of some rows
 USUAL_IMAGES = (

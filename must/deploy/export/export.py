@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 
 from must.base import storage
-from must.base.files import CARD_FILE, ONNX_FILE
 from must.base.parameters import require
-from must.base.progress import parts
+from must.base.program import parts
 from must.base.text import encoded, join_lines
 from must.config import ExportConfig
-from must.data.augment.normalize import normalize
+from must.config.work import CARD_FILE, ONNX_FILE
+from must.data.augment import normalize
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.loading.reader import ShardReader
-from must.deploy.export.inference import LARGEST_DIFFERENCE, run_in_batches
+from must.deploy.export.graph import LARGEST_DIFFERENCE, run_in_batches
 from must.deploy.predict.session import ABSTENTION, EMBEDDING, KNOWS_NONE, LABELS_FILE, OnnxClassifier
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import Bundle, load_bundle
@@ -141,7 +141,7 @@ def load_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
         return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     reader, view = ShardReader(config.shards, config.split, sha256=config.index_sha256), EvalView(preprocess)
     pixels = []
-    for number in np.linspace(0, len(reader) - 1, min(config.images, len(reader))).astype(int):
+    for number in np.linspace(0, len(reader) - 1, min(config.limit, len(reader))).astype(int):
         with suppress(ValueError):  # `must evaluate` reports such images; they are not needed here
             pixels.append(decode_view(reader.image(int(number)), view, reader.index.max_pixels))
     require(bool(pixels), f"--shards {config.shards}: no image of split '{config.split}' can be decoded")

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import CLASSIFIER_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import require
 from must.base.text import encoded, join_lines
 from must.config import ExportConfig
-from must.data.augment.normalize import normalize
-from must.deploy.export.inference import LARGEST_DIFFERENCE, run_in_batches
+from must.config.work import CLASSIFIER_FILE, MODEL_FOLDER_FILE
+from must.data.augment import normalize
+from must.deploy.export.graph import LARGEST_DIFFERENCE, run_in_batches
 from must.deploy.export.model_card import README_FILE, front_matter, images_text, model_card
 from must.deploy.predict.session import LABELS_FILE
 from must.evaluation.result import Metrics

@@ -12,9 +12,9 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.config import PredictConfig
 from must.config.work import PARTS, find_part, is_measured
-from must.data.augment.normalize import normalize
+from must.data.augment import normalize
 from must.deploy.export.export import measured_abstention
-from must.deploy.export.inference import InferenceModel
+from must.deploy.export.graph import InferenceModel
 from must.deploy.predict.session import ABSTENTION, Classified
 from must.evaluation.result import read_metrics
 from must.method.distributed.process_group import pick_device

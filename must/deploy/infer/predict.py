@@ -6,13 +6,12 @@ from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE, RECORD_FILE
 from must.base.parameters import require
-from must.base.progress import load_torch
+from must.base.program import load_torch
 from must.config import PredictConfig
-from must.config.work import find_part, is_work
+from must.config.work import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE, RECORD_FILE, find_part, is_work
 from must.deploy.predict.images import predict_images, require_images, require_own_place
-from must.deploy.predict.session import Classifier, open_onnx
+from must.deploy.predict.session import ImageClassifier, open_onnx
 from must.deploy.predict.writer import Prediction
 
 
@@ -23,7 +22,7 @@ def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = N
     return predict_images(config, open_model(config), take)
 
 
-def open_model(config: PredictConfig, classes: list[Any] | None = None) -> Classifier:
+def open_model(config: PredictConfig, classes: list[Any] | None = None) -> ImageClassifier:
     """The model at --model, or in the folder there. Imports torch only if it is no ONNX file. `classes`: entries of a
     class file, used in place of --classes."""
     model = config.model
@@ -66,7 +65,9 @@ def open_model(config: PredictConfig, classes: list[Any] | None = None) -> Class
     )
 
 
-def open_with_torch(config: PredictConfig, zero_shot: bool = False, classes: list[Any] | None = None) -> Classifier:
+def open_with_torch(
+    config: PredictConfig, zero_shot: bool = False, classes: list[Any] | None = None
+) -> ImageClassifier:
     """A bundle; with `zero_shot` the model of a classifier file; with --classes the CLIP model of the name --model."""
     load_torch("predict")
     from must.deploy.infer.bundle import open_bundle

@@ -14,17 +14,16 @@ from tqdm import tqdm
 
 from must.base import storage
 from must.base.errors import TransientError
-from must.base.files import METRICS_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.base.parameters import require
 from must.base.processes import cores
-from must.base.progress import bar
+from must.base.program import bar
 from must.base.text import printable
 from must.config import PredictConfig
+from must.config.work import METRICS_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
-from must.data.sources.base import ListingReport, no_images, not_read
-from must.data.sources.files import Folder
-from must.deploy.predict.session import Classifier, threshold
+from must.data.sources.files import Folder, ListingReport, no_images, not_read
+from must.deploy.predict.session import ImageClassifier, threshold
 from must.deploy.predict.writer import Options, Prediction, open_writer, rank_classes
 
 logger = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ PEEKED = 4096  # bytes of standard input that are examined: is it a picture, or 
 
 
 def predict_images(
-    config: PredictConfig, classifier: Classifier, take: Callable[[Prediction], None] | None = None
+    config: PredictConfig, classifier: ImageClassifier, take: Callable[[Prediction], None] | None = None
 ) -> dict[str, int]:
     """Classifies images, prints a table or writes a file; returns the numbers of images read and not readable. An image
     that cannot be read is reported on stderr and skipped.
@@ -83,7 +82,7 @@ class Unreadable(NamedTuple):
 
 
 def classify(
-    classifier: Classifier,
+    classifier: ImageClassifier,
     images: Iterable[tuple[str, Any]],
     read: Callable[[Any], tuple[np.ndarray | None, str]],
     options: Options,

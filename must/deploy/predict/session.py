@@ -14,11 +14,10 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE, ONNX_FILE
 from must.base.parameters import require
 from must.base.text import printable
 from must.config import PredictConfig
-from must.config.work import PARTS
+from must.config.work import DESCRIPTION_FILE, ONNX_FILE, PARTS
 from must.data.image.preprocess import Preprocess, normalize_pixels
 
 logger = logging.getLogger(__name__)
@@ -155,7 +154,7 @@ ABSTENTION = "abstention"  # in the metadata
 STORED = -1.0  # selects the threshold in the model
 
 
-def threshold(abstain: float, classifier: "Classifier", where: str) -> float:
+def threshold(abstain: float, classifier: "ImageClassifier", where: str) -> float:
     """`abstain`, or for -1 the threshold in the model's metadata; 0, which never abstains, if there is none: that is
     logged."""
     if abstain == STORED and ABSTENTION not in classifier.metadata:
@@ -166,7 +165,7 @@ def threshold(abstain: float, classifier: "Classifier", where: str) -> float:
     return stored_threshold(classifier, where) if abstain == STORED else abstain
 
 
-def stored_threshold(classifier: "Classifier", where: str) -> float:
+def stored_threshold(classifier: "ImageClassifier", where: str) -> float:
     """The threshold in the model's metadata; 0 if there is none."""
     if ABSTENTION not in classifier.metadata:
         return 0.0
@@ -180,7 +179,7 @@ def stored_threshold(classifier: "Classifier", where: str) -> float:
     return storage.parse_object(classifier.metadata[ABSTENTION], parse, damaged)
 
 
-class Classifier(Protocol):
+class ImageClassifier(Protocol):
     """What OnnxClassifier and BundleClassifier have in common."""
 
     where: str

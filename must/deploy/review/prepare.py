@@ -14,11 +14,11 @@ from torch import Tensor
 
 from must.base import storage
 from must.base.console import quieted
-from must.base.files import WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.processes import cores
 from must.base.text import counted
 from must.config import RefineConfig, ReviewConfig
+from must.config.work import WEIGHTS_FILE
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader
 from must.method.answers.answers_file import RANDOM, read_answers
@@ -42,10 +42,8 @@ from must.method.answers.review import (
 )
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.answers import find_answers
-from must.method.memory.build import LARGEST_MEMORY, build_memory, find_neighbours, predict_left_out
-from must.method.memory.features import read_features
-from must.method.memory.pool import Pool, Predicted
-from must.method.memory.propagate import answer_rows
+from must.method.memory.features import Pool, TopLabels, read_features
+from must.method.memory.propagate import LARGEST_MEMORY, answer_rows, build_memory, find_neighbours, predict_left_out
 from must.method.memory.refine import refine_pool
 from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
@@ -167,7 +165,7 @@ def compute_review(
     bundle, zero_shot = load_bundle(config.model), zero_shot_bundle(load_text_classifier(config.baseline))
     classes = bundle.description.classes
     require_classes(f"--baseline {config.baseline}", classes, zero_shot.description.classes)
-    limit = max(100, min(config.images, MOST_PROBABILITIES // len(classes)))
+    limit = max(100, min(config.limit, MOST_PROBABILITIES // len(classes)))
     with init_distributed(config.device, timeout=600) as world:
         require(world.size == 1, "must review runs in one process")
         source = EvalSource.open(config, get_preprocess(bundle.description))
@@ -193,7 +191,7 @@ def make_review(config: ReviewConfig, reader: ShardReader, images: Images, conte
     pool, classes = images.pool, images.classes
     memory, refined = build_memory(pool, answer_rows({}, pool.numbers), CPU, near=images.near)
     similar = images.near.first[images.near.numbers][images.near.groups]
-    zero_shot, adapted = Predicted.from_probabilities(pool.others[0]), Predicted.from_probabilities(refined)
+    zero_shot, adapted = TopLabels.from_probabilities(pool.others[0]), TopLabels.from_probabilities(refined)
     with_memory = predict_left_out(memory, pool, torch.arange(len(pool.numbers))).labels
     predicted = torch.stack([zero_shot.labels, with_memory, refined.argmax(1)], 1)
     likely = refined.topk(min(LIKELY, len(classes))).indices

@@ -9,8 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from must.base.files import ANSWERS_FILE
 from must.base.parameters import require
+from must.config.work import ANSWERS_FILE
 from must.method.answers import answers_file
 from must.method.answers.answers_file import AGAIN, COVERAGE, GRID, LEFT, RANDOM, SIMILAR, Answer
 from must.method.answers.estimate import LIGHTS

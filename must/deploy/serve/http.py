@@ -31,14 +31,14 @@ from must.config.predict import MOST_WAITING, ServeConfig
 from must.deploy.predict.session import STORED
 from must.deploy.predict.writer import Options, rank_classes
 from must.deploy.serve.decoders import Decoders
-from must.deploy.serve.metrics import Metrics
+from must.deploy.serve.metrics import ServerMetrics
 from must.deploy.serve.models import Models, ServedModel, fail
 from must.deploy.serve.protocol import (
     COST_OF_PIXELS,
     INPUT,
     Cost,
     InferRequest,
-    Predictions,
+    RankedClasses,
     Refused,
     classification,
     estimate_cost,
@@ -123,7 +123,7 @@ def make_app(api: "Api") -> Starlette:
 class Api:
     """The functions behind the addresses. Runs in the event loop; decodes in threads."""
 
-    def __init__(self, config: ServeConfig, models: Models, metrics: Metrics) -> None:
+    def __init__(self, config: ServeConfig, models: Models, metrics: ServerMetrics) -> None:
         self.config, self.models, self.metrics = config, models, metrics
         self.loop, self.large_json = asyncio.get_running_loop(), asyncio.Lock()
         self.decoders = Decoders(config.decoders or cores(), int(config.decoding_bytes))
@@ -292,7 +292,7 @@ class Api:
     def megapixels(self) -> float:
         return sum(request.megapixels for request in self.requests)
 
-    async def predict(self, request: InferRequest, served: ServedModel) -> Predictions:
+    async def predict(self, request: InferRequest, served: ServedModel) -> RankedClasses:
         costs = await self.estimate(request.images, served.max_pixels)
         megapixels, limit = sum(size for size, _ in costs), self.config.request_pixels
         cost = f"the pictures cost as much as {megapixels:.0f} megapixels"
@@ -321,7 +321,7 @@ class Api:
         classes = served.classifier.classes
         ranked = [rank_classes("", row[:-1], float(row[-1]), classes, options) for row in rows]
         self.metrics.observe_predictions(ranked)
-        return Predictions(ranked, probability, unsure)
+        return RankedClasses(ranked, probability, unsure)
 
     async def estimate(self, images: list[bytes] | np.ndarray, max_pixels: int) -> list[Cost]:
         """The cost of each image, from its header."""

@@ -19,11 +19,11 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
 from must.base.processes import DaemonThreads
 from must.base.text import printable
 from must.config.predict import ServeConfig
+from must.config.work import ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
 from must.data.image.preprocess import EvalView
 from must.deploy.predict.session import (
     KNOWS_NONE,
@@ -33,8 +33,8 @@ from must.deploy.predict.session import (
     stored_threshold,
     threshold,
 )
-from must.deploy.promote.registry import LATEST, Registry
-from must.deploy.serve.metrics import Metrics
+from must.deploy.promote import LATEST, Registry
+from must.deploy.serve.metrics import ServerMetrics
 from must.deploy.serve.protocol import Refused, decode_pixels
 
 Row = tuple[np.ndarray, "asyncio.Future[Any]"]
@@ -49,7 +49,7 @@ class NoModelError(UserError):
     """No model was promoted yet."""
 
 
-class DamagedError(UserError):
+class DamagedVersionError(UserError):
     """A version's ONNX file cannot be served."""
 
 
@@ -175,14 +175,14 @@ def load_version(registry: Registry, config: ServeConfig, version: str) -> Serve
             same = not weights or served.classifier.metadata.get("weights_sha256") == weights
             require(same, f"{uri}: was exported from another model than the version's bundle; promote the model again")
         except UserError as error:
-            raise DamagedError(str(error)) from None
+            raise DamagedVersionError(str(error)) from None
     return served
 
 
 class Models:
     """The current model and its replacement. All methods except `load` run in the event loop."""
 
-    def __init__(self, config: ServeConfig, metrics: Metrics) -> None:
+    def __init__(self, config: ServeConfig, metrics: ServerMetrics) -> None:
         self.config, self.metrics = config, metrics
         self.registry = Registry(config.registry, config.name) if config.registry else None
         self.current: ServedModel | None = None
@@ -231,10 +231,10 @@ class Models:
         file = version, *(storage.generation(registry.make_uri(version, name)) for name in (ONNX, VERSION_FILE))
         known, when, why = self.failed
         if file == known and time.monotonic() < when + DAMAGED_PAUSE:
-            raise DamagedError(why)
+            raise DamagedVersionError(why)
         try:
             return load_version(registry, self.config, version)
-        except DamagedError as error:
+        except DamagedVersionError as error:
             self.failed = file, time.monotonic(), str(error)
             raise
 

@@ -15,8 +15,8 @@ import numpy as np
 from must.base.errors import TransientError
 from must.base.storage import loads
 from must.base.text import printable
-from must.data.image.cost import cost, detect_format, refusal
 from must.data.image.decode import decode_view
+from must.data.image.limits import cost, detect_format, refusal
 from must.data.image.preprocess import EvalView
 from must.deploy.predict.session import STORED
 from must.deploy.predict.writer import Prediction, make_json
@@ -196,7 +196,7 @@ def decode_pixels(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
-class Predictions(NamedTuple):
+class RankedClasses(NamedTuple):
     """Of N images: the classes in their order; probability float32 [N, K]; the threshold below which the model
     abstains, 0: never."""
 
@@ -205,7 +205,7 @@ class Predictions(NamedTuple):
     threshold: float
 
 
-def output_tensors(predictions: Predictions, names: tuple[str, ...]) -> list[dict[str, Any]]:
+def output_tensors(predictions: RankedClasses, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """Outputs of OUTPUTS in the protocol's JSON: row-major, flat."""
     ranked, tensors = predictions.ranked, []
     columns: dict[str, tuple[str, list[Any]]] = {
@@ -225,7 +225,7 @@ def output_tensors(predictions: Predictions, names: tuple[str, ...]) -> list[dic
     return tensors
 
 
-def classification(predictions: Predictions) -> dict[str, Any]:
+def classification(predictions: RankedClasses) -> dict[str, Any]:
     """The first image's predictions as in JSONL of `must predict`; with the threshold if the model abstained."""
     first = predictions.ranked[0]
     answer = make_json(first)

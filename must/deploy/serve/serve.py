@@ -17,7 +17,7 @@ from must.base.errors import UserError
 from must.base.text import printable
 from must.config.predict import ServeConfig
 from must.deploy.serve.http import CLIENT_TIMEOUT, Api, make_app
-from must.deploy.serve.metrics import Metrics
+from must.deploy.serve.metrics import ServerMetrics
 from must.deploy.serve.models import Models
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def serve(config: ServeConfig) -> None:
 
 
 async def serve_async(config: ServeConfig, listener: socket.socket) -> None:
-    metrics = Metrics()
+    metrics = ServerMetrics()
     models = Models(config, metrics)
     api = Api(config, models, metrics)
     if not config.registry:

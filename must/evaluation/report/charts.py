@@ -17,7 +17,7 @@ MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 40, 16, 12, 26
 POINTS = 240  # of a line; more would not be visible
 
 
-class Line(NamedTuple):
+class ChartLine(NamedTuple):
     name: str
     style: str  # a class of the style sheet: adapted, baseline, curve-1, ...
     points: Sequence[tuple[float, float]]
@@ -49,7 +49,7 @@ class Axes:
         return "".join(parts)
 
 
-def line_chart(title: str, lines: Sequence[Line], percent: bool = False, zero: bool = False) -> Markup:
+def line_chart(title: str, lines: Sequence[ChartLine], percent: bool = False, zero: bool = False) -> Markup:
     """Lines over training steps. `percent`: values are fractions; `zero`: the axis begins at 0."""
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
@@ -70,7 +70,7 @@ def reliability_chart(title: str, models: Sequence[tuple[str, str, Sequence[dict
     for name, style, bins in models:
         total = sum(row["images"] for row in bins)
         points = [(row["confidence"], row["accuracy"]) for row in bins]
-        parts.append(polyline(Line(name, f"{style} faint", points), axes))
+        parts.append(polyline(ChartLine(name, f"{style} faint", points), axes))
         for row in bins:
             radius = round(2 + 9 * math.sqrt(row["images"] / total), 1)
             hint = f"{name}: {row['images']} images, confidence {row['confidence']:.0%}, accuracy {row['accuracy']:.0%}"
@@ -81,7 +81,7 @@ def reliability_chart(title: str, models: Sequence[tuple[str, str, Sequence[dict
     return svg(title, "".join(parts), height=300)
 
 
-def polyline(line: Line, axes: Axes) -> str:
+def polyline(line: ChartLine, axes: Axes) -> str:
     step = max(1, math.ceil(len(line.points) / POINTS))
     points = [*line.points[:-1:step], line.points[-1]]
     path = " ".join(f"{axes.x(x)},{axes.y(y)}" for x, y in points)

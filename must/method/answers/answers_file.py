@@ -27,10 +27,10 @@ from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import ANSWERS_FILE
 from must.base.names import SHA256, of_form
 from must.base.parameters import require
 from must.base.text import compose
+from must.config.work import ANSWERS_FILE
 from must.method.answers.population import population_file
 
 RANDOM, COVERAGE, LEFT, GRID, SIMILAR, AGAIN, ADDED = "random", "coverage", "left", "grid", "similar", "again", "added"

@@ -41,7 +41,7 @@ AGAIN_BY_REFINE = "This is of the labels before any answer; `must refine` counts
 OPEN = -3  # in place of a class number: without an answer
 
 
-class Schedule(NamedTuple):
+class QuestionMix(NamedTuple):
     """The first `random_first` questions are drawn at random; then one at random and `coverage` ones by coverage, in
     turn."""
 
@@ -53,7 +53,7 @@ class Schedule(NamedTuple):
         return COVERAGE if coverage < self.coverage * (random - self.random_first) else RANDOM
 
 
-SCHEDULE = Schedule(random_first=20, coverage=2)
+SCHEDULE = QuestionMix(random_first=20, coverage=2)
 MOST_BY_COVERAGE = 500  # pictures that are ordered by coverage
 COVERAGE_CANDIDATES = 20_000  # images to choose from; of more, so many evenly spread ones
 COVERED = 4_000  # images whose coverage is summed; of more, so many evenly spread ones

@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.nn.parallel import DistributedDataParallel
 
 from must.base.errors import UserError
-from must.base.exits import PREEMPTED, Ended, answers_signals, is_first_rank
+from must.base.program import PREEMPTED, Ended, answers_signals, is_first_rank
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def is_of_collective(error: RuntimeError) -> bool:
 class StopSignal:
     """Turns SIGTERM and SIGINT into a flag that the training loop reads after each step; a second one kills.
 
-    Only in the main thread of a must program (`must.base.exits`): other programs handle signals themselves."""
+    Only in the main thread of a must program (`must.base.program`): other programs handle signals themselves."""
 
     def __init__(self) -> None:
         self.received = False

@@ -16,8 +16,8 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from must.base.console import attach
-from must.base.exits import HELD, PREEMPTED, WRONG_INPUT
 from must.base.processes import PARENT, end_with_parent
+from must.base.program import HELD, PREEMPTED, WRONG_INPUT
 
 logger = logging.getLogger(__name__)
 

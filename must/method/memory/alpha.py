@@ -12,9 +12,9 @@ from torch import Tensor
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.parameters import require
 from must.config.defaults import ALPHA
+from must.config.work import ADAPTED, DESCRIPTION_FILE
 from must.method.answers.estimate import difference
 from must.method.model.bundle import Bundle, load_bundle
 from must.method.model.description import get_preprocess

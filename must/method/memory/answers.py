@@ -11,7 +11,7 @@ import numpy as np
 
 from must.base.text import counted
 from must.config import RefineConfig
-from must.data.format.index import load_index
+from must.data.format import load_index
 from must.data.shards.history import read_hashes
 from must.method.answers.answers_file import OUTDATED, RANDOM, Answer, read_answers
 from must.method.answers.estimate import fewest_answers

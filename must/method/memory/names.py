@@ -19,7 +19,7 @@ from torch import Tensor
 
 from must.base.text import counted
 from must.method.answers.answers_file import NO_CLASS
-from must.method.memory.pool import Predicted
+from must.method.memory.features import TopLabels
 from must.method.memory.propagate import BLOCK_NUMBERS, RARE
 
 OVERLAP = 0.8  # cosine of two names' probabilities over the images
@@ -53,7 +53,7 @@ class Finding:
         return {"kind": self.kind, "classes": names, "images": self.images, "examples": examples, "text": text}
 
 
-def find_missing(labels: Predicted, answered: Tensor, none: int) -> list[Finding]:
+def find_missing(labels: TopLabels, answered: Tensor, none: int) -> list[Finding]:
     """The images that are most probably none of the classes, if people said so of at least FEWEST_NONE. The surest of
     those without an answer come first.
 

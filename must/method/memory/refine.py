@@ -19,12 +19,12 @@ from torch import Tensor
 
 from must import __version__
 from must.base import storage
-from must.base.files import ADAPTED, CHECKPOINTS, DESCRIPTION_FILE, PREDICTIONS_FILE, REFINED_FILE, VERSION_FILE
 from must.base.lock import HeldError
 from must.base.parameters import require
 from must.base.storage import exists, join
 from must.base.text import cell, counted, encoded, format_csv
 from must.config import RefineConfig
+from must.config.work import ADAPTED, CHECKPOINTS, DESCRIPTION_FILE, PREDICTIONS_FILE, REFINED_FILE, VERSION_FILE
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import read_hashes
 from must.method.answers.answers_file import NO_CLASS, hash_answers
@@ -42,11 +42,9 @@ from must.method.answers.estimate import (
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
 from must.method.memory.answers import Answers, find_answers
-from must.method.memory.build import build_memory, find_neighbours, find_similarity, predict_left_out
-from must.method.memory.features import Features, read_features
+from must.method.memory.features import Features, Pool, TopLabels, compare_predictions, read_features
 from must.method.memory.names import Finding, find_missing, find_pairs
-from must.method.memory.pool import Pool, Predicted, compare_predictions
-from must.method.memory.propagate import answer_rows
+from must.method.memory.propagate import answer_rows, build_memory, find_neighbours, find_similarity, predict_left_out
 from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import (
@@ -83,13 +81,13 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Refined:
+class RefineResult:
     """Labels of N images: of the zero-shot model, the model, and refined; the memory; what the answers measured; names
     that do not fit."""
 
-    zero_shot: Predicted
-    model: Predicted
-    labels: Predicted
+    zero_shot: TopLabels
+    model: TopLabels
+    labels: TopLabels
     memory: Memory
     measured: Measured | None
     answered: Tensor  # int64 [R], the rows of answered images
@@ -138,7 +136,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         source = EvalSource.open(config, get_preprocess(bundle.description))
 
         def read(model: MaskedViT) -> Features:
-            return read_features(model, source, world, config.features, config.images)
+            return read_features(model, source, world, config.features, config.limit)
 
         bundle = change_alpha(config, bundle, zero_shot, read, world.device, answers)
         trained, features = bool(bundle.description.provenance.config), read(bundle.model)
@@ -287,7 +285,7 @@ def with_selection(description: Description, selection: Selection) -> Descriptio
 def refine_pool(
     pool: Pool, columns: Tensor, answers: Answers, device: torch.device, limit: int, risk: float, promise: str = SET,
     near: Neighbours | None = None,
-) -> Refined:  # fmt: skip
+) -> RefineResult:  # fmt: skip
     """`columns`: unit [D, K], the zero-shot weights of the classes; `limit`: images of the memory at most."""
     near = near or find_neighbours(pool, device)
 
@@ -296,12 +294,12 @@ def refine_pool(
 
     memory, refined = remember(answers.known)
     zero_shot = pool.others[0] if len(pool.others) else pool.probabilities
-    before, labels = Predicted.from_probabilities(zero_shot), Predicted.from_probabilities(refined)
+    before, labels = TopLabels.from_probabilities(zero_shot), TopLabels.from_probabilities(refined)
     rows, given = answer_rows(answers.copies | answers.known, pool.numbers)
     labels.labels[rows], labels.confidence[rows] = given, 1.0  # copies, too
-    return Refined(
+    return RefineResult(
         before,
-        Predicted.from_probabilities(pool.probabilities),
+        TopLabels.from_probabilities(pool.probabilities),
         labels,
         memory,
         measure_answers(pool, answers, before, labels, remember, risk, promise) if answers.random else None,
@@ -317,8 +315,8 @@ def refine_pool(
 def measure_answers(
     pool: Pool,
     answers: Answers,
-    zero_shot: Predicted,
-    refined: Predicted,
+    zero_shot: TopLabels,
+    refined: TopLabels,
     remember: Callable[[dict[int, int]], tuple[Memory, Tensor]],
     risk: float,
     promise: str,
@@ -344,7 +342,7 @@ def measure_answers(
     ranks_besides = np.empty(0)
     if besides.any():  # as sure as they are without these answers
         drawn = {n: label for n, label in answers.known.items() if n in measuring}
-        confidence = Predicted.from_probabilities(remember(drawn)[1]).confidence.numpy()
+        confidence = TopLabels.from_probabilities(remember(drawn)[1]).confidence.numpy()
         ranks_besides = find_ranks(confidence[besides], confidence[others])
 
     predicted = zero_shot.labels[rows], model.labels, with_answers.labels, labels
@@ -372,12 +370,12 @@ def leave_out(
     rows: Tensor,
     others: np.ndarray,
     remember: Callable[[dict[int, int]], tuple[Memory, Tensor]],
-) -> tuple[Tensor, np.ndarray, Predicted]:
+) -> tuple[Tensor, np.ndarray, TopLabels]:
     """(labels int64 [A], their ranks float [A] among the pictures `others`, the model's prediction) of the answered
     images `rows` [A], each without its own answer, by cross-validation: as for an image without an answer, and as for a
     new image."""
     labels, ranks = torch.empty(len(rows), dtype=torch.int64), np.empty(len(rows))
-    with_answers = Predicted(torch.empty_like(labels), torch.empty(len(rows)))
+    with_answers = TopLabels(torch.empty_like(labels), torch.empty(len(rows)))
     fold = torch.arange(len(rows)) % min(FOLDS, len(rows))
     for number in range(int(fold.max()) + 1):
         mine = rows[fold == number]
@@ -385,14 +383,14 @@ def leave_out(
         memory, left = remember({n: label for n, label in known.items() if n not in left_out})
         for values, predicted in zip(with_answers, predict_left_out(memory, pool, mine), strict=True):
             values[fold == number] = predicted
-        label, confidence = Predicted.from_probabilities(left)
+        label, confidence = TopLabels.from_probabilities(left)
         labels[fold == number] = label[mine]
         ranks[(fold == number).numpy()] = find_ranks(confidence[mine].numpy(), confidence[others].numpy())
     return labels, ranks, with_answers
 
 
 def predictions_csv(
-    sources: list[str], rows: np.ndarray, classes: list[str], refined: Refined, trained: bool,
+    sources: list[str], rows: np.ndarray, classes: list[str], refined: RefineResult, trained: bool,
     more: dict[str, list[str]] | None = None,
 ) -> bytes:  # fmt: skip
     """Columns: image, refined class and its probability, then class and probability of the zero-shot model and, where
@@ -402,7 +400,7 @@ def predictions_csv(
     probable. `rows`: int64, of each image, that of its picture; `more`: further columns."""
     names, columns = [*map(cell, classes), ""], {"image": [cell(source) for source in sources]}
 
-    def add(name: str, column: str, predicted: Predicted) -> None:
+    def add(name: str, column: str, predicted: TopLabels) -> None:
         pairs = list(zip(predicted.labels[rows].tolist(), predicted.confidence[rows].tolist(), strict=True))
         columns[name] = [names[label] for label, _ in pairs]
         columns[column] = [f"{probability:.6f}" for _, probability in pairs]

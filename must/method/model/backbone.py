@@ -18,8 +18,8 @@ from torch import nn
 from must.base import storage
 from must.base.console import quieted
 from must.base.errors import UserError
-from must.base.files import MODEL_FOLDER_FILE
 from must.base.text import brief
+from must.config.work import MODEL_FOLDER_FILE
 from must.data.image.preprocess import Preprocess
 from must.method.model import hub
 from must.method.model.masked_vit import make_tower

@@ -9,8 +9,8 @@ from safetensors.torch import load, save
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import require
+from must.config.work import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
 from must.data.image.preprocess import Preprocess
 from must.method.distributed.process_group import pick_device
 from must.method.model.backbone import Backbone, build_visual, check_fetches_nothing, load_backbone

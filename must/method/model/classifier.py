@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import CLASSIFIER_FILE, DESCRIPTION_FILE, MODEL_FOLDER_FILE
 from must.base.parameters import make_record, parse_yaml, require
 from must.base.text import brief, compose, without_invisible
 from must.config import ClassifierConfig
+from must.config.work import CLASSIFIER_FILE, DESCRIPTION_FILE, MODEL_FOLDER_FILE
 from must.method.model.description import LARGEST_LOGIT_FACTOR
 
 if TYPE_CHECKING:

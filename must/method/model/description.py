@@ -9,9 +9,9 @@ from typing import Any, Self
 from must import __version__
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
 from must.base.parameters import make_record, require
 from must.base.text import brief, printable
+from must.config.work import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
 from must.data.image.preprocess import Preprocess
 from must.method.answers.estimate import Abstention, AccuracyEstimate
 
@@ -36,7 +36,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The check without labels (must/method/memory/pool.py). Shares are from 0 to 1."""
+    """The check without labels (must/method/memory/features.py). Shares are from 0 to 1."""
 
     images: int
     changed: float  # share of the images whose class is not the zero-shot class

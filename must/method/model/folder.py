@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import MODEL_FOLDER_FILE
 from must.base.parameters import require
+from must.config.work import MODEL_FOLDER_FILE
 from must.method.model.hub import OPEN_CLIP_WEIGHTS, ensure_local, first_line
 from must.method.model.transformers_folder import TOKENIZER_FILE
 

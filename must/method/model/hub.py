@@ -19,11 +19,11 @@ from pathlib import Path, PurePosixPath
 
 from must.base import storage
 from must.base.errors import TransientError, UserError
-from must.base.files import MODEL_FOLDER_FILE
 from must.base.lock import in_turn
 from must.base.names import listed
 from must.base.parameters import require
 from must.base.text import close_to, one_line, without_secrets
+from must.config.work import MODEL_FOLDER_FILE
 from must.method.model.transformers_folder import CONFIG_FILE, PREPROCESSORS, WEIGHT_FILES
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from must.base.errors import UserError
-from must.method.model.attention import use_contiguous_attention
-from must.method.model.towers import HIERARCHICAL, NEEDS_PATCHES, Tower, refuse
-from must.method.model.towers.clip_vit import clip_tower
-from must.method.model.towers.timm_vit import timm_tower
+from must.method.model.towers import (
+    HIERARCHICAL,
+    NEEDS_PATCHES,
+    Tower,
+    clip_tower,
+    refuse,
+    timm_tower,
+    use_contiguous_attention,
+)
 
 
 class StudentOutput(NamedTuple):

@@ -17,8 +17,8 @@ from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import DESCRIPTION_FILE, MODEL_FOLDER_FILE
 from must.base.text import brief
+from must.config.work import DESCRIPTION_FILE, MODEL_FOLDER_FILE
 from must.data.image.preprocess import CLIP_MEAN, CLIP_STD, FILTERS
 
 logger = logging.getLogger(__name__)

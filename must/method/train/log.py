@@ -13,14 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from must.base.errors import UserError
-from must.base.progress import bar
+from must.base.program import bar
 from must.data.loading.loader import TrainBatch
 from must.data.loading.reader import ShardReader
 from must.method.model.bundle import LOG_FILE
 from must.method.model.description import RunSummary
 from must.method.model.masked_vit import MaskedViT
+from must.method.train.checkpoint import TrainProgress, TrainState
 from must.method.train.step import MustStep
-from must.method.train.train_state import TrainProgress, TrainState
 
 logger = logging.getLogger(__name__)
 

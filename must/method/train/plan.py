@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from must.base import storage
-from must.base.progress import bar
+from must.base.program import bar
 from must.base.text import duration
 from must.config import PlanConfig
 from must.data.loading.loader import TrainBatch
 from must.method.distributed.cpu import prepare_machine
 from must.method.distributed.process_group import init_distributed
+from must.method.train.checkpoint import RunTimer
 from must.method.train.log import GB
-from must.method.train.train_state import RunTimer
 from must.method.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from must.base.parameters import require
 from must.base.text import did_you_mean
 from must.config import TrainConfig
 from must.config.defaults import ALPHA
-from must.data.format.index import Index
+from must.data.format import Index
 from must.method.model.classifier import TextClassifier
 from must.method.model.description import Provenance
 

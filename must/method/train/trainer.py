@@ -18,30 +18,27 @@ from torch import Tensor
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.files import ADAPTED, DESCRIPTION_FILE
 from must.base.storage import UnreachableError
 from must.base.text import printable
 from must.config import TrainConfig
-from must.data.augment.normalize import normalize
-from must.data.augment.views import TrainViews
+from must.config.work import ADAPTED, DESCRIPTION_FILE
+from must.data.augment import TrainViews, normalize
 from must.data.loading.loader import PREFETCH, EvalSource, TrainBatch, TrainDataset, grouped, train_batches
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import open_reader
 from must.method.distributed.cpu import division, loader_processes, own_cores, prepare_machine, share_cores
 from must.method.distributed.process_group import Preempted, StopSignal, World, init_distributed
 from must.method.memory.alpha import Weights, interpolate, load_trained
-from must.method.memory.build import LARGEST_MEMORY, build_memory
-from must.method.memory.features import read_features
-from must.method.memory.pool import Predicted, compare_predictions
+from must.method.memory.features import TopLabels, compare_predictions, read_features
+from must.method.memory.propagate import LARGEST_MEMORY, build_memory
 from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.description import BY_HAND, BY_TRAINING, Description, RunSummary, Selection, get_preprocess
-from must.method.train.checkpoint import exclusive_checkpoints
+from must.method.train.checkpoint import RunTimer, TrainState, exclusive_checkpoints
 from must.method.train.log import GB, Size, TrainLog, in_words, summarize_run
 from must.method.train.propagated import PropagatedLabels, count_bytes
 from must.method.train.recipe import provenance, resolve
 from must.method.train.step import MustStep, make_teacher
-from must.method.train.train_state import RunTimer, TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -285,7 +282,7 @@ class Trainer:
             storage.delete_folder(adapted_uri)
         pool = features.pool(network, [before.probabilities(zero_shot)])
         memory, refined = build_memory(pool, torch.zeros(2, 0, dtype=torch.int64), device)
-        predicted = Predicted.from_probabilities(pool.others[0]), Predicted.from_probabilities(refined)
+        predicted = TopLabels.from_probabilities(pool.others[0]), TopLabels.from_probabilities(refined)
         check = compare_predictions(*predicted, description.classes)
         for warning in check.warnings:
             logger.warning(f"warning: {warning}")

@@ -8,11 +8,10 @@ from typing import Any
 import kfp
 from kfp import dsl, kubernetes
 
-from must.base.exits import ERROR_FILE
 from must.base.parameters import require
+from must.base.program import ERROR_FILE
 from must.runtime.supervise import Policy
-from must_pipeline.cluster.config import Cluster, Resources, Toleration
-from must_pipeline.cluster.rules import parse_quantity
+from must_pipeline.cluster.config import ClusterConfig, Resources, Toleration, parse_quantity
 from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
@@ -22,7 +21,7 @@ TERMINATION_LOG = "/dev/termination-log"  # its content becomes a part of the po
 REQUESTS = Resources(cpu="500m", memory="1Gi")  # requests of a stage that cluster.yaml does not mention
 
 
-def configure_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: str = "") -> dsl.PipelineTask:
+def configure_task(task: dsl.PipelineTask, stage: str, cluster: ClusterConfig, title: str = "") -> dsl.PipelineTask:
     """`stage` is a name of must_pipeline/stages.py, under which cluster.yaml has the task's resources and timeout;
     `title` is shown instead of its name."""
     row = STAGES[stage]
@@ -56,7 +55,7 @@ def configure_task(task: dsl.PipelineTask, stage: str, cluster: Cluster, title: 
     return task
 
 
-def estimate_limit(stage: str, cluster: Cluster) -> int:
+def estimate_limit(stage: str, cluster: ClusterConfig) -> int:
     """The memory limit in GiB of a stage for which cluster.yaml sets none: per GPU process, plus /dev/shm, which counts
     against the limit."""
     row = STAGES[stage]
@@ -80,7 +79,7 @@ def set_resources(task: dsl.PipelineTask, resources: Resources, default_limit: i
             setter(value)
 
 
-def set_access(task: dsl.PipelineTask, cluster: Cluster) -> None:
+def set_access(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
     credentials = cluster.credentials
     if credentials.kind == "secret":
         kubernetes.use_secret_as_volume(task, credentials.secret, KEY_FOLDER)
@@ -91,7 +90,7 @@ def set_access(task: dsl.PipelineTask, cluster: Cluster) -> None:
         kubernetes.mount_pvc(task, cluster.volume.claim, cluster.volume.mount)
 
 
-def set_persistence(task: dsl.PipelineTask, stage: str, cluster: Cluster, launcher: bool) -> None:
+def set_persistence(task: dsl.PipelineTask, stage: str, cluster: ClusterConfig, launcher: bool) -> None:
     retries = cluster.retries
     if retries.count and STAGES[stage].retried:
         # The pod itself retries a crash, but not wrong input; Kubeflow retries a pod that was lost. By `policy` it may
@@ -122,7 +121,7 @@ def toleration_fields(toleration: Toleration) -> dict[str, Any]:
     return {name: value for name, value in vars(toleration).items() if value}
 
 
-def encode_nodes(cluster: Cluster) -> dict[str, Any]:
+def encode_nodes(cluster: ClusterConfig) -> dict[str, Any]:
     """The launcher's parameter `nodes`: of the pods `pod`, fields of their spec, as far as there are any; `env` and
     `mounts` of their container; `labels`; and what the TrainJob itself needs."""
     resources, pool = cluster.resources.get("train", Resources()), cluster.gpu if cluster.gpu.count else cluster.cpu

@@ -14,9 +14,7 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 
 from must.config import TrainConfig
-from must.data.augment.draws import PatchMask, seed_generators
-from must.data.augment.normalize import normalize
-from must.data.augment.views import TrainViews, fill_color
+from must.data.augment import PatchMask, TrainViews, fill_color, normalize, seed_generators
 from must.data.image.preprocess import EvalView, Preprocess, normalize_pixels
 from tests.golden import facts, golden
 

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from must.base import storage
-from must.data.format.index import load_index, parse_index
-from must.data.format.samples import load_offsets, verify
+from must.data.format import load_index, load_offsets, parse_index, verify
 from must.data.loading.cache import ShardCache
 from must.data.loading.reader import open_reader
 from must.data.shards.history import History

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from must.data.format.index import load_index
-from must.data.format.samples import check_samples, verify
+from must.data.format import check_samples, load_index, verify
 from must.data.shards.build import show_index
 from tests import zoo
 from tests.data.shards.test_shard import run

@@ -13,12 +13,11 @@ import pytest
 from PIL import Image
 
 from benchmarks import image_cost as hard
-from must.base.workers import KilledWorkerError
-from must.data.augment.views import TrainViews
-from must.data.image import bounds
-from must.data.image.bounds import Helper
-from must.data.image.cost import MAX_PIXELS
+from must.base.processes import KilledWorkerError
+from must.data.augment import TrainViews
+from must.data.image import limits
 from must.data.image.decode import decode
+from must.data.image.limits import MAX_PIXELS, Helper
 from must.data.image.preprocess import EvalView
 from must.data.loading.loader import EvalSource, TrainDataset
 from must.data.loading.reader import ShardReader
@@ -37,13 +36,13 @@ ODD_ONES = {
 }
 PROGRAM = """
 import os, signal
-from must.data.image import bounds, decode
-bounds.MAX_SECONDS = 0.15
+from must.data.image import limits, decode
+limits.MAX_SECONDS = 0.15
 def decoded(data, *limits):
     if data == {odd!r}:
         {does}
     return decode.decode(data, *limits)
-bounds.work(decoded)
+limits.work(decoded)
 """
 
 
@@ -51,22 +50,22 @@ bounds.work(decoded)
 def does(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
     """A decoder that does that to the one picture ODD; the reason why it is refused."""
     act, reason = ODD_ONES[request.param]
-    monkeypatch.setattr(bounds, "PROGRAM", PROGRAM.format(odd=ODD, does=act))
-    bounds.idle_helpers.drop()
+    monkeypatch.setattr(limits, "PROGRAM", PROGRAM.format(odd=ODD, does=act))
+    limits.idle_helpers.drop()
     yield reason
-    bounds.idle_helpers.drop()
+    limits.idle_helpers.drop()
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "JPEG2000", "AVIF", "GIF"])
 def test_the_pixels_are_those_of_decoding_here(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     data = zoo.encoded(zoo.picture(1, 61, 47), kind)
     there = decode(data)
-    assert bounds.idle_helpers(), "it was decoded here"
-    monkeypatch.setattr(bounds, "memory_limited", True)
+    assert limits.idle_helpers(), "it was decoded here"
+    monkeypatch.setattr(limits, "memory_limited", True)
     assert there.mode == "RGB" and np.array_equal(np.asarray(there), np.asarray(decode(data)))
     with pytest.raises(ValueError) as here:
         decode(data[: len(data) // 2])
-    monkeypatch.setattr(bounds, "memory_limited", False)
+    monkeypatch.setattr(limits, "memory_limited", False)
     with pytest.raises(ValueError) as beside:
         decode(data[: len(data) // 2])
     assert str(beside.value) == str(here.value)
@@ -128,10 +127,10 @@ def large_tile(side: int) -> bytes:
 @pytest.mark.parametrize("make", [lambda: large_tile(36_000), lambda: hard.webp_animated(9_400, 9_400)])
 def test_a_small_file_takes_less_than_a_gigabyte(make: Callable[[], bytes], tmp_path: Path) -> None:
     """1.3 and 1.5 GB for pictures of some kilobytes: refused in a program beside this one, and by `must shard`."""
-    bounds.idle_helpers.drop()
+    limits.idle_helpers.drop()
     with pytest.raises(ValueError, match=r"^too large for the memory$"):
         decode(make())
-    (helper,) = bounds.idle_helpers()
+    (helper,) = limits.idle_helpers()
     status = Path(f"/proc/{helper.process.pid}/status").read_text()
     assert int(status.partition("VmHWM:")[2].split()[0]) < 1_000_000  # kB
     zoo.put(tmp_path / "in", {"a.png": zoo.encoded(zoo.picture()), "large": make()})
@@ -139,9 +138,9 @@ def test_a_small_file_takes_less_than_a_gigabyte(make: Callable[[], bytes], tmp_
 
 
 def test_a_program_that_somebody_else_ends_is_no_fault_of_the_picture() -> None:
-    bounds.idle_helpers.drop()
+    limits.idle_helpers.drop()
     decode(GOOD)
-    (helper,) = bounds.idle_helpers()
+    (helper,) = limits.idle_helpers()
     helper.process.kill()
     with pytest.raises(KilledWorkerError):
         decode(GOOD)
@@ -173,11 +172,11 @@ COSTLY = {
 }
 HERE = """
 import sys
-from must.data.image import bounds, cost, decode
+from must.data.image import limits, limits, decode
 data = sys.stdin.buffer.read()
-found = cost.cost(data)
+found = limits.cost(data)
 assert found.format in decode.PLAIN_FORMATS and found.seconds <= decode.TRUSTED, found
-with bounds.limits(cost.MAX_PIXELS, len(data)):
+with limits.limits(limits.MAX_PIXELS, len(data)):
     decode.decode(data)
 """
 

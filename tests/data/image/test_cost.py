@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from benchmarks import image_cost as hard
-from must.data.augment.views import TrainViews
-from must.data.image import bounds, colors
-from must.data.image.cost import MAX_PARTS, MAX_SCANS
+from must.data.augment import TrainViews
+from must.data.image import colors, limits
 from must.data.image.decode import check, decode, identify
+from must.data.image.limits import MAX_PARTS, MAX_SCANS
 from must.data.loading.loader import EvalSource, TrainDataset
 from must.data.loading.reader import ShardReader
 from tests import zoo
@@ -69,13 +69,13 @@ def test_what_costs_too_much_is_refused_before_it_is_decoded(data: bytes, reason
 
 @pytest.mark.parametrize("data", [hard.profiles(2500), hard.segments(0xDB, bytes(65000), 500)], ids=["PNG", "JPEG"])
 def test_what_takes_long_to_open_is_opened_by_a_process_with_limits(data: bytes) -> None:
-    bounds.idle_helpers.drop()
-    assert identify(data).size == (64, 64) and bounds.idle_helpers()
+    limits.idle_helpers.drop()
+    assert identify(data).size == (64, 64) and limits.idle_helpers()
 
 
 def test_filling_costs_no_more_than_its_length() -> None:
     """A regular expression that tries every FF of a long run as the first one holds all threads for minutes."""
-    program = "import sys; from must.data.image.cost import cost; cost(bytes([255, 216]) + bytes([255]) * 3_000_000)"
+    program = "import sys; from must.data.image.limits import cost; cost(bytes([255, 216]) + bytes([255]) * 3_000_000)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
 
 
@@ -142,8 +142,8 @@ def test_one_value_that_is_not_finite_is_found_in_any_strip(monkeypatch: pytest.
 
 MEASURE = r"""
 import re, sys
-from must.data.image.decode import bounds, check, decode, identify
-bounds.memory_limited = True
+from must.data.image.decode import limits, check, decode, identify
+limits.memory_limited = True
 def peak():  # of this program; the one in getrusage counts the process that it was forked from as well
     return 1024 * int(re.search(r"VmHWM:\s*(\d+)", open("/proc/self/status").read())[1])
 data, before = open(sys.argv[1], "rb").read(), peak()

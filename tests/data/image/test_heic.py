@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from must.api.cli import main
-from must.data.image.cost import can_read_heic, is_heic
 from must.data.image.decode import decode
+from must.data.image.limits import can_read_heic, is_heic
 from tests import zoo
 from tests.data.shards.test_shard import rejected
 

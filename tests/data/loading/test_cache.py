@@ -20,9 +20,8 @@ from safetensors.torch import load_file
 
 from must.base import storage
 from must.config import EvaluateConfig, TrainConfig
-from must.data.augment.views import TrainViews
-from must.data.format.index import Shard, load_index
-from must.data.format.samples import load_offsets
+from must.data.augment import TrainViews
+from must.data.format import Shard, load_index, load_offsets
 from must.data.loading.cache import SPARE, ShardCache
 from must.data.loading.loader import TrainDataset, train_batches
 from must.data.loading.order import GlobalBatches

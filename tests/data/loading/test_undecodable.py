@@ -8,12 +8,12 @@ import torch
 
 from must.base.processes import METHOD
 from must.config import TrainConfig
-from must.data.augment.views import TrainViews
+from must.data.augment import TrainViews
 from must.data.image import decode
 from must.data.loading.loader import REPLACEMENTS, TrainDataset, train_batches
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import ShardReader
-from must.evaluation.report.provenance import training_log
+from must.evaluation.report.page import training_log
 from must.method.train.trainer import train
 from tests import zoo
 from tests.data.augment.test_views import SETTINGS

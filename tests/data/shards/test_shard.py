@@ -16,8 +16,7 @@ from PIL import Image
 
 from must.base import storage
 from must.config import ShardConfig
-from must.data.format.index import Index, load_index
-from must.data.format.samples import load_offsets
+from must.data.format import Index, load_index, load_offsets
 from must.data.shards import commit
 from must.data.shards.build import shard
 from tests import zoo

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from must.data.format.samples import verify
+from must.data.format import verify
 from must.data.shards import commit
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples, sharded, tree

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from must.base import lock, storage
-from must.data.format.index import load_index
-from must.data.format.samples import verify
+from must.data.format import load_index, verify
 from tests import zoo
 from tests.data.shards.test_shard import run, samples
 from tests.data.shards.test_shard import tree as local_tree

@@ -13,8 +13,7 @@ import pytest
 
 import must
 from must.base import lock
-from must.data.format.index import load_index
-from must.data.format.samples import verify
+from must.data.format import load_index, verify
 from must.runtime.notes import read_notes
 from must_components.components import shard, shard_part
 from tests import zoo

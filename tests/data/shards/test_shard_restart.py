@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from must.base.exits import HELD
 from must.base.processes import METHOD
+from must.base.program import HELD
 from must.base.storage import TransientError
-from must.data.format.samples import verify
-from must.data.image import bounds
+from must.data.format import verify
 from must.data.image import decode as images_module
+from must.data.image import limits
 from must.data.shards.workdir import Workdir, temporary_folder
 from tests import zoo
 from tests.common import until
@@ -24,7 +24,7 @@ from tests.data.shards.test_shard import rejected, run, tree
 
 PROGRAM = """
 import sys
-from must.base.exits import exiting
+from must.base.program import exiting
 from must.api.stages import call
 with exiting("shard"):
     call("shard", source=sys.argv[1], output=sys.argv[2], **eval(sys.argv[3]))
@@ -173,7 +173,7 @@ def test_a_picture_that_takes_more_than_any_may_is_rejected_alone(tmp_path, monk
     names = [f"bad-{number}.png" for number in range(3)]
     zoo.put(tmp_path / "in", {name: zoo.encoded(zoo.picture(n, 50, 50)) for n, name in enumerate(names)})
     act_at_50_pixels(monkeypatch, act)
-    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.6)
+    monkeypatch.setattr(limits, "MAX_SECONDS", 0.6)
     made = run(tmp_path / "in", tmp_path / "out", samples_per_shard=7, workers=count, max_rejected=0.5)
     assert rejected(tmp_path / "out") == dict.fromkeys(names, reason)
     assert made.splits["train"]["samples"] == 30

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from must.data.shards.listing import open_source
 from must.data.sources import archives, tables
-from must.data.sources.base import LONGEST_NAME, ListingReport
+from must.data.sources.files import LONGEST_NAME, ListingReport
 from tests import zoo
 from tests.common import printed
 from tests.zoo import tar_of, zip_of
@@ -145,7 +145,7 @@ def test_headers_that_tarfile_would_read_for_minutes(tmp_path: Path) -> None:
     program = """
 import resource, sys, time
 from must.data.shards.listing import open_source
-from must.data.sources.base import ListingReport
+from must.data.sources.files import ListingReport
 for path in sys.argv[1:]:
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 6, resource.RLIM_INFINITY))
     try:
@@ -161,7 +161,7 @@ for path in sys.argv[1:]:
 
 MEASURE = r"""
 import re, sys
-from must.data.sources.base import ListingReport
+from must.data.sources.files import ListingReport
 from must.data.shards.listing import open_source
 from must.data.sources import tables
 import pyarrow.parquet

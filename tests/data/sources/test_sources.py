@@ -12,7 +12,7 @@ import webdataset
 
 from must.data.shards.listing import open_source
 from must.data.sources.archives import expanded, split_key
-from must.data.sources.base import ListingReport, no_images
+from must.data.sources.files import ListingReport, no_images
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples
 from tests.zoo import tar_of, zip_of

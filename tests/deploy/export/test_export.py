@@ -16,7 +16,7 @@ from PIL import Image
 from must.api.demo import CLASSES
 from must.base import storage
 from must.config import ExportConfig
-from must.data.augment.normalize import normalize
+from must.data.augment import normalize
 from must.data.image.preprocess import normalize_pixels
 from must.deploy.export import graph
 from must.deploy.export.export import LEAST_COSINE, compare, export, reference, require_check, smallest_cosine
@@ -100,7 +100,7 @@ def test_the_same_training_gives_the_same_file(digits, exported):
 @pytest.mark.slow
 def test_int8_calibrated_on_images(digits, real, tmp_path, exported):
     """With pixels as input and embeddings at the same time: all run through the same graph."""
-    values = {"model": digits.adapted, "shards": digits.shards, "images": 100, "input": "uint8", "embeddings": True}
+    values = {"model": digits.adapted, "shards": digits.shards, "limit": 100, "input": "uint8", "embeddings": True}
     result = export(ExportConfig(**values, output=str(tmp_path), precision="int8"))
     pixels, expected, *_ = real
     assert LEAST_COSINE["int8"] < 0.99 < result["check"]["cosine"] < 1
@@ -191,7 +191,7 @@ def test_an_export_that_breaks_leaves_no_folder_that_looks_complete(digits, tmp_
 
     (tmp_path / "notes.txt").write_text("of somebody else")
     (tmp_path / "model.onnx").write_bytes(b"of an earlier export")
-    config = ExportConfig(model=digits.adapted, output=str(tmp_path), images=8)
+    config = ExportConfig(model=digits.adapted, output=str(tmp_path), limit=8)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is gone"):
         patch.setattr(module, "encoded", Mock(side_effect=OSError("the disk is gone")))
         export(config)

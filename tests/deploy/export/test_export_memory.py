@@ -8,10 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from must.data.augment.normalize import normalize
+from must.data.augment import normalize
 from must.data.image.preprocess import Preprocess
-from must.deploy.export.graph import add_metadata, check_graph, quantize, to_graph
-from must.deploy.export.inference import InferenceModel, SplitAttention
+from must.deploy.export.graph import InferenceModel, SplitAttention, add_metadata, check_graph, quantize, to_graph
 from must.deploy.predict.session import OnnxClassifier
 from must.method.model.backbone import build_visual, load_backbone
 from must.method.model.bundle import Bundle

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from must.base import storage
 from must.config import ClassifierConfig, ExportConfig
-from must.data.augment.normalize import normalize
+from must.data.augment import normalize
 from must.data.image.preprocess import EvalView
 from must.deploy.export.export import export
 from must.method.model.bundle import load_bundle, save_bundle, zero_shot_bundle
@@ -145,7 +145,7 @@ def test_to_a_bucket_twice_with_images_to_check_with(digits, tmp_path, bucket_se
     uri = f"{bucket_server.uri}/ours"
     model = {"model": digits.adapted, "classifier": digits.classifier}
     for _ in range(2):
-        result = export(ExportConfig(**model, to="open_clip", output=uri, shards=digits.shards, images=20))
+        result = export(ExportConfig(**model, to="open_clip", output=uri, shards=digits.shards, limit=20))
         assert result["check"]["images"] == 20 and "train of" in result["checked_on"]
     names = {entry.name.rpartition("/")[2] for entry in storage.list_files(uri)}
     assert names >= {"open_clip_config.json", "open_clip_model.safetensors", "classifier.safetensors", "labels.txt"}

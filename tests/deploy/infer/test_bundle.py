@@ -11,7 +11,7 @@ from must.api.cli import main
 from must.base import storage
 from must.config import PredictConfig
 from must.deploy.infer.predict import predict
-from must.evaluation.result import Model, write_metrics
+from must.evaluation.result import ModelRecord, write_metrics
 from must.method.answers.estimate import Abstention
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import Selection
@@ -60,7 +60,7 @@ def test_a_bundle_abstains_on_the_images_on_which_its_onnx_file_does(digits, tmp
     by_answers, by_labels = (Abstention(0.05, by, t, 0.5, 0, 0.05) for by, t in (("answers", 0.6), ("labels", 0.9)))
     provenance = replace(bundle.description.provenance, selection=Selection(abstention=by_answers))
     written = save_bundle(str(work / "model"), bundle.model, replace(bundle.description, provenance=provenance))
-    metrics = replace(MEASURED, model=Model(weights_sha256=written.weights_sha256), abstention=by_labels)
+    metrics = replace(MEASURED, model=ModelRecord(weights_sha256=written.weights_sha256), abstention=by_labels)
     write_metrics(str(work / "report/metrics.json"), metrics)
     must.export(model=work, output=work / "onnx")
     kinds = ("onnx", "", "model")

@@ -11,8 +11,8 @@ import pytest
 
 from must.api.cli import main
 from must.data.image.preprocess import Preprocess
-from must.deploy.promote.registry import Registry
-from must.evaluation.result import Metrics, Model
+from must.deploy.promote import Registry
+from must.evaluation.result import Metrics, ModelRecord
 from must.method.model.description import Description, Provenance
 from tests.common import ended
 from tests.evaluation.measured import MEASURED
@@ -29,7 +29,7 @@ def weights_sha256(seed: int) -> str:
 
 def measured(seed: int = 0, metrics: Metrics = MEASURED) -> Metrics:
     """Metrics of the bundle of that seed."""
-    return replace(metrics, model=Model(weights_sha256=weights_sha256(seed)))
+    return replace(metrics, model=ModelRecord(weights_sha256=weights_sha256(seed)))
 
 
 def make_bundle(

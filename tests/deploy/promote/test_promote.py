@@ -11,7 +11,7 @@ import pytest
 
 from must.api.cli import main
 from must.base import storage
-from must.deploy.promote.registry import Registry
+from must.deploy.promote import Registry
 from must.evaluation.result import write_metrics
 from tests.deploy.promote.bundles import EVERYWHERE, at_once, latest, make_bundle, make_onnx, measured, promote, refused
 from tests.evaluation.measured import MEASURED

@@ -9,8 +9,8 @@ import pytest
 from must.base import storage
 from must.base.errors import TransientError
 from must.base.lock import LockLostError
-from must.deploy.promote import registry as registry_module
-from must.deploy.promote.registry import Registry
+from must.deploy import promote as registry_module
+from must.deploy.promote import Registry
 from tests.deploy.promote.bundles import EVERYWHERE, at_once, latest, make_bundle, make_onnx, promote, refused
 
 
@@ -18,7 +18,7 @@ def killed(monkeypatched, registry, *flags):
     """The promotion in a process that kills itself where it is told to."""
     command = ["promote", "--registry", registry, "--name", "digits", *map(str, flags)]
     code = (
-        "import os, signal, must.deploy.promote.registry as r; die = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, must.deploy.promote as r; die = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"{monkeypatched}\nfrom must.api.cli import main; main({command})"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9

@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from must.data.loading.reader import ShardReader
-from must.deploy.review.corrections import read_corrections
 from must.deploy.review.prepare import AnswerEffect, compute_review
+from must.deploy.review.review import read_corrections, review_at
 from must.deploy.review.review import review as must_review
-from must.deploy.review.review import review_at
 from must.deploy.review.session import Session
 from must.method.answers.answers_file import append, read_answers
 from must.method.answers.review import Review

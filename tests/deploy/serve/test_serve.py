@@ -14,7 +14,7 @@ from PIL import Image
 
 import must
 from must.api.cli import main
-from must.base.exits import WRONG_INPUT, find_exit_code
+from must.base.program import WRONG_INPUT, find_exit_code
 from must.config import ServeConfig
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels

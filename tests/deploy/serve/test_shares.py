@@ -16,7 +16,7 @@ from must.config import ServeConfig
 from must.deploy.serve import http
 from must.deploy.serve.decoders import Decoders
 from must.deploy.serve.http import LARGE_JSON, Api, PendingRequest, cancel_on_disconnect
-from must.deploy.serve.metrics import Metrics
+from must.deploy.serve.metrics import ServerMetrics
 from must.deploy.serve.protocol import Refused
 from tests.deploy.serve.server import SILENCE
 
@@ -62,7 +62,7 @@ def with_api(test):
     borrow = Mock(side_effect=Refused(503, "no model is loaded yet"))
 
     async def run():
-        await test(Api(ServeConfig(model="none", decoders=1), SimpleNamespace(borrow=borrow), Metrics()))
+        await test(Api(ServeConfig(model="none", decoders=1), SimpleNamespace(borrow=borrow), ServerMetrics()))
 
     asyncio.run(run())
 

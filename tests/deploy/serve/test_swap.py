@@ -17,7 +17,7 @@ import pytest
 from must.base import storage
 from must.base.console import Console
 from must.config import ServeConfig
-from must.deploy.serve.metrics import Metrics
+from must.deploy.serve.metrics import ServerMetrics
 from must.deploy.serve.models import Models
 from tests.common import until
 from tests.deploy.serve.server import SILENCE, ask, running
@@ -91,7 +91,7 @@ def models_of(registry):
 
     with asyncio.Runner() as runner, pytest.MonkeyPatch.context() as patch:
         patch.setattr(storage, "copy", copy_and_note)
-        models = Models(ServeConfig(registry=str(registry), name=NAME), Metrics())
+        models = Models(ServeConfig(registry=str(registry), name=NAME), ServerMetrics())
         yield models, lambda: runner.run(models.refresh()), downloads
         if models.current:
             models.current.queue.put(None)  # its thread ends

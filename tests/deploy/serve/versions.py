@@ -2,7 +2,7 @@
 
 from must.api.demo import CLASSES
 from must.base import storage
-from must.deploy.promote.registry import Registry
+from must.deploy.promote import Registry
 from tests.deploy.predict.test_foreign import edited
 
 NAME = "digits"

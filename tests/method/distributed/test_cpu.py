@@ -9,7 +9,7 @@ import torch
 from must.method.distributed import cpu
 from must.method.distributed.cpu import MOST_LOADERS, division, loader_processes, multiplies_bf16
 from must.method.distributed.process_group import pick_device
-from must.method.train.train_state import TrainProgress
+from must.method.train.checkpoint import TrainProgress
 from must.method.train.trainer import Trainer
 from tests.method.train.lives import training
 from tests.method.train.step_ranks import ALONE

@@ -9,9 +9,8 @@ from torch import Tensor
 from must.api.demo import digit_parts
 from must.config import ShardConfig
 from must.data.shards.build import shard
-from must.method.memory.build import build_memory
-from must.method.memory.pool import Pool
-from must.method.memory.propagate import answer_rows
+from must.method.memory.features import Pool
+from must.method.memory.propagate import answer_rows, build_memory
 from must.method.model.bundle import Bundle
 from must.method.model.vectors import Whitening, flatten_tokens, join_vectors
 

@@ -10,7 +10,7 @@ import torch
 from must.api.demo import asset_folder
 from must.base import storage
 from must.config import ClassifierConfig, EvaluateConfig, ReviewConfig, ShardConfig
-from must.data.augment.normalize import normalize
+from must.data.augment import normalize
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.data.shards.build import shard
@@ -18,8 +18,7 @@ from must.deploy.review.prepare import compute_review
 from must.evaluation.evaluate import evaluate
 from must.method.distributed.process_group import World
 from must.method.memory import features as module
-from must.method.memory.features import read_features
-from must.method.memory.pool import Predicted
+from must.method.memory.features import TopLabels, read_features
 from must.method.model.bundle import load_bundle
 from must.method.model.classifier import classifier
 from must.method.model.description import get_preprocess
@@ -178,7 +177,7 @@ def test_another_tower_has_features_of_its_own_and_probabilities_are_the_models(
     assert passes["classify"] == 300 and len([*tmp_path.iterdir()]) == 2
     logits = torch.cat([bundle.model(normalize(b.pixels, source.preprocess)) for b in source]).detach()
     assert torch.allclose(found.probabilities(bundle.model).float(), logits.softmax(1), atol=2e-3)
-    said = Predicted.from_probabilities(found.probabilities(bundle.model)).labels
+    said = TopLabels.from_probabilities(found.probabilities(bundle.model)).labels
     assert (said == logits.argmax(1)).float().mean() > 0.99
 
 

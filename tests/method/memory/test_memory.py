@@ -8,9 +8,20 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from must.method.memory import propagate as module
-from must.method.memory.build import FEW_IMAGES, LABELS_KEPT, build_memory, find_copies, predict_left_out
-from must.method.memory.pool import FEWEST, Pool, Predicted, compare_predictions, count_effective
-from must.method.memory.propagate import RARE, VOTES, answer_rows, fit_correction, measure_sharing, propagate
+from must.method.memory.features import FEWEST, Pool, TopLabels, compare_predictions, count_effective
+from must.method.memory.propagate import (
+    FEW_IMAGES,
+    LABELS_KEPT,
+    RARE,
+    VOTES,
+    answer_rows,
+    build_memory,
+    find_copies,
+    fit_correction,
+    measure_sharing,
+    predict_left_out,
+    propagate,
+)
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import MemoryFacts
 from must.method.model.memory import Memory, MemoryClassifier, apply_correction, parse_memory
@@ -220,7 +231,7 @@ def test_images_like_those_of_none_of_the_classes_are_found_old_and_new(pool):
     memory, Z = build(pool, others | dict.fromkeys(range(150, 155), -1))
     assert not Z[150].any() and Z[30].tolist() == [0, 1, 0, 0, 0, 0], "answered images keep their answer"
     assert memory.facts.none == 0.1, "a tenth at most"
-    labels = Predicted.from_probabilities(Z)
+    labels = TopLabels.from_probabilities(Z)
     assert (labels.labels[155:] == -1).float().mean() > 0.9 and (labels.labels[:150] == -1).float().mean() < 0.02
     assert torch.allclose(labels.confidence[155:], 1 - Z[155:].sum(1)) and float(Z.sum(1).max()) <= 1 + 1e-5
     new = F.normalize(torch.eye(WIDTH)[[5, 1]] + 0.05, dim=1)
@@ -281,7 +292,7 @@ def test_damaged_tensors_are_refused(remembering, name, change):
 def test_the_rounding_of_many_probabilities_is_not_none_of_the_classes():
     P = torch.full((2, 1_000), 0.000_995)
     P[1] = 0.000_985  # lacks 0.015
-    found = Predicted.from_probabilities(P)
+    found = TopLabels.from_probabilities(P)
     assert found.labels.tolist() == [0, -1] and found.confidence.tolist() == pytest.approx([0.000_995, 0.015], rel=1e-3)
 
 
@@ -296,7 +307,7 @@ def test_a_memory_without_its_description_is_refused_in_one_line(remembering, tm
 
 
 def predicted(labels, confidence=0.9):
-    return Predicted(labels, torch.full((len(labels),), confidence))
+    return TopLabels(labels, torch.full((len(labels),), confidence))
 
 
 def test_numbers_by_hand():

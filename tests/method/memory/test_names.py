@@ -6,8 +6,8 @@ import yaml
 
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
 from must.config import ClassifierConfig, RefineConfig
+from must.method.memory.features import TopLabels
 from must.method.memory.names import find_missing, find_pairs
-from must.method.memory.pool import Predicted
 from must.method.memory.refine import refine
 from must.method.model.classifier import classifier
 from tests.method.memory.remembering import unlabeled_digits
@@ -51,7 +51,7 @@ def test_images_that_are_all_alike_to_the_model_say_nothing_about_names():
 
 
 def test_answers_of_none_of_the_classes_are_a_finding_with_the_images_like_them():
-    labels = Predicted(torch.tensor([-1, 0, -1, -1, -1, 1]), torch.tensor([1.0, 0.9, 0.7, 1.0, 0.8, 1.0]))
+    labels = TopLabels(torch.tensor([-1, 0, -1, -1, -1, 1]), torch.tensor([1.0, 0.9, 0.7, 1.0, 0.8, 1.0]))
     answered = torch.tensor([0, 3, 5])
     assert find_missing(labels, answered, 1) == [], "one such answer is none"
     (found,) = find_missing(labels, answered, 2)

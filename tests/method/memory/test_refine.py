@@ -13,7 +13,7 @@ from PIL import Image
 from must.api.cli import main
 from must.base import storage
 from must.config import EvaluateConfig, ExportConfig, ShardConfig
-from must.data.augment.normalize import normalize
+from must.data.augment import normalize
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.loading.reader import ShardReader
@@ -104,7 +104,7 @@ def test_alpha_changes_only_if_another_is_right_more_often_beyond_the_error():
 def test_another_alpha_begins_with_the_trained_weights_again_and_stays(digits, truth, tmp_path):
     trained(digits, tmp_path)
     for alpha in (0.5, 0.25, 1.0, 0.5):
-        run(digits, tmp_path, alpha=alpha, images=20)
+        run(digits, tmp_path, alpha=alpha, limit=20)
         network = interpolate(load_bundle(digits.zero_shot).model, load_bundle(digits.adapted).model, alpha)
         torch.testing.assert_close(weights(tmp_path / "model")["classifier"], network.classifier.detach())
         assert (selection(tmp_path).alpha, selection(tmp_path).by) == (alpha, "given")
@@ -224,7 +224,7 @@ def test_a_full_disk_leaves_the_model_as_it_was(digits, tmp_path, monkeypatch):
 def test_an_int8_file_gives_no_picture_of_the_memory_a_vote_for_itself(digits, tmp_path):
     run(digits, trained(digits, tmp_path))
     values = {"model": str(tmp_path / "model"), "shards": digits.shards, "output": str(tmp_path / "onnx")}
-    assert export(ExportConfig(**values, precision="int8", images=150))["check"]["agreement"] >= 0.97
+    assert export(ExportConfig(**values, precision="int8", limit=150))["check"]["agreement"] >= 0.97
     reader, bundle = ShardReader(digits.shards, "train"), load_bundle(str(tmp_path / "model"))
     preprocess = get_preprocess(bundle.description)
     pixels = np.stack([decode_view(reader.image(number), EvalView(preprocess)) for number in range(40)])

@@ -15,7 +15,7 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 from must.api.demo import asset_folder
-from must.data.augment.normalize import normalize
+from must.data.augment import normalize
 from must.data.image.preprocess import EvalView
 from must.method.model import transformers_folder
 from must.method.model.backbone import build_visual, load_backbone

@@ -85,7 +85,7 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     loaded = load_bundle(output).model.state_dict()
     same_bundle = all(torch.equal(loaded[key], value) for key, value in model.state_dict().items())
     del loaded, model
-    check = export(ExportConfig(model=output, output=str(Path(folder, "onnx")), shards=shards, images=8))["check"]
+    check = export(ExportConfig(model=output, output=str(Path(folder, "onnx")), shards=shards, limit=8))["check"]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = {"missing": missing, "memory": memory, "same_step": same_step, "same_bundle": same_bundle}
     print(json.dumps({**found, "agreement": check["agreement"]}))

@@ -20,7 +20,7 @@ from must.api.demo import asset_folder
 from must.api.stages import call
 from must.base import storage
 from must.base.errors import TransientError, UserError
-from must.base.exits import PREEMPTED, WRONG_INPUT, find_exit_code
+from must.base.program import PREEMPTED, WRONG_INPUT, find_exit_code
 from must.method.model import hub
 from must.method.model.backbone import load_backbone, tower_shape
 from must.method.model.description import load_description
@@ -199,7 +199,7 @@ def test_after_the_classifier_no_stage_asks_the_hub(repositories, digits, servin
     call("refine", **shards, classifier=file, model="model", output="refined", split="test", device="cpu")
     metrics = call("evaluate", **shards, model="model", baseline=file, output="report", device="cpu")
     assert metrics.images == 120
-    call("export", model="model", shards=digits.shards, output="onnx", images=40)
+    call("export", model="model", shards=digits.shards, output="onnx", limit=40)
     assert not (tmp_path / "cache").exists()
 
 

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from must.api.demo import asset_folder
-from must.api.preflight import preflight
-from must.api.stages import configure
+from must.api.stages import configure, preflight
 from must.method.model.backbone import load_backbone
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header

@@ -9,7 +9,7 @@ import pytest
 from must.api.stages import configure
 from must.base.parameters import load
 from must.config import TrainConfig
-from must.data.format.index import load_index
+from must.data.format import load_index
 from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.train.recipe import BATCHES, EPOCHS, auto_settings, published, resolve
 

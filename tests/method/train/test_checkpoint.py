@@ -15,7 +15,7 @@ import torch
 from must.base import lock, storage
 from must.method.distributed.process_group import init_distributed
 from must.method.train import checkpoint as checkpoint_module
-from must.method.train.checkpoint import CHECKPOINTS_LOCK, Checkpoints, DamagedError, load_state
+from must.method.train.checkpoint import CHECKPOINTS_LOCK, Checkpoints, DamagedCheckpointError, load_state
 from must.method.train.trainer import train
 from tests.base.test_lock import hold
 from tests.deploy.export.conftest import files_up_to
@@ -168,7 +168,7 @@ def test_another_file_with_the_right_checksum_is_one_line(tmp_path, other):
         path.write_bytes(other)
     else:
         torch.save(other, path)
-    with pytest.raises(DamagedError, match=r"step-000000001.pt: is no checkpoint of `must train`; delete it"):
+    with pytest.raises(DamagedCheckpointError, match=r"step-000000001.pt: is no checkpoint of `must train`; delete it"):
         load_state(path)
 
 

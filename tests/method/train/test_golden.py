@@ -8,8 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from must.method.train.losses import fairness_loss, must_losses, pseudo_labels
-from must.method.train.step import build_optimizer, ema_decay, learning_rate, make_teacher, set_learning_rate
+from must.method.train.step import (
+    build_optimizer,
+    ema_decay,
+    fairness_loss,
+    learning_rate,
+    make_teacher,
+    must_losses,
+    pseudo_labels,
+    set_learning_rate,
+)
 from tests.golden import facts, golden, golden_batch, golden_model, our_name, tensors
 from tests.method.train.step_ranks import ALONE, four_steps, recorded_config
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from must.data.augment.normalize import normalize
+from must.data.augment import normalize
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.method.distributed.process_group import init_distributed

@@ -8,13 +8,12 @@ from unittest.mock import Mock
 import pytest
 
 from must.base import storage
-from must.base.exits import end_program, handling
 from must.base.processes import METHOD
+from must.base.program import end_program, handling
 from must.data.loading.reader import ShardReader
 from must.method.distributed.process_group import StopSignal, init_distributed
-from must.method.train import train_state
-from must.method.train.checkpoint import Checkpoints
-from must.method.train.train_state import SHARE, RunTimer, TrainProgress
+from must.method.train import checkpoint
+from must.method.train.checkpoint import SHARE, Checkpoints, RunTimer, TrainProgress
 from must.method.train.trainer import train
 from tests.common import until
 from tests.method.train import lives
@@ -74,7 +73,7 @@ def clock(monkeypatch):
         state.now += state.tick
         return state.now
 
-    monkeypatch.setattr(train_state, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(monotonic=monotonic))
     return state
 
 

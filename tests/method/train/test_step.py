@@ -11,8 +11,7 @@ from must.data.image.preprocess import Preprocess
 from must.data.loading.order import GlobalBatches
 from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.model.description import load_description
-from must.method.train.losses import fairness_loss
-from must.method.train.step import MustStep
+from must.method.train.step import MustStep, fairness_loss
 from must.method.train.trainer import train
 from tests.method.train.lives import difference, training
 from tests.method.train.processes import on_ranks

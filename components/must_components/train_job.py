@@ -1,4 +1,8 @@
-"""The stage train as a TrainJob of Kubeflow Trainer: finds or creates the run's job and follows it to its end.
+"""Training as a TrainJob of Kubeflow Trainer, on one node or several.
+
+A TrainJob of Kubeflow Trainer as a plain dictionary, from the nodes' settings in cluster.yaml.
+
+The stage train as a TrainJob of Kubeflow Trainer: finds or creates the run's job and follows it to its end.
 
 The job's name is made of the run's id. So the launcher that replaces a lost one finds the run's job, follows it or
 takes its result; a failed job is replaced by a new one, which resumes from the checkpoints."""
@@ -17,18 +21,68 @@ import yaml
 
 from must.base import storage
 from must.base.errors import TransientError, UserError
-from must.base.exits import BUG, HELD, PREEMPTED, TIME_OVER, WRONG_INPUT, Ended, handling
-from must.base.files import DESCRIPTION_FILE
 from must.base.lock import RUN_ID
 from must.base.names import listed
 from must.base.parameters import require
+from must.base.program import BUG, HELD, PREEMPTED, TIME_OVER, WRONG_INPUT, Ended, handling
 from must.base.text import one_line
+from must.config.work import DESCRIPTION_FILE
 from must.method.model.description import summary_at
-from must.runtime.notes import Facts, parse_failure
-from must.runtime.places import WorkUri
+from must.runtime.notes import Facts, WorkUri, parse_failure
 from must.runtime.training import describe_bundle, job_values
-from must_components.cluster import RUN, Cluster, is_stopped
-from must_components.train_job.manifest import NODE, make_manifest
+from must_components.cluster import RUN, TRAINER, KubernetesApi, is_stopped
+
+NODE = "node"  # the replicated job and the container of Kubeflow Trainer's torch runtimes
+MODEL = "must/model"  # label: the model's name in the registry
+POD_LABELS = {"app.kubernetes.io/name": "must"}  # of the job and its pods; used by deploy/network-policy.yaml
+NO_SIDECAR = {"sidecar.istio.io/inject": "false"}  # in a mesh torchrun's processes do not reach each other
+
+
+def make_manifest(name: str, nodes: dict[str, Any], job: str, run_id: str, model: str) -> dict[str, Any]:
+    """The job that runs `must.runtime.training` for the folder `job` on every node; the runtime's kind is missing.
+
+    `nodes`: from `encode_nodes` in must_pipeline/cluster/placement.py."""
+    gpus = int(nodes["gpus"])
+    processes = max(1, gpus) if nodes["processes"] == "auto" else int(nodes["processes"])
+    trainer: dict[str, Any] = {
+        "image": nodes["image"],
+        "numNodes": int(nodes["nodes"]),
+        "command": ["python", "-m", "must.method.distributed.torchrun"],
+        # Trainer gives torchrun the nodes and the meeting point by PET_ variables; a flag wins over them.
+        "args": [f"--nproc-per-node={processes}", "-m", "must.runtime.training", job],
+        "env": nodes["env"],
+    }
+    resources = {nodes["accelerator"]: str(gpus)} if gpus else {}
+    resources |= {key: nodes[key] for key in ("cpu", "memory") if nodes[key]}
+    if resources:
+        trainer["resourcesPerNode"] = {"requests": resources, "limits": resources}
+    labels = {RUN: run_id, MODEL: model.rstrip("-._")}  # Kubernetes' rule for a label's end
+    return {
+        "apiVersion": f"{TRAINER}/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": {
+            "name": name,
+            "labels": POD_LABELS | nodes["labels"] | {key: value for key, value in labels.items() if value},
+        },
+        "spec": {
+            "runtimeRef": {"name": nodes["runtime"]},
+            "activeDeadlineSeconds": int(nodes["deadline"]),
+            "trainer": trainer,
+            "runtimePatches": [{"manager": "must/launcher", "trainingRuntimeSpec": pod_patch(nodes)}],
+        },
+    }
+
+
+def pod_patch(nodes: dict[str, Any]) -> dict[str, Any]:
+    """Selector, tolerations, volumes and service account, at the depth where a TrainJob has them."""
+    mounts = nodes["mounts"]
+    pod = nodes["pod"] | ({"containers": [{"name": NODE, "volumeMounts": mounts}]} if mounts else {})
+    # Istio reads the label, its older versions the annotation.
+    metadata = {"labels": {**POD_LABELS, **nodes["labels"], **NO_SIDECAR}, "annotations": NO_SIDECAR}
+    template = {"metadata": metadata, "spec": pod}
+    job = {"name": NODE, "template": {"spec": {"template": template}}}
+    return {"template": {"spec": {"replicatedJobs": [job]}}}
+
 
 POLL_JOB = 5.0  # seconds between requests for the job's state and its new log lines
 API_TIMEOUT = 600.0  # seconds without an answer of the API server after which the launcher ends; the job continues
@@ -56,7 +110,7 @@ def train_on_nodes(
     content = {"train": parameters, "answers": answers, "labels": labels}
     storage.write_bytes(job.classifier, storage.read_bytes(classifier))  # the nodes cannot read this pod's files
     storage.write_bytes(job.description, yaml.safe_dump(content).encode())
-    if (cluster := Cluster.of_this_pod()) is None:
+    if (cluster := KubernetesApi.of_this_pod()) is None:
         raise UserError("train: a TrainJob is submitted in a pod of the cluster only")
     Launch(cluster, make_manifest(facts.trainjob, nodes, job.uri, run_id, model_name), run_id, job.bundle).run()
     copy_bundle(job.bundle, output)
@@ -72,19 +126,19 @@ def copy_bundle(uri: str, folder: str) -> None:
         storage.download(storage.join(uri, name), storage.join(folder, name))
 
 
-class StoppedError(BaseException):
+class RunStoppedError(BaseException):
     """SIGTERM. Not an Exception, so that no handler of errors keeps it."""
 
 
 def stop(number: int, frame: object) -> None:
     signal.signal(number, signal.SIG_IGN)  # SIGTERM may come twice
-    raise StoppedError
+    raise RunStoppedError
 
 
 class Launch:
     """One run's TrainJob, from its creation, or from an earlier launcher's, to its end."""
 
-    def __init__(self, cluster: Cluster, manifest: dict[str, Any], run_id: str, bundle: str) -> None:
+    def __init__(self, cluster: KubernetesApi, manifest: dict[str, Any], run_id: str, bundle: str) -> None:
         self.cluster, self.manifest, self.run_id, self.bundle = cluster, manifest, run_id, bundle
         self.name: str = manifest["metadata"]["name"]
         self.log = JobLog(cluster, self.name)
@@ -98,7 +152,7 @@ class Launch:
             try:
                 self.find_or_create()
                 outcome, reason = self.follow()
-            except StoppedError:
+            except RunStoppedError:
                 print(f"stopped by SIGTERM; the TrainJob {self.name} {self.end_with_run()}", file=sys.stderr)
                 raise SystemExit(PREEMPTED) from None
         if outcome == "Failed":
@@ -229,7 +283,7 @@ def exit_code(codes: list[int]) -> int:
 class JobLog:
     """Prints the new lines of rank 0, also of a pod or a container that replaced another one."""
 
-    def __init__(self, cluster: Cluster, name: str) -> None:
+    def __init__(self, cluster: KubernetesApi, name: str) -> None:
         self.cluster, self.name = cluster, name
         self.pod, self.container, self.since = "", "", ""  # the last is the newest timestamp of a printed line
         self.printed = Counter[str]()  # printed lines of that second, with their timestamps; several may have the same
@@ -277,7 +331,7 @@ class FailedNode(NamedTuple):
     reason: str  # what it said, or Kubernetes'
 
 
-def failed_nodes(cluster: Cluster, name: str) -> list[FailedNode]:
+def failed_nodes(cluster: KubernetesApi, name: str) -> list[FailedNode]:
     """The failed containers, by time; those that ended because a peer failed come last."""
     failed: list[tuple[bool, str, FailedNode]] = []
     for pod in cluster.node_pods(name):

@@ -1,29 +1,50 @@
-"""The random parameters of an image's views (crop, flip, RandAugment, mask), separate from computing the pixels.
+"""The views of an image: weak for the teacher, strong and masked for the student, as published.
 
-So the same (seed, epoch, sample) gives the same crops, flips, operations and masks in every implementation of the
-views. The three random generators and the order in which they are used are those of the published implementation."""
+What is random in a view (crop, flip, RandAugment, mask) is drawn by `AugmentSampler` from (seed, epoch, sample), apart
+from the computation of its pixels, so that every implementation of the views gets the same. The three generators, the
+order of their use and the pixels are those of the published implementation: the same seeds give the same views, bit for
+bit (tests/golden/augment.npz). Views are uint8 pixels; `normalize` converts a batch of them on the device."""
 
 import hashlib
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from timm.data import auto_augment
 from timm.data import transforms as timm_transforms
-from timm.data.auto_augment import rand_augment_ops, rand_augment_transform
+from timm.data.auto_augment import NAME_TO_OP, rand_augment_ops, rand_augment_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
 from torchvision import transforms
 
 from must.base.errors import UserError
 from must.config import TrainConfig
-from must.data.image.preprocess import resized
+from must.data.image.decode import decode
+from must.data.image.limits import MAX_PIXELS
+from must.data.image.preprocess import Preprocess, resized
+
+
+def normalize(pixels: Tensor, preprocess: Preprocess) -> Tensor:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], on the device of `pixels`."""
+    mean, std = (channels(values, pixels.device) for values in (preprocess.mean, preprocess.std))
+    images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    return images.div_(255).sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=64)
+def channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A number per channel, float32 [1, 3, 1, 1], copied to the device once, as the host waits for the copy."""
+    with torch.inference_mode(False):  # the first caller may be an evaluation
+        return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
 
 GENERATOR = random.Random()
 RATIO = (3 / 4, 4 / 3)  # smallest and largest width / height of the strong crop
@@ -154,3 +175,64 @@ def seed_generators(seed: int) -> None:
     GENERATOR.seed(seed)
     np.random.seed(seed)
     torch.default_generator.manual_seed(seed)  # torch.manual_seed, without its 0.2 ms for other devices
+
+
+BICUBIC = Image.Resampling.BICUBIC
+
+
+class TrainViews:
+    """Draws (weak [H, W, 3] uint8, strong [H, W, 3] uint8, numbers of the masked patches [M]) of one image.
+    `patch`: the side of the model's patches in pixels."""
+
+    def __init__(self, config: TrainConfig, preprocess: Preprocess, patch: int) -> None:
+        self.size, self.padding, self.fill = preprocess.size, config.weak_padding, fill_color(preprocess.mean)
+        self.draws = AugmentSampler(config, self.size, patch)
+
+    def __call__(self, image: Image.Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        draw = self.draws(*image.size)
+        return self.weak(image, draw), self.strong(image, draw), draw.masked
+
+    def of_file(
+        self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The views of an image file. `seeds`: seed, epoch, sample."""
+        image = decode(data, max_pixels)
+        seed_views(*seeds)
+        return self(image)
+
+    def weak(self, image: Image.Image, draw: AugmentParams) -> np.ndarray:
+        """Shorter side to `size`, a border of `padding`, a random crop."""
+        (width, height), (x, y), size = resized(*image.size, self.size), draw.weak, self.size
+        if self.padding:
+            padded = ImageOps.expand(image.resize((width, height), BICUBIC), self.padding, self.fill)
+            return np.asarray(padded.crop((x, y, x + size, y + size)))
+        # Pillow resizes rows, then columns. Cropping columns between the two steps gives the same pixels.
+        rows = image.resize((width, image.height), BICUBIC).crop((x, 0, x + size, image.height))
+        return np.asarray(rows.resize((size, height), BICUBIC).crop((0, y, size, y + size)))
+
+    def strong(self, image: Image.Image, draw: AugmentParams) -> np.ndarray:
+        """A random resized crop, possibly mirrored, and RandAugment's operations."""
+        x, y, w, h = draw.strong
+        view = image.crop((x, y, x + w, y + h)).resize((self.size, self.size), BICUBIC)
+        if draw.flip:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return np.asarray(apply_ops(view, draw.operations, self.fill))
+
+
+def apply_ops(image: Image.Image, operations: Sequence[Operation], fill: tuple[int, int, int]) -> Image.Image:
+    """RandAugment's operations, by timm."""
+    for name, arguments in operations:
+        function: Any = posterize if name.startswith("Posterize") else NAME_TO_OP[name]
+        image = function(image, *arguments, fillcolor=fill, resample=BICUBIC)
+    return image
+
+
+def posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Keeps the highest bits; with 0 bits, which newer versions of Pillow refuse, the image is black."""
+    return auto_augment.posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+
+def fill_color(mean: tuple[float, ...]) -> tuple[int, int, int]:
+    """The colour of pixels that a rotation or shift brings in: the rounded mean of the model's preprocessing."""
+    red, green, blue = (round(255 * channel) for channel in mean)
+    return red, green, blue

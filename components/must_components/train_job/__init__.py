@@ -1,1 +1,0 @@
-"""Training as a TrainJob of Kubeflow Trainer, on one node or several."""

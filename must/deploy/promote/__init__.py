@@ -1,1 +1,0 @@
-"""The model registry: versions of models, the champion, promotion, and rollback."""
