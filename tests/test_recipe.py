@@ -35,10 +35,10 @@ def hello(config: HelloConfig) -> dict[str, int]:
 }
 HELLO = """@dsl.component(base_image=SHARD, install_kfp_package=False)
 def hello(work_uri: str, run_id: str, name: str, greeting: dsl.Output[dsl.Artifact]) -> None:
-    from must.runtime.supervise import supervised
+    arguments = {"work_uri": work_uri, "run_id": run_id, "values": {"name": name, "output": greeting.path}}
+    from must.runtime.supervise import run_stage
 
-    values = {"name": name, "output": greeting.path}
-    supervised("hello", "must.runtime.stages:library", run_id, work_uri, stage="hello", values=values)
+    run_stage("hello", arguments | {"stage": "hello"}, "must.runtime.stages:library")
 
 
 """

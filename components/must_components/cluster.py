@@ -1,11 +1,9 @@
-"""Kubernetes' API with a pod's service account, and what an Argo workflow says about a run's stages.
-
-Standard library only, because not every image has a client.
-
-The end of a run in the stage summary: completes notes from the cluster's state, and deletes the run's TrainJob.
+"""Kubernetes' API with a pod's service account: what an Argo workflow says about a run's stages, and the end of a run
+in the stage summary. Standard library only, because not every image has a client.
 
 Kubeflow deletes pods half a second after a run is stopped, before a launcher can end its TrainJob or a stage can write
-its last note. This code does both for them; if its requests fail, the page is still written."""
+its last note. `settle_run` completes the notes from the cluster's state and deletes the TrainJob; if its requests fail,
+the page is still written."""
 
 from __future__ import annotations
 

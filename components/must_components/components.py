@@ -1,11 +1,10 @@
-"""The Kubeflow components, in the order of the DAG: each takes parameters and artifacts, calls `supervised` once, and
-returns metadata. None is answered from Kubeflow's cache: what it reads may change, and what it wrote may be gone.
+"""The Kubeflow components, in the order of the DAG: each hands its parameters and the paths of its artifacts to the
+stage's function of the same name, whose parameters have the same names (must/runtime/stages.py), and returns metadata.
+None is answered from Kubeflow's cache: what it reads may change, and what it wrote may be gone.
 
 All share `work_uri` and `run_id`. `index_sha256` names the shards; others are refused. cluster.yaml's registry, tag and
 digests replace the images when the pipeline is compiled. Stages without torch get an image without it, and only
 training gets CUDA."""
-
-from typing import Any
 
 from kfp import dsl
 
@@ -45,11 +44,10 @@ def inputs(
 ) -> str:
     """Checks the run's parameters, its input files and the folders that it writes to, before a later stage would refuse
     them. `runtime` is empty if training is not a TrainJob. Returns a sha256 of class file and model."""
-    parameters = dict(locals())
-    from must.runtime.supervise import supervised
+    arguments = dict(locals())
+    from must.runtime.supervise import run_stage
 
-    run_id, work_uri = parameters.pop("run_id"), parameters.pop("work_uri")
-    return supervised("inputs", "must_components.cluster:check_inputs", run_id, work_uri, **parameters)
+    return run_stage("inputs", arguments, "must_components.cluster:check_inputs")
 
 
 @dsl.component(base_image=SHARD, install_kfp_package=False)
@@ -66,12 +64,10 @@ def shard(
 ) -> str:
     """Packs images into WebDataset shards below work_uri. `settings`: other parameters of `must shard` by name.
     Returns the sha256 of the shards' index; `index` is a copy of it."""
-    from must.runtime.supervise import supervised
+    arguments = dict(locals())
+    from must.runtime.supervise import run_stage
 
-    sharded = supervised(
-        "shard", "must.runtime.stages:shard", run_id, work_uri, index=index.path, settings=settings, source=source,
-        test_source=test_source, labels=labels, split=split, append=append,
-    )  # fmt: skip
+    sharded = run_stage("shard", arguments)
     sha256 = sharded.pop("sha256")
     index.metadata.update(sharded)
     return sha256
@@ -90,13 +86,11 @@ def shard_part(
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
 ):
     """Reads, checks and packs this part's share of the images, by a hash of their names. `part` is I/N, such as 1/4."""
+    arguments = dict(locals())
     from must.runtime.notes import part_name
-    from must.runtime.supervise import supervised
+    from must.runtime.supervise import run_stage
 
-    supervised(
-        part_name("shard", part), "must.runtime.stages:shard", run_id, work_uri, part=part, settings=settings,
-        source=source, test_source=test_source, labels=labels, split=split, append=append,
-    )  # fmt: skip
+    run_stage(part_name("shard", part), arguments, "must.runtime.stages:shard")
 
 
 @dsl.component(base_image=TORCH, install_kfp_package=False)
@@ -111,12 +105,10 @@ def classifier(
 ) -> str:
     """Computes the zero-shot classifier, or reuses an earlier run's of the same input. `fingerprint`: what the stage
     inputs returns; '' to compute it. Returns the sha256 of the file."""
-    from must.runtime.supervise import supervised
+    arguments = dict(locals())
+    from must.runtime.supervise import run_stage
 
-    computed = supervised(
-        "classifier", "must.runtime.stages:classifier", run_id, work_uri, classes=classes, model=model,
-        pretrained=pretrained, fingerprint=fingerprint, weights=weights.path,
-    )  # fmt: skip
+    computed = run_stage("classifier", arguments)
     weights.metadata["display_name"] = f"zero-shot classifier, {computed['classes']} classes"
     weights.metadata.update(model=model, pretrained=pretrained, classes=computed["classes"], fingerprint=fingerprint)
     return computed["sha256"]
@@ -147,16 +139,12 @@ def champion(
     """Reads the registry: the champion's version, or none, and its bundle; checks that the run can train, with so many
     processes, and be evaluated. `key` identifies the run's data, classes, settings, answers and gate; `split` is
     evaluated on. Returns train, or nothing new."""
+    arguments = dict(locals())
     from pathlib import Path
 
-    from must.runtime.supervise import supervised
+    from must.runtime.supervise import run_stage
 
-    best = supervised(
-        "champion", "must.runtime.stages:champion", run_id, work_uri, registry_uri=registry_uri, name=model_name,
-        index_sha256=index_sha256, classifier=classifier.path, preset=preset, settings=settings, epochs=epochs,
-        only_new=only_new, gate=gate, gate_settings=gate_settings, evaluate_split=evaluate_split, answers=answers,
-        processes=processes,
-    )  # fmt: skip
+    best = run_stage("champion", arguments, without=("version", "bundle_uri", "key", "split"))
     for path, name in ((version, "version"), (bundle_uri, "bundle"), (key, "key"), (split, "split")):
         Path(path).write_text(best[name])
     return best["action"]
@@ -181,19 +169,15 @@ def train(
     """Trains MUST; a retry resumes from the newest checkpoint. `processes`: a number, or auto for one per GPU; several
     run under torchrun. `nodes`, from cluster.yaml: trains in a TrainJob of Kubeflow Trainer instead, which a retry
     follows; `model_name` is a label of the job. Returns the weights' sha256."""
-    from must.runtime.supervise import supervised
+    arguments = dict(locals())
+    from must.runtime.supervise import run_stage
 
-    values: dict[str, Any] = {
-        "index_sha256": index_sha256, "classifier": classifier.path, "output": bundle.path, "preset": preset,
-        "settings": settings, "epochs": epochs, "answers": answers,
-    }  # fmt: skip
-    function = "must.runtime.stages:train"
     if nodes:
-        function = "must_components.train_job:train_on_nodes"
-        values |= {"nodes": nodes, "model_name": model_name}
+        function, unused = "must_components.train_job:train_on_nodes", "processes"
     else:
-        values["processes"] = processes
-    trained = supervised("train", function, run_id, work_uri, **values)
+        function, unused = "must.runtime.stages:train", "nodes"
+        del arguments["model_name"]
+    trained = run_stage("train", arguments, function, without=("training", unused))
     for name, value in trained["summary"].items():
         training.log_metric(name, float(value))
     bundle.metadata.update(trained["metadata"])
@@ -215,12 +199,10 @@ def evaluate(
 ) -> float:
     """Compares the adapted model with the zero-shot one on one split, labelled or not; `details` is the folder that
     `must evaluate` writes. Returns top-1 of the adapted model, 0..1; -1 if the split has no labels."""
-    from must.runtime.supervise import supervised
+    arguments = dict(locals())
+    from must.runtime.supervise import run_stage
 
-    evaluated = supervised(
-        "evaluate", "must.runtime.stages:evaluate", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
-        classifier=classifier.path, split=split, details=details.path, report=report.path,
-    )  # fmt: skip
+    evaluated = run_stage("evaluate", arguments, without=("figures", "confusion"))
     for name, value in evaluated["figures"].items():
         figures.log_metric(name, value)
     if evaluated["confusion"]:
@@ -248,14 +230,10 @@ def gate(
 ) -> str:
     """Compares with the zero-shot model, and with the champion if any (labelled: only with that). `details`: what
     `must evaluate` wrote. A stopped model is recorded under `key`. Returns promote or stop."""
-    from must.runtime.supervise import supervised
+    arguments = dict(locals())
+    from must.runtime.supervise import run_stage
 
-    return supervised(
-        "gate", "must.runtime.stages:gate", run_id, work_uri, bundle=bundle.path, details=details.path,
-        registry_uri=registry_uri, model_name=model_name, key=key, champion=champion,
-        champion_uri=champion_uri, gate=gate, settings=gate_settings, split=split, decision=decision.path,
-        page=reasons.path,
-    )  # fmt: skip
+    return run_stage("gate", arguments)
 
 
 @dsl.component(base_image=TORCH, install_kfp_package=False)
@@ -270,12 +248,10 @@ def export(
     embeddings: bool = False,
 ) -> None:
     """Exports the model with its class names and preprocessing, and checks it on images of the shards."""
-    from must.runtime.supervise import supervised
+    arguments = dict(locals())
+    from must.runtime.supervise import run_stage
 
-    facts = supervised(
-        "export", "must.runtime.stages:export", run_id, work_uri, index_sha256=index_sha256, bundle=bundle.path,
-        details=details.path, onnx=onnx.path, precision=precision, embeddings=embeddings,
-    )  # fmt: skip
+    facts = run_stage("export", arguments)
     onnx.metadata.update(facts | {"display_name": f"adapted model {facts['sha256'][:12]} (ONNX, {precision})"})
 
 
@@ -295,13 +271,10 @@ def promote(
 ) -> str:
     """Copies bundle and ONNX model, sets LATEST unless another run has changed it; nothing, if the gate stopped the
     model. `champion` is the version that the model was compared with. Returns the new version, or none."""
-    from must.runtime.supervise import supervised
+    arguments = dict(locals())
+    from must.runtime.supervise import run_stage
 
-    facts = supervised(
-        "promote", "must.runtime.stages:promote", run_id, work_uri, bundle=bundle.path, onnx=onnx.path,
-        details=details.path, decision=decision.path, registry_uri=registry_uri, model_name=model_name, key=key,
-        champion=champion, output=promoted.path,
-    )  # fmt: skip
+    facts = run_stage("promote", arguments)
     if facts:
         promoted.metadata.update(facts | {"display_name": f"{model_name} {facts['version']}"})
     return facts.get("version", "none")

@@ -1,8 +1,5 @@
-"""Training as a TrainJob of Kubeflow Trainer, on one node or several.
-
-A TrainJob of Kubeflow Trainer as a plain dictionary, from the nodes' settings in cluster.yaml.
-
-The stage train as a TrainJob of Kubeflow Trainer: finds or creates the run's job and follows it to its end.
+"""The stage train as a TrainJob of Kubeflow Trainer, on one node or several: finds or creates the run's job and follows
+it to its end.
 
 The job's name is made of the run's id. So the launcher that replaces a lost one finds the run's job, follows it or
 takes its result; a failed job is replaced by a new one, which resumes from the checkpoints."""
@@ -93,7 +90,7 @@ LINES = 30  # of a failed job's log and of its events, for its last message
 
 
 def train_on_nodes(
-    facts: Facts, work_uri: str, *, index_sha256: str, classifier: str, output: str, nodes: dict[str, Any],
+    facts: Facts, work_uri: str, *, index_sha256: str, classifier: str, bundle: str, nodes: dict[str, Any],
     preset: str = "", settings: dict[str, Any], epochs: int = 0, model_name: str = "", answers: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Trains in the run's TrainJob. Exits with the nodes' code if it fails, with 75 if this process is stopped.
@@ -113,12 +110,12 @@ def train_on_nodes(
     if (cluster := KubernetesApi.of_this_pod()) is None:
         raise UserError("train: a TrainJob is submitted in a pod of the cluster only")
     Launch(cluster, make_manifest(facts.trainjob, nodes, job.uri, run_id, model_name), run_id, job.bundle).run()
-    copy_bundle(job.bundle, output)
-    summary = summary_at(output)
+    copy_bundle(job.bundle, bundle)
+    summary = summary_at(bundle)
     facts.result = f"{summary.steps:,} steps on {int(nodes['nodes'])} nodes, {summary.images_per_s} images/s"
     if answers:
         facts.result += f"; labels with the answers in {labels}"
-    return describe_bundle(output, summary)
+    return describe_bundle(bundle, summary)
 
 
 def copy_bundle(uri: str, folder: str) -> None:

@@ -1,6 +1,4 @@
-"""`must.load`: a model that stays in memory and classifies images of any kind.
-
-What `must.adapt` returns: the adapted model, its report, and methods to predict and export."""
+"""`must.load`, a model that stays in memory and classifies images of any kind; `Adapted`, what `must.adapt` returns."""
 
 import os
 from collections.abc import Iterable, Iterator

@@ -1,16 +1,13 @@
 """The table of the library's stages: parameters, function and help text of each.
 
-The command line is made from this table, and `call` runs a stage from Python:
+The command line and the functions of the module `must` are made from it, and `call` runs a stage from Python:
 
     from must.api.stages import call
     call("train", shards="shards/", classifier="classifier.safetensors", output="model/", preset="auto")
 
-Preflight checks of a stage's inputs, before torch is imported: a wrong path is reported at once, not after seconds.
-
-The checks read files with the same functions as the stage itself, so their error messages are the same. A stage called
-from Python can do without them: it raises the same errors, later.
-
-Makes the stages' Python functions from the table of stages; parameters give signature and docstring."""
+A stage's inputs are checked before torch is imported: a wrong path is reported at once, not after seconds. The checks
+read files with the stage's own functions, so their error messages are the same. A stage called from Python can do
+without them: it raises the same errors, later."""
 
 import importlib
 import inspect

@@ -1,12 +1,10 @@
-"""Worker processes: how they start and end, and which open files of its parent a forked process closes; a thread that
-calls a function periodically; the cores and the memory of this machine.
+"""Worker processes: their start and end, which open files of its parent a forked process closes; exceptions in them are
+raised in this process. A thread that calls a function periodically; this machine's cores and memory.
 
 Only this module selects the start method. Arguments of workers can be pickled, so all methods work:
 MUST_START_METHOD selects one (fork, forkserver, spawn), else the program's own `multiprocessing.set_start_method`.
 Without either, workers are forked on Linux, whatever Python's default is: fork needs no importable main module, so
-scripts and notebooks can shard and train without `if __name__ == "__main__"`.
-
-Worker processes whose exceptions are raised in this process."""
+scripts and notebooks can shard and train without `if __name__ == "__main__"`."""
 
 import ctypes
 import gc

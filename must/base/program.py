@@ -1,10 +1,8 @@
-"""The end of a must program: its exit codes, its error message of one line, and SIGTERM.
+"""What a program of must shows and how it ends: progress, exit codes, its error message of one line, and SIGTERM.
 
-Only for the outermost block of a program (the command line, the supervised process of a stage or of a node). All other
-code raises exceptions and uses no exit codes.
-
-Progress: bars in a terminal or notebook, otherwise a line each minute: of the log, or on standard error if
-nothing shows the log."""
+`exiting` and the exit codes are only for the outermost block of a program (the command line, the supervised process of
+a stage or of a node). All other code raises exceptions. Progress is a bar in a terminal or notebook, otherwise a line
+each minute: of the log, or on standard error if nothing shows the log."""
 
 import atexit
 import gc

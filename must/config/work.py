@@ -1,8 +1,7 @@
 """WORK, the folder of one adaptation: `must adapt` makes it, and so do single stages whose outputs have these names.
 
 A stage whose `model` is WORK, or the bundle WORK/model, gets the paths that are not given from the table PARTS.
-
-Names of files and folders that several packages use. A name that only one package uses is defined there."""
+The names of files that several packages use stand here, too."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""The registry: models that were promoted, under one prefix, and which of them is the champion; and `must promote`, which
+"""The registry: promoted models under one prefix, and which of them is the champion; and `must promote`, which
 adds a model as a version and the champion, or rolls back to an earlier champion.
 
     REGISTRY/NAME/LATEST                       JSON: the champion's version, and those before it

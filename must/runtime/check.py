@@ -1,11 +1,9 @@
-"""Checks a run's parameters before an image is read: names, values, and which settings belong to which gate.
+"""What a run of the pipeline refuses before its first GPU: wrong parameters, inputs, and data that do not fit.
 
-It is called when a run is started and again by the run's first stage. It reads no files and needs no torch.
-
-What the stage champion refuses before the training: the data and the model are known then, and train, evaluate and
-export would refuse the same, after hours of a GPU.
-
-The first stage: checks that the run's inputs can be read and its outputs written, and computes a hash of them."""
+`check_run` looks at names, values, and which settings belong to which gate. It reads no files, needs no torch, and is
+called when a run is started and by its first stage. That stage, `check_inputs`, also reads the inputs, tries the
+outputs, and computes a hash of the inputs. `check_fit` is called by the stage champion, when the data and the model are
+known: train, evaluate and export would refuse the same, after hours of a GPU."""
 
 import hashlib
 import json

@@ -1,21 +1,18 @@
-"""One note per stage: its state (running, done or failed), its error and last log lines, for the next stages and for
-people.
+"""The files below a run's work_uri, and the notes of its stages. security.md lists who may write there.
 
-The notes of a run are at WORK_URI/notes/RUN_ID. The last note of a stage that is killed without an exit code (out of
-memory, a lost node) has the state running. Kubeflow tells the exit handler that something failed, but not what, and its
-state can be wrong.
+    WORK_URI/shards              of all runs, with index.json
+             classifiers/KEY     zero-shot classifiers, by a hash of their inputs
+             models/NAME-KEY     the models of the classifiers: later stages need no hub
+             checkpoints/KEY     of training, by data, classes, start and settings: a retry finds them
+             labels/KEY          refined labels of the images, of a run with answers, by the key of its checkpoints
+             features/TOWER      of the pictures, by image tower: each picture passes once through a tower
+             jobs/RUN_ID         what a run's TrainJob reads, and the model that it writes
+             notes/RUN_ID        one note per stage, a copy of the report, and the run's summary page
+             registry            promoted models, unless the run has another registry_uri
 
-The layout of the files below a run's work_uri. security.md lists who may write there.
-
-WORK_URI/shards                       of all runs, with index.json
-         classifiers/KEY              zero-shot classifiers, by a hash of their inputs
-         models/NAME-KEY              the models of the classifiers: later stages need no hub
-         checkpoints/KEY              of training, by data, classes, start and settings: a retry finds them
-         labels/KEY                   refined labels of the images, of a run with answers, by the key of its checkpoints
-         features/TOWER               of the pictures, by image tower: each picture passes once through a tower
-         jobs/RUN_ID                  what a run's TrainJob reads, and the model that it writes
-         notes/RUN_ID                 one note per stage, a copy of the report, and the run's summary page
-         registry                     promoted models, unless the run has another registry_uri"""
+A note has the stage's state (running, done or failed), its error and last log lines, for the next stages and for
+people. The last note of a stage that is killed without an exit code (out of memory, a lost node) has the state running.
+Kubeflow tells the exit handler that something failed, but not what, and its state can be wrong."""
 
 import json
 import os

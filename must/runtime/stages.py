@@ -98,7 +98,7 @@ def is_intact(file: str) -> bool:
 
 
 def champion(
-    facts: Facts, work_uri: str, *, registry_uri: str, name: str, index_sha256: str, classifier: str, preset: str,
+    facts: Facts, work_uri: str, *, registry_uri: str, model_name: str, index_sha256: str, classifier: str, preset: str,
     settings: dict[str, Any], epochs: int, only_new: bool, gate: str, gate_settings: dict[str, Any] | None = None,
     evaluate_split: str = "", answers: str = "", processes: int = 1,
 ) -> dict[str, str]:  # fmt: skip
@@ -115,7 +115,7 @@ def champion(
         key: of this run's data, settings, answers and gate.
         split, action: on which the run evaluates; train, or nothing new."""
     work = WorkUri(work_uri)
-    models = Registry(work.registry(registry_uri), name)
+    models = Registry(work.registry(registry_uri), model_name)
     index = load_index(work.shards, index_sha256)
     split = evaluate_split or ("test" if "test" in index.splits else "train")
     index.list_shards(split)  # refuses one that is not there
@@ -197,14 +197,15 @@ def accuracy(metrics: Metrics) -> dict[str, float]:
 
 def gate(
     facts: Facts, work_uri: str, *, bundle: str, details: str, registry_uri: str, model_name: str, key: str,
-    champion: str, champion_uri: str, gate: str, settings: dict[str, Any], split: str, decision: str, page: str,
+    champion: str, champion_uri: str, gate: str, gate_settings: dict[str, Any], split: str, decision: str, reasons: str,
 ) -> Literal["promote", "stop"]:  # fmt: skip
     """The stage. If there is a champion, the model is also evaluated against it, and must pass that gate too.
 
     The champion itself is compared with the zero-shot model only, so that a run that failed after promotion can resume;
     so is a model whose classes are not the champion's.
     `champion_uri`: '' if there is no champion, or one with other classes."""
-    metrics, against, settings = storage.join(details, METRICS_FILE), "the zero-shot model", with_underscores(settings)
+    metrics, against = storage.join(details, METRICS_FILE), "the zero-shot model"
+    settings = with_underscores(gate_settings)
     replaces, champion_metrics = champion != "none", ""
     with tempfile.TemporaryDirectory() as folder:
         if replaces and champion == version_name(bundle, load_description(bundle)):
@@ -228,7 +229,7 @@ def gate(
             by_champion = call("gate", metrics=champion_metrics, gate=gate, **settings) if champion_metrics else None
             result = against_champion(result, by_champion)
             storage.write_bytes(decision, result.to_json())
-    storage.write_bytes(page, encoded(as_markdown(result, against)))
+    storage.write_bytes(reasons, encoded(as_markdown(result, against)))
     if not result.passed:
         Registry(WorkUri(work_uri).registry(registry_uri), model_name).decide(key, "stopped", result.reasons)
         logger.info("the model is not promoted; it stays among this run's artifacts")
@@ -245,9 +246,9 @@ def gate(
 
 def promote(
     facts: Facts, work_uri: str, *, bundle: str, onnx: str, details: str, decision: str, registry_uri: str,
-    model_name: str, key: str, champion: str, output: str,
+    model_name: str, key: str, champion: str, promoted: str,
 ) -> dict[str, Any]:  # fmt: skip
-    """Promotes the model, records the decision for this data, and writes the version's metadata to `output`. If the
+    """Promotes the model, records the decision for this data, and writes the version's metadata to `promoted`. If the
     gate stopped the model, there is nothing to do, and the metadata is empty."""
     decided = read_decision(decision)
     if not decided.passed:
@@ -263,8 +264,8 @@ def promote(
     registry.decide(key, f"promoted as {latest.version}", decided.reasons)
     place = {"version": latest.version, "registry": registry.make_uri(latest.version)}
     metadata = place | model_metadata(bundle, details)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    Path(output).write_text(json.dumps(metadata, indent=1))
+    Path(promoted).parent.mkdir(parents=True, exist_ok=True)
+    Path(promoted).write_text(json.dumps(metadata, indent=1))
     again = latest.version == champion
     facts.result = f"{latest.version} is the champion already" if again else f"promoted as {latest.version}"
     facts.action, facts.version = NOTHING_NEW if again else "", latest.version

@@ -94,6 +94,14 @@ def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **value
         return json.loads((Path(folder) / "result.json").read_text())
 
 
+def run_stage(stage: str, arguments: dict[str, Any], function: str = "", without: tuple[str, ...] = ()) -> Any:
+    """`supervised` for a component's arguments, in which an artifact stands for its path; `without` those names.
+    `function`: "" for the one of the stage's name in must/runtime/stages.py."""
+    values = {name: getattr(value, "path", value) for name, value in arguments.items() if name not in without}
+    run_id, work_uri = values.pop("run_id"), values.pop("work_uri")
+    return supervised(stage, function or f"must.runtime.stages:{stage}", run_id, work_uri, **values)
+
+
 class Supervisor:
     """The tries of one stage in this pod, and its note."""
 

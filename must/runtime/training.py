@@ -79,7 +79,7 @@ def job_values(
 
 
 def train(
-    facts: Facts, work_uri: str, *, index_sha256: str, classifier: str, output: str, preset: str = "",
+    facts: Facts, work_uri: str, *, index_sha256: str, classifier: str, bundle: str, preset: str = "",
     settings: dict[str, Any], epochs: int = 0, processes: str = "auto", answers: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Trains, or resumes training. `answers`: URI of people's answers about the images, or ''."""
@@ -87,14 +87,14 @@ def train(
     count = parse_processes(processes)
     facts.checkpoints = job["checkpoints"]
     facts.save()
-    job |= {"classifier": classifier, "output": output}
+    job |= {"classifier": classifier, "output": bundle}
     summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
     facts.result = f"{summary.steps:,} steps, {summary.images_per_s} images/s"
     if answers:
         labels = WorkUri(work_uri).labels(key)
-        teach(job, output, answers, labels)
+        teach(job, bundle, answers, labels)
         facts.result += f"; labels with the answers in {labels}"
-    return describe_bundle(output, summary)
+    return describe_bundle(bundle, summary)
 
 
 def describe_bundle(output: str, summary: RunSummary) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""must-pipeline compile | submit | schedule | run | files: the commands of the Kubeflow pipeline.
+"""must-pipeline compile | submit | schedule | run | files: the commands of the Kubeflow pipeline, and their flags.
 
-The flags of the commands of must-pipeline; --help needs no package that a command does."""
+--help needs no package that a command does."""
 
 import argparse
 import importlib

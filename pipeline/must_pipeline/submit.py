@@ -1,8 +1,6 @@
-"""Starts one run, of a file of parameters, or the same as a run before: must-pipeline submit.
+"""must-pipeline submit: starts one run, of a file of parameters or the same as a run before, and waits for its end.
 
-A run's parameters from a YAML file, checked against the compiled pipeline before anything is submitted.
-
-Waits for the end of a run on Kubeflow Pipelines and prints its summary."""
+Parameters are checked against the compiled pipeline before anything is submitted."""
 
 import argparse
 import json

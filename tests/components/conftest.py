@@ -34,7 +34,7 @@ def nodes(name="gke"):
 
 def train(work, facts=None, **changes):
     arguments = {"nodes": nodes(), "settings": {"lr": 1e-3}, "preset": "digits"} | changes
-    places = {name: str(work.parent / name) for name in ("classifier", "output")}
+    places = {name: str(work.parent / name) for name in ("classifier", "bundle")}
     return train_on_nodes(facts or Facts(), str(work), index_sha256="sha", **places, **arguments)
 
 
@@ -47,11 +47,11 @@ def exit_code(work, **changes):
 
 def start_launcher(api, work, **changes):
     """The process of one, whose Kubernetes API is `api`."""
-    values = {name: str(work.parent / name) for name in ("classifier", "output")} | changes
+    values = {name: str(work.parent / name) for name in ("classifier", "bundle")} | changes
     code = (
-        "import json, sys; from pathlib import Path; from must_components.cluster import Cluster\n"
+        "import json, sys; from pathlib import Path; from must_components.cluster import KubernetesApi\n"
         "from must.runtime.notes import Facts; from must_components.train_job import train_on_nodes\n"
-        "Cluster.of_this_pod = lambda: Cluster(sys.argv[3], Path(sys.argv[4]))\n"
+        "KubernetesApi.of_this_pod = lambda: KubernetesApi(sys.argv[3], Path(sys.argv[4]))\n"
         "train_on_nodes(Facts(), sys.argv[1], **json.loads(sys.argv[2]))"
     )
     command = [sys.executable, "-u", "-c", code, str(work), json.dumps(values), api.url, str(work.parent)]

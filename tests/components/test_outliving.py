@@ -92,7 +92,7 @@ def test_training_goes_on_without_its_launcher_and_the_next_one_follows_it(api, 
     until(lambda: steps(pods[0])[-1] > killed_at + STEPS)  # nobody waits for it
     print(f"killed at step {killed_at}, trained on alone at least to step {steps(pods[0])[-1]}, of {EPOCHS * STEPS}")
     output = work.parent / "second"
-    train_on_nodes(Facts(), str(work), output=str(output), **values)
+    train_on_nodes(Facts(), str(work), bundle=str(output), **values)
     assert f"following the TrainJob {name}" in capfd.readouterr().out and len(api.created) == 1
     log = (output / "train_log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(EPOCHS * STEPS))  # none twice, none missing

@@ -73,7 +73,7 @@ def test_a_job_is_followed_to_its_end_and_its_model_fetched(api, work, capfd):
     shown = capfd.readouterr().out.splitlines()
     assert [line for line in shown if line.startswith("step ")] == [f"step {number}" for number in range(30)]
     assert trained["summary"] == NUMBERS and len(trained["metadata"]["sha256"]) == 64
-    assert (work.parent / "output" / "model.safetensors").exists()
+    assert (work.parent / "bundle" / "model.safetensors").exists()
     job = yaml.safe_load((work / "jobs" / "r1" / "job.yaml").read_text())
     assert job["train"]["lr"] == 1e-3 and job["train"]["checkpoints"].startswith(f"{work}/checkpoints/")
     assert Path(job["train"]["classifier"]).read_bytes() == b"weights"

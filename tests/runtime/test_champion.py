@@ -39,7 +39,7 @@ def ask(tmp_path, classes=("cat", "dog"), settings=None, only_new=False, splits=
     content = make_index(splits).to_json()
     write_bytes(str(tmp_path / "work" / "shards" / "index.json"), content)
     return champion(
-        more.pop("facts", Facts()), str(tmp_path / "work"), name="digits",
+        more.pop("facts", Facts()), str(tmp_path / "work"), model_name="digits",
         registry_uri=str(tmp_path / "registry"), index_sha256=hashlib.sha256(content).hexdigest(),
         classifier=file, preset="", settings=settings or {"lr": 1.0}, epochs=0, only_new=only_new, gate=gate, **more,
     )  # fmt: skip

@@ -27,12 +27,12 @@ def given(tmp_path):
 
 def promoted(tmp_path, given, champion, facts=None):
     """The version that the stage promotes."""
-    others = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}
+    others = {"onnx": str(tmp_path / "onnx"), "promoted": str(tmp_path / "promoted.json")}
     return promote(facts or Facts(), str(tmp_path / "work"), **given, **others, champion=champion)["version"]
 
 
 def ask(tmp_path, given, facts=None, **more):
-    asked = {"gate": "labelled", "settings": {}, "split": "test", "page": str(tmp_path / "page.md")}
+    asked = {"gate": "labelled", "gate_settings": {}, "split": "test", "reasons": str(tmp_path / "page.md")}
     return gate(facts or Facts(), str(tmp_path / "work"), **given, **asked | more)
 
 
@@ -91,7 +91,7 @@ def test_a_champion_with_other_classes_is_replaced_by_a_gain_over_zero_shot_only
     page = (tmp_path / "page.md").read_text()
     assert "zero-shot model, because the champion, r0000-0123456789ab, has other classes" in page
     if kept:
-        others = {"onnx": str(tmp_path / "onnx"), "output": str(tmp_path / "promoted.json")}
+        others = {"onnx": str(tmp_path / "onnx"), "promoted": str(tmp_path / "promoted.json")}
         stays = promote(said := Facts(), str(tmp_path / "work"), **given, **others, champion=champion["champion"])
         assert stays == {} and said.result == "nothing is promoted: r0000-0123456789ab stays"
         assert not (tmp_path / "registry" / "digits" / "LATEST").exists()

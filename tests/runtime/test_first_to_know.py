@@ -106,7 +106,7 @@ def trainable(digits, tmp_path_factory):
 def ask(work, classifier, **changes):
     values = {"preset": "", "settings": {}, "epochs": 0, "gate": "auto"} | changes
     return champion(
-        Facts(), str(work), registry_uri="", name="digits", index_sha256=load_index(str(work / "shards")).sha256,
+        Facts(), str(work), registry_uri="", model_name="digits", index_sha256=load_index(str(work / "shards")).sha256,
         classifier=str(classifier), only_new=False, **values,
     )  # fmt: skip
 

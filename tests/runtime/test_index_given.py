@@ -54,6 +54,6 @@ def test_the_gate_compares_with_the_champion_on_the_images_that_were_evaluated(d
         stages.gate, Facts(), str(work), bundle=digits.adapted, details=str(details),
         registry_uri=str(tmp_path / "registry"), model_name="digits", key="key",
         champion="r0000-0123456789ab", champion_uri=digits.zero_shot,
-        gate="labelled", settings={}, split="test", decision=str(written), page=str(tmp_path / "page.md"),
+        gate="labelled", gate_settings={}, split="test", decision=str(written), reasons=str(tmp_path / "page.md"),
     )  # fmt: skip
     assert EARLIER in line and not written.exists()

@@ -1,6 +1,5 @@
-"""The content of cluster.yaml; the one in pipeline/ explains every key.
-
-Refuses contradictions in cluster.yaml, and values that Kubernetes would refuse later."""
+"""The content of cluster.yaml, whose keys the one in pipeline/ explains; refuses contradictions in it, and values that
+Kubernetes would refuse later."""
 
 import re
 from collections.abc import Iterator
