@@ -196,19 +196,29 @@ def steps(
             logger.info("nothing has changed")
         state.finish()
         for to, made in state.exports.items():
-            call("export", model=folder, to=to, output=folder / to, **made)
+            try:
+                call("export", model=folder, to=to, output=folder / to, **made)
+            except UserError as error:
+                logger.warning(f"warning: {folder / to} was not made again: {error}; make it: must export {folder}")
         state.end_exports()
     return Adapted(folder)
+
+
+PATHS = ("images", "classes", "model", "pretrained", "test_images")  # words of a call that may be paths
 
 
 def record_words(words: dict[str, Any]) -> dict[str, Any]:
     """The call in JSON, for `must adapt WORK`: paths on this machine from the root, without what cannot be written."""
     recorded = dict[str, Any]()
     for name, value in words.items():
-        if isinstance(value, str | os.PathLike):
+        if name == "images" and not isinstance(value, str | os.PathLike):
+            continue  # of a program, which gives them again
+        if isinstance(value, os.PathLike):
             value = os.fspath(value)
-            if value and "://" not in value and Path(value).exists():
-                value = str(Path(value).absolute())
+        is_word = value in ("folders", "imagenet") if name == "classes" else name not in PATHS
+        if value and isinstance(value, str) and not is_word and "://" not in value:
+            with suppress(OSError):  # too long for a path: names of classes
+                value = str(Path(value).absolute()) if Path(value).exists() else value
         with suppress(TypeError, ValueError):
             recorded[name] = json.loads(json.dumps(value))
     return recorded
@@ -227,7 +237,8 @@ def make_model(state: WorkState, common: dict[str, Any]) -> None:
     """Gives the model its memory, the images their labels, and writes the report, where they are not of this model."""
     classifier, model, labels = map(state.part, (CLASSIFIER_FILE, BUNDLE, LABELS))
     if not state.labels_are_up_to_date():
-        call("refine", **common, classifier=classifier, model=model, output=labels, answers=state.answers() or None)
+        paths = {"classifier": classifier, "model": model, "output": labels, "answers": state.answers() or None}
+        call("refine", **common | paths | state.promised())
     if not state.report_is_up_to_date():
         measured = {"shards": state.part(TEST), "split": "test"} if state.inputs["test_images"] else {"split": "train"}
         paths = {"model": model, "baseline": classifier, "refined": labels, "output": state.part(REPORT)}

@@ -3,8 +3,10 @@
 import csv
 import io
 import logging
+import os
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,14 +14,12 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.program import bar
-from must.base.text import NONE_OF_THESE, counted, printable, uncell
+from must.base.text import NONE_OF_THESE, cell, counted, encoded, printable, uncell
 from must.config import SortConfig
 from must.config.work import PREDICTIONS_FILE, RECORD_FILE, WORDS
 from must.data.loading.reader import ShardReader
 
 logger = logging.getLogger(__name__)
-
-SPLIT = "train"
 
 
 def sort(config: SortConfig) -> dict[str, int]:
@@ -33,23 +33,30 @@ def sort(config: SortConfig) -> dict[str, int]:
     table = storage.join(config.labels, PREDICTIONS_FILE)
     try:
         rows = list(csv.DictReader(io.StringIO(storage.read_bytes(table).decode(), newline="")))
-        labels = [(uncell(row["image"]), uncell(row["class"]) or NONE_OF_THESE) for row in rows]
+        labels = [(row["image"], uncell(row["class"]) or NONE_OF_THESE) for row in rows]
     except (OSError, KeyError, AttributeError, ValueError, csv.Error):
         raise UserError(f"{table}: is missing or damaged; must refine writes it") from None
-    photos, reader = find_photos(config.model), ShardReader(config.shards, SPLIT)
-    packed = {name: number for number, name in enumerate(reader.sources(range(len(reader))))}
-    half = target.with_name(f"{target.name}.part")
+    photos, reader = find_photos(config.model), ShardReader(config.shards, config.split)
+    names = reader.sources(range(len(reader)))
+    packed = {encoded(cell(name)).decode(): number for number, name in enumerate(names)}  # as the table has them
+    folders = dict[str, str]()
+    for label in dict.fromkeys(label for _, label in labels):
+        folders[label] = make_unique(as_folder(label), folders.values())
+    half = target.with_name(f".{target.name}.must-sort")
     with suppress(FileNotFoundError):
         shutil.rmtree(half)  # of a call that was killed
-    for name, label in bar(labels, unit="img", desc="sort"):
-        file = half / as_folder(label) / as_path(name)
+    for written, label in bar(labels, unit="img", desc="sort"):
+        require(written in packed, f"{written}: is in the labels, and not in --shards {config.shards}")
+        name = names[packed[written]]
+        file = half / folders[label] / as_path(name)
         file.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(file):
+            file = file.with_name(make_unique(file.name, [one.name for one in file.parent.iterdir()]))
         photo = photos / name if photos else None
         if photo and photo.is_file() and photos in photo.resolve().parents:
             shutil.copyfile(photo, file) if config.copy else file.symlink_to(photo.absolute())
         else:
-            require(name in packed, f"{name}: is in the labels, and not in --shards {config.shards}")
-            file.write_bytes(reader.image(packed[name]))
+            file.write_bytes(reader.image(packed[written]))
     with suppress(FileNotFoundError):
         target.rmdir()
     half.rename(target)
@@ -62,14 +69,23 @@ def find_photos(model: str) -> Path | None:
     """The folder of images that `must adapt` was given; None if there is none on this machine."""
     record = Path(model).parent / RECORD_FILE
     words = storage.read_json(str(record), "adapt").get(WORDS) if record.is_file() else None
-    photos = str((words or {}).get("images") or "")
-    return Path(photos).resolve() if photos and "://" not in photos and Path(photos).is_dir() else None
+    photos = (words or {}).get("images")
+    is_folder = isinstance(photos, str) and "://" not in photos and Path(photos).is_dir()
+    return Path(str(photos)).resolve() if is_folder else None
 
 
 def as_folder(label: str) -> str:
     """A class name as the name of a folder."""
     name = label.replace("/", "-").replace("\0", "")
     return f"-{name}" if name in ("", ".", "..") else name
+
+
+def make_unique(name: str, taken: Iterable[str]) -> str:
+    """The name, with a number if it is taken, also by one that differs in capitals alone."""
+    known, stem, number = {one.casefold() for one in taken}, Path(name), 2
+    while name.casefold() in known:
+        name, number = f"{stem.stem}-{number}{stem.suffix}", number + 1
+    return name
 
 
 def as_path(name: str) -> str:

@@ -142,11 +142,17 @@ class WorkState:
         return str(value(model / DESCRIPTION_FILE, "weights_sha256") or "")
 
     def answers(self) -> str:
-        """Where the answers are that the labels were made with, or else those of WORK; "" if there are none."""
+        """Where the answers are: those of WORK, or else those that the labels were made with; "" if there are none.
+        Those of WORK first, as the labels of a copied or moved WORK name the place of the original."""
         configs = [value(folder / REFINED_FILE, "config") for folder in (self.part(LABELS), self.work / LABELS)]
         used = [config.get("answers") for config in configs if isinstance(config, dict)]
-        places = [place for place in (*used, str(self.part(ANSWERS))) if isinstance(place, str)]
+        places = [place for place in (str(self.part(ANSWERS)), *used) if isinstance(place, str)]
         return next((place for place in places if hash_answers(place)), "")
+
+    def promised(self) -> dict[str, Any]:
+        """What the last `must refine` was asked to promise about the labels."""
+        config = value(self.part(LABELS) / REFINED_FILE, "config") or value(self.work / LABELS / REFINED_FILE, "config")
+        return {name: config[name] for name in ("risk", "promise") if name in (config or {})}
 
     def labels_are_up_to_date(self) -> bool:
         """Whether they are of this model, these images, and the answers that there are."""

@@ -113,21 +113,28 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
 
 
 def with_words(values: dict[str, Any]) -> dict[str, Any]:
-    """The values of `must adapt`; if its images are WORK, those of the call that made WORK, where no others are given.
+    """The values of `must adapt`, completed by those of the call that made WORK, where no others are given: if its
+    images are WORK, or its output is WORK and no classes are given.
 
     Raises UserError: the images of that call cannot be found again."""
-    work = values.get("images")
-    if not isinstance(work, str | os.PathLike) or "://" in os.fspath(work) or "output" in values:
+    again = "output" in values and "classes" not in values
+    work = values.get("output" if again else "images")
+    if not isinstance(work, str | os.PathLike) or "://" in os.fspath(work) or ("output" in values and not again):
         return values
     record = Path(work, RECORD_FILE)
     if not record.is_file():
         return values
     words = storage.read_json(str(record), "adapt").get(WORDS) or {}
-    photos, again = words.get("images"), f"give them, as in: must adapt PHOTOS --output {shlex.quote(str(work))}"
-    require(isinstance(photos, str), f"{work}: does not say where its images are; {again}")
+    completed = words | values
+    if isinstance(words.get("settings"), dict):
+        completed["settings"] = words["settings"] | (values.get("settings") or {})
+    if again:
+        return completed
+    photos, hint = words.get("images"), f"give them, as in: must adapt PHOTOS --output {shlex.quote(str(work))}"
+    require(isinstance(photos, str), f"{work}: does not say where its images are; {hint}")
     photos = str(photos)
-    require("://" in photos or Path(photos).exists(), f"{work}: its images are no longer at {photos}; {again}")
-    return words | values | {"images": photos, "output": os.fspath(work).rstrip("/") or "/"}
+    require("://" in photos or Path(photos).exists(), f"{work}: its images are no longer at {photos}; {hint}")
+    return completed | {"images": photos, "output": os.fspath(work).rstrip("/") or "/"}
 
 
 def find_value(work: str, field: Field[Any], values: dict[str, Any]) -> str:

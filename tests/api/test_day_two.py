@@ -68,14 +68,18 @@ def test_work_alone_brings_all_that_is_in_it_up_to_date(place, ran, monkeypatch,
     """With the words of the last call: new photos, answers, a report, an export as it was made."""
     monkeypatch.chdir(place)
     adapt(place, images="photos")
-    main(["export", str(place / "work"), "--embeddings", "--images", "11"])
+    main(["export", str(place / "work"), "--embeddings", "--limit", "11"])
     capsys.readouterr()
     main(["adapt", "work"])
     assert ran == [] and "nothing has changed" in capsys.readouterr().out
     monkeypatch.chdir(place.parent)
     write_photos(place / "photos", range(PHOTOS, PHOTOS + MORE))
+    main(["refine", str(place / "work"), "--risk", "0.1", "--promise", "accepted"])
+    ran.clear()
     answer(place / "work", place / "photos", {"IMG_0001.png": label_of(1)})
     main(["adapt", str(place / "work")])
+    asked = json.loads((place / "work/labels/refined.json").read_text())["config"]
+    assert (asked["risk"], asked["promise"]) == (0.1, "accepted")
     assert ran == ["shard", "refine", "evaluate", "export"] and labels(place / "work")["IMG_0001.png"] == label_of(1)
     assert len(labels(place / "work")) == PHOTOS + MORE
     card = (place / "work/onnx/MODEL_CARD.md").read_text()
@@ -83,11 +87,39 @@ def test_work_alone_brings_all_that_is_in_it_up_to_date(place, ran, monkeypatch,
     (place / "photos").rename(place / "moved")
     with pytest.raises(SystemExit, match="2"):
         main(["adapt", str(place / "work")])
-    assert "its images are no longer at" in capsys.readouterr().err
+    assert "as in: must adapt PHOTOS --output" in capsys.readouterr().err
+    main(["adapt", str(place / "moved"), "--output", str(place / "work")])
+    assert "nothing has changed" in capsys.readouterr().out and ran[4:] == []
+
+
+def test_what_a_call_was_given_is_taken_again_word_for_word(place, monkeypatch):
+    """A folder that has the name of a word, settings one by one, and a list of classes that is too long for a path."""
+    monkeypatch.chdir(place)
+    (place / "no").mkdir()
+    names = ",".join([*OTHER["classes"], *(f"thing {number}" for number in range(40))])
+    main(
+        [
+            "adapt",
+            "photos",
+            "--classes",
+            names,
+            "--model",
+            str(asset_folder()),
+            "--output",
+            "o",
+            "--train",
+            "no",
+            "--seed",
+            "7",
+        ]
+    )
+    main(["adapt", "o", "--workers", "0"])
+    words = json.loads((place / "o/adapt.json").read_text())["words"]
+    assert (words["train"], words["classes"]) == ("no", names) and {"seed", "workers"} <= words["settings"].keys()
 
 
 def test_an_export_that_was_not_made_again_is_made_by_the_next_call(place, ran, monkeypatch):
-    main(["export", str(place / "work"), "--images", "11"])
+    main(["export", str(place / "work"), "--limit", "11"])
     answer(place / "work", place / "photos", {"IMG_0001.png": label_of(1)})
 
     def fail(name, **values):

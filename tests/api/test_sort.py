@@ -1,14 +1,17 @@
 """`must sort`: the labelled images in a folder for each class."""
 
 import json
+import os
 import shutil
 
 import pytest
 
 from must.api.cli import main
+from must.api.demo import CLASSES
 from must.api.sort import as_folder, as_path
-from tests.api.conftest import adapt, labels
+from tests.api.conftest import PROMPTS, adapt, labels, write_photos
 from tests.common import ended
+from tests.zoo import put
 
 
 def test_images_are_linked_below_their_class_and_copied_where_the_photos_are_gone(place, tmp_path):
@@ -46,6 +49,22 @@ def test_nothing_is_put_beside_what_is_there_and_a_killed_call_leaves_no_half(pl
     assert not (tmp_path / "new").exists()
     main([*words[:-1], str(tmp_path / "new")])
     assert sum(path.is_symlink() for path in (tmp_path / "new").rglob("*")) == len(labels(place / "work"))
+
+
+def test_odd_names_and_names_that_meet(tmp_path, capsys):
+    """Control characters, bytes that are no text, two classes with one folder, a list of files, a folder beside."""
+    made = sorted(write_photos(tmp_path / "made", range(3)).iterdir())
+    odd = [os.fsdecode(name) for name in (b"ctl\x1b1.png", b"lat\xe9in.png", b"plain.png")]
+    put(tmp_path / "photos", {name: source.read_bytes() for name, source in zip(odd, made, strict=True)})
+    write_photos(tmp_path / "photos", range(3, 40))
+    classes = dict(zip(["a/b", "a-b", *CLASSES[2:]], PROMPTS.values(), strict=True))
+    adapt(tmp_path, classes=classes, images=sorted((tmp_path / "photos").iterdir()))
+    put(tmp_path, {"out.part/notes.txt": b"mine"})
+    main(["sort", str(tmp_path / "work"), "--output", str(tmp_path / "out")])
+    found = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {path.name for path in found} == {path.name for path in (tmp_path / "photos").iterdir()}
+    assert {"a-b", "a-b-2"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert (tmp_path / "out.part/notes.txt").read_bytes() == b"mine"
 
 
 def test_names_cannot_lead_out_of_the_folder(place, tmp_path):

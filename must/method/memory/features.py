@@ -340,7 +340,11 @@ class FeatureStore:
         return storage.join(self.split, f"{kind}{digest[:12]}{ENDING}")
 
     def write_whitenings(self, whitenings: tuple[Whitening, Whitening], fitted_on: int) -> None:
+        """Before, removes the rows of earlier whitenings, in all splits, which would then count as rows of these."""
         if self.uri:
+            for entry in list(storage.list_existing(self.uri)):
+                if entry.name.rpartition("/")[2].startswith(ROWS):
+                    storage.delete(storage.join(self.uri, entry.name))
             names = zip(("tokens", "embedding"), whitenings, strict=True)
             tensors = {
                 f"{name}.{key}": value.cpu().contiguous()

@@ -134,6 +134,16 @@ class KilledError(BaseException):
     pass
 
 
+def test_rows_of_a_whitening_that_is_gone_are_not_read_with_the_next_one(digits, tmp_path, monkeypatch):
+    """A kill between the removal of the whitening and that of the rows, as of a damaged file, leaves them behind."""
+    whole = read(digits, tmp_path / "features")
+    next((tmp_path / "features").rglob("whitening.*")).unlink()
+    monkeypatch.setattr(module, "FITTED", 64)
+    monkeypatch.setattr("must.method.model.vectors.FITTED", 64)
+    first, again = (read(digits, tmp_path / "features") for _ in range(2))
+    assert torch.equal(first.vectors, again.vectors) and not torch.equal(first.vectors, whole.vectors)
+
+
 @pytest.mark.parametrize("write", range(1, 8))
 def test_a_pass_that_is_killed_goes_on_and_ends_with_the_same_bytes(digits, tmp_path, monkeypatch, passes, write):
     """Parts of 32 pictures; killed before each of its writes."""
