@@ -12,6 +12,7 @@ from pathlib import Path
 
 from must.base import storage
 from must.base.errors import UserError
+from must.base.processes import DaemonThreads
 from must.base.storage import UnreachableError
 
 
@@ -26,6 +27,7 @@ def unlucky(facts, work_uri, how, times) -> int:
     if count < times:
         end(how)
     facts.result, facts.version = "done at last", "r1"
+    DaemonThreads().submit(time.sleep, 60)  # as one that waits for a store
     return count + 1
 
 
@@ -40,6 +42,8 @@ def end(how):
     if how == "input":
         atexit.register(os.system, "echo nanobind: leaked 5 instances! >&2; echo See https://a.library >&2")
         raise UserError("gs://b/x: no such file; write it")
+    if how == "signed":
+        raise UserError('"https://b/x?sig=1" is no picture')
     if how == "bug":
         raise RuntimeError("NCCL error: remote process exited")
     raise SystemExit(int(how))

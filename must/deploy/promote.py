@@ -61,6 +61,10 @@ class OvertakenError(HeldError):
     """Another run promoted a model meanwhile, and this run's model was not compared with it: start the run again."""
 
 
+class OtherOnnxError(UserError):
+    """The registry has this version with other ONNX files."""
+
+
 class Registry:
     """The models of one name."""
 
@@ -153,11 +157,11 @@ class Registry:
         new = model_checksums(files, ONNX_FOLDER, ".onnx")
         old = {name: stored[name] for name in stored if name.startswith(f"{ONNX_FOLDER}/") and name.endswith(".onnx")}
         differ = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
-        require(
-            not (new and old and differ),
-            f"{uri}: is there already with other ONNX files (different: {', '.join(differ)}); give another --version, "
-            "or another --name",
-        )
+        if new and old and differ:
+            raise OtherOnnxError(
+                f"{uri}: is there already with other ONNX files (different: {', '.join(differ)}); give another "
+                "--version, or another --name"
+            )
         return {name: files[name] for name in files if name.startswith(f"{ONNX_FOLDER}/") and not old}
 
     def set_champion(self, version: str, reason: str, expected: str | None = None, back: bool = False) -> Latest:
@@ -168,14 +172,13 @@ class Registry:
         old = parse_latest(data, self.make_uri(LATEST))
         if old.version == version:  # a retry, or the same model again
             return old
+        moved = OvertakenError(f"{self.uri}: another run moved LATEST meanwhile; see --list, run again")
+        if back and (old.version != expected or version not in old.previous):
+            raise moved
         if expected is not None and old.version != expected:
             raise OvertakenError(
                 f"{self.uri}: LATEST is {old.version or 'empty'}, not {expected or 'empty'}, which this model was "
                 "compared with; another run promoted meanwhile. Run again: it will be compared with the new champion"
-            )
-        if back and version not in old.previous:
-            raise OvertakenError(
-                f"{self.uri}: another run moved LATEST meanwhile, to {old.version}; see --list, run again"
             )
         previous = (*old.previous, old.version)
         if back:  # to before the last time that `version` was champion
@@ -186,7 +189,7 @@ class Registry:
             content = json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode()
             storage.write_bytes(self.make_uri(LATEST), content, generation)
         except ConflictError:
-            raise OvertakenError(
+            raise moved if back else OvertakenError(
                 f"{self.uri}: another run moved LATEST at the same moment; {version} is stored but is not the "
                 "champion. Run again: it will be compared with the new champion"
             ) from None

@@ -21,7 +21,7 @@ from must.base.text import counted, encoded
 from must.config import GateConfig
 from must.config.work import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE
 from must.data.format import load_index
-from must.deploy.promote import Latest, Registry, version_name
+from must.deploy.promote import Latest, OtherOnnxError, Registry, version_name
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
 from must.evaluation.result import Metrics, read_metrics
 from must.method.answers.answers_file import hash_answers
@@ -256,18 +256,28 @@ def promote(
         logger.info(facts.result)
         return {}
     uri, metrics = WorkUri(work_uri).registry(registry_uri), storage.join(details, METRICS_FILE)
-    latest: Latest = call(
-        "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=uri, name=model_name,
-        champion=champion,
-    )  # fmt: skip
-    registry = Registry(uri, model_name)
+    registry, kept = Registry(uri, model_name), ""
+    try:
+        latest: Latest = call(
+            "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=uri, name=model_name,
+            champion=champion,
+        )  # fmt: skip
+    except OtherOnnxError:
+        latest, version = registry.latest(), version_name(bundle, load_description(bundle))
+        require(
+            latest.version == version,
+            f"{registry.make_uri(version)}: is there already with other ONNX files, such as of another precision; "
+            "give another model_name",
+        )
+        kept = ", and keeps its ONNX files; those of this run, such as of another precision, need another model_name"
+        logger.warning(f"{version} is the champion already{kept}")
     registry.decide(key, f"promoted as {latest.version}", decided.reasons)
     place = {"version": latest.version, "registry": registry.make_uri(latest.version)}
     metadata = place | model_metadata(bundle, details)
     Path(promoted).parent.mkdir(parents=True, exist_ok=True)
     Path(promoted).write_text(json.dumps(metadata, indent=1))
     again = latest.version == champion
-    facts.result = f"{latest.version} is the champion already" if again else f"promoted as {latest.version}"
+    facts.result = f"{latest.version} is the champion already{kept}" if again else f"promoted as {latest.version}"
     facts.action, facts.version = NOTHING_NEW if again else "", latest.version
     return metadata
 

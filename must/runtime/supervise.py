@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -188,7 +188,8 @@ class Supervisor:
         reader.join(DRAIN_TIMEOUT)
         self.note.error = None
         with suppress(OSError):
-            self.note.error = parse_failure(without_secrets(self.error.read_text(errors="replace")))
+            if failure := parse_failure(self.error.read_text(errors="replace")):
+                self.note.error = replace(failure, text=without_secrets(failure.text))
         if code == -signal.SIGTERM:
             return PREEMPTED
         return 128 - code if code < 0 else code
@@ -252,9 +253,9 @@ def work(folder: Path) -> None:
         try:
             module, name = job["function"].split(":")
             result = getattr(importlib.import_module(module), name)(facts, **job["values"])
+            (folder / "result.json").write_text(json.dumps(result))  # `exiting` may end this process
         finally:
             facts.save()
-    (folder / "result.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

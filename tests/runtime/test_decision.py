@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from must.deploy.promote import Registry
 from must.runtime.notes import Facts, Note
 from must.runtime.stages import gate, promote
 from must.runtime.summary import determine_outcome
@@ -48,12 +49,15 @@ def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_p
     assert f"this model is the champion, {version}" in capsys.readouterr().out
 
 
-def test_the_champion_with_another_onnx_file_is_refused_in_one_line(tmp_path, given):
+def test_a_champion_keeps_its_onnx_files_and_an_earlier_one_is_refused_in_one_line(tmp_path, given):
     assert ask(tmp_path, given, champion="none", champion_uri="") == "promote"
     version = promoted(tmp_path, given, "none")
     make_onnx(tmp_path / "onnx" / "model.onnx", "int8")
-    with pytest.raises(ValueError, match=r"other ONNX files \(different: onnx/model.onnx\); give another --version"):
-        promoted(tmp_path, given, version)
+    assert promoted(tmp_path, given, version, facts := Facts()) == version and facts.action == "nothing new"
+    assert facts.result.startswith(f"{version} is the champion already, and keeps its ONNX files; ")
+    Registry(given["registry_uri"], "digits").set_champion("r0009-1", "promoted")
+    with pytest.raises(ValueError, match="other ONNX files, such as of another precision; give another model_name"):
+        promoted(tmp_path, given, "r0009-1")
 
 
 def test_zero_shot_that_is_the_champion_is_promoted_again_and_replaces_no_other(tmp_path, given):

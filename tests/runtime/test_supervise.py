@@ -68,6 +68,7 @@ def test_wrong_input_and_a_reached_limit_are_never_tried_again(tmp_path, retries
         ("bug", 1, "RuntimeError: NCCL error: remote process exited · an error"),
         ("store", 75, "gs://b/x: the server could not be reached for 300 s · a dependency failed"),
         ("9", 9, "an error in the program"),
+        ("signed", 2, '"https://b/x?***" is no picture · wrong input'),
     ],
 )
 def test_the_reason_is_what_the_stage_said_whatever_is_printed_after_it(tmp_path, retries, how, code, why):

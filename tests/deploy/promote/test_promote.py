@@ -203,22 +203,24 @@ def test_of_rivals_that_finish_together_one_wins_and_the_others_say_so(registry,
     assert latest(registry).version and latest(registry).previous == ()
 
 
-def test_a_rollback_that_was_overtaken_says_so(registry, tmp_path, monkeypatch, capsys):
-    """By one that went further back, and a promotion of the same model again: LATEST is as before, and yet not."""
+@pytest.mark.parametrize("other", ["c", "d"], ids=["as before, and yet not", "another"])
+def test_a_rollback_that_was_overtaken_says_so(registry, tmp_path, monkeypatch, capsys, other):
+    """By one that went further back, and a promotion of the same model again, or of another one."""
     for name, seed in {"a": 0, "b": 1, "c": 2}.items():
         promote(registry, "--model", make_bundle(tmp_path / name, seed=seed), "--version", name)
+    make_bundle(tmp_path / "d", seed=3)
     has = Registry.has
 
     def be_overtaken(self, version):
         monkeypatch.setattr(Registry, "has", has)
         promote(registry, "--rollback", "--to", "a")
-        promote(registry, "--model", tmp_path / "c", "--version", "c")
+        promote(registry, "--model", tmp_path / other, "--version", other)
         capsys.readouterr()
         return has(self, version)
 
     monkeypatch.setattr(Registry, "has", be_overtaken)
     assert "another run moved LATEST meanwhile" in refused(capsys, 73, registry, "--rollback")
-    assert (latest(registry).version, latest(registry).previous) == ("c", ("a",))
+    assert (latest(registry).version, latest(registry).previous) == (other, ("a",))
 
 
 @EVERYWHERE
