@@ -114,7 +114,7 @@ class AnswerEffect:
             answers=config.output, output=config.output,
         )  # fmt: skip
         self.thread = ThreadPoolExecutor(1, initializer=limit_threads)
-        self.newest = 0
+        self.newest = self.computed = 0  # the numbers of the last answers, and of those that `progress` is of
         self.last: Future[None] | None = None
         self.progress: Progress | None = None
 
@@ -122,6 +122,11 @@ class AnswerEffect:
         """Answers were written, or taken back."""
         self.newest += 1
         self.last = self.thread.submit(self.work, self.newest)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether `progress` is of the last answers."""
+        return self.computed == self.newest
 
     def wait(self, seconds: float | None = None) -> None:
         with suppress(TimeoutError):
@@ -133,6 +138,7 @@ class AnswerEffect:
             return
         try:
             self.progress = self.compute()
+            self.computed = number
         except Exception:  # a bug; the answers are stored nevertheless
             logger.exception("the effect of the answers could not be computed")
 
@@ -160,8 +166,8 @@ class AnswerEffect:
 def compute_review(
     config: ReviewConfig, saved: Review | None = None, pause: Callable[[], object] = lambda: None
 ) -> tuple[Review, Images]:
-    """The review, unless it is `saved`, and its images, from the features of all images. `pause`: called before every
-    batch of images whose features are not there yet; it may raise to stop."""
+    """The review, which is `saved` if that is of the same pictures, and its images, from the features of all images.
+    `pause`: called before every batch of images whose features are not there yet; it may raise to stop."""
     bundle, zero_shot = load_bundle(config.model), zero_shot_bundle(load_text_classifier(config.baseline))
     classes = bundle.description.classes
     require_classes(f"--baseline {config.baseline}", classes, zero_shot.description.classes)
@@ -177,9 +183,10 @@ def compute_review(
         names = source.reader.sources(features.numbers)
         pool = features.pool(bundle.model, [others.probabilities(zero_shot.model)], names)
     images = Images(pool, zero_shot.model.classifier.detach(), classes)
-    if saved:
+    there = len(np.unique(features.split)) - features.undecodable
+    if saved and (saved.images, len(saved.pictures)) == (there, len(pool.numbers)):  # else --limit is another one
         return saved, images
-    review = make_review(config, source.reader, images, features.split)
+    review = replace(make_review(config, source.reader, images, features.split), images=there)
     asked = {picture.sha256 for picture in review.pictures[: SCHEDULE.random_first]}
     answered = {*read_answers(config.output, classes)} | asked
     return replace(review, coverage=coverage_order(review, images, answered)), images

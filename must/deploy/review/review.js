@@ -87,8 +87,8 @@ function bar(state) {
     $("set").setAttribute("aria-label", `${set.answered} answered, ${set.accepted} need not be looked at, ${set.left} left`);
     $("set-left").textContent = state.finished ? "finished" : `${set.left.toLocaleString("en")} left`;
   }
-  $("to-left").hidden = !set || state.finished || !set.left;
-  if (set) $("left-text").textContent = `name the ${set.left.toLocaleString("en")} that are left`;
+  $("to-left").hidden = !set || state.finished || set.left === set.unread;
+  if (set) $("left-text").textContent = finishing ? "go on with other pictures" : `name the ${(set.left - set.unread).toLocaleString("en")} that are left`;
   $("undo").disabled = $("grid-undo").disabled = $("done-undo").disabled = !state.undo;
   $("history").hidden = !state.recent.length;
   $("recent").replaceChildren(...state.recent.map(({ number, answer }) => {
@@ -105,9 +105,7 @@ function show({ state, picture: next }) {
   bar(state);
   picture = next;
   also = new Set();
-  if (!next) {
-    return finish(state.finished ? "Finished" : "All pictures are answered.");
-  }
+  if (!next) return finish();
   look("ask");
   $("broken").hidden = true;
   $("picture").hidden = $("zoom-in").hidden = false;
@@ -177,11 +175,12 @@ const undo = () => !$("undo").disabled && turn(async () => {
   $("note").textContent = `${counted(reply.undone, "answer")} taken back.`;
 });
 const again = (number) => turn(async () => show(await ask("show", { number })));
-const one = () => turn(async () => { grid = null; queue = []; show(await ask("next")); });
-const rest = () => { finishing = true; more = false; return one(); };
-const onward = () => { more = $("end").textContent === "Finished"; return one(); };
-const finish = async (title) => {
-  const reply = await ask("end");
+const one = (choose) => turn(async () => { choose(); grid = null; queue = []; show(await ask("next")); });
+const rest = () => one(() => { more = finishing; finishing = !finishing; });
+const onward = () => one(() => { more ||= view === "done" && $("end").textContent === "Finished"; });
+const finish = async () => {
+  const reply = await ask("end"), { finished, answers, of } = reply.state;
+  const title = finished ? "Finished" : answers < of ? "Result so far" : "All pictures are answered.";
   bar(reply.state);
   look("done");
   $("end").textContent = title;
@@ -304,7 +303,7 @@ const similar = () => {
   for (const button of free) if (all || !also.has(Number(button.dataset.number))) mark(button, also);
 };
 const KEYS = {
-  n: () => say("none"), c: () => say("unsure"), z: undo, f: zoom, g: () => open(grid && grid.label), o: one, e: () => turn(() => finish("Result so far")), a: accept,
+  n: () => say("none"), c: () => say("unsure"), z: undo, f: zoom, g: () => open(grid && grid.label), o: onward, e: () => turn(finish), a: accept,
   ".": () => !$("to-left").hidden && rest(), "?": () => $("keys").showModal(), "/": () => $("typed").focus(), s: similar,
   ArrowRight: () => move(1), ArrowLeft: () => move(-1), ArrowDown: () => move(across()), ArrowUp: () => move(-across()),
 };
@@ -323,7 +322,7 @@ document.onkeydown = (event) => {
 };
 for (const [id, action] of Object.entries({
   none: KEYS.n, unsure: KEYS.c, undo, "grid-undo": undo, "done-undo": undo, larger: zoom, "zoom-in": zoom, "zoom-out": closer, accept, back: onward, "to-left": rest,
-  "to-ask": one, "to-grid": KEYS.g, "to-done": KEYS.e, "to-keys": KEYS["?"], "keys-close": () => $("keys").close(),
+  "to-ask": onward, "to-grid": KEYS.g, "to-done": KEYS.e, "to-keys": KEYS["?"], "keys-close": () => $("keys").close(),
 })) $(id).onclick = action;
 $("class").onchange = $("sort").onchange = (event) => open(event.target.id === "class" ? event.target.value : grid.label);
 $("who").onchange = () => stored("must-review-who", $("who").value.trim());

@@ -250,7 +250,7 @@ def compute_questions(config: ReviewConfig, app: "App", saved: Review | None, en
     app.wait = "Looking at the pictures ..."
     with suppress(ReviewStoppedError):
         review, images = compute_review(config, saved, pause)
-        if not saved:
+        if review is not saved:
             review.save(config.output)
         show(review, AnswerEffect(config, images))
 
@@ -309,6 +309,8 @@ def open_browser(url: str) -> None:
 
 def summarize(config: ReviewConfig, session: Session) -> str:
     """What the answers measure, and the next commands. Also writes relabelled.csv."""
+    if session.effect is not None:
+        session.effect.wait()
     lines = [session.text(), write_relabelled(config, session)]
     return "\n".join([*lines, *(next_lines(config) if session.answers else [])])
 

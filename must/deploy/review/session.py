@@ -29,7 +29,6 @@ RECENT = 12  # answers that the page shows
 SORTS = ("sure", "doubtful", "differ")
 GOOD_LABELS = 0.8  # share of right labels above which all questions are drawn at random
 LEFT_TIMES = 2  # the pictures that are left are asked about once there are so many times as many answers
-SET_COUNTS = ("pictures", "answered", "accepted", "left")
 
 
 class Session:
@@ -46,6 +45,7 @@ class Session:
         self.path, self.who, self.clock, self.commands = Path(folder) / ANSWERS_FILE, who, clock, list(commands)
         self.lock = threading.Lock()
         self.shown: dict[str, tuple[str, float]] = {}  # sha256 -> (page, time)
+        self.may_be_finished = False  # by an offer: whether it is depends on answers whose effect is not computed yet
         self.offered: dict[str, str] = {}  # sha256 -> the stream in which it was asked about
         self.pictures: dict[int, Picture] = {}  # of this review and of those before, which pages may still show
         self.set_review(review, effect)
@@ -66,10 +66,23 @@ class Session:
 
     def act(self, action: str, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """One of ACTIONS: the method of this name."""
-        if action == "end" and self.effect is not None:
-            self.effect.wait(WAIT)
+        if action == "end":
+            self.wait()
         with self.lock:
-            return getattr(self, action)(page, request)
+            self.may_be_finished = False
+            reply: dict[str, Any] = getattr(self, action)(page, request)
+            undecided = self.may_be_finished
+        if undecided:
+            self.wait()
+            with self.lock:
+                reply = self.next(page, request)
+        return reply
+
+    def wait(self) -> None:
+        """Until the effect of the last answers is computed, but not longer than WAIT. Without the lock: other pages
+        are served meanwhile."""
+        if self.effect is not None:
+            self.effect.wait(WAIT)
 
     @property
     def answers(self) -> dict[str, Answer]:
@@ -89,6 +102,16 @@ class Session:
     def progress(self) -> "Progress | None":
         return self.effect.progress if self.effect is not None else None
 
+    @property
+    def is_current(self) -> bool:
+        """Whether `progress` is of the last answers."""
+        return self.effect is None or self.effect.is_current
+
+    @property
+    def finished(self) -> bool:
+        """Whether nobody has to name a picture any more, of all that there are."""
+        return self.is_current and not self.review.unread and self.left(True) == []
+
     def left(self, finish: bool) -> list[Picture] | None:
         """The pictures that a person still has to name, the least sure label first; None: it is better to go on with
         others, which teach and measure. `finish`: the person wants to name them now."""
@@ -102,9 +125,10 @@ class Session:
 
     def state(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The progress that the page shows. `gain`: in points with its interval; None without random answers; `set`:
-        how many pictures are answered, need not be looked at, and are left; None where nothing is promised."""
-        answers, progress = self.answers, self.progress
-        counts = progress.accepted if progress else None
+        how many pictures are answered, need not be looked at, and are left, `unread` ones among them, about which this
+        page does not ask; None where nothing is promised."""
+        answers, progress, unread = self.answers, self.progress, self.review.unread
+        counts = progress.accepted if progress and progress.accepted and progress.accepted.accepted else None
         measured = self.review.measured(self.measuring)
         batches = self.find_batches(page, request)
         times = [(sha256, when) for when, sha256s in batches.items() for sha256 in sha256s]
@@ -115,8 +139,11 @@ class Session:
             "verdict": measured.verdict if measured else "",
             "gain": [100 * end for end in measured.gain] if measured else None,
             "text": self.text(),
-            "set": {name: getattr(counts, name) for name in SET_COUNTS} if counts and counts.accepted else None,
-            "finished": self.left(True) == [],
+            "set": {
+                "pictures": counts.pictures + unread, "answered": counts.answered, "accepted": counts.accepted,
+                "left": counts.left + unread, "unread": unread,
+            } if counts else None,
+            "finished": self.finished,
             "undo": bool(batches),
             "recent": [
                 {"number": self.by_sha256[sha256].number, "answer": format_answer(answers[sha256])}
@@ -178,9 +205,8 @@ class Session:
         """The next picture for the page; None: none is left."""
         now, answers, request = self.clock(), self.answers, request or {}
         left = None if request.get("more") else self.left(bool(request.get("finish")))
-        if left == [] and self.effect is not None:
-            self.effect.wait(WAIT)  # the last answers may leave others
-            left = self.left(True)
+        if left == [] and not self.finished:
+            left, self.may_be_finished = None, not self.review.unread
         elsewhere = {sha256 for sha256, (on, since) in self.shown.items() if on != page and now - since <= RESERVED_S}
         streams = Counter(answer.sampled for answer in answers.values())
         streams.update(self.offered[sha256] for sha256 in elsewhere if sha256 in self.offered)
@@ -256,7 +282,7 @@ class Session:
             return RANDOM
         if grid:
             return GRID
-        return self.offered.get(sha256, COVERAGE if answer and answer.sampled == COVERAGE else AGAIN)
+        return self.offered.get(sha256, answer.sampled if answer and answer.sampled in (COVERAGE, LEFT) else AGAIN)
 
     def undo(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """Takes back the last answers of this browser, or else those of the same person in an earlier run; what was
@@ -271,7 +297,7 @@ class Session:
         for sha256 in sha256s:
             answers = self.history[sha256]
             streams = [answer.sampled for answer in answers if answer.when == when]
-            if streams[-1] in (RANDOM, COVERAGE):
+            if streams[-1] in (RANDOM, COVERAGE, LEFT):
                 self.offered[sha256] = streams[-1]
             self.history[sha256] = left = answers_file.without(answers, when)
             if left and not left[-1].fits(self.review.classes):

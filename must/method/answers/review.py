@@ -94,7 +94,7 @@ class Review:
     index_sha256: str
     split: str
     classes: list[str]
-    images: int  # among which the pictures were chosen
+    images: int  # of the split, of distinct content; `pictures` are fewer where --limit left some out
     pictures: list[Picture]  # in the order in which they are drawn at random
     coverage: list[int]  # numbers of pictures, in the order by coverage
     cohorts: list[tuple[int, int]]  # as of `count_cohorts`
@@ -105,6 +105,11 @@ class Review:
     def class_numbers(self) -> dict[str, int]:
         """Class name -> number."""
         return {name: number for number, name in enumerate(self.classes)}
+
+    @property
+    def unread(self) -> int:
+        """Pictures that --limit left out: nobody is asked about them."""
+        return max(0, self.images - len(self.pictures))
 
     def save(self, folder: str) -> None:
         storage.write_bytes(storage.join(folder, REVIEW_FILE), json.dumps(asdict(self), separators=(",", ":")).encode())
@@ -227,6 +232,9 @@ class Review:
             parts.append(f"{counted(others, 'answer')} for teaching only: not drawn at random.")
         if unsure:
             parts.append(f"{counted(unsure, 'answer')} “cannot tell”.")
+        if self.unread:
+            others = counted(self.unread, "other picture")
+            parts.append(f"{others} are left that were not looked at here (--limit); `must refine` counts these, too.")
         return " ".join(parts)
 
     def relabelled(self, answers: dict[str, Answer]) -> list[tuple[Picture, Answer]]:

@@ -15,6 +15,7 @@ from must.deploy.review.page import App
 from must.deploy.review.prepare import AnswerEffect
 from must.deploy.review.session import Session
 from must.deploy.serve.serve import format_url, listen
+from must.method.answers.answers_file import append
 from tests.common import ROOT
 from tests.deploy.review.conftest import config_at, labels_of
 
@@ -229,6 +230,30 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     expect(page.locator("#grid-title")).to_have_text(f"The model calls these “{classes[0]['class']}”")
     page.keyboard.press("o")
     shown(page, review.pictures[12].number)
+
+
+def test_a_set_that_is_finished_can_be_gone_on_with_and_what_is_left_can_be_left(review, folder, images, serve, visit):
+    effect, labels = AnswerEffect(config_at(folder), images), labels_of(review)
+    lines = [{"sha256": p.sha256, "label": labels[p.sha256], "sampled": "random"} for p in review.pictures]
+    append(folder / "answers.jsonl", *lines[:30])
+    session = Session(review, str(folder), "ann", effect)
+    effect.wait()
+    page = visit(serve(App(session, reader_of(review), "token")))
+    expect(page.locator("#left-text")).to_contain_text("that are left")
+    for text, kind in (("go on with other pictures", "Left to be named"), ("that are left", "Drawn at random")):
+        page.keyboard.press(".")
+        expect(page.locator("#left-text")).to_contain_text(text)
+        expect(page.locator("#kind")).to_contain_text(kind)
+    append(folder / "answers.jsonl", *lines[30:149])
+    session.set_review(review, effect)
+    effect.wait()
+    page = visit_again(page, page.url)
+    last = review.pictures[149].number
+    for press in ("o", "o", "#to-ask", "#back"):
+        expect(page.locator("#end")).to_have_text("Finished")
+        page.locator(press).click() if press.startswith("#") else page.keyboard.press(press)
+        shown(page, last)
+        page.keyboard.press("e")
 
 
 def test_up_to_thirty_classes_each_has_a_button_and_a_key(review, folder, place, visit):

@@ -247,8 +247,12 @@ def test_what_a_model_says_is_always_likely(monkeypatch, tmp_path):
         assert offered == sorted(offered, key=review.classes.index) and set(picture.classes[:2]) <= set(picture.likely)
 
 
-def test_a_review_of_another_model_is_made_again(folder, caplog):
+def test_a_review_of_another_model_or_with_another_limit_is_made_again(folder, caplog):
     config = config_at(folder)
     assert review_at(config) == Review.load(str(folder))
     assert review_at(replace(config, model=digits().zero_shot)) is None
     assert "another model or other images than before: all are looked at again" in caplog.text
+    part, _ = compute_review(replace(config, limit=100), Review.load(str(folder)))
+    assert (len(part.pictures), part.images, part.unread) == (100, 150, 50)
+    every, _ = compute_review(config, part)
+    assert (len(every.pictures), every.unread) == (150, 0) and compute_review(config, every)[0] is every

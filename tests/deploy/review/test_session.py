@@ -188,9 +188,9 @@ def test_a_set_is_finished_when_a_person_has_named_what_is_left(review, folder, 
         asked.append(shown["sampled"])
         picture = session.picture(shown["number"])
         request = {"number": picture.number, "kind": "label", "label": known_labels[picture.sha256]}
-        reply = session.answer("page", request)
+        session.act("answer", "page", request)
         effect.wait()
-        shown = reply["picture"] or session.next("page")["picture"]
+        shown = session.act("next", "page", {})["picture"]
     state, answered = session.state("page"), len(asked)
     assert state["finished"] and state["set"]["left"] == 0 and "none is left. At most 5 in 100" in state["text"]
     assert answered < 150 and state["set"]["answered"] == answered and asked.count("left") >= 1
@@ -204,3 +204,16 @@ def test_a_set_is_finished_when_a_person_has_named_what_is_left(review, folder, 
     assert wrong <= 0.05 * 150
     more = session.next("page", {"more": True})["picture"]
     assert more and more["sampled"] in (RANDOM, COVERAGE), "who likes goes on"
+    session = Session(review, str(folder), "ann", effect)
+    assert session.undo("page", {})["picture"]["sampled"] == asked[-1] == "left", "after a restart, too"
+    session.answer("page", request)
+    effect.wait()
+    assert session.state("page")["finished"]
+    effect.newest += 1  # as while the effect of another answer is computed
+    assert not session.state("page")["finished"] and session.next("page")["picture"], "others until it is known"
+    effect.newest -= 1
+    session.review = replace(review, images=1_000)
+    state = session.state("page")
+    assert not state["finished"] and state["set"]["left"] == state["set"]["unread"] == 850
+    assert "850 other pictures are left that were not looked at here (--limit)" in state["text"]
+    assert session.next("page")["picture"], "of those that it has"
