@@ -213,7 +213,7 @@ def refine(
     alpha: float | Literal["auto"] = "auto",
     risk: float = 0.05,
     promise: Literal["set", "accepted"] = "set",
-    images: int = 1000000,
+    limit: int = 1000000,
     memory_images: int = 10000,
     batch_size: int = 256,
     workers: int = 2,
@@ -233,7 +233,7 @@ def review(
     add: Text = "",
     browser: bool = True,
     who: Text = "",
-    images: int = 20000,
+    limit: int = 20000,
     host: Text = "127.0.0.1",
     port: int = 0,
     seed: int = 0,
@@ -280,7 +280,7 @@ def export(
     embeddings: bool = False,
     index_sha256: Text = "",
     split: Text = "train",
-    images: int = 256,
+    limit: int = 256,
     min_agreement: float = 0.0,
 ) -> Exported:
     """Write the model as ONNX, or as a folder that open_clip loads; checked against PyTorch."""

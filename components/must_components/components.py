@@ -34,12 +34,10 @@ def inputs(
     answers: str = "",
     evaluate_split: str = "",
     precision: str = "fp32",
-    embeddings: bool = False,
     gate: str = "auto",
     gate_settings: dict = {},  # noqa: B006
     registry_uri: str = "",
     model_name: str = "model",
-    only_new: bool = False,
     runtime: str = "",
 ) -> str:
     """Checks the run's parameters, its input files and the folders that it writes to, before a later stage would refuse

@@ -92,8 +92,7 @@ class PromoteConfig(StageConfig):
         "version this model was compared with, or none; refused if LATEST is another one by now", "", metavar="VERSION"
     )
     version: str = param(
-        "the version's name; if empty, from the data's revision and the weights, and from the ONNX file where these "
-        "weights are there with another one",
+        "the version's name; if empty, from the data's revision and the weights",
         "",
         metavar="VERSION",
     )

@@ -189,9 +189,13 @@ class Registry:
             content = json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode()
             storage.write_bytes(self.make_uri(LATEST), content, generation)
         except ConflictError:
-            raise moved if back else OvertakenError(
-                f"{self.uri}: another run moved LATEST at the same moment; {version} is stored but is not the "
-                "champion. Run again: it will be compared with the new champion"
+            raise (
+                moved
+                if back
+                else OvertakenError(
+                    f"{self.uri}: another run moved LATEST at the same moment; {version} is stored but is not the "
+                    "champion. Run again: it will be compared with the new champion"
+                )
             ) from None
         return new
 

@@ -107,14 +107,14 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     `work_uri`: if given, the folders to which later stages write are tested."""
     from must.method.model.classifier import BUNDLED_SET, load_class_set, require_shares
 
-    check_run(values)
+    training = check_run(values)
     if work_uri:
         check_writable("work_uri", work_uri)
         registry = WorkUri(work_uri).registry(values.get("registry_uri", ""))
         check_writable("registry_uri", storage.join(registry, values.get("model_name", "model")))
     names = ("classes", "model", "pretrained", "answers")
     classes, model, pretrained, answers = (values.get(name) or "" for name in names)
-    given = check_training(values).class_prior == "given"
+    given = training.class_prior == "given"
     if classes != BUNDLED_SET or answers or given:
         class_set = load_class_set(classes)
         if given:
@@ -215,14 +215,15 @@ OF_TRAINING = (
 TRAIN = "train"  # the split that the pipeline trains on and exports with
 
 
-def check_run(values: Mapping[str, Any]) -> None:
-    """Refuses what a stage would refuse of the pipeline's parameters. Missing parameters have their defaults."""
-    for name in ("source", "classes", "work_uri"):
+def check_run(values: Mapping[str, Any]) -> TrainConfig:
+    """Refuses what a stage would refuse of the pipeline's parameters. Missing parameters have their defaults. Returns
+    the training's."""
+    for name in ("source", "classes", "model", "work_uri"):
         require(values.get(name) != "", f"{name} is empty")
     name = values.get("model_name", "model")
     sharding = check_sharding(values)
     require(sharding.split.get(TRAIN, 0) > 0, f"split: the pipeline trains on the split {TRAIN}; give it a share")
-    check_training(values)
+    training = check_training(values)
     check_gate(values.get("gate", "auto"), values.get("gate_settings") or {})
     require(  # the shards that are there may have labels
         values.get("gate") != "labelled" or sharding.labels != "none" or sharding.append,
@@ -230,6 +231,7 @@ def check_run(values: Mapping[str, Any]) -> None:
     )
     with_name("precision", ExportConfig, precision=values.get("precision", "fp32"))
     Registry("-", name)
+    return training
 
 
 def check_sharding(values: Mapping[str, Any]) -> ShardConfig:
@@ -268,7 +270,12 @@ def training_settings(settings: Mapping[str, Any], preset: str, epochs: int) -> 
 
 def with_underscores(settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """Settings by the names of parameters; people also write them as flags, min-gain."""
-    return {str(name).replace("-", "_"): value for name, value in (settings or {}).items()}
+    found = dict[str, Any]()
+    for name, value in (settings or {}).items():
+        key = str(name).replace("-", "_")
+        require(key not in found, f"{key} is given twice, as {key.replace('_', '-')} too; give it once")
+        found[key] = value
+    return found
 
 
 def sharding_settings(settings: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:

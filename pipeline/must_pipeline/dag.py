@@ -89,12 +89,11 @@ def make_pipeline(cluster: ClusterConfig) -> Any:
             recipe: dict[str, Any] = {"preset": preset, "settings": settings, "epochs": epochs}
             registry = {"registry_uri": registry_uri, "model_name": model_name}
             rules: dict[str, Any] = {"gate": gate, "gate_settings": gate_settings}
-            graph: dict[str, Any] = {"precision": precision, "embeddings": embeddings}
-            decided: dict[str, Any] = {"evaluate_split": evaluate_split, "answers": answers, "only_new": only_new}
+            judging: dict[str, Any] = {"evaluate_split": evaluate_split, "answers": answers}
             inputs = add(
-                "inputs", shard_settings=shard_settings,
+                "inputs", shard_settings=shard_settings, precision=precision,
                 runtime=cluster.training.runtime if cluster.trains_in_trainjob else "",
-                **names, **images, **recipe, **registry, **rules, **graph, **decided,
+                **names, **images, **recipe, **registry, **rules, **judging,
             )  # fmt: skip
             weights = add("classifier", fingerprint=inputs.output, **names).outputs["weights"]
             images |= {"settings": shard_settings, **run}
@@ -104,8 +103,8 @@ def make_pipeline(cluster: ClusterConfig) -> Any:
                     previous = add("shard", "shard_part", "shard part", inputs, part=part, **images)
             index_sha256 = add("shard", after=previous, **images).outputs["Output"]
             champion = add(
-                "champion", index_sha256=index_sha256, classifier=weights, processes=cluster.training_processes, **run,
-                **recipe, **registry, **rules, **decided,
+                "champion", index_sha256=index_sha256, classifier=weights, processes=cluster.training_processes,
+                only_new=only_new, **run, **recipe, **registry, **rules, **judging,
             ).outputs  # fmt: skip
             shards = {"index_sha256": index_sha256, **run}
             with dsl.If(champion["Output"] == "train", name="something new"):
@@ -123,6 +122,7 @@ def make_pipeline(cluster: ClusterConfig) -> Any:
                     "gate", champion_uri=champion["bundle_uri"], split=champion["split"], **rules, **judged, **run,
                     **registry,
                 ).outputs  # fmt: skip
+                graph: dict[str, Any] = {"precision": precision, "embeddings": embeddings}
                 onnx = add("export", bundle=bundle, details=details, **graph, **shards).outputs["onnx"]
                 add("promote", onnx=onnx, decision=decision["decision"], **judged, **run, **registry)
             # Kubeflow marks a group as complete when a task in it ends, which none would do after the skipped group.

@@ -71,8 +71,10 @@ def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose:
     root.mkdir(parents=True, exist_ok=True)
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root.resolve()))
     previous = set(root.glob("*"))
+    hangup = contextlib.nullcontext() if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else None  # nohup
     try:
         with (
+            hangup or handling(signal.SIGHUP, stages.stop),
             handling(signal.SIGTERM, stages.stop),
             handling(signal.SIGINT, stages.stop),
             contextlib.nullcontext() if verbose else contextlib.redirect_stdout(StageOutput(sys.stdout)),
@@ -117,14 +119,15 @@ class Stages:
             self.running.remove(process)
 
     def stop(self, number: int, frame: object) -> None:
-        """The handler of SIGTERM and SIGINT: asks the stages to end; a second signal ends them.
+        """The handler of SIGTERM, SIGHUP and SIGINT: asks the stages to end; a second signal ends them.
         Raises KeyboardInterrupt: at the first signal."""
         for process in list(self.running):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL if self.stopped else signal.SIGTERM)
         if not self.stopped:
             self.stopped = True
-            raise KeyboardInterrupt("stopped by SIGTERM" if number == signal.SIGTERM else "interrupted")
+            by = signal.Signals(number)
+            raise KeyboardInterrupt("interrupted" if by == signal.SIGINT else f"stopped by {by.name}")
 
 
 def local_spec(pipeline: Path) -> str:

@@ -170,6 +170,8 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("volume: {claim: x, mount: '/a:b'}", "volume.mount '/a:b': expected a folder"),
         ("volume: {claim: x}", "volume: claim and mount go together"),
         ("volume: {claim: a.b, mount: /data}", "volume.claim 'a.b': Kubeflow makes a volume's name of it"),
+        ("volume: {claim: x, mount: /tmp/data}", "volume.mount '/tmp/data': expected a folder such as /data"),
+        ("env: {HTTPS_PROXY: 'http://me:secret@proxy'}", "env 'HTTPS_PROXY': would be in the compiled file"),
         ("volume: {claim: x, mount: /dev/shm}", "volume.mount '/dev/shm': expected a folder such as /data"),
         ("gpu: {node_selector: {a: b}}", "gpu.node_selector contradicts gpu.count 0"),
         ("gpu: {count: 1, stages: [trian]}", "gpu.stages 'trian': unknown; did you mean 'train'?"),

@@ -53,6 +53,7 @@ def test_a_schedule_is_made_and_applying_it_again_changes_nothing(server, schedu
     ("2.17.0", ""), ("2.17.0 behind the page", ""),
     ("2.16.1", "this is Pipelines 2.16.1, and before 2.17 a schedule of the newest version starts runs without end"),
     ("2.16.1 behind the page", "this is Pipelines 2.16.1, and before 2.17 a schedule"),
+    ("a list", "its version is unknown"),
     ("unknown", "its version is unknown (its page shows it at the bottom of the menu), and before 2.17 a schedule"),
 ])  # fmt: skip
 def test_a_schedule_follows_the_newest_version_only_where_that_starts_no_runs_without_end(

@@ -33,6 +33,8 @@ WRONG = [
     ({"shard_settings": {"test-source": 1}}, "shard_settings.test_source: is set by the pipeline or a parameter of it"),
     ({"shard_settings": {"max_rejeced": 1}}, "shard_settings.max_rejeced: unknown; did you mean 'max_rejected'?"),
     ({"shard_settings": {"quality": 0}}, "shard_settings: --quality must be at least 1 and at most 95"),
+    ({"model": ""}, "model is empty"),
+    ({"settings": {"batch-size": 8, "batch_size": 9}}, "batch_size is given twice, as batch-size too; give it once"),
     ({"model_name": "My Model"}, "--name My Model: use small letters, digits"),
 ]  # fmt: skip
 RIGHT = [

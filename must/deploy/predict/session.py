@@ -143,8 +143,9 @@ def model_uri(model: str) -> str:
 def find_other_bundle(uri: str, classifier: OnnxClassifier) -> str:
     """The bundle of WORK if `uri` is an ONNX file in WORK that was exported from another model, as `must refine` makes
     a new one; otherwise ''."""
-    bundle = Path(uri).parent.parent / PARTS["bundle"].path
-    if storage.is_remote(uri) or not (bundle / DESCRIPTION_FILE).is_file():
+    folder = Path(uri).parent
+    bundle, of_work = folder.parent / PARTS["bundle"].path, folder == folder.parent / PARTS["onnx"].path
+    if storage.is_remote(uri) or not of_work or not (bundle / DESCRIPTION_FILE).is_file():
         return ""
     weights = storage.read_json(str(bundle / DESCRIPTION_FILE), "--model").get("weights_sha256")
     return "" if classifier.metadata.get("weights_sha256") == weights else str(bundle)

@@ -140,9 +140,14 @@ class Session:
             "gain": [100 * end for end in measured.gain] if measured else None,
             "text": self.text(),
             "set": {
-                "pictures": counts.pictures + unread, "answered": counts.answered, "accepted": counts.accepted,
-                "left": counts.left + unread, "unread": unread,
-            } if counts else None,
+                "pictures": counts.pictures + unread,
+                "answered": counts.answered,
+                "accepted": counts.accepted,
+                "left": counts.left + unread,
+                "unread": unread,
+            }
+            if counts
+            else None,
             "finished": self.finished,
             "undo": bool(batches),
             "recent": [

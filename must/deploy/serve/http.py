@@ -191,12 +191,7 @@ class Api:
         """The body is an image file, the query has parameters: top_k, abstain."""
         inference = InferRequest([body], **read_query(request))
         with self.models.borrow() as served:
-            try:
-                predictions = await cancel_on_disconnect(self.predict(inference, served), request.receive)
-            except Refused as refused:
-                if refused.status == 422 and "urlencoded" in request.headers.get("content-type", ""):
-                    raise Refused(422, f"{refused.reason}; curl -d changes a file, --data-binary does not") from None
-                raise
+            predictions = await cancel_on_disconnect(self.predict(inference, served), request.receive)
             return {"model": self.config.name, "version": served.version, **classification(predictions)}
 
     async def infer(self, request: Request, body: bytes) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class ServerMetrics:
         self.forward = histogram("must_forward_seconds", "a forward pass", buckets=SECONDS)
         self.model = gauge("must_model_info", "1 for the version that is served", ["version"])
         self.swaps = counter("must_model_swaps", "new versions loaded while serving")
-        self.swap_failures = counter("must_model_swap_failures", "versions that could not be loaded")
+        self.swap_failures = counter("must_model_swap_failures", "failed tries to find or load the newest version")
 
     def observe_predictions(self, predictions: list[Prediction]) -> None:
         self.images.inc(len(predictions))

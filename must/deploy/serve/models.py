@@ -53,6 +53,10 @@ class DamagedVersionError(UserError):
     """A version's ONNX file cannot be served."""
 
 
+class KnownDamageError(DamagedVersionError):
+    """It was tried before, and not again."""
+
+
 class ServedModel:
     """A model, the thread that runs it, and the number of requests that use it.
 
@@ -221,7 +225,8 @@ class Models:
 
     def load(self, current: str) -> ServedModel | None:
         """Runs in a thread. The newest version, tested; None if that is `current`. A version that cannot be served is
-        downloaded again when one of its files changes, or after DAMAGED_PAUSE: memory may have been full."""
+        downloaded again when one of its files changes, or after DAMAGED_PAUSE: memory may have been full; before
+        that it raises KnownDamageError."""
         registry = self.registry
         if not registry:
             return load_file(self.config)
@@ -231,7 +236,7 @@ class Models:
         file = version, *(storage.generation(registry.make_uri(version, name)) for name in (ONNX, VERSION_FILE))
         known, when, why = self.failed
         if file == known and time.monotonic() < when + DAMAGED_PAUSE:
-            raise DamagedVersionError(why)
+            raise KnownDamageError(why)
         try:
             return load_version(registry, self.config, version)
         except DamagedVersionError as error:
@@ -246,7 +251,7 @@ class Models:
             except NoModelError as error:
                 self.log(str(error))
             except Exception as error:  # e.g. an unreachable bucket or a damaged version: the current model stays
-                self.metrics.swap_failures.inc()
+                self.metrics.swap_failures.inc(not isinstance(error, KnownDamageError))
                 current = f"; serving {self.current.version}" if self.current else ""
                 self.log(f"cannot load the newest version: {' '.join(str(error).split())}{current}")
             await asyncio.sleep(self.config.poll)

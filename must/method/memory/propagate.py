@@ -40,9 +40,7 @@ from must.method.memory.features import Pool, TopLabels
 from must.method.model.description import MemoryFacts
 from must.method.model.memory import Memory, apply_correction, as_probabilities
 from must.method.model.vectors import (
-    SAME_PICTURE,
     Neighbours,
-    find_groups,
     nearest,
     nearest_groups,
     neighbour_weights,
@@ -232,11 +230,6 @@ def build_memory(
 def find_neighbours(pool: Pool, device: torch.device) -> Neighbours:
     """As of `nearest_groups`."""
     return nearest_groups(normalized(pool, device))
-
-
-def find_copies(pool: Pool, device: torch.device) -> Tensor:
-    """Int64 [N]: groups of images that are one picture, stored or scaled in several ways, as of `find_groups`."""
-    return find_groups(normalized(pool, device), SAME_PICTURE).cpu()
 
 
 def normalized(pool: Pool, device: torch.device) -> Tensor:

@@ -27,7 +27,6 @@ FITTED = 2_000  # images that the components are computed from
 ROWS, COSINES = 1_024, 1 << 27  # images that are compared with all others at a time, at most; and their cosines
 NEIGHBOURS = 10
 SAME_IMAGE = 0.9999  # a cosine above it: the same image
-SAME_PICTURE = 0.95  # above it: one picture, stored or scaled in several ways
 NEAR = (
     0.5,
     2.2,
@@ -122,12 +121,11 @@ def nearest(values: Tensor, count: int = NEIGHBOURS, start: int = 0) -> tuple[Te
     return numbers[start:], cosines[start:]
 
 
-def find_groups(values: Tensor, limit: float = 0.0) -> Tensor:
+def find_groups(values: Tensor) -> Tensor:
     """Int64 [N]: groups of near copies, each named by the row of its first image. An image joins a group if its cosine
-    with the group's first image is above the limit, else it begins a group. `values`: [N, V], unit vectors; `limit`: at
-    least the memory's, which is NEAR."""
+    with the group's first image is above the limit of NEAR, else it begins a group. `values`: [N, V], unit vectors."""
     images, device = len(values), values.device
-    limit = min(max(limit, NEAR[0] + NEAR[1] / values.shape[1] ** 0.5), SAME_IMAGE)
+    limit = min(NEAR[0] + NEAR[1] / values.shape[1] ** 0.5, SAME_IMAGE)
     groups = torch.arange(images, device=device)
     first = groups[:0]
     for rows in torch.arange(images, device=device).split(max(1, min(ROWS, COSINES // max(1, images)))):

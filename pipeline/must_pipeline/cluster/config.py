@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from must import __version__
 from must.base.parameters import convert_fields, read_mapping, require
-from must.base.text import did_you_mean
+from must.base.text import did_you_mean, without_secrets
 from must_pipeline.stages import IMAGES, STAGES
 
 
@@ -126,7 +126,7 @@ class ClusterConfig:
 NAME = r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
 LABEL_PART = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 LABEL = rf"((?=.{{1,253}}/)[a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?{LABEL_PART}"
-OF_THE_SYSTEM = "dev|proc|sys|etc|usr|s?bin|lib(32|64)?|root|run|var/run|opt/must|kfp-launcher"
+OF_THE_SYSTEM = "tmp|dev|proc|sys|etc|usr|s?bin|lib(32|64)?|root|run|var/run|opt/must|kfp-launcher"
 VARIABLE = re.compile(r"(?!MUST_|PET_)[A-Za-z_]\w*", re.ASCII)
 SECRET = re.compile(r"(?i).*(secret|password|token|_key|connection_string)")  # the end of a variable's name
 FORMS = (  # keys of cluster.yaml; the form of their value, or of NAME=VALUE; what is said of another one
@@ -155,7 +155,7 @@ FORMS = (  # keys of cluster.yaml; the form of their value, or of NAME=VALUE; wh
     ("training.processes", r"auto|0*[1-9]\d*", "a number of processes a node, or auto for one a GPU"),
     (
         "volume.mount",
-        rf"(?!/(tmp|opt|var)?/*$)(?!/({OF_THE_SYSTEM})(/|$))/(?!.*:)(?!(.*/)?\.\.(/|$)).*",
+        rf"(?!/(opt|var)?/*$)(?!/({OF_THE_SYSTEM})(/|$))/(?!.*:)(?!(.*/)?\.\.(/|$)).*",
         "expected a folder such as /data, and none of the system or the image, such as /tmp, /dev/shm or /opt/must",
     ),
 )
@@ -226,7 +226,8 @@ def list_rules(cluster: ClusterConfig) -> Iterator[tuple[bool, str]]:
         yield VARIABLE.fullmatch(name) is not None, own
     for name, value in cluster.env.items():
         yield (
-            not SECRET.fullmatch(name) or len(value) < SHORT or value.startswith("/"),
+            without_secrets(value) == value
+            and (not SECRET.fullmatch(name) or len(value) < SHORT or value.startswith("/")),
             f"env '{name}': would be in the compiled file for everybody to read; give the pods a key file "
             "(credentials.kind: secret), or the service account a cloud identity",
         )

@@ -68,12 +68,14 @@ class Kfp:
     def version(self) -> str:
         """The version of Kubeflow Pipelines, such as 2.17.0; '' if it does not tell. The client's own model leaves it
         out; the server of Kubeflow's page, which may stand in front of the API's, has another name for it."""
-        answer: dict[str, Any] = {}
+        answer: Any = {}
         with suppress(UserError), api_errors(self.host):
             path = "/apis/v2beta1/healthz"
             answer = self.client.call_api(
                 path, "GET", response_type="object", auth_settings=["Bearer"], _return_http_data_only=True
             )
+        if not isinstance(answer, dict):  # another server's
+            return ""
         tag = re.match(r"v?(\d+\.\d+[\w.-]*)", str(answer.get("tag_name") or answer.get("apiServerTagName")))
         return tag[1] if tag else ""
 

@@ -54,6 +54,10 @@ def test_a_file_of_an_earlier_model_than_the_one_in_work_is_warned_about(digits,
         lines = capsys.readouterr().err.splitlines()
         expected = f"was exported from another model than {tmp_path}/work/model; run `must export` again"
         assert [line.partition("model.onnx: ")[2] for line in lines] == [expected] * warnings
+    put(tmp_path, {"work/elsewhere/model.onnx": (exported[1] / "model.onnx").read_bytes()})
+    put(tmp_path, {"work/model/model.json": Path(digits.zero_shot, "model.json").read_bytes()})
+    main(["predict", photo, "--model", f"{tmp_path}/work/elsewhere"])
+    assert "exported from another model" not in capsys.readouterr().err, "not of WORK"
     (tmp_path / "work/onnx/model.onnx").unlink()
     line = ended(capsys, 2, main, ["serve", f"{tmp_path}/work"])
     assert line.endswith(f"`must export {tmp_path}/work` makes it, or name it with --model")

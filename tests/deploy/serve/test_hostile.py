@@ -201,16 +201,6 @@ def test_data_that_are_not_the_shapes_numbers_take_no_memory(name):
         tracemalloc.stop()
 
 
-def test_a_file_that_curl_has_changed_is_told_so(server):
-    """`curl -d @photo.jpg` leaves out line breaks and zeros."""
-    changed = bytes(byte for byte in JPEG if byte not in b"\r\n\0")
-    form = {"Content_Type": "application/x-www-form-urlencoded"}  # as with --data-binary
-    assert (
-        "curl -d changes a file, --data-binary does not" in server.ask("POST", "/classify", changed, **form)[1]["error"]
-    )
-    assert server.ask("POST", "/classify", JPEG, **form)[0] == 200
-
-
 def test_connections_without_a_whole_head_end():
     """Also those on which a request was answered; as many as may be open must not be all there are for ever."""
 

@@ -16,7 +16,6 @@ from must.method.memory.propagate import (
     VOTES,
     answer_rows,
     build_memory,
-    find_copies,
     fit_correction,
     measure_sharing,
     predict_left_out,
@@ -173,13 +172,6 @@ def test_an_answer_is_about_its_image_and_teaches_the_other_frames(shots):
     assert Z[[180, 20]].argmax(1).tolist() == [wrong[0], wrong[200]], "other frames of the bursts of 0 and of 200"
     assert float(Z[180].max()) < 1 and float(Z[20].max()) < 1
     assert torch.allclose(memory.fade, build(pool)[0].fade), "answers bring nothing nearer"
-
-
-def test_copies_of_a_pool_are_found(pool, shots):
-    rows = torch.tensor([5, 9, 5, 2, 9, 5])
-    assert find_copies(take(pool, rows), torch.device("cpu")).tolist() == [0, 1, 0, 3, 1, 0]
-    groups = find_copies(shots[0], torch.device("cpu"))
-    assert torch.equal(groups, torch.arange(180).repeat(3))
 
 
 def test_one_image_alone_gets_no_votes(pool):

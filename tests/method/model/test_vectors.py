@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from must.method.model import vectors as module
 from must.method.model.vectors import (
-    SAME_PICTURE,
     TOKENS_SHARE,
     Whitening,
     find_groups,
@@ -67,7 +66,6 @@ def test_a_burst_is_a_group_named_by_its_first_image(bursts, monkeypatch, rows):
     values, of = bursts
     groups = find_groups(values)
     assert torch.equal(groups, torch.stack([(of == image).nonzero()[0, 0] for image in of]))
-    assert torch.equal(find_groups(values, 0.999), torch.arange(len(of))), "a higher limit"
 
 
 def test_a_group_is_no_chain():
@@ -80,7 +78,7 @@ def test_a_group_is_no_chain():
 
 def test_few_numbers_agree_by_chance_so_that_only_copies_are_a_group():
     values = at_degrees(0, 3, 0, 40, 3)
-    assert find_groups(values).tolist() == find_groups(values, SAME_PICTURE).tolist() == [0, 1, 0, 3, 1]
+    assert find_groups(values).tolist() == [0, 1, 0, 3, 1]
 
 
 def test_neighbours_of_groups_are_those_of_their_first_images(bursts):
