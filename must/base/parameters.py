@@ -162,11 +162,21 @@ def parse_yaml(data: bytes, where: str) -> Any:
         raise UserError(f"{where}: not valid YAML: {printable(one_line(error), 300)}") from None
 
 
+def with_underscores(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Settings by the names of parameters; people also write them as flags, min-gain."""
+    found = dict[str, Any]()
+    for name, value in (settings or {}).items():
+        key = str(name).replace("-", "_")
+        require(key not in found, f"{key} is given twice, as {key.replace('_', '-')} too; give it once")
+        found[key] = value
+    return found
+
+
 def require_settings(
     stage: type[StageConfig], settings: Mapping[str, Any], where: str, fixed: Collection[str]
 ) -> dict[str, Any]:
     """Checks the names of a stage's `settings`, which the pipeline has under the name `where`; "-" becomes "_"."""
-    values = {str(name).replace("-", "_"): value for name, value in settings.items()}
+    values = with_underscores(settings)
     known = [f.name for f in list_parameters(stage) if f.name not in fixed]
     for name in values:
         require(name not in fixed, f"{where}.{name}: is set by the pipeline or a parameter of it; take it out")

@@ -17,7 +17,7 @@ from must import __version__
 from must.api.stages import check_device
 from must.base import storage
 from must.base.errors import UserError
-from must.base.parameters import load, require, require_settings, with_name
+from must.base.parameters import load, require, require_settings, with_name, with_underscores
 from must.base.program import format_error
 from must.base.text import brief, counted
 from must.config import ExportConfig, GateConfig, ShardConfig, TrainConfig
@@ -266,16 +266,6 @@ def check_gate(gate: str, settings: Mapping[str, Any]) -> None:
 def training_settings(settings: Mapping[str, Any], preset: str, epochs: int) -> dict[str, Any]:
     """The parameters of `must train` in a run of the pipeline. `epochs`, unless it is 0, overrides the settings."""
     return {**with_underscores(settings), "preset": preset, **({"epochs": epochs} if epochs else {})}
-
-
-def with_underscores(settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Settings by the names of parameters; people also write them as flags, min-gain."""
-    found = dict[str, Any]()
-    for name, value in (settings or {}).items():
-        key = str(name).replace("-", "_")
-        require(key not in found, f"{key} is given twice, as {key.replace('_', '-')} too; give it once")
-        found[key] = value
-    return found
 
 
 def sharding_settings(settings: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from must.api.stages import call
 from must.base import storage
 from must.base.errors import UserError
 from must.base.lock import RUN_ID
-from must.base.parameters import require
+from must.base.parameters import require, with_underscores
 from must.base.text import counted, encoded
 from must.config import GateConfig
 from must.config.work import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE
@@ -29,7 +29,7 @@ from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.recipe import run_key
-from must.runtime.check import check_fit, inputs_fingerprint, sharding_settings, training_settings, with_underscores
+from must.runtime.check import check_fit, inputs_fingerprint, sharding_settings, training_settings
 from must.runtime.notes import Facts, WorkUri
 from must.runtime.summary import NOTHING_NEW
 from must.runtime.training import origin, plain, train
