@@ -9,7 +9,7 @@ from must import __version__
 from must.base import storage
 from must.base.text import cell, counted, encoded, format_csv, printable
 from must.config import EvaluateConfig
-from must.config.work import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
+from must.config.work import COPIES_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.data.format import Index, load_index
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(config: EvaluateConfig) -> Metrics:
-    """Writes metrics.json, predictions.csv and report.html to OUTPUT, prints a table, returns the metrics.
+    """Writes metrics.json, predictions.csv, report.html and copies.csv to OUTPUT, prints a table, returns the metrics.
 
     Under torchrun every process scores its part of the split, and rank 0 writes."""
     refined = RefinedLabels.read(config.refined) if config.refined else None
@@ -70,6 +70,8 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         )  # fmt: skip
         table = predictions_csv(samples, after, before, metrics.classes)
         storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), table)
+        if refined and refined.copies:  # beside the report, which links it
+            storage.write_bytes(storage.join(config.output, COPIES_FILE), refined.copies)
         write_metrics(storage.join(config.output, METRICS_FILE), metrics)
         # last: a folder with report.html has all files, and an error here leaves the numbers
         report = render_report(config, metrics, samples, after, before, refined, shown if baseline else None)

@@ -15,7 +15,7 @@ from must.base.errors import UserError
 from must.base.parameters import make_record, require
 from must.base.storage import read_json
 from must.base.text import NONE_OF_THESE, brief, encoded, uncell
-from must.config.work import PREDICTIONS_FILE, REFINED_FILE
+from must.config.work import COPIES_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.method.answers.estimate import Abstention
 from must.method.model.description import CheckResult, Selection
 
@@ -179,6 +179,7 @@ class RefinedLabels:
     classes: list[dict[str, Any]] = field(default_factory=list)  # rows of `describe_classes`
     misfits: list[dict[str, Any]] = field(default_factory=list)  # as of names.Finding.to_dict
     unusual: list[dict[str, Any]] = field(default_factory=list)  # image, similarity, samples; the least similar first
+    copies: bytes = b""  # copies.csv
 
     @classmethod
     def read(cls, folder: str) -> Self:
@@ -186,7 +187,7 @@ class RefinedLabels:
         summary = read_json(storage.join(folder, REFINED_FILE), "--refined")
         predictions = storage.join(folder, PREDICTIONS_FILE)
         require(storage.exists(predictions), f"--refined {folder}: no {PREDICTIONS_FILE} there")
-        changed, images = dict[str, tuple[str, str]](), 0
+        copies, changed, images = storage.join(folder, COPIES_FILE), dict[str, tuple[str, str]](), 0
         try:
             for row in csv.DictReader(io.StringIO(storage.read_bytes(predictions).decode(), newline="")):
                 images += 1
@@ -197,13 +198,18 @@ class RefinedLabels:
                 folder, config["shards"], summary["index_sha256"], config["split"], images, summary["answers"],
                 summary["weights_sha256"], changed, (summary.get("accepted") or {}).get("text", ""),
                 summary.get("classes", []), summary.get("misfits", []),
-                summary.get("unusual", []),
+                summary.get("unusual", []), storage.read_bytes(copies) if storage.exists(copies) else b"",
             )  # fmt: skip
         except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(
                 f"--refined {folder}: is not what `must refine` of this version writes ({type(error).__name__}); "
                 "run it again"
             ) from None
+
+    def count_copies(self) -> tuple[int, int]:
+        """(images that have copies or near copies, groups of them)."""
+        groups = [line.partition(b",")[0] for line in self.copies.splitlines()[1:]]
+        return len(groups), len({*groups})
 
     def to_dict(self) -> dict[str, Any]:
         """The value of `refined` in metrics.json."""

@@ -217,6 +217,10 @@ def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, ref
     assert shown == [change["images"] for change in found["changes"]] == sorted(pairs.values(), reverse=True)[:10]
     unusual = section(tmp_path, "Unusual pictures")
     assert unusual.count("<img ") == 9 and "no measure of accuracy" in unusual
+    copies = read_csv(refined / "copies.csv")
+    assert (tmp_path / "copies.csv").read_bytes() == (refined / "copies.csv").read_bytes()
+    part = section(tmp_path, "Copies")
+    assert f"{len(copies)} of the unlabeled images" in part and 'href="copies.csv"' in part
     part = section(tmp_path, "Labels of your images")
     assert 1 <= part.count("<img") <= 24 and f"{len(rows)} of the 150 unlabeled images" in part
     images = {row["image"]: row for row in rows}

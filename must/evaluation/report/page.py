@@ -75,6 +75,7 @@ def render_report(
         of_classes=pictures.with_samples(refined.classes, SMALL_SIDE) if refined else [],
         misfits=pictures.with_samples(refined.misfits) if refined else [],
         unusual=pictures.with_samples(refined.unusual, SMALL_SIDE) if refined else [],
+        copies=refined.count_copies() if refined else (0, 0),
         curves=training_curves(training_log(config.model)),
         provenance=provenance(metrics),
         commands=commands(config, metrics),

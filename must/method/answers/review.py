@@ -233,8 +233,8 @@ class Review:
         if unsure:
             parts.append(f"{counted(unsure, 'answer')} “cannot tell”.")
         if self.unread:
-            others = counted(self.unread, "other picture")
-            parts.append(f"{others} are left that were not looked at here (--limit); `must refine` counts these, too.")
+            pictures = counted(self.unread, "other picture")
+            parts.append(f"{pictures} are left that were not looked at here (--limit); `must refine` counts these, too.")
         return " ".join(parts)
 
     def relabelled(self, answers: dict[str, Answer]) -> list[tuple[Picture, Answer]]:

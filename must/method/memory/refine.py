@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from must import __version__
@@ -24,7 +25,15 @@ from must.base.parameters import require
 from must.base.storage import exists, join
 from must.base.text import cell, counted, encoded, format_csv
 from must.config import RefineConfig
-from must.config.work import ADAPTED, CHECKPOINTS, DESCRIPTION_FILE, PREDICTIONS_FILE, REFINED_FILE, VERSION_FILE
+from must.config.work import (
+    ADAPTED,
+    CHECKPOINTS,
+    COPIES_FILE,
+    DESCRIPTION_FILE,
+    PREDICTIONS_FILE,
+    REFINED_FILE,
+    VERSION_FILE,
+)
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import read_hashes
 from must.method.answers.answers_file import NO_CLASS, hash_answers
@@ -92,7 +101,7 @@ class RefineResult:
     measured: Measured | None
     answered: Tensor  # int64 [R], the rows of answered images
     misfits: list[Finding]
-    similar: int  # images that have no vote beside another one
+    near: Neighbours  # groups of near copies
 
     @property
     def accepted(self) -> np.ndarray | None:
@@ -119,8 +128,8 @@ class RefineResult:
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:
-    """Writes the model with its memory to --model, and predictions.csv, one row per image, and refined.json to OUTPUT;
-    returns the content of refined.json."""
+    """Writes the model with its memory to --model, and predictions.csv, one row per image, copies.csv and refined.json
+    to OUTPUT; returns the content of refined.json."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the weights that only training uses
         zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
@@ -189,13 +198,16 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     columns = {"similarity": [f"{value:.4f}" for value in similarity[rows[order]].tolist()]}
     table = predictions_csv([names[n] for n in order], rows[order], description.classes, refined, trained, columns)
     storage.write_bytes(join(config.output, PREDICTIONS_FILE), table)
+    copies = copies_csv([names[n] for n in order], rows[order], pool, refined.near)
+    storage.write_bytes(join(config.output, COPIES_FILE), copies)
     storage.write_bytes(join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))
+    similar = len(pool.numbers) - len(refined.near.first)
     logger.info(
         f"refined labels of {summary['images']:,} images, {summary['changed']:.1%} other than zero-shot's"
         f"{', using ' + counted(len(answers.known), 'answer') if answers.known else ''} -> {config.output}\n"
         f"{measured.accuracy.text() + chr(10) + measured.accepted.text() + chr(10) if measured else ''}"
         f"a memory of {refined.memory.facts.images:,} images"
-        f"{f'; {refined.similar:,} are too similar to others to vote beside them' if refined.similar else ''}"
+        f"{f'; {similar:,} are too similar to others to vote beside them' if similar else ''}"
         f" -> {config.model}"
     )
     for warning in check.warnings:
@@ -308,7 +320,7 @@ def refine_pool(
             *find_missing(labels, rows, [*answers.known.values()].count(NO_CLASS)),
             *find_pairs(zero_shot.to(device), columns.to(device)),
         ],
-        len(pool.numbers) - len(near.first),
+        near,
     )
 
 
@@ -413,3 +425,18 @@ def predictions_csv(
         columns["accepted"] = [str(bool(accepted)).lower() for accepted in refined.accepted[rows]]
     columns |= more or {}
     return format_csv([list(columns), *map(list, zip(*columns.values(), strict=True))])
+
+
+def copies_csv(sources: list[str], rows: np.ndarray, pool: Pool, near: Neighbours) -> bytes:
+    """Columns: group, image, cosine: the images of each group of several near copies; `cosine` to the picture that
+    votes for the group, 1 for copies of it. `rows`: int64, of each image, that of its picture."""
+    groups, vectors = near.groups.cpu()[rows], F.normalize(pool.vectors.float(), dim=1)
+    several = (groups.bincount()[groups] > 1).nonzero().flatten().tolist()
+    names = {group: number for number, group in enumerate(dict.fromkeys(groups[several].tolist()), 1)}
+    listed = sorted(several, key=lambda place: names[int(groups[place])])
+    cosines = (vectors[rows[listed]] * vectors[near.first.cpu()[groups[listed]]]).sum(1).tolist()
+    lines = [
+        [str(names[int(groups[place])]), cell(sources[place]), f"{cosine:.4f}"]
+        for place, cosine in zip(listed, cosines, strict=True)
+    ]
+    return format_csv([["group", "image", "cosine"], *lines])

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from must.method.memory import refine as refine_module
 from must.method.memory.alpha import best_candidate, interpolate
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import MemoryFacts, get_preprocess, load_description
-from tests.common import ended
+from tests.common import ended, read_csv
 from tests.data.shards.test_shard import tree
 from tests.method.memory.refining import accuracy, answered, flags, run, selection, trained, weights
 from tests.method.train.lives import same
@@ -47,8 +48,11 @@ def test_labels_are_better_than_zero_shots(zero_shot, many):
     assert all(0 < float(row[f"{name}probability"]) <= 1 for row in rows for name in ("", "zero_shot_"))
 
 
-def test_pictures_unlike_the_others_are_named_and_no_label_hides_them(digits, tmp_path):
+def test_pictures_unlike_the_others_and_copies_are_named(digits, tmp_path):
     photos, axis = shutil.copytree(digits.images / "train", tmp_path / "photos"), np.arange(64)
+    first = min(photos.rglob("*.png"))
+    shutil.copy(first, photos / "same.png")
+    Image.open(first).point(lambda value: int(0.95 * value)).save(photos / "darker.png")
     others = {
         "noise": np.random.default_rng(0).integers(0, 255, (64, 64)),
         "board": 255 * ((axis[:, None] // 8 + axis // 8) % 2),
@@ -62,6 +66,13 @@ def test_pictures_unlike_the_others_are_named_and_no_label_hides_them(digits, tm
     unusual = [row["image"] for row in summary["unusual"]]
     assert len(unusual) == 9 and {f"{name}.png" for name in others} <= {*unusual}
     assert [row["similarity"] for row in summary["unusual"]] == sorted(similarity.values())[:9]
+    copies = read_csv(tmp_path / "labels/copies.csv")
+    group = next(row["group"] for row in copies if row["image"] == "same.png")
+    cosines = {row["image"]: float(row["cosine"]) for row in copies if row["group"] == group}
+    assert {*cosines} >= {str(first.relative_to(photos)), "same.png", "darker.png"}
+    assert cosines["same.png"] == cosines[str(first.relative_to(photos))] and max(cosines.values()) == 1
+    sizes = Counter(row["group"] for row in copies)
+    assert min(sizes.values()) > 1 and [*sizes] == [str(number + 1) for number in range(len(sizes))]
 
 
 def test_a_model_that_is_not_there_yet_is_zero_shots_with_a_memory_and_better_on_new_images(digits, zero_shot):
