@@ -26,7 +26,7 @@ from must.base.text import one_line
 from must.config.work import DESCRIPTION_FILE
 from must.method.model.description import summary_at
 from must.runtime.notes import Facts, WorkUri, parse_failure
-from must.runtime.training import describe_bundle, job_values
+from must.runtime.training import describe_bundle, job_values, report_labels
 from must_components.cluster import RUN, TRAINER, KubernetesApi, is_stopped
 
 NODE = "node"  # the replicated job and the container of Kubeflow Trainer's torch runtimes
@@ -114,7 +114,7 @@ def train_on_nodes(
     summary = summary_at(bundle)
     facts.result = f"{summary.steps:,} steps on {int(nodes['nodes'])} nodes, {summary.images_per_s} images/s"
     if answers:
-        facts.result += f"; labels with the answers in {labels}"
+        report_labels(facts, labels)
     return describe_bundle(bundle, summary)
 
 

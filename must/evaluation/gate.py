@@ -65,7 +65,9 @@ def gate(config: GateConfig) -> Decision:
     decision = replace(RULES[config.gate](metrics, config), weights_sha256=metrics.model.weights_sha256)
     if config.output:
         storage.write_bytes(config.output, decision.to_json())
-    logger.info("\n".join([f"gate ({decision.gate}): {decision_text(decision)}", *decision.reasons]))
+    labels = (metrics.refined or {}).get("accepted", "")
+    lines = [f"gate ({decision.gate}): {decision_text(decision)}", *decision.reasons]
+    logger.info("\n".join([*lines, *([f"labels: {labels}"] if labels else [])]))
     return decision
 
 

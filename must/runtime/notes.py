@@ -77,6 +77,7 @@ class Facts:
     action: str = ""  # champion: train, or nothing new; promote: nothing new, or ''
     why: str = ""  # champion: the reason for the action
     trainjob: str = ""  # train: the TrainJob's name
+    labels: str = ""  # train: how many images are answered, need not be looked at, and are left
     top1: float | None = None  # evaluate: accuracy, 0..1, if there are labels
     before: float | None = None  # accuracy of the zero-shot model (evaluate) or of the champion (gate)
     gain: str = ""  # gate: the gain that people's answers measured, where these decided

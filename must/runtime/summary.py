@@ -205,6 +205,7 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
         if failed is not None and failed.facts.checkpoints:
             summary.lines.append(StageLine("Progress", describe_progress(failed.facts.checkpoints)))
         summary.lines += [StageLine("TrainJob", sentence) for sentence in more]
+    summary.lines += [StageLine("Labels", note.facts.labels) for note in notes if note.facts.labels]
     for uri in (note.facts.report for note in notes if note.facts.report):
         link = f"https://storage.cloud.google.com/{uri.removeprefix('gs://')}" if uri.startswith("gs://") else ""
         summary.lines.append(StageLine("Report", f"{uri}, or the output report of the stage evaluate", link))

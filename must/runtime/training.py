@@ -21,7 +21,7 @@ from must.base import storage
 from must.base.parameters import require
 from must.base.processes import check_processes, child_environment, end_with_parent
 from must.base.program import BUG, PREEMPTED, exiting, handling
-from must.config.work import DESCRIPTION_FILE
+from must.config.work import DESCRIPTION_FILE, REFINED_FILE
 from must.method.model.description import RunSummary, load_description, summary_at
 from must.method.train.recipe import run_key
 from must.runtime.check import training_settings
@@ -93,7 +93,7 @@ def train(
     if answers:
         labels = WorkUri(work_uri).labels(key)
         teach(job, bundle, answers, labels)
-        facts.result += f"; labels with the answers in {labels}"
+        report_labels(facts, labels)
     return describe_bundle(bundle, summary)
 
 
@@ -108,6 +108,12 @@ def teach(job: dict[str, Any], bundle: str, answers: str, labels: str) -> None:
     """Gives the trained bundle people's answers, and writes the images' labels to the folder `labels`."""
     values = {name: job[name] for name in ("shards", "index_sha256", "features", "classifier")}
     call("refine", **values, model=bundle, answers=answers, output=labels)
+
+
+def report_labels(facts: Facts, labels: str) -> None:
+    """Where the images' labels are, and how many images are left to be looked at."""
+    facts.result += f"; labels with the answers in {labels}"
+    facts.labels = (storage.read_json(storage.join(labels, REFINED_FILE), "labels")["accepted"] or {}).get("text", "")
 
 
 def plain(facts: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The stage on real shards and real models."""
 
 import json
+import logging
 import re
 import shutil
 from collections import Counter
@@ -12,12 +13,13 @@ import torch
 from PIL import Image
 
 from must.api.demo import CLASSES
-from must.config import RefineConfig, ShardConfig
+from must.config import GateConfig, RefineConfig, ShardConfig
 from must.data.augment import normalize
 from must.data.loading.reader import ShardReader
 from must.data.shards.build import shard
 from must.data.shards.history import read_hashes
 from must.evaluation.evaluate import evaluate
+from must.evaluation.gate import gate
 from must.evaluation.result import parse_metrics
 from must.evaluation.table import text_table
 from must.method.answers.answers_file import append
@@ -237,10 +239,13 @@ def section(folder, title):
     return page[page.index(f"{title}</h2>") :].partition("</section>")[0]
 
 
-def test_the_report_begins_with_what_can_be_accepted_without_review(digits, refined, tmp_path):
+def test_the_report_begins_with_what_can_be_accepted_without_review(digits, refined, tmp_path, caplog):
     summary = json.loads((refined / "refined.json").read_text())
     evaluate(with_memory(refined, digits, tmp_path))
     part = section(tmp_path, "What need not be looked at")
+    caplog.set_level(logging.INFO)
+    gate(GateConfig(metrics=str(tmp_path / "metrics.json"), gate="none"))
+    assert caplog.messages[-1].splitlines()[-1] == f"labels: {summary['accepted']['text']}"
     assert summary["accepted"]["text"] in part and part.count('<tr><td class="name">') == len(summary["classes"]) > 5
     for row in summary["classes"]:
         assert row["class"] in part and (not row["light"] or f"\N{NO-BREAK SPACE}{row['light']}</td>" in part)

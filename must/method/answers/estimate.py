@@ -31,7 +31,7 @@ are one picture.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -207,6 +207,10 @@ class Accepted:
     def left(self) -> int:
         """Pictures whose class a person still has to name."""
         return self.pictures - self.answered - self.accepted
+
+    def to_dict(self) -> dict[str, Any]:
+        """The value of `accepted` in refined.json."""
+        return asdict(self) | {"left": self.left, "text": self.text()}
 
     def text(self) -> str:
         """A line."""

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -185,7 +185,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "answers": len(answers.known),
         "answers_sha256": answers_sha256,
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
-        "accepted": measured and asdict(measured.accepted) | {"text": measured.accepted.text()},
+        "accepted": measured and measured.accepted.to_dict(),
         "classes": refined.describe_classes(description.classes, pool.numbers),
         "misfits": misfits,
         "unusual": list_unusual(pool, similarity),
@@ -431,12 +431,13 @@ def copies_csv(sources: list[str], rows: np.ndarray, pool: Pool, near: Neighbour
     """Columns: group, image, cosine: the images of each group of several near copies; `cosine` to the picture that
     votes for the group, 1 for copies of it. `rows`: int64, of each image, that of its picture."""
     groups, vectors = near.groups.cpu()[rows], F.normalize(pool.vectors.float(), dim=1)
-    several = (groups.bincount()[groups] > 1).nonzero().flatten().tolist()
+    several = (groups.bincount()[groups] > 1).nonzero().flatten()
     names = {group: number for number, group in enumerate(dict.fromkeys(groups[several].tolist()), 1)}
-    listed = sorted(several, key=lambda place: names[int(groups[place])])
-    cosines = (vectors[rows[listed]] * vectors[near.first.cpu()[groups[listed]]]).sum(1).tolist()
+    cosines = (vectors[rows[several.numpy()]] * vectors[near.first.cpu()[groups[several]]]).sum(1).tolist()
     lines = [
-        [str(names[int(groups[place])]), cell(sources[place]), f"{cosine:.4f}"]
-        for place, cosine in zip(listed, cosines, strict=True)
+        (names[int(groups[place])], -cosine, cell(sources[place]))
+        for place, cosine in zip(several.tolist(), cosines, strict=True)
     ]
-    return format_csv([["group", "image", "cosine"], *lines])
+    return format_csv(
+        [["group", "image", "cosine"], *([group, name, f"{-far:.4f}"] for group, far, name in sorted(lines))]
+    )
