@@ -28,7 +28,7 @@ from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader
 from must.method.answers.answers_file import NO_CLASS
 from must.method.answers.estimate import ACCEPTED, SET, Sample, accept, fewest_answers, find_ranks
-from must.method.answers.population import ENTRY, Gone, choose_sample, forget_gone
+from must.method.answers.population import ENTRY, NOTHING_GONE, Gone, choose_sample, forget_gone
 from must.method.distributed.process_group import World
 from must.method.memory.answers import Answers
 from must.method.memory.features import Pool, read_features
@@ -63,6 +63,7 @@ class State:
     population: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
+        self.rows = iter(self.order.tolist())
         self.population = np.zeros(len(self.here), ENTRY)
         self.population["content"] = np.arange(len(self.here))
 
@@ -79,8 +80,7 @@ class State:
         return answered & self.here
 
     def draw_one(self) -> None:
-        known = {*self.drawn}
-        self.drawn.append(next(row for row in self.order.tolist() if self.here[row] and row not in known))
+        self.drawn.append(next(row for row in self.rows if self.here[row]))
 
 
 @dataclass
@@ -145,6 +145,8 @@ class Digits:
 
 def sample_of(state: State, risk: float) -> tuple[np.ndarray, np.ndarray, Gone]:
     """As of `choose_sample`: the contents are the numbers of the pictures."""
+    if state.here.all():
+        return np.array(sorted(state.drawn), np.int64), state.here, NOTHING_GONE
     here, drawn = np.flatnonzero(state.here).astype(np.uint64), np.array(sorted(state.drawn), np.uint64)
     measuring, images, gone = choose_sample(state.population, here, drawn, fewest_answers(risk))
     measured = np.zeros(len(state.here), bool)

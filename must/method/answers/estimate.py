@@ -9,12 +9,12 @@ named.
 
 `abstention`, in a similar way, finds the probability below which no class should be named.
 
-The pictures without an answer are ordered by the confidence of their labels. Their surest 5%, 10%, ... 100% are tested
-in this order, by the answers about pictures drawn at random whose labels are as sure, until a test fails (fixed
-sequence testing: Angelopoulos et al. 2021, "Learn then test", arXiv 2110.01052). The tests hold at every look, for a
-person who looks after each answer and stops when the result is good (`p_value`), and where the answered pictures are a
-large part of all. The label of a picture of none of the classes is wrong. Pictures with another answer, such as those
-answered by class, were not drawn, and count as right.
+The pictures without an answer are ordered by the confidence of their labels. Their surest ones, as many as 1%, 2%, ...
+of all pictures, are tested in this order, by the answers about pictures drawn at random whose labels are as sure, until
+a test fails (fixed sequence testing: Angelopoulos et al. 2021, "Learn then test", arXiv 2110.01052). The tests hold at
+every look, for a person who looks after each answer and stops when the result is good (`p_value`), and where the
+answered pictures are a large part of all. The label of a picture of none of the classes is wrong. Pictures with another
+answer, such as those answered by class, were not drawn, and count as right.
 
 The promise is kept with a probability of 95%, provided that
 
@@ -42,7 +42,7 @@ from must.method.answers.population import NOTHING_GONE, Gone
 Z_95 = 1.96  # standard errors of a 95% interval
 CONFIDENCE = 0.95  # that the promise holds
 SET, ACCEPTED = "set", "accepted"  # what the promise is about: all labels, or the accepted ones
-STEPS, THRESHOLDS_TRIED = 20, 100  # sets, and thresholds, that are tested
+STEPS, THRESHOLDS_TRIED = 100, 100  # sets, and thresholds, that are tested
 ROOM = 1e-4  # a threshold is at most so much below the lowest probability that is to reach it
 PRIOR = 2.5  # divided by the risk: b of the prior Beta(1, b) of the share of wrong labels (`p_value`)
 GOOD_SHARE, POOR_SHARE = 0.8, 0.2  # shares of a class's labels that are accepted
@@ -272,12 +272,19 @@ def accept(risk: float, sample: Sample, confidence: np.ndarray, promise: str = S
     of `Accepted`, where there are other pictures besides."""
     drawn, others, gone = len(sample.ranks), len(confidence), sample.gone
     every = drawn + len(sample.known) + others
-    label_ranks, steps = find_ranks(confidence, confidence), list[Step]()
-    for number in range(1, STEPS + 1):
-        threshold = 1 - number / STEPS  # at the end 0: answered pictures less sure than all others have no influence
-        right, labels = sample.correct[sample.ranks > threshold], int((label_ranks > threshold).sum())
-        known = int((sample.known > threshold).sum()) + gone.others
-        steps.append(Step(threshold, len(right), int((~right).sum()), labels, known))
+    # In parts of all pictures, so that they are the same when some of what is left is named. At the end threshold 0:
+    # answered pictures less sure than all others have no influence.
+    sizes = np.arange(1, math.ceil(STEPS * others / max(1, every)) + 1)
+    thresholds = np.maximum(0.0, 1 - sizes * every / STEPS / max(1, others))
+    label_ranks = find_ranks(confidence, confidence)
+
+    def above(ranks: np.ndarray) -> np.ndarray:
+        return len(ranks) - np.searchsorted(np.sort(ranks), thresholds, side="right")
+
+    parts = sample.ranks, sample.ranks[~sample.correct], label_ranks, sample.known
+    answers, errors, labels, known = map(above, parts)
+    rows = np.stack([answers, errors, labels, known + gone.others], 1).tolist()
+    steps = [Step(threshold, *row) for threshold, row in zip(thresholds.tolist(), rows, strict=True)]
 
     def keeps(step: Step) -> bool:
         allowed = math.floor(risk * (every if promise == SET else step.labels) + 1e-9)

@@ -350,7 +350,8 @@ def measure_answers(
     besides[rows] = False
 
     model = predict_left_out(remember({})[0], pool, rows)
-    labels, ranks, with_answers = leave_out(pool, answers.known, rows, others, remember)
+    fold = torch.from_numpy((answers.contents[pool.numbers[rows].numpy()] % np.uint64(FOLDS)).astype(np.int64))
+    labels, ranks, with_answers = leave_out(pool, answers.known, rows, fold, others, remember)
     ranks_besides = np.empty(0)
     if besides.any():  # as sure as they are without these answers
         drawn = {n: label for n, label in answers.known.items() if n in measuring}
@@ -380,16 +381,16 @@ def leave_out(
     pool: Pool,
     known: dict[int, int],
     rows: Tensor,
+    fold: Tensor,
     others: np.ndarray,
     remember: Callable[[dict[int, int]], tuple[Memory, Tensor]],
 ) -> tuple[Tensor, np.ndarray, TopLabels]:
     """(labels int64 [A], their ranks float [A] among the pictures `others`, the model's prediction) of the answered
     images `rows` [A], each without its own answer, by cross-validation: as for an image without an answer, and as for a
-    new image."""
+    new image. `fold`: int64 [A], the part of each; by its content, so that an answer more changes no other's part."""
     labels, ranks = torch.empty(len(rows), dtype=torch.int64), np.empty(len(rows))
     with_answers = TopLabels(torch.empty_like(labels), torch.empty(len(rows)))
-    fold = torch.arange(len(rows)) % min(FOLDS, len(rows))
-    for number in range(int(fold.max()) + 1):
+    for number in fold.unique():
         mine = rows[fold == number]
         left_out = {int(pool.numbers[row]) for row in mine}
         memory, left = remember({n: label for n, label in known.items() if n not in left_out})

@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from must.method.memory import propagate as module
+from must.method.memory import refine as refine_module
+from must.method.memory.answers import Answers
 from must.method.memory.features import FEWEST, Pool, TopLabels, compare_predictions, count_effective
 from must.method.memory.propagate import (
     FEW_IMAGES,
@@ -21,6 +24,7 @@ from must.method.memory.propagate import (
     predict_left_out,
     propagate,
 )
+from must.method.memory.refine import refine_pool
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import MemoryFacts
 from must.method.model.memory import Memory, MemoryClassifier, apply_correction, parse_memory
@@ -172,6 +176,26 @@ def test_an_answer_is_about_its_image_and_teaches_the_other_frames(shots):
     assert Z[[180, 20]].argmax(1).tolist() == [wrong[0], wrong[200]], "other frames of the bursts of 0 and of 200"
     assert float(Z[180].max()) < 1 and float(Z[20].max()) < 1
     assert torch.allclose(memory.fade, build(pool)[0].fade), "answers bring nothing nearer"
+
+
+def test_an_answer_more_leaves_the_others_in_their_parts_of_the_cross_validation(pool, monkeypatch):
+    """Else the labels that measure would change with each answer, and what is left would rise and fall."""
+    known, contents = list[set[int]](), np.random.default_rng(0).integers(0, 2**63, len(TRUTH)).astype(np.uint64)
+
+    def build_one(pool, answers, *more):
+        known.append({*answers[0].tolist()})
+        return build_memory(pool, answers, *more)
+
+    def find_parts(rows):
+        known.clear()
+        random = {row: int(TRUTH[row]) for row in rows}
+        answers = Answers(random, random, {}, contents, np.ones(len(TRUTH), bool), frozenset(rows))
+        refine_pool(pool, torch.eye(WIDTH)[:, :CLASSES], answers, torch.device("cpu"), 1_000, 0.05)
+        return [{*rows} - some for some in known if some and some != {*rows}]
+
+    monkeypatch.setattr(refine_module, "build_memory", build_one)
+    few, more = find_parts(range(31, 90, 2)), find_parts(sorted([60, *range(31, 90, 2)]))
+    assert len(few) == 5 and all(any(part <= other for other in more) for part in few)
 
 
 def test_one_image_alone_gets_no_votes(pool):
