@@ -194,6 +194,7 @@ LABELS_KEPT = 5
 # Quantiles of the memory's own cosines: votes count nothing below the first, fully above the second.
 FADE = 0.01, 0.25
 FEW_IMAGES = 5.0  # a class of n images gets n / (n + FEW_IMAGES) of its votes
+HELD = 10, 0.5  # a class is held by n / HELD[0] with n images, or by n / HELD[1] of a class's mean if that is more
 
 
 def build_memory(
@@ -220,6 +221,7 @@ def build_memory(
         "classes": classes.int(),
         "lifts": (VOTES * lift.clamp(min=0) * (counts / (counts + FEW_IMAGES))[classes]).half(),
         "fade": measure_fade(cosines),
+        "held": (counts[: P.shape[1]] / min(HELD[0], HELD[1] * len(Z) / P.shape[1])).clamp(max=1),
         "correction": correction.half(),
         "answered": torch.zeros(0, dtype=torch.int64),  # set by `must refine`
     }

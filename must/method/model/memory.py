@@ -5,9 +5,10 @@ probabilities P(x) gets the votes of its ten nearest images j in the memory, by 
 
     p(x) ~ P(x) times the product over j of (1 - r + r Z_j / M) ^ (VOTES w_j f(x))
 
-f(x), the image's *similarity* to the memory, is 1 for an image as near to its neighbours as the memory's own images
-are, and falls to 0 for one unlike any of them, which so keeps the model's own answer. A class of which the memory
-holds few images gets smaller votes: times n / (n + 5), n = the sum of its refined labels. An image never votes for
+f(x) = s h. s, the image's *similarity* to the memory, is 1 for an image as near to its neighbours as the memory's own
+images are, and falls to 0 for one unlike any of them, which so keeps the model's own answer. h is the share of P(x) in
+classes that the pool holds: what the memory learned of other classes says nothing about an image of them. A class of
+which the pool holds few images gets smaller votes: times n / (n + 5), n = the sum of its refined labels. An image never votes for
 itself: a vector of almost the same direction is left out. Of Z_j the five largest probabilities are kept; a constant
 factor of all classes cancels, so that the votes are sparse.
 
@@ -41,6 +42,7 @@ class Memory(nn.Module):
     classes: Tensor  # int32 [N, S], class numbers of the largest refined labels
     lifts: Tensor  # float16 [N, S], VOTES log((1 - r + r Z / M) / (1 - r)) times n / (n + 5), 0 or more
     fade: Tensor  # float32 [2], the cosines where votes begin to count, and count fully
+    held: Tensor  # float32 [K], 0 to 1, how far the pool holds images of the class
     correction: Tensor  # float16 [K + V, C] of `fit_correction`; [0, C] without answers
     answered: Tensor  # int64 [A], the first 8 bytes of the sha256 of the answered images, which measure nothing
 
@@ -63,9 +65,9 @@ class Memory(nn.Module):
         weights = neighbour_weights(cosines)
         distance = (weights * cosines).sum(1)
         similarity = ((distance - self.fade[0]) / (self.fade[1] - self.fade[0])).clamp(0, 1)
-        classes = probability.shape[1]
-        probability = apply_correction(probability, vectors, self.correction, self.facts.none, similarity)
-        votes = (weights * similarity[:, None])[..., None] * self.lifts.float()[rows]
+        classes, share = probability.shape[1], similarity * (probability @ self.held)
+        probability = apply_correction(probability, vectors, self.correction, self.facts.none, share)
+        votes = (weights * share[:, None])[..., None] * self.lifts.float()[rows]
         total = torch.zeros_like(probability).scatter_add(1, self.classes.long()[rows].flatten(1), votes.flatten(1))
         return (probability.log() + total).softmax(-1)[:, :classes], similarity
 
@@ -113,7 +115,7 @@ def as_probabilities(values: Tensor) -> Tensor:
 
 def parse_memory(tensors: dict[str, Tensor], facts: MemoryFacts, model: MaskedViT) -> Memory:
     """Raises ValueError or KeyError: the tensors do not belong together, or to the model."""
-    values = dict(tensors)
+    values = {"held": torch.ones(model.classifier.shape[1]), **tensors}  # a memory of before had none
     parts = [
         Whitening(values.pop(f"{part}.projection"), values.pop(f"{part}.offset")) for part in ("tokens", "embedding")
     ]
@@ -122,7 +124,7 @@ def parse_memory(tensors: dict[str, Tensor], facts: MemoryFacts, model: MaskedVi
     D, K = model.classifier.shape
     N, V = memory.vectors.shape
     require(memory.embedding.projection.shape[0] == D and memory.classes.shape == memory.lifts.shape, "shapes")
-    require(len(memory.classes) == N > 0 and memory.fade.shape == (2,), "shapes")
+    require(len(memory.classes) == N > 0 and memory.fade.shape == (2,) and memory.held.shape == (K,), "shapes")
     require(memory.tokens.projection.shape[0] % model.tower.width == 0 and memory.facts.images == N, "shapes")
     require(all(part.projection.shape[1:] == part.offset.shape for part in parts), "shapes")
     require(sum(len(part.offset) for part in parts) == V, "shapes")
@@ -130,5 +132,6 @@ def parse_memory(tensors: dict[str, Tensor], facts: MemoryFacts, model: MaskedVi
     require(memory.correction.shape in ((0, C), (K + V, C)) and 0 <= facts.none < 1, "shapes")
     require(int(memory.classes.min()) >= 0 and int(memory.classes.max()) < C, "classes")
     finite = all(bool(value.isfinite().all()) for value in memory.state_dict().values())
-    require(finite and bool((memory.lifts >= 0).all()), "numbers")
+    held = bool(((memory.held >= 0) & (memory.held <= 1)).all())
+    require(finite and held and bool((memory.lifts >= 0).all()), "numbers")
     return memory.eval()

@@ -21,6 +21,7 @@ from must.method.memory.propagate import (
     build_memory,
     fit_correction,
     measure_sharing,
+    one_hot,
     predict_left_out,
     propagate,
 )
@@ -229,6 +230,21 @@ def test_a_class_of_few_images_has_smaller_votes(pool):
     assert count < 10 and float(memory.lifts[-1, place]) == pytest.approx(float(full * count / (count + 5)), rel=2e-3)
 
 
+def test_a_class_that_the_pool_lacks_keeps_what_the_model_says(pool):
+    """The pool holds no image of class 4, which the model says of some; a person says what they are."""
+    rows = torch.nonzero(TRUTH != 4).flatten()
+    part = {name: getattr(pool, name)[rows] for name in ("numbers", "vectors", "probabilities")}
+    part["probabilities"] = part["probabilities"].clone()
+    part["probabilities"][::3] = one_hot(torch.full((len(rows[::3]),), 4), CLASSES).half()
+    memory, Z = build(replace(pool, **part), dict(zip(rows.tolist(), TRUTH[rows].tolist(), strict=True)))
+    assert Z[:, 4].sum() < 0.1 and memory.held.tolist() == pytest.approx([1, 1, 1, 1, 0, 1], abs=0.02)
+    P, vector = 0.94 * one_hot(torch.tensor([4]), CLASSES) + 0.01, part["vectors"][1:2].float()
+    found, similarity = memory(P, vector)
+    assert found.argmax() == 4 and similarity == 1
+    memory.held.fill_(1)
+    assert memory(P, vector)[0].argmax() != 4, "so strong is what people said of the others"
+
+
 def test_the_five_largest_labels_are_kept_and_answered_images_always(pool):
     known = {1: 2, 91: 0, 178: 5}
     memory, Z = build(pool, known, limit=20)
@@ -283,9 +299,9 @@ def test_it_is_read_as_it_was_written(remembering):
 
 DAMAGE = [
     *((name, lambda value: value[:-1])
-      for name in ("vectors", "fade", "correction", "tokens.projection", "tokens.offset", "embedding.projection")),
+      for name in ("vectors", "fade", "held", "correction", "tokens.projection", "tokens.offset", "embedding.projection")),
     *((name, lambda value: value[:, :-1]) for name in ("vectors", "classes", "correction", "tokens.projection")),
-    *((name, lambda value: torch.full_like(value, torch.nan)) for name in ("vectors", "lifts", "embedding.offset")),
+    *((name, lambda value: torch.full_like(value, torch.nan)) for name in ("vectors", "lifts", "held", "embedding.offset")),
     ("vectors", lambda value: value[:0]), ("vectors", lambda value: value.flatten()),
     ("classes", lambda value: value + 10), ("classes", lambda value: value - 1), ("lifts", lambda value: -value - 1),
     ("fade", None), ("other", lambda _: torch.zeros(1)),
