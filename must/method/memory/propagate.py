@@ -240,19 +240,16 @@ def normalized(pool: Pool, device: torch.device) -> Tensor:
 
 
 @torch.inference_mode()
-def predict_left_out(memory: Memory, pool: Pool, rows: Tensor) -> TopLabels:
-    """The model's classes with the memory of the pool's images `rows` [R], as if they were new ones."""
+def look_up(memory: Memory, pool: Pool, rows: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+    """(probabilities [R, K], similarity [R]) of the pool's images `rows`, with the memory as if they were new ones."""
     probability, vectors = pool.probabilities[rows].float(), F.normalize(pool.vectors[rows].float(), dim=1)
-    parts = zip(probability.split(1_024), vectors.split(1_024), strict=True)
-    return TopLabels.from_probabilities(torch.cat([memory(p, v)[0] for p, v in parts]))
+    parts = [memory(*part) for part in zip(probability.split(1_024), vectors.split(1_024), strict=True)]
+    return torch.cat([found for found, _ in parts]), torch.cat([similarity for _, similarity in parts])
 
 
-@torch.inference_mode()
-def find_similarity(memory: Memory, pool: Pool) -> Tensor:
-    """Float32 [N]: of each picture of the pool to the others that the memory holds, 0 to 1."""
-    values = F.normalize(pool.vectors.float(), dim=1)
-    parts = zip(pool.probabilities.float().split(1_024), values.split(1_024), strict=True)
-    return torch.cat([memory(probability, vectors)[1] for probability, vectors in parts])
+def predict_left_out(memory: Memory, pool: Pool, rows: Tensor) -> TopLabels:
+    """The classes of `look_up`."""
+    return TopLabels.from_probabilities(look_up(memory, pool, rows)[0])
 
 
 def measure_fade(cosines: Tensor) -> Tensor:

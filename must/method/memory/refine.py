@@ -47,13 +47,14 @@ from must.method.answers.estimate import (
     accept,
     describe_classes,
     find_ranks,
+    upper_bound,
 )
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
 from must.method.memory.answers import Answers, find_answers
 from must.method.memory.features import Features, Pool, TopLabels, compare_predictions, read_features
 from must.method.memory.names import Finding, find_missing, find_pairs
-from must.method.memory.propagate import answer_rows, build_memory, find_neighbours, find_similarity, predict_left_out
+from must.method.memory.propagate import answer_rows, build_memory, find_neighbours, look_up, predict_left_out
 from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import (
@@ -73,7 +74,29 @@ logger = logging.getLogger(__name__)
 
 FEWEST_ANSWERS = 20  # drawn at random; with fewer they do not choose alpha
 UNUSUAL_SHOWN = 9  # pictures
-FOLDS = 5  # of the cross-validation on the answers drawn at random
+# Of the cross-validation on the answers drawn at random: as many as fit, of so many numbers each.
+FOLDS, FOLD_NUMBERS = (5, 20), 5_000_000
+MOST_WITHOUT = 0.05  # share of the pictures of a class that may be taken for none of the classes
+NEVER = 100.0  # a margin that no probability reaches
+
+
+@dataclass(frozen=True)
+class NoneBound:
+    """With the `margin` (must/method/model/memory.py) at most the share `most` of the pictures of a class is taken for
+    none of the classes, with 95% confidence by `named` answers; 1 where that is not known, and none is taken for it."""
+
+    margin: float = NEVER
+    most: float = 1.0
+    named: int = 0
+
+    def text(self) -> str:
+        """A line."""
+        if self.most == 1:
+            return f"the model names a class for every picture: fewer than {FEWEST_ANSWERS} random answers name a class"
+        return (
+            f"the model names no class for at most {100 * self.most:.1f} in 100 pictures of a class "
+            f"({counted(self.named, 'random answer')}, 95% confidence)"
+        )
 
 
 @dataclass(frozen=True)
@@ -87,6 +110,7 @@ class Measured:
     abstention: Abstention | None  # None: no threshold
     labels: np.ndarray  # int64 [A], refined labels without the image's own answer
     truth: np.ndarray  # int64 [A], the answers
+    none: NoneBound
 
 
 @dataclass(frozen=True)
@@ -170,7 +194,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         raise HeldError(
             f"--model {config.model}: another program has written a model there meanwhile, which stays; run this again"
         )
-    similarity = find_similarity(refined.memory, pool)
+    similarity = look_up(refined.memory, pool)[1]
     description = replace(bundle.description, provenance=origin)
     description = save_bundle(config.model, bundle.model, description, refined.memory)
     misfits = [
@@ -206,6 +230,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         f"refined labels of {summary['images']:,} images, {summary['changed']:.1%} other than zero-shot's"
         f"{', using ' + counted(len(answers.known), 'answer') if answers.known else ''} -> {config.output}\n"
         f"{measured.accuracy.text() + chr(10) + measured.accepted.text() + chr(10) if measured else ''}"
+        f"{measured.none.text() + chr(10) if measured and refined.memory.facts.none else ''}"
         f"a memory of {refined.memory.facts.images:,} images"
         f"{f'; {similar:,} are too similar to others to vote beside them' if similar else ''}"
         f" -> {config.model}"
@@ -217,7 +242,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
 
 def list_unusual(pool: Pool, similarity: Tensor) -> list[dict[str, Any]]:
     """The pictures that are least like the others, which may show none of the classes; `samples`: the number in the
-    split. `similarity`: of `find_similarity`."""
+    split. `similarity`: of `look_up`."""
     rows = similarity.topk(min(UNUSUAL_SHOWN, len(similarity)), largest=False).indices.tolist()
     return [
         {
@@ -309,12 +334,15 @@ def refine_pool(
     before, labels = TopLabels.from_probabilities(zero_shot), TopLabels.from_probabilities(refined)
     rows, given = answer_rows(answers.copies | answers.known, pool.numbers)
     labels.labels[rows], labels.confidence[rows] = given, 1.0  # copies, too
+    measured = measure_answers(pool, answers, before, labels, remember, risk, promise) if answers.random else None
+    if memory.facts.none:
+        memory.facts = replace(memory.facts, none_margin=(measured.none if measured else NoneBound()).margin)
     return RefineResult(
         before,
         TopLabels.from_probabilities(pool.probabilities),
         labels,
         memory,
-        measure_answers(pool, answers, before, labels, remember, risk, promise) if answers.random else None,
+        measured,
         rows,
         [
             *find_missing(labels, rows, [*answers.known.values()].count(NO_CLASS)),
@@ -350,8 +378,10 @@ def measure_answers(
     besides[rows] = False
 
     model = predict_left_out(remember({})[0], pool, rows)
-    fold = torch.from_numpy((answers.contents[pool.numbers[rows].numpy()] % np.uint64(FOLDS)).astype(np.int64))
-    labels, ranks, with_answers = leave_out(pool, answers.known, rows, fold, others, remember)
+    folds = max(FOLDS[0], min(FOLDS[1], FOLD_NUMBERS // pool.probabilities.numel()))
+    fold = torch.from_numpy((answers.contents[pool.numbers[rows].numpy()] % np.uint64(folds)).astype(np.int64))
+    labels, ranks, found = leave_out(pool, answers.known, rows, fold, others, remember)
+    with_answers, none = bound_none(found, truth)
     ranks_besides = np.empty(0)
     if besides.any():  # as sure as they are without these answers
         drawn = {n: label for n, label in answers.known.items() if n in measuring}
@@ -373,7 +403,7 @@ def measure_answers(
     unsure = abstention(risk, sure, later, "answers", named)
     return Measured(
         once & ~answered, marked[first][pictures], accuracy.with_labels(right, own, rest), accepted,
-        None if unsure.threshold is None else unsure, labels.numpy(), truth.numpy(),
+        None if unsure.threshold is None else unsure, labels.numpy(), truth.numpy(), none,
     )  # fmt: skip
 
 
@@ -384,22 +414,36 @@ def leave_out(
     fold: Tensor,
     others: np.ndarray,
     remember: Callable[[dict[int, int]], tuple[Memory, Tensor]],
-) -> tuple[Tensor, np.ndarray, TopLabels]:
-    """(labels int64 [A], their ranks float [A] among the pictures `others`, the model's prediction) of the answered
-    images `rows` [A], each without its own answer, by cross-validation: as for an image without an answer, and as for a
-    new image. `fold`: int64 [A], the part of each; by its content, so that an answer more changes no other's part."""
+) -> tuple[Tensor, np.ndarray, Tensor]:
+    """(labels int64 [A], their ranks float [A] among the pictures `others`, the model's probabilities [A, K]) of the
+    answered images `rows` [A], each without its own answer, by cross-validation: as for an image without an answer, and
+    as for a new image. `fold`: int64 [A], the part of each; by its content, so that an answer more changes no other's
+    part."""
     labels, ranks = torch.empty(len(rows), dtype=torch.int64), np.empty(len(rows))
-    with_answers = TopLabels(torch.empty_like(labels), torch.empty(len(rows)))
+    predicted = torch.empty(len(rows), pool.probabilities.shape[1])
     for number in fold.unique():
         mine = rows[fold == number]
         left_out = {int(pool.numbers[row]) for row in mine}
         memory, left = remember({n: label for n, label in known.items() if n not in left_out})
-        for values, predicted in zip(with_answers, predict_left_out(memory, pool, mine), strict=True):
-            values[fold == number] = predicted
+        predicted[fold == number] = look_up(memory, pool, mine)[0]
         label, confidence = TopLabels.from_probabilities(left)
         labels[fold == number] = label[mine]
         ranks[(fold == number).numpy()] = find_ranks(confidence[mine].numpy(), confidence[others].numpy())
-    return labels, ranks, with_answers
+    return labels, ranks, predicted
+
+
+def bound_none(probabilities: Tensor, truth: Tensor) -> tuple[TopLabels, NoneBound]:
+    """(what is predicted with the margin, the smallest margin for MOST_WITHOUT). Where that takes more answers, it is
+    the smallest with which none of the answered pictures of a class is taken for none of the classes. `probabilities`:
+    [A, K], of pictures that were drawn at random, without their own answer, and `truth`, int64 [A], their answers."""
+    none = (1 - probabilities.sum(1)).clamp(min=0)
+    named = (none / probabilities.amax(1)).log()[truth >= 0].sort(descending=True).values
+    bound = NoneBound(named=len(named))
+    if len(named) >= FEWEST_ANSWERS:
+        wrong = max(0, sum(upper_bound(count, len(named)) <= MOST_WITHOUT for count in range(len(named))) - 1)
+        bound = NoneBound(max(0.0, float(named[wrong])), upper_bound(wrong, len(named)), len(named))
+    total = probabilities.sum(1) + none * math.exp(-bound.margin)
+    return TopLabels.from_probabilities(probabilities / total[:, None]), bound
 
 
 def predictions_csv(

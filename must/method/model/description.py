@@ -56,6 +56,7 @@ class MemoryFacts:
     answers: int = 0
     shared: float = 0.0  # r: how often neighbours share a class, beyond chance
     none: float = 0.0  # of none of the classes, before corrections and votes; 0: it knows the classes only
+    none_margin: float = 0.0  # by which the logarithm of its probability for a new image must exceed those of classes
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,21 @@ probabilities P(x) gets the votes of its ten nearest images j in the memory, by 
 f(x) = s h. s, the image's *similarity* to the memory, is 1 for an image as near to its neighbours as the memory's own
 images are, and falls to 0 for one unlike any of them, which so keeps the model's own answer. h is the share of P(x) in
 classes that the pool holds: what the memory learned of other classes says nothing about an image of them. A class of
-which the pool holds few images gets smaller votes: times n / (n + 5), n = the sum of its refined labels. An image never votes for
-itself: a vector of almost the same direction is left out. Of Z_j the five largest probabilities are kept; a constant
-factor of all classes cancels, so that the votes are sparse.
+which the pool holds few images gets smaller votes: times n / (n + 5), n = the sum of its refined labels. An image never
+votes for itself: a vector of almost the same direction is left out. Of Z_j the five largest probabilities are kept; a
+constant factor of all classes cancels, so that the votes are sparse.
 
 Where people answered "none of the classes" for some of the images, this is a class of its own, the last column of
-everything here, and p has the columns of the K classes: what a row lacks of 1 is the probability of none of them.
+everything here, and p has the columns of the K classes: what a row lacks of 1 is the probability of none of them. It
+is divided by exp(`none_margin`), so that few images of the classes get none (`must refine`).
 
 The idea of a memory of features beside CLIP is that of Tip-Adapter (Zhang et al. 2022, arXiv 2111.03930), whose images
 have labels.
 
 Shapes: B images, N images in the memory, K classes, C columns (K, or one more for none of the classes), V numbers a
 vector, S labels kept of an image."""
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +72,7 @@ class Memory(nn.Module):
         probability = apply_correction(probability, vectors, self.correction, self.facts.none, share)
         votes = (weights * share[:, None])[..., None] * self.lifts.float()[rows]
         total = torch.zeros_like(probability).scatter_add(1, self.classes.long()[rows].flatten(1), votes.flatten(1))
+        total[:, classes:] -= self.facts.none_margin
         return (probability.log() + total).softmax(-1)[:, :classes], similarity
 
 
@@ -129,7 +133,8 @@ def parse_memory(tensors: dict[str, Tensor], facts: MemoryFacts, model: MaskedVi
     require(all(part.projection.shape[1:] == part.offset.shape for part in parts), "shapes")
     require(sum(len(part.offset) for part in parts) == V, "shapes")
     C = K + (facts.none > 0)
-    require(memory.correction.shape in ((0, C), (K + V, C)) and 0 <= facts.none < 1, "shapes")
+    require(memory.correction.shape in ((0, C), (K + V, C)), "shapes")
+    require(0 <= facts.none < 1 and 0 <= facts.none_margin < math.inf, "none")
     require(int(memory.classes.min()) >= 0 and int(memory.classes.max()) < C, "classes")
     finite = all(bool(value.isfinite().all()) for value in memory.state_dict().values())
     held = bool(((memory.held >= 0) & (memory.held <= 1)).all())

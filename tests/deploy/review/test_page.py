@@ -182,8 +182,8 @@ def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(re
     expect(page.locator("#progress")).to_contain_text(f"{rest + 2} answers for teaching only")
     expect(page.locator("#gauge")).to_be_hidden()
     page.select_option("#sort", "differ")
-    page.wait_for_load_state("networkidle")  # while the grid is loading, keys are ignored
     expect(page.locator("#tiles button").first).to_have_attribute("title", re.compile("^(zero-shot|refined): "))
+    page.wait_for_function("() => !busy")  # while the grid is loading, keys are ignored
     page.keyboard.press("o")
     shown(page, review.pictures[0].number)
 

@@ -215,5 +215,5 @@ def test_a_set_is_finished_when_a_person_has_named_what_is_left(review, folder, 
     session.review = replace(review, images=1_000)
     state = session.state("page")
     assert not state["finished"] and state["set"]["left"] == state["set"]["unread"] == 850
-    assert "850 other pictures are left that were not looked at here (--limit)" in state["text"]
+    assert "850 other pictures are left that were not read here (--limit)" in state["text"]
     assert session.next("page")["picture"], "of those that it has"

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from must.method.answers.estimate import upper_bound
 from must.method.memory import propagate as module
 from must.method.memory import refine as refine_module
 from must.method.memory.answers import Answers
@@ -25,7 +26,7 @@ from must.method.memory.propagate import (
     predict_left_out,
     propagate,
 )
-from must.method.memory.refine import refine_pool
+from must.method.memory.refine import bound_none, refine_pool
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import MemoryFacts
 from must.method.model.memory import Memory, MemoryClassifier, apply_correction, parse_memory
@@ -196,7 +197,7 @@ def test_an_answer_more_leaves_the_others_in_their_parts_of_the_cross_validation
 
     monkeypatch.setattr(refine_module, "build_memory", build_one)
     few, more = find_parts(range(31, 90, 2)), find_parts(sorted([60, *range(31, 90, 2)]))
-    assert len(few) == 5 and all(any(part <= other for other in more) for part in few)
+    assert 5 <= len(few) <= 20 and all(any(part <= other for other in more) for part in few)
 
 
 def test_one_image_alone_gets_no_votes(pool):
@@ -299,9 +300,11 @@ def test_it_is_read_as_it_was_written(remembering):
 
 DAMAGE = [
     *((name, lambda value: value[:-1])
-      for name in ("vectors", "fade", "held", "correction", "tokens.projection", "tokens.offset", "embedding.projection")),
+      for name in ("vectors", "fade", "held", "correction", "tokens.projection", "tokens.offset",
+                   "embedding.projection")),
     *((name, lambda value: value[:, :-1]) for name in ("vectors", "classes", "correction", "tokens.projection")),
-    *((name, lambda value: torch.full_like(value, torch.nan)) for name in ("vectors", "lifts", "held", "embedding.offset")),
+    *((name, lambda value: torch.full_like(value, torch.nan))
+      for name in ("vectors", "lifts", "held", "embedding.offset")),
     ("vectors", lambda value: value[:0]), ("vectors", lambda value: value.flatten()),
     ("classes", lambda value: value + 10), ("classes", lambda value: value - 1), ("lifts", lambda value: -value - 1),
     ("fade", None), ("other", lambda _: torch.zeros(1)),
@@ -326,6 +329,21 @@ def test_the_rounding_of_many_probabilities_is_not_none_of_the_classes():
     P[1] = 0.000_985  # lacks 0.015
     found = TopLabels.from_probabilities(P)
     assert found.labels.tolist() == [0, -1] and found.confidence.tolist() == pytest.approx([0.000_995, 0.015], rel=1e-3)
+
+
+def test_few_images_of_the_classes_are_taken_for_none_of_them():
+    """Of a class: 100 answered pictures, and 19 of none. The fifth and sixth surest of the 100 are as sure as junk."""
+    none = torch.cat([torch.linspace(0.95, 0.05, 100), torch.full((19,), 0.9)])
+    P, truth = torch.stack([0.8 * (1 - none), 0.2 * (1 - none)], 1), torch.tensor([0] * 100 + [-1] * 19)
+    found, bound = bound_none(P, truth)
+    assert bound.named == 100 and bound.most == upper_bound(1, 100) <= 0.05 < upper_bound(2, 100)
+    shown = found.labels[:100] == -1
+    assert shown.sum() == 1 and (found.labels[100:] == 0).all(), "with so many sure ones, junk has a class, too"
+    found, bound = bound_none(P[20:], truth[20:])
+    assert bound.most == upper_bound(0, 80) <= 0.05
+    assert (found.labels[:80] >= 0).all() and (found.labels[80:] == -1).all()
+    found, bound = bound_none(P[81:], truth[81:])
+    assert (bound.most, bound.named) == (1, 19) and (found.labels >= 0).all(), "19 answers show too little"
 
 
 def test_a_memory_without_its_description_is_refused_in_one_line(remembering, tmp_path):

@@ -126,7 +126,7 @@ def test_another_alpha_begins_with_the_trained_weights_again_and_stays(digits, t
 
 @pytest.mark.parametrize("images", [3, 1])
 def test_few_images_have_labels_and_a_memory_too(digits, tmp_path, images):
-    summary, rows = run(digits, tmp_path, images=images)
+    summary, rows = run(digits, tmp_path, limit=images)
     facts = load_description(str(tmp_path / "model")).provenance.memory
     assert summary["images"] == len(rows) == images and facts == MemoryFacts(facts.images, 0, facts.shared)
     assert 1 <= facts.images <= images, "near copies are one"
