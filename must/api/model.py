@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +22,11 @@ from must.config.work import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PR
 from must.data.image.preprocess import EvalView
 from must.data.sources.files import ListingReport
 from must.deploy.infer.predict import open_model
-from must.deploy.predict.images import Unreadable, classify, find_images
+from must.deploy.predict.found import Found, find_images
+from must.deploy.predict.images import classify
 from must.deploy.predict.images import read_pixels as pixels_of_file
 from must.deploy.predict.session import ImageClassifier, threshold
-from must.deploy.predict.writer import Options, Prediction, import_pandas, to_frame
+from must.deploy.predict.writer import Options, Prediction, Unreadable, import_pandas, to_frame
 
 
 class Predictions(list[Prediction]):
@@ -73,11 +76,13 @@ class Model:
         predictions = Predictions()
         problems = ListingReport(predictions.unreadable.__setitem__)
         predictions.skipped = problems.skipped
-        for prediction in classify(self._classifier, named_images(images, problems), self._read, settings):
-            if isinstance(prediction, Unreadable):
-                predictions.unreadable[prediction.image] = prediction.reason
-            else:
-                predictions.append(prediction)
+        with ExitStack() as stack:
+            named = named_images(images, problems, stack)
+            for prediction in classify(self._classifier, named, self._read, settings):
+                if isinstance(prediction, Unreadable):
+                    predictions.unreadable[prediction.image] = prediction.reason
+                else:
+                    predictions.append(prediction)
         if not predictions and predictions.unreadable:
             name, reason = next(iter(predictions.unreadable.items()))
             raise UserError(f"{name}: {reason}")
@@ -85,7 +90,7 @@ class Model:
 
     def _read(self, item: Any) -> tuple[np.ndarray | None, str]:
         """(pixels, reason why not) of a file, as in `must predict`. Raises ValueError: an object is not an image."""
-        if isinstance(item, str):
+        if isinstance(item, Found):
             return pixels_of_file(item, self._view)
         number, image = item
         return self._view(as_image(image, f"image {number}").convert("RGB")), ""
@@ -113,7 +118,9 @@ def is_single(images: Any) -> bool:
     """Whether a single image was given: not a collection, nor a path of several images."""
     if not isinstance(images, str | os.PathLike):
         return is_image(images)
-    return list(find_images([os.fspath(images)], ListingReport(lambda *_: None))) == [os.fspath(images)]
+    with ExitStack() as stack:
+        found = find_images([os.fspath(images)], ListingReport(lambda *_: None), stack)
+        return [one.name for one in islice(found, 2)] == [os.fspath(images)]
 
 
 def is_image(item: Any) -> bool:
@@ -121,12 +128,12 @@ def is_image(item: Any) -> bool:
     return isinstance(item, bytes | dict) or not isinstance(item, Iterable) or getattr(item, "ndim", 1) in (2, 3)
 
 
-def named_images(images: Any, problems: ListingReport) -> Iterator[tuple[str, Any]]:
+def named_images(images: Any, problems: ListingReport, stack: ExitStack) -> Iterator[tuple[str, Any]]:
     """(name, file) of each file, and (number, (number, image)) of each image in memory."""
     single = isinstance(images, str | os.PathLike) or is_image(images)
     for number, item in enumerate([images] if single else images):
         if isinstance(item, str | os.PathLike):
-            yield from ((file, file) for file in find_images([os.fspath(item)], problems))
+            yield from ((found.name, found) for found in find_images([os.fspath(item)], problems, stack))
         else:
             yield str(number), (number, item)
 

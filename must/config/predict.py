@@ -24,7 +24,8 @@ class PredictConfig(StageConfig):
         often=True,
     )
     images: list[str] = param(
-        "images, folders (also of buckets) or globs; -: a picture on standard input, or names on it",
+        "images, folders (also of buckets), globs, archives, shards, Parquet tables or lists (.csv, .jsonl) of images; "
+        "-: a picture on standard input, or names on it",
         metavar="IMAGE|DIR",
         positional=True,
         often=True,
@@ -36,18 +37,42 @@ class PredictConfig(StageConfig):
         often=True,
     )
     top_k: int = param("classes to print for an image", 1, metavar="K", often=True, at_least=1)
-    output: str = param("CSV or JSONL file in place of the table", "", metavar="FILE|URI", often=True)
+    output: str = param(".csv, .jsonl or .parquet file in place of the table", "", metavar="FILE|URI", often=True)
     abstain: float = defaults.abstain(often=True)
+    embeddings: bool = param(
+        "add the images' embeddings, of a bundle or a file of `must export --embeddings`, to a .parquet file", False
+    )
+    part: str = param(
+        "write part I of N, a file in OUTPUT.parts, with its share of the images by a hash of their names; those there "
+        "are not labelled again; the same command without --part joins the parts",
+        "",
+        metavar="I/N",
+        group="many images",
+    )
+    known: str = param(
+        "label only images that the table here has no row of, or another content; --output itself: keep its rows, also "
+        "those of other models",
+        "",
+        metavar="FILE|DIR",
+    )
     batch_size: int = defaults.batch_size(32, group="how it runs")
+    workers: int = param(
+        "processes that read and decode many images; 0: one a core, two for a bucket; on Linux", 0, at_least=0
+    )
     threads: int = defaults.threads()
     device: str = defaults.device("of a bundle: ")
 
     def check_values(self) -> None:
         defaults.check_abstain(self.abstain)
         require(bool(self.images), "no image given; name images or folders")
+        defaults.parse_part(self.part or "1/1")
         require(
-            not self.output or self.output.lower().endswith((".csv", ".jsonl")),
-            f"--output {self.output}: the name must end in .csv or .jsonl",
+            not self.output or self.output.lower().endswith((".csv", ".jsonl", ".parquet")),
+            f"--output {self.output}: the name must end in .csv, .jsonl or .parquet",
+        )
+        require(bool(self.output) or not (self.part or self.known), "--part and --known need --output")
+        require(
+            not self.embeddings or self.output.lower().endswith(".parquet"), "--embeddings needs --output FILE.parquet"
         )
 
 

@@ -19,7 +19,7 @@ from azure.storage.blob import BlobBlock, BlobServiceClient
 from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage.retry import HTTP_TIMEOUTS
-from must.base.storage.store import MARK, Generation, Head, Location, Store
+from must.base.storage.store import MARK, Entry, Generation, Head, Location, Store
 from must.base.text import one_line, without_secrets
 
 
@@ -38,13 +38,13 @@ class Azure(Store):
         properties = get_blob(location).get_blob_properties()
         return Head(int(properties.size), str(properties.etag), (properties.metadata or {}).get(MARK))
 
-    def page(self, location: Location, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
+    def page(self, location: Location, prefix: str, token: str) -> tuple[list[Entry], str]:
         """Leaves out folders, which accounts with a hierarchical namespace store as objects."""
         container = client(location.account).get_container_client(location.bucket)
         listing = container.list_blobs(name_starts_with=prefix, include=["metadata"], results_per_page=self.PAGE)
         pages = listing.by_page(token or None)
         blobs = [blob for blob in next(pages, ()) if not (blob.metadata or {}).get("hdi_isfolder")]
-        return [(blob.name, int(blob.size)) for blob in blobs], pages.continuation_token or ""
+        return [Entry(blob.name, int(blob.size), str(blob.etag)) for blob in blobs], pages.continuation_token or ""
 
     def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
         return get_blob(location).download_blob(start, length, **make_condition(generation)).readall()

@@ -178,7 +178,8 @@ def walk(
                     yield from walk(Path(entry.path), on_problem, name + "/", (*parents, identity))
                 elif entry.is_file():
                     if not entry.name.startswith(TEMPORARY):
-                        yield Entry(name, entry.stat().st_size)
+                        status = entry.stat()
+                        yield Entry(name, status.st_size, str(status.st_mtime_ns))
                 elif entry.is_symlink() and not Path(entry.path).exists():
                     on_problem(name, "symbolic link to nowhere")
                 else:

@@ -23,7 +23,7 @@ from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage import retry
 from must.base.storage.retry import HTTP_TIMEOUTS
-from must.base.storage.store import MARK, Generation, Head, Location, Store
+from must.base.storage.store import MARK, Entry, Generation, Head, Location, Store
 
 NO_CREDENTIALS = (
     "gs:// needs Google Cloud credentials and found none; log in with `gcloud auth application-default login`, "
@@ -47,17 +47,20 @@ class Gcs(Store):
         blob.reload(retry=None, timeout=HTTP_TIMEOUTS)
         return Head(int(blob.size), int(blob.generation), (blob.metadata or {}).get(MARK))
 
-    def page(self, location: Location, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
+    def page(self, location: Location, prefix: str, token: str) -> tuple[list[Entry], str]:
         blobs = client().list_blobs(
             location.bucket,
             prefix=prefix,
             page_token=token or None,
             page_size=self.PAGE,
-            fields="items(name,size),nextPageToken",
+            fields="items(name,size,md5Hash,generation),nextPageToken",
             retry=None,
             timeout=HTTP_TIMEOUTS,
         )
-        return [(blob.name, int(blob.size)) for blob in next(blobs.pages, ())], blobs.next_page_token or ""
+        page = [
+            Entry(blob.name, int(blob.size), blob.md5_hash or str(blob.generation)) for blob in next(blobs.pages, ())
+        ]
+        return page, blobs.next_page_token or ""
 
     def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
         end = None if length is None else start + length - 1

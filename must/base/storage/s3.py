@@ -22,7 +22,7 @@ from botocore.config import Config
 from must.base.errors import UserError
 from must.base.processes import LONGEST_END, DaemonThreads, per_process
 from must.base.storage.retry import HTTP_TIMEOUTS
-from must.base.storage.store import MARK, ConflictError, Generation, Head, Location, Store
+from must.base.storage.store import MARK, ConflictError, Entry, Generation, Head, Location, Store
 from must.base.text import one_line, without_secrets
 
 NO_CREDENTIALS = (
@@ -63,10 +63,12 @@ class S3(Store):
             raise
         return Head(int(response["ContentLength"]), response["ETag"], response.get("Metadata", {}).get(MARK))
 
-    def page(self, location: Location, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
+    def page(self, location: Location, prefix: str, token: str) -> tuple[list[Entry], str]:
         options = {"ContinuationToken": token} if token else {}
         response = client().list_objects_v2(Bucket=location.bucket, Prefix=prefix, MaxKeys=self.PAGE, **options)
-        objects = [(entry["Key"], int(entry["Size"])) for entry in response.get("Contents", ())]
+        objects = [
+            Entry(item["Key"], int(item["Size"]), item["ETag"].strip('"')) for item in response.get("Contents", ())
+        ]
         return objects, response.get("NextContinuationToken", "")
 
     def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:

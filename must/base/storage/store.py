@@ -22,10 +22,12 @@ Generation = int | str
 
 
 class Entry(NamedTuple):
-    """A file of a listing: its name relative to the listed folder ("/" between folders), its size in bytes."""
+    """A file of a listing: its name relative to the listed folder ("/" between folders), its size in bytes, and a text
+    that changes with its content: a checksum or generation in a bucket, else the modification time in ns."""
 
     name: str
     size: int
+    version: str
 
 
 class Writable(Protocol):
@@ -85,8 +87,8 @@ class Store(ABC):
     def head(self, location: Location) -> Head: ...
 
     @abstractmethod
-    def page(self, location: Location, prefix: str, token: str) -> tuple[list[tuple[str, int]], str]:
-        """([(name, size), ...] of objects below `prefix`, next page's token). Token "": the first page, or no next."""
+    def page(self, location: Location, prefix: str, token: str) -> tuple[list[Entry], str]:
+        """(objects below `prefix`, by their full names; next page's token). Token "": the first page, or no next."""
 
     @abstractmethod
     def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
@@ -156,9 +158,9 @@ class Store(ABC):
         while True:
             with self.needing_bucket(location):
                 page, token = self.ask(location, partial(self.page, location, prefix, token))
-            for name, size in page:
-                if not name.endswith("/"):
-                    yield Entry(name[len(prefix) :], size)
+            for entry in page:
+                if not entry.name.endswith("/"):
+                    yield entry._replace(name=entry.name[len(prefix) :])
             if not token:
                 return
 

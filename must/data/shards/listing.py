@@ -35,6 +35,7 @@ from must.data.sources.files import (
     Source,
     below,
     find_kind,
+    hash_name,
     no_images,
     relative_names,
 )
@@ -113,8 +114,7 @@ def shuffle(
     path, starts = folder / "plan.jsonl", array("Q", [0])
     with TemporaryFile(dir=folder) as listed, path.open("wb") as plan:
         for item in items:
-            line, name = json.dumps(item).encode() + b"\n", item.name.encode("utf-8", "surrogateescape")
-            order = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest())
+            line, order = json.dumps(item).encode() + b"\n", hash_name(item.name)
             digest = int.from_bytes(hashlib.sha256(json.dumps(item[:-1]).encode() + b"\n").digest())  # without its row
             total += digest
             if order % parts == number - 1:

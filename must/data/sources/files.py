@@ -3,6 +3,7 @@ folders, bucket prefixes and manifests. Listings are streamed; the workers read 
 
 import csv
 import errno
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -51,6 +52,11 @@ class Item(NamedTuple):
     split: str | None  # if the source has splits
     locator: Any  # what the source needs to read it
     row: int | None = None  # its place in a list or a table
+
+
+def hash_name(name: str) -> int:
+    """64 bits, by which the images of a source are divided among the parts of a work, and are put into an order."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest())
 
 
 class UnreadableError(Exception):
@@ -185,13 +191,17 @@ class Folder(Source):
         self.may_be_remote = storage.is_remote(uri)
         self.exclude = below(uri, exclude)
 
-    def items(self, problems: ListingReport) -> Iterator[Item]:
+    def entries(self, problems: ListingReport) -> Iterator[storage.Entry]:
         for entry in storage.list_files(self.uri, problems.reject):
             if (self.exclude and (entry.name + "/").startswith(self.exclude)) or entry.name in self.others:
                 continue
             if problems.accepts(entry.name):
-                label = folder_label(entry.name) if self.labels == "folder" else None
-                yield Item(entry.name, entry.size, label, None, 0)
+                yield entry
+
+    def items(self, problems: ListingReport) -> Iterator[Item]:
+        for entry in self.entries(problems):
+            label = folder_label(entry.name) if self.labels == "folder" else None
+            yield Item(entry.name, entry.size, label, None, 0)
 
     def files(self, problems: ListingReport) -> Iterator[str]:
         return (storage.join(self.uri, item.name) for item in self.items(problems))

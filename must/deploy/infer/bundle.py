@@ -15,7 +15,7 @@ from must.config.work import PARTS, find_part, is_measured
 from must.data.augment import normalize
 from must.deploy.export.export import measured_abstention
 from must.deploy.export.graph import InferenceModel
-from must.deploy.predict.session import ABSTENTION, Classified
+from must.deploy.predict.session import ABSTENTION, Classified, name_outputs
 from must.evaluation.result import read_metrics
 from must.method.distributed.process_group import pick_device
 from must.method.model.bundle import Bundle, load_bundle, named_bundle, zero_shot_bundle
@@ -33,14 +33,17 @@ class BundleClassifier:
         self.where, self.classes = config.model, bundle.description.classes
         self.preprocess = get_preprocess(bundle.description)
         self.selection = bundle.description.provenance.selection
-        self.network = InferenceModel(bundle, uint8=False).eval().to(self.device)
+        self.embeddings = config.embeddings
+        self.network = InferenceModel(bundle, uint8=False, embeddings=self.embeddings).eval().to(self.device)
+        told = bundle.description
+        self.identity = json.dumps([told.weights_sha256, told.backbone, told.pretrained, told.classes, told.templates])
 
     def __call__(self, pixels: np.ndarray) -> Classified:
         with torch.inference_mode():
             images = normalize(torch.from_numpy(pixels).to(self.device), self.preprocess)
-            probability, *similarity = (output.cpu().numpy() for output in self.network(images))
+            probability, *others = (output.cpu().numpy() for output in self.network(images))
         require(bool(np.isfinite(probability).all()), f"{self.where}: its probabilities are no finite numbers")
-        return Classified(probability, similarity[0] if similarity else np.full(len(pixels), np.nan, np.float32))
+        return name_outputs(probability, others, self.embeddings)
 
     @cached_property
     def metadata(self) -> dict[str, str]:

@@ -10,15 +10,19 @@ from must.base.parameters import require
 from must.base.program import load_torch
 from must.config import PredictConfig
 from must.config.work import DESCRIPTION_FILE, MODEL_FOLDER_FILE, ONNX_FILE, RECORD_FILE, find_part, is_work
-from must.deploy.predict.images import predict_images, require_images, require_own_place
+from must.deploy.predict.found import require_images
+from must.deploy.predict.images import predict_images, require_own_place
+from must.deploy.predict.parts import join_parts
 from must.deploy.predict.session import ImageClassifier, open_onnx
 from must.deploy.predict.writer import Prediction
 
 
 def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = None) -> dict[str, int]:
-    """`predict_images` with the model at --model."""
+    """`predict_images` with the model at --model; or joins the parts of --output, if there are some."""
     require_images(config.images)
     require_own_place(config.output)
+    if config.output and not (config.part or config.known) and (rows := join_parts(config.output)) >= 0:
+        return {"images": rows, "unreadable": 0}
     return predict_images(config, open_model(config), take)
 
 

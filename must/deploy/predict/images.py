@@ -1,69 +1,127 @@
 """`must predict` of an ONNX model: images -> classes (numpy, Pillow, onnxruntime; no torch)."""
 
-import glob
+import hashlib
 import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from itertools import chain, islice
 from multiprocessing.pool import AsyncResult, ThreadPool
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from must.base import storage
-from must.base.errors import TransientError
+from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.processes import cores
 from must.base.program import bar
 from must.base.text import printable
 from must.config import PredictConfig
+from must.config.defaults import parse_part
 from must.config.work import METRICS_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
-from must.data.sources.files import Folder, ListingReport, no_images, not_read
+from must.data.sources.files import ListingReport, UnreadableError, hash_name, not_read
+from must.deploy.predict.found import Found, find_images
+from must.deploy.predict.parts import OWN_COLUMNS, Known, part_file, require_same_parts, select_part
 from must.deploy.predict.session import ImageClassifier, threshold
-from must.deploy.predict.writer import Options, Prediction, open_writer, rank_classes
+from must.deploy.predict.stream import classify_many, rank_batch
+from must.deploy.predict.writer import (
+    Options,
+    Prediction,
+    Unreadable,
+    list_columns,
+    make_cells,
+    open_table,
+    print_row,
+)
 
 logger = logging.getLogger(__name__)
 
 OTHERS_FILES = REFINED_FILE, METRICS_FILE  # beside another predictions.csv
-ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 READERS = min(32, cores() + 4)  # threads
-PEEKED = 4096  # bytes of standard input that are examined: is it a picture, or names?
+FEW = 64  # images for which no processes are started
+MOST_UNREADABLE = 5  # images of a part that may all be unreadable
 
 
 def predict_images(
     config: PredictConfig, classifier: ImageClassifier, take: Callable[[Prediction], None] | None = None
 ) -> dict[str, int]:
     """Classifies images, prints a table or writes a file; returns the numbers of images read and not readable. An image
-    that cannot be read is reported on stderr and skipped.
+    that cannot be read is reported on stderr; it has no row, but in a Parquet file or one that is continued.
     `take`: is called with each prediction; then no table is printed."""
     options = Options(config.top_k, threshold(config.abstain, classifier, classifier.where), config.batch_size)
-    view, counts, abstained = EvalView(classifier.preprocess), {"images": 0, "unreadable": 0}, 0
-    problems = ListingReport(lambda name, why: warn(name, why, counts))
-    names = ((name, name) for name in find_images(config.images, problems))
-    progress = bar(unit="img", desc="predict", leave=False, quiet=not config.output)  # no bar between table rows
-    with open_writer(config.output) as writer, progress:
-        for prediction in classify(
-            classifier, names, lambda name: read_pixels(name, view), options, read_ahead="-" not in config.images
-        ):
+    view, counts, abstained, kept = EvalView(classifier.preprocess), {"images": 0, "unreadable": 0}, 0, 0
+    output, continued = config.output, bool(config.part or config.known)
+    model = hashlib.sha256(f"{classifier.identity} {options.abstain:g}".encode()).hexdigest()[:12]
+    more = OWN_COLUMNS if continued or output.lower().endswith(".parquet") else []
+    columns = list_columns(
+        output, min(config.top_k, len(classifier.classes)), [*more, *["embedding"] * config.embeddings]
+    )
+    problems = ListingReport(lambda name, why: warn(name, why, counts) if is_in_part(name, config.part) else None)
+    pending = deque[Found]()  # images without a result yet, in order
+    with ExitStack() as stack:
+        found = find_images(config.images, problems, stack)
+        if config.part:
+            require_same_parts(output, config.part)
+            found, output = select_part(found, config.part), part_file(output, config.part)
+        table = Known(output, config.known, columns, model) if continued else None
+        found = filter(table.is_new, found) if table else found
+        first = list(islice(found, 0 if "-" in config.images else max(FEW, options.batch_size)))
+        if table and table.exists and not first and table.seen.all():
+            logger.info(f"{output}: {len(table.seen):,} images, nothing new")
+            return counts
+        images = (pending.append(one) or one for one in chain(first, found))
+        if len(first) >= FEW and (workers := count_workers(config)):
+            predictions = classify_many(classifier, images, view, read_pixels, options, workers)
+        else:
+            read = partial(read_pixels, view=view)
+            named, ahead = ((one.name, one) for one in images), "-" not in config.images
+            predictions = classify(classifier, named, read, options, read_ahead=ahead)
+        progress = stack.enter_context(bar(unit="img", desc="predict", leave=False, quiet=not output))  # not amid rows
+        write = stack.enter_context(open_table(output, columns)) if output else None
+        for prediction in predictions:
+            own = {"model": model, "version": pending.popleft().version} if more else {}
             progress.update()
             if isinstance(prediction, Unreadable):
                 warn(prediction.image, prediction.reason, counts)
+                if write and more:
+                    write({"image": prediction.image, "error": prediction.reason, **own})
                 continue
             counts["images"] += 1
             abstained += prediction.abstained
-            (take or writer)(prediction)
+            if take or not write:
+                (take or print_row)(prediction)
+            else:
+                write(make_cells(output, prediction) | own)
+        for row in table.kept() if table and write else ():
+            write(row)
+            kept += 1
         if problems.skipped and counts["images"]:
             tqdm.write(f"other files, not read: {not_read(problems.skipped)}", file=sys.stderr)
-        require(counts["images"] > 0, "none of the images could be read")
-    if config.output:
-        numbers = {"without a class": abstained, "could not be read": counts["unreadable"]}
+        some = counts["images"] or (continued and counts["unreadable"] <= MOST_UNREADABLE)
+        require(bool(some), "none of the images could be read")
+    if output:
+        numbers = {"without a class": abstained, "could not be read": counts["unreadable"], "known before": kept}
         also = "".join(f", {count:,} {what}" for what, count in numbers.items() if count)
-        logger.info(f"{counts['images']:,} images{also} -> {config.output}")
+        logger.info(f"{counts['images']:,} images{also} -> {output}")
     return counts
+
+
+def count_workers(config: PredictConfig) -> int:
+    """Processes that decode; 0 where they cannot be forked. Those that read a bucket mostly wait for it."""
+    if config.workers or sys.platform != "linux":
+        return config.workers
+    return cores() * (2 if any(map(storage.is_remote, config.images)) else 1)
+
+
+def is_in_part(name: str, part: str) -> bool:
+    number, parts = parse_part(part or "1/1")
+    return hash_name(name) % parts == number - 1
 
 
 def require_own_place(output: str) -> None:
@@ -74,11 +132,6 @@ def require_own_place(output: str) -> None:
             not storage.exists(storage.join(folder or slash or ".", name)),
             f"--output {output}: {folder} holds {name} of another command; write to another folder",
         )
-
-
-class Unreadable(NamedTuple):
-    image: str
-    reason: str
 
 
 def classify(
@@ -109,74 +162,30 @@ def classify(
             batch = started.popleft()
             pixels, reasons = zip(*(result.get() for _, result in batch), strict=True)
             readable = [picture for picture in pixels if picture is not None]
-            rows = zip(*classifier(np.stack(readable)), strict=True) if readable else iter(())
-            for (name, _), picture, reason in zip(batch, pixels, reasons, strict=True):
-                if picture is None:
-                    yield Unreadable(name, reason)
-                else:
-                    yield rank_classes(name, *next(rows), classifier.classes, options)
+            output = classifier(np.stack(readable)) if readable else None
+            yield from rank_batch([name for name, _ in batch], reasons, output, classifier.classes, options)
             if not read_ahead:
                 start_batch()
 
 
-def read_pixels(name: str, view: EvalView) -> tuple[np.ndarray | None, str]:
+def read_pixels(found: Found, view: EvalView) -> tuple[np.ndarray | None, str]:
     """(uint8 [S, S, 3], "") or (None, the reason). Decoder and view are those of `must evaluate`.
-    Raises TransientError: a bucket does not answer, or another program has ended the process that decodes."""
+    Raises TransientError: a bucket does not answer, or another program has ended the process that decodes; UserError:
+    the images of a source cannot be read."""
     try:
-        return decode_view(sys.stdin.buffer.read() if name == "-" else storage.read_bytes(name), view), ""
+        data = found.read()
+    except UserError as error:
+        if found.source:
+            raise UserError(f"{found.name}: {error}") from None
+        return None, str(error)
+    except (OSError, UnreadableError) as error:
+        return None, getattr(error, "strerror", None) or str(error)
+    try:
+        return decode_view(data, view), ""
     except TransientError:
         raise
     except (OSError, ValueError) as error:
         return None, getattr(error, "strerror", None) or str(error)
-
-
-def find_images(arguments: list[str], problems: ListingReport) -> Iterator[str]:
-    """File names: the arguments themselves; files of folders (recursively, as in `must shard`, sorted); matches of
-    globs; for '-' the names on stdin, or '-' itself if stdin is a picture. An argument without images is a problem."""
-    for name in arguments:
-        if name == "-" and not is_picture_on_stdin():
-            empty = True
-            for line in filter(str.strip, sys.stdin):
-                empty = False
-                yield line.rstrip("\n")
-            if empty:
-                problems.reject(name, "standard input holds neither names nor a picture")
-        elif name != "-" and (storage.is_remote(name) or storage.local(name).is_dir()):
-            yield from images_in(name, problems)
-        elif glob.has_magic(name) and not storage.exists(name):
-            matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207, Path.glob takes no absolute pattern
-            if not matches:
-                problems.reject(name, "matches no file")
-            yield from matches
-        elif name.endswith(ARCHIVES):
-            problems.reject(name, "is an archive; unpack it, or label shards of it: `must shard`, then `must refine`")
-        else:
-            yield name
-
-
-def images_in(folder: str, problems: ListingReport) -> list[str]:
-    """The images below a folder or a bucket's prefix; a URI with nothing below it is taken for a file."""
-    inside = ListingReport(lambda name, why: problems.reject(storage.join(folder, name), why))
-    images = sorted(storage.join(folder, item.name) for item in Folder(folder, "none").items(inside))
-    problems.skipped.update(inside.skipped)
-    if images or (storage.is_remote(folder) and not inside.skipped):
-        return images or [folder]
-    problems.reject(folder, no_images(inside.skipped))
-    return []
-
-
-def is_picture_on_stdin() -> bool:
-    """Whether the first bytes of stdin contain NUL, as in every picture's file and in no list of names."""
-    buffer: Any = getattr(sys.stdin, "buffer", None)
-    return buffer is not None and b"\0" in buffer.peek(PEEKED)[:PEEKED]
-
-
-def require_images(names: list[str]) -> None:
-    """Called before the model is loaded: at least one of the files must exist."""
-    existing = [name for name in names if name == "-" or storage.is_remote(name) or storage.local(name).exists()]
-    existing = existing or [name for name in names if glob.glob(name, recursive=True)]  # noqa: PTH207
-    more = f", and {len(names) - 1:,} more" if len(names) > 1 else ""
-    require(bool(existing), f"{printable(names[0])}: no such file{more}")
 
 
 def warn(name: str, problem: str, counts: dict[str, int]) -> None:

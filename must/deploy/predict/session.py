@@ -31,10 +31,17 @@ EMBEDDING = "embedding"  # the last output of a file that was exported with --em
 
 class Classified(NamedTuple):
     """Of B images: probabilities float32 [B, K]; similarity float32 [B], how near an image is to those that the model
-    remembers, 0 to 1; NaN without a memory."""
+    remembers, 0 to 1; NaN without a memory; embeddings float32 [B, D], if they were asked for."""
 
     probability: np.ndarray
     similarity: np.ndarray
+    embedding: np.ndarray | None = None
+
+
+def name_outputs(probability: np.ndarray, others: list[np.ndarray], embeddings: bool) -> Classified:
+    """A network's outputs: the probabilities, the similarity if it has a memory, the embeddings if it gives them."""
+    embedding = others.pop() if embeddings else None
+    return Classified(probability, others[0] if others else np.full(len(probability), np.nan, np.float32), embedding)
 
 
 def load_runtime() -> Any:
@@ -88,6 +95,18 @@ class OnnxClassifier:
         )
         self.output_names = [outputs[0].name, *([SIMILARITY] if SIMILARITY in names else [])]
         self.input_name, self.takes_pixels = inputs[0].name, "uint8" in inputs[0].type
+        self.embeddings, self.has_embeddings = False, EMBEDDING in names
+
+    @property
+    def identity(self) -> str:
+        """A text that changes with the model, its classes or its preprocessing."""
+        return json.dumps({name: text for name, text in sorted(self.metadata.items()) if name != "must_version"})
+
+    def give_embeddings(self) -> None:
+        """From now on its answers have embeddings."""
+        require(self.has_embeddings, f"--embeddings: {self.where} gives none; make it with `must export --embeddings`")
+        self.embeddings = True
+        self.output_names.append(EMBEDDING)
 
     def __call__(self, pixels: np.ndarray) -> Classified:
         """Classifies uint8 [B, S, S, 3]."""
@@ -101,8 +120,8 @@ class OnnxClassifier:
 
     def run(self, inputs: np.ndarray) -> Classified:
         """Runs the graph on its input [B, ...]."""
-        probability, *similarity = self.session.run(self.output_names, {self.input_name: inputs})
-        return Classified(probability, similarity[0] if similarity else np.full(len(inputs), np.nan, np.float32))
+        probability, *others = self.session.run(self.output_names, {self.input_name: inputs})
+        return name_outputs(probability, others, self.embeddings)
 
     def outputs(self, pixels: np.ndarray) -> list[np.ndarray]:
         """All outputs of the graph for uint8 [B, S, S, 3]: the probabilities first."""
@@ -190,6 +209,9 @@ class ImageClassifier(Protocol):
     @property
     def metadata(self) -> dict[str, str]: ...
 
+    @property
+    def identity(self) -> str: ...
+
     def __call__(self, pixels: np.ndarray) -> Classified:
         """Classifies uint8 [B, S, S, 3]."""
 
@@ -199,6 +221,8 @@ def open_onnx(config: PredictConfig) -> OnnxClassifier:
     uri = model_uri(config.model)
     with storage.local_copy(uri) as path:
         classifier = OnnxClassifier(path, uri, config.threads)
+    if config.embeddings:
+        classifier.give_embeddings()
     if bundle := find_other_bundle(uri, classifier):
         logger.warning(f"warning: {uri}: was exported from another model than {bundle}; run `must export` again")
     return classifier

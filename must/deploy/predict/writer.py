@@ -1,5 +1,6 @@
-"""Writers of predictions: a table on the terminal, or a CSV or JSON-lines file that is complete or absent."""
+"""Writes and reads predictions: lines on the terminal, or a CSV, JSONL or Parquet file that is complete or absent."""
 
+import csv
 import importlib
 import json
 import logging
@@ -11,9 +12,15 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.text import cell, format_csv, printable
+from must.base.text import cell, encoded, format_csv, printable, uncell
+from must.data.sources.files import report_damage
+from must.data.sources.tables import need_pyarrow
 
 logger = logging.getLogger(__name__)
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+ROWS = 10_000  # of a row group of a Parquet file, which are in memory together
+Row = dict[str, Any]
 
 
 class Prediction(NamedTuple):
@@ -24,6 +31,7 @@ class Prediction(NamedTuple):
     probabilities: list[float]
     abstained: bool = False  # the first probability is below the threshold, or none of the classes is more probable
     similarity: float | None = None  # to the images that the model remembers, 0 to 1; None: it has no memory
+    embedding: np.ndarray | None = None  # float32 [D], if it was asked for
 
     @property
     def name(self) -> str | None:
@@ -41,6 +49,11 @@ class Prediction(NamedTuple):
         return list(zip(self.classes, self.probabilities, strict=True))
 
 
+class Unreadable(NamedTuple):
+    image: str
+    reason: str
+
+
 class Options(NamedTuple):
     """Parameters of `classify`. `abstain`: the model abstains where the top probability is below this, and always where
     none of the classes is more probable."""
@@ -51,48 +64,115 @@ class Options(NamedTuple):
 
 
 def rank_classes(
-    name: str, probability: np.ndarray, similarity: float, classes: list[str], options: Options
+    name: str,
+    probability: np.ndarray,
+    similarity: float,
+    classes: list[str],
+    options: Options,
+    embedding: np.ndarray | None = None,
 ) -> Prediction:
     """The prediction of an image's probabilities [K]; what they lack of 1 is that of none of the classes."""
     best = np.argsort(-probability, kind="stable")[: options.top_k]
     top = [classes[i] for i in best], [float(probability[i]) for i in best]
     first, none = probability[best[0]], 1 - probability.sum()
     abstained = bool(first < options.abstain or none > first)
-    return Prediction(name, *top, abstained, None if np.isnan(similarity) else float(similarity))
+    return Prediction(name, *top, abstained, None if np.isnan(similarity) else float(similarity), embedding)
 
 
-def make_row(prediction: Prediction) -> dict[str, Any]:
+def make_row(prediction: Prediction) -> Row:
     """The columns of tables: image; class, probability, then class_2, probability_2, ..., where all classes are None if
     the model abstained; abstained; similarity, None if the model has no memory."""
-    row: dict[str, Any] = {"image": prediction.image}
+    row: Row = {"image": prediction.image}
     for rank, (name, probability) in enumerate(prediction.top, 1):
         suffix = f"_{rank}" if rank > 1 else ""
         row |= {f"class{suffix}": None if prediction.abstained else name, f"probability{suffix}": probability}
     return row | {"abstained": prediction.abstained, "similarity": prediction.similarity}
 
 
+def list_columns(output: str, top_k: int, more: Sequence[str] = ()) -> list[str]:
+    """The columns of a table for the K most probable classes; those of a JSON-lines file are `make_json`'s."""
+    if output.lower().endswith(".jsonl"):
+        return ["image", "class", "abstained", "similarity", "predictions", *more]
+    suffixes = ["", *(f"_{rank}" for rank in range(2, top_k + 1))]
+    return [
+        "image",
+        *(kind + end for end in suffixes for kind in ("class", "probability")),
+        "abstained",
+        "similarity",
+        *more,
+    ]
+
+
 @contextmanager
-def open_writer(output: str) -> Iterator[Callable[[Prediction], None]]:
-    """Yields a function that writes one prediction. `output`: '' for the terminal; FILE.csv, which has the columns of
-    `make_row`, a cell empty for None, and 1 or 0 for a truth value; or FILE.jsonl, a line per image."""
-    if not output:
-        yield print_row
-        return
+def open_table(output: str, columns: Sequence[str]) -> Iterator[Callable[[Row], None]]:
+    """Yields a function that writes a row: of FILE.csv, with an empty cell for None and 1 or 0 for a truth value; of
+    FILE.jsonl, a line; of FILE.parquet, in row groups."""
+    ending = output.lower().rpartition(".")[2]
+    if ending == "parquet":
+        need_pyarrow(f"--output {output}")
     with storage.open_write(output) as file:
-        header = list[str]()
+        if ending == "parquet":
+            with open_parquet(file, columns) as write:
+                yield write
+        elif ending == "csv":
+            file.write(format_csv([columns]))
+            yield lambda row: file.write(format_csv([[format_cell(row.get(name), name) for name in columns]])) and None
+        else:
+            yield lambda row: file.write(json.dumps(row).encode() + b"\n") and None
 
-        def write_csv(prediction: Prediction) -> None:
-            row = make_row(prediction)
-            if not header:
-                header.extend(row)
-                file.write(format_csv([header]))
-            cells = [format_cell(value, 4 if name == "similarity" else 6) for name, value in row.items()]
-            file.write(format_csv([cells]))
 
-        def write_json(prediction: Prediction) -> None:
-            file.write(json.dumps({"image": prediction.image, **make_json(prediction)}).encode() + b"\n")
+@contextmanager
+def open_parquet(file: Any, columns: Sequence[str]) -> Iterator[Callable[[Row], None]]:
+    import pyarrow
+    from pyarrow import parquet
 
-        yield write_csv if output.lower().endswith(".csv") else write_json
+    kinds = {"probability": pyarrow.float32(), "similarity": pyarrow.float32(), "abstained": pyarrow.bool_()}
+    kinds["embedding"] = pyarrow.list_(pyarrow.float32())
+    schema = pyarrow.schema([(name, kinds.get(name.partition("_")[0], pyarrow.string())) for name in columns])
+    rows = list[Row]()
+    with parquet.ParquetWriter(file, schema) as writer:
+
+        def flush() -> None:
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(rows, schema))
+            rows.clear()
+
+        def write(row: Row) -> None:
+            rows.append(
+                {name: encoded(value).decode() if isinstance(value, str) else value for name, value in row.items()}
+            )
+            if len(rows) == ROWS:
+                flush()
+
+        yield write
+        if rows:
+            flush()
+
+
+def read_table(uri: str) -> Iterator[Row]:
+    """The rows of a table that `open_table` has written, as a stream; the cells of a CSV file are texts."""
+    with storage.local_copy(uri) as path, report_damage(uri, "table"):
+        if uri.lower().endswith(".parquet"):
+            need_pyarrow(uri)
+            from pyarrow import parquet
+
+            with parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(ROWS // 10):
+                    yield from batch.to_pylist()
+        elif uri.lower().endswith(".csv"):
+            with path.open(encoding="utf-8", newline="") as text:
+                for row in csv.DictReader(text):
+                    yield {name: uncell(value) for name, value in row.items()}
+        else:
+            with path.open("rb") as lines:
+                yield from map(json.loads, lines)
+
+
+def make_cells(output: str, prediction: Prediction) -> Row:
+    """A row of the file `output`."""
+    row = make_json(prediction) if output.lower().endswith(".jsonl") else make_row(prediction)
+    return {"image": prediction.image, **row} | (
+        {} if prediction.embedding is None else {"embedding": prediction.embedding}
+    )
 
 
 def print_row(prediction: Prediction) -> None:
@@ -100,9 +180,9 @@ def print_row(prediction: Prediction) -> None:
     logger.info(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{classes}"))
 
 
-def format_cell(value: str | float | None, decimals: int) -> str:
+def format_cell(value: str | float | None, column: str) -> str:
     if isinstance(value, float):
-        return f"{value:.{decimals}f}"
+        return f"{value:.{4 if column == 'similarity' else 6}f}"
     return cell(value) if isinstance(value, str) else "" if value is None else str(int(value))
 
 

@@ -21,6 +21,7 @@ from must.data.image.limits import MAX_PIXELS, Helper
 from must.data.image.preprocess import EvalView
 from must.data.loading.loader import EvalSource, TrainDataset
 from must.data.loading.reader import ShardReader
+from must.deploy.predict.found import Found
 from must.deploy.predict.images import read_pixels
 from must.deploy.serve.protocol import Refused, decode_pixels
 from tests import zoo
@@ -94,7 +95,7 @@ def test_prediction_training_and_evaluation_go_on(does: str, tmp_path: Path, cap
     view, odd_file = EvalView(PREPROCESS), tmp_path / "in" / "odd.tif"
     zoo.fill(tmp_path / "in", 6)
     odd_file.write_bytes(ODD)
-    assert read_pixels(str(odd_file), view) == (None, does.strip("^$"))
+    assert read_pixels(Found(str(odd_file)), view) == (None, does.strip("^$"))
     with pytest.raises(Refused, match=does.strip("^$")):
         decode_pixels(ODD, view, 10**6)
     run(tmp_path / "in", tmp_path / "out")

@@ -12,7 +12,7 @@ import pytest
 from must.config import PredictConfig
 from must.deploy.infer.predict import predict
 from must.deploy.predict.session import OnnxClassifier
-from must.deploy.predict.writer import Prediction, open_writer
+from must.deploy.predict.writer import Prediction, list_columns, make_cells, open_table, print_row
 from tests.common import one_line
 
 
@@ -81,8 +81,7 @@ def test_the_terminal_shows_no_raw_name(exported, digits, tmp_path, capsys):
     shutil.copy(zero, tmp_path / f"{ESCAPE}.png")
     (tmp_path / "cut\x1b[31m.png").write_bytes(zero.read_bytes()[:60])
     predict(PredictConfig(model=str(exported[1]), images=[str(tmp_path)]))
-    with open_writer("") as write:
-        write(HOSTILE)
+    print_row(HOSTILE)
     shown, warnings = capsys.readouterr()
     assert len(shown.splitlines()) == 2 and len(warnings.splitlines()) == 1
     for line in shown.splitlines() + warnings.splitlines():
@@ -91,9 +90,9 @@ def test_the_terminal_shows_no_raw_name(exported, digits, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
 def test_files_are_utf_8_and_no_cell_is_a_formula(tmp_path, name):
-    with open_writer(str(tmp_path / name)) as write:
-        write(HOSTILE)
-        write(HOSTILE._replace(image="@here.png"))
+    with open_table(output := str(tmp_path / name), list_columns(name, 2)) as write:
+        write(make_cells(output, HOSTILE))
+        write(make_cells(output, HOSTILE._replace(image="@here.png")))
     text = (tmp_path / name).read_bytes().decode()
     if name.endswith("jsonl"):
         assert json.loads(text.splitlines()[0])["image"] == HOSTILE.image

@@ -113,17 +113,17 @@ def test_a_model_whose_answers_are_nothing_is_one_line(exported, tmp_path, const
         OnnxClassifier(tmp_path / "model.onnx")(np.zeros((1, 32, 32, 3), np.uint8))
 
 
-def test_nothing_readable_is_the_users_error_and_leaves_no_file(exported, tmp_path, capsys):
+def test_nothing_readable_is_the_users_error_and_leaves_no_file(exported, tmp_path):
     for name in ("bad.png", "photos.tar"):
         (tmp_path / name).write_bytes(b"no image")
     output = tmp_path / "out.csv"
     for name in ("photos.tar", "nowhere/*.png", "none.png"):
         images = [str(tmp_path / "bad.png"), str(tmp_path / name)]
         config = PredictConfig(model=str(exported[1]), images=images, output=str(output))
-        with pytest.raises(ValueError, match="none of the images could be read"):
+        message = "photos.tar: the archive is damaged" if "tar" in name else "none of the images could be read"
+        with pytest.raises(ValueError, match=message):
             predict(config)
     assert not output.exists() and not list(tmp_path.glob(".tmp*"))
-    assert "photos.tar: is an archive; unpack it, or label shards of it: `must shard`" in capsys.readouterr().err
 
 
 def test_a_folder_is_seen_as_must_shard_sees_it(digits, exported, tmp_path, capsys):
@@ -219,7 +219,7 @@ def test_wrong_parameters_are_one_line(exported, tmp_path):
         ({"abstain": -0.5}, "or -1, for the threshold in the model"),
         ({"images": []}, "no image given"),
         ({"top_k": 0}, "at least 1"),
-        ({"output": str(tmp_path / "out.parquet")}, "the name must end in .csv or .jsonl"),
+        ({"output": str(tmp_path / "out.txt")}, "the name must end in .csv, .jsonl or .parquet"),
         ({"images": [f"{tmp_path}/no.tar"]}, "no.tar: no such file"),
         ({"model": str(tmp_path / "foreign.onnx")}, "onnxruntime cannot read it"),
     ):

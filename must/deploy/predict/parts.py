@@ -1,0 +1,158 @@
+"""Tables that are continued: by parts (`--part`), and by the images that are not in a table yet (`--known`).
+
+A part is a file of its own, with the images whose names' hash modulo N is I - 1, in the folder OUTPUT.parts. Its rows
+say which content of an image they are of and which model gave them, so a part needs no other record."""
+
+import hashlib
+import logging
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from must.base import storage
+from must.base.errors import UserError
+from must.base.parameters import require
+from must.base.text import counted, encoded, printable, visible
+from must.config.defaults import list_parts, parse_part
+from must.data.sources.files import hash_name
+from must.deploy.predict.found import Found
+from must.deploy.predict.writer import FORMATS, Row, list_columns, open_table, read_table
+
+logger = logging.getLogger(__name__)
+
+OWN_COLUMNS = ["model", "version", "error"]
+PART = re.compile(r"part-([0-9]{5,9})-of-([0-9]{5,9})(\.\w+)")
+
+
+def parts_folder(output: str) -> str:
+    return f"{output}.parts"
+
+
+def part_file(output: str, part: str) -> str:
+    number, parts = parse_part(part)
+    return storage.join(parts_folder(output), f"part-{number:05}-of-{parts:05}.{output.lower().rpartition('.')[2]}")
+
+
+def select_part(found: Iterator[Found], part: str) -> Iterator[Found]:
+    """The images of part I/N, by the hash of `must shard --part`. Raises UserError: there are none in any part."""
+    (number, parts), empty = parse_part(part), True
+    for one in found:
+        empty = False
+        if hash_name(one.item.name if one.item else one.name) % parts == number - 1:
+            yield one
+    require(not empty, "no images there")
+
+
+def find_parts(output: str) -> tuple[int, list[int]]:
+    """(N, the parts I that are there). Raises UserError: there are parts of several N."""
+    matches = [PART.fullmatch(entry.name) for entry in storage.list_existing(parts_folder(output))]
+    there = {
+        (int(match[2]), int(match[1])) for match in matches if match and match[3] == output.lower()[-len(match[3]) :]
+    }
+    counts = sorted({count for count, _ in there})
+    others = " and ".join(map(str, counts))
+    require(len(counts) < 2, f"{parts_folder(output)}: has parts of {others}; delete those that are not wanted")
+    return (counts or [0])[0], sorted(number for _, number in there)
+
+
+def require_same_parts(output: str, part: str) -> None:
+    count, parts = find_parts(output)[0], parse_part(part)[1]
+    require(
+        count in (0, parts),
+        f"--part {part}: {parts_folder(output)} has parts of {count}; go on with these, or take another --output",
+    )
+
+
+def join_parts(output: str) -> int:
+    """Writes the rows of all parts to `output`; the number of rows; -1 if there are no parts."""
+    count, there = find_parts(output)
+    if not count:
+        return -1
+    missing = [part for number, part in enumerate(list_parts(count), 1) if number not in there]
+    require(
+        not missing,
+        f"{parts_folder(output)} lacks {len(missing)} of {count} parts: --part {printable(', '.join(missing), 300)}",
+    )
+    files = [part_file(output, part) for part in list_parts(count)]
+    first = next((row for file in files for row in read_table(file)), None)
+    models = Counter[str]()
+    with open_table(output, list(first or list_columns(output, 1, OWN_COLUMNS))) as write:
+        for row in (row for file in files for row in read_table(file)):
+            models[str(row.get("model"))] += 1
+            write(row)
+    logger.info(f"{count} parts, {counted(models.total(), 'row')} -> {output}")
+    if len(models) > 1:
+        rows = ", ".join(f"{name} {number:,}" for name, number in models.most_common(5))
+        logger.warning(f"warning: {output}: rows are by several models: {printable(rows)}")
+    return models.total()
+
+
+def hash_version(name: str, version: str) -> int:
+    """Of an image's name, as any table has it, and its version."""
+    text = encoded(visible(name)) + b"\0" + version.encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
+
+
+class Known:
+    """The images that have a row in `output`, the table that is continued, or at --known: 9 bytes of memory each.
+
+    Raises UserError: `output` has other columns, or rows of another model than `model`, unless --known names it."""
+
+    def __init__(self, output: str, known: str, columns: list[str], model: str) -> None:
+        self.output, self.exists = output, storage.exists(output)
+        places = tables_at(known, output) if known else []
+        own, others = array("Q"), array("Q")
+        for row in read_table(output) if self.exists else ():
+            different = output.lower().endswith(".jsonl") is False and list(row) != columns
+            require(not different and "version" in row, f"{output}: has other columns than these options give")
+            require(
+                output in places or row["model"] == model,
+                f"{output}: was labelled by model {printable(row['model'], 20)}, this is {model} (or other classes or "
+                "--abstain); take another --output to label all again, or keep its rows with --known",
+            )
+            own.append(hash_version(row["image"], row["version"] or ""))
+        for place in places:
+            for row in read_table(place) if place != output else ():
+                require("version" in row, f"--known {place}: has no column version; made without --part or --known")
+                others.append(hash_version(row["image"], row["version"] or ""))
+        self.own, self.others = np.unique(np.array(own, np.uint64)), np.unique(np.array(others, np.uint64))
+        self.seen = np.zeros(len(self.own), bool)
+
+    def is_new(self, found: Found) -> bool:
+        """Whether it has no row yet. Notes that an image of `output` is still there."""
+        key = np.uint64(hash_version(found.name, found.version))
+        position = np.searchsorted(self.own, key)
+        if position < len(self.own) and self.own[position] == key:
+            self.seen[position] = True
+            return False
+        position = np.searchsorted(self.others, key)
+        return not (position < len(self.others) and self.others[position] == key)
+
+    def kept(self) -> Iterator[Row]:
+        """The rows of `output` whose images are still there."""
+        for row in read_table(self.output) if self.exists else ():
+            key = np.uint64(hash_version(row["image"], row["version"] or ""))
+            if self.seen[np.searchsorted(self.own, key)]:
+                yield row
+
+
+def tables_at(known: str, output: str) -> list[str]:
+    """The tables of --known: a file with its parts, or a folder.
+    Raises UserError: there are none, and it is not the place of `output`."""
+    files = [known] if known.lower().endswith(FORMATS) and storage.exists(known) and not is_folder(known) else []
+    for folder in (known, parts_folder(known)):
+        inside = [] if files and folder == known else storage.list_existing(folder)
+        files += sorted(storage.join(folder, entry.name) for entry in inside if entry.name.lower().endswith(FORMATS))
+    here = output in (known, storage.join(known, output.rpartition("/")[2])) or output.startswith(
+        parts_folder(known) + "/"
+    )
+    if not files and not here:
+        raise UserError(f"--known {known}: no table there")
+    return [*files, *([output] if here and output not in files else [])]
+
+
+def is_folder(uri: str) -> bool:
+    return not storage.is_remote(uri) and storage.local(uri).is_dir()

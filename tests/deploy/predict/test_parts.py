@@ -1,0 +1,216 @@
+"""`must predict --part` and `--known`: parts that are killed, continued, joined; only what is new; tables of each kind."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+import must
+from must.config import PredictConfig
+from must.deploy.infer.predict import predict
+from must.deploy.predict import images as labelling
+from must.deploy.predict.writer import read_table
+from tests.common import one_line
+from tests.data.shards.test_shard_gcs import upload
+from tests.zoo import put
+
+PARTS = 3
+KILLED = """
+import os, signal, sys
+from must.deploy.predict import images
+rank = images.rank_batch
+def killing(*arguments):
+    os.kill(os.getpid(), signal.SIGKILL)
+images.rank_batch = killing
+from must.api.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(digits, tmp_path_factory):
+    """118 pictures, one of them with a line break in its name, a damaged one, and another file."""
+    source = tmp_path_factory.mktemp("label") / "in"
+    shutil.copytree(digits.images / "test", source)
+    first, *_, last = sorted(source.rglob("*.png"))
+    first.rename(first.with_name("a\nb.png"))
+    last.unlink()
+    put(source, {"cut.png": b"\x89PNG cut", "notes.txt": b"x"})
+    return source
+
+
+def label(model, source, output, **options):
+    return predict(PredictConfig(model=str(model), images=[str(source)], output=str(output), **options))
+
+
+def label_parts(model, source, output, **options):
+    return [label(model, source, output, part=f"{number}/{PARTS}", **options) for number in range(1, PARTS + 1)]
+
+
+def rows_of(output):
+    found = list(read_table(str(output)))
+    rows = {row["image"]: row for row in found}
+    assert len(rows) == len(found), "every name once"
+    return rows
+
+
+def bytes_of(output):
+    return {path.name: path.read_bytes() for path in Path(f"{output}.parts").iterdir()}
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_parts_are_joined_to_what_one_run_labels(folder, exported, tmp_path, ending, capsys):
+    output = tmp_path / f"out.{ending}"
+    with one_line("no such file"):
+        label(exported[1], tmp_path / "nowhere", output, part="1/3")
+    counts = label_parts(exported[1], folder, output)
+    assert sum(one["images"] for one in counts) == 119 and sum(one["unreadable"] for one in counts) == 1
+    assert capsys.readouterr().err.count("cut.png: ") == 1
+    before = bytes_of(output)
+    assert label_parts(exported[1], folder, output) == [{"images": 0, "unreadable": 0}] * PARTS
+    assert bytes_of(output) == before
+    assert label(exported[1], folder, output)["images"] == 120
+    joined = rows_of(output)
+    assert joined.keys() == {str(path) for path in folder.rglob("*.png")}
+    assert f"{folder}/eight/a\nb.png" in joined
+    plain = must.predict(model=exported[1], images=[str(folder)]).predictions
+    for one in plain:
+        assert joined[one.image]["class"] == one.name and not joined[one.image].get("error")
+    assert not joined[f"{folder}/cut.png"]["class"] and "image" in joined[f"{folder}/cut.png"]["error"]
+    with one_line("has parts of 3; go on with these"):
+        label(exported[1], folder, output, part="1/2")
+    (tmp_path / f"out.{ending}.parts" / f"part-00002-of-00003.{ending}").unlink()
+    with one_line("lacks 1 of 3 parts: --part 2/3"):
+        label(exported[1], folder, output)
+    assert rows_of(output) == joined
+
+
+def test_a_killed_part_leaves_nothing_and_is_labelled_to_the_same_bytes(folder, exported, tmp_path):
+    for place in ("undisturbed", "killed"):
+        label_parts(exported[1], folder, tmp_path / f"{place}.parquet")
+    expected, parts = bytes_of(tmp_path / "undisturbed.parquet"), tmp_path / "killed.parquet.parts"
+    (parts / "part-00002-of-00003.parquet").unlink()
+    command = [sys.executable, "-c", KILLED, "predict", folder, "--model", exported[1], "--part", "2/3"]
+    killed = subprocess.run([*command, "--output", tmp_path / "killed.parquet"], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in parts.glob("part-*")] == [name for name in expected if "00002" not in name]
+    assert [one["images"] > 0 for one in label_parts(exported[1], folder, tmp_path / "killed.parquet")] == [0, 1, 0]
+    assert {name: data for name, data in bytes_of(tmp_path / "killed.parquet").items() if name in expected} == expected
+
+
+def test_only_what_is_new_or_changed_in_a_bucket(folder, exported, gcs_server, tmp_path):
+    source, output = f"{gcs_server.uri}/in", f"{gcs_server.uri}/out.parquet"
+    upload(folder, source)
+    label_parts(exported[1], source, output)
+    names = sorted(folder.rglob("*.png"))
+    must.base.storage.write_bytes(f"{source}/new.png", names[0].read_bytes())
+    must.base.storage.write_bytes(f"{source}/cut.png", names[1].read_bytes())
+    must.base.storage.delete(f"{source}/{names[5].relative_to(folder)}")
+    aside = f"{gcs_server.uri}/new.csv"
+    assert label(exported[1], source, aside, known=output)["images"] == 2
+    assert rows_of(aside).keys() == {f"{source}/new.png", f"{source}/cut.png"}
+    assert sum(one["images"] for one in label_parts(exported[1], source, output)) == 2
+    label(exported[1], source, output)
+    rows = rows_of(output)
+    assert len(rows) == 120 and not any(row.get("error") for row in rows.values())
+    assert f"{source}/{names[5].relative_to(folder)}" not in rows
+    with one_line("no images there"):
+        label(exported[1], f"{gcs_server.uri}/elsewhere", output, part="1/3")
+
+
+def test_another_model_is_refused_or_labels_only_what_is_new(folder, exported, tmp_path):
+    output, part = tmp_path / "out.csv", tmp_path / "out.csv.parts/part-00001-of-00003.csv"
+    label_parts(exported[1], folder, output)
+    before = part.read_bytes()
+    model = onnx.load(exported[1] / "model.onnx")
+    classes = next(entry for entry in model.metadata_props if entry.key == "classes")
+    classes.value = json.dumps([f"the {name}" for name in json.loads(classes.value)])
+    onnx.save(model, other := tmp_path / "model.onnx")
+    with one_line("was labelled by model [0-9a-f]{12}, this is [0-9a-f]{12} .or other classes"):
+        label(other, folder, output, part="1/3")
+    with one_line("has other columns"):
+        label(exported[1], folder, output, part="1/3", top_k=2)
+    assert part.read_bytes() == before
+    shutil.copytree(folder, tmp_path / "more")
+    again = {"known": str(output), "part": "1/3"}
+    assert label(other, folder, output, **again)["images"] == 0 and part.read_bytes() == before
+    (folder / "added.png").write_bytes(next(folder.rglob("*.png")).read_bytes())
+    counts = [label(other, folder, output, known=str(output), part=f"{number}/3")["images"] for number in (1, 2, 3)]
+    (folder / "added.png").unlink()
+    assert sum(counts) == 1
+    label(other, folder, output)
+    models = {}
+    for name, row in rows_of(output).items():
+        models.setdefault(row["model"], []).append(name)
+        assert row["class"].startswith("the ") == name.endswith("added.png")
+    assert sorted(map(len, models.values())) == [1, 120]
+
+
+def test_archives_tables_lists_and_shards_are_labelled_as_they_are(folder, exported, tmp_path):
+    """By processes, which give what threads give."""
+    must.shard(source=str(folder), output=str(tmp_path / "shards"), max_rejected=1, samples_per_shard=50)
+    shutil.make_archive(str(tmp_path / "photos"), "zip", folder)
+    names = sorted(path for path in folder.rglob("*.png") if "\n" not in path.name)
+    (tmp_path / "list.csv").write_text("image\n" + "".join(f"{path}\n" for path in names))
+    plain = {one.image: one.probability for one in must.predict(model=exported[1], images=[str(folder)]).predictions}
+    for place, number in (("shards", 119), ("photos.zip", 119), ("list.csv", 118)):
+        found = must.predict(model=exported[1], images=[str(tmp_path / place)], workers=2)
+        assert found.images == number
+        assert (
+            sorted(one.probability for one in found.predictions)[:50]
+            == pytest.approx(sorted(plain.values())[:50], abs=1e-5)
+            or place == "list.csv"
+        )
+    zipped = must.predict(model=exported[1], images=[str(tmp_path / "photos.zip")])
+    assert zipped.predictions[0].image.startswith(f"{tmp_path}/photos.zip/")
+    assert {one.image.replace(f"{tmp_path}/photos.zip", str(folder)) for one in zipped.predictions} == plain.keys()
+
+
+def test_embeddings_and_row_groups(digits, exported, folder, tmp_path, monkeypatch):
+    pyarrow_parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr("must.deploy.predict.writer.ROWS", 50)
+    with one_line("--embeddings: .* gives none; make it with `must export --embeddings`"):
+        label(exported[1], folder, tmp_path / "out.parquet", embeddings=True)
+    label(digits.adapted, folder, tmp_path / "out.parquet", embeddings=True, top_k=3)
+    table = pyarrow_parquet.ParquetFile(tmp_path / "out.parquet")
+    assert table.metadata.num_row_groups == 3
+    rows = table.read().to_pylist()
+    lengths = [sum(value * value for value in row["embedding"]) for row in rows if row["embedding"]]
+    assert len(lengths) == 119 and lengths == pytest.approx([1.0] * 119, abs=1e-4)
+    assert list(rows[0])[:7] == [
+        "image",
+        "class",
+        "probability",
+        "class_2",
+        "probability_2",
+        "class_3",
+        "probability_3",
+    ]
+
+
+def test_names_are_taken_from_a_listing_while_it_goes_on(digits, exported, monkeypatch):
+    """Of a listing without an end, images are labelled."""
+    picture = str(next((digits.images / "test").rglob("*.png")))
+    taken = []
+
+    def endless(*_):
+        while True:
+            taken.append(1)
+            yield labelling.Found(picture)
+
+    monkeypatch.setattr(labelling, "find_images", endless)
+
+    class Enough(Exception):
+        pass
+
+    def take(prediction):
+        raise Enough
+
+    with pytest.raises(Enough):
+        predict(PredictConfig(model=str(exported[1]), images=[picture], workers=2), take)
+    assert len(taken) < 20_000
