@@ -55,6 +55,7 @@ class PredictConfig(StageConfig):
         "",
         metavar="FILE|DIR",
     )
+    relabel: bool = param("label images of --output again whose rows are of another model", False)
     batch_size: int = defaults.batch_size(32, group="how it runs")
     workers: int = param(
         "processes that read and decode many images; 0: one a core, two for a bucket; on Linux", 0, at_least=0

@@ -20,7 +20,7 @@ from must.data.sources.tables import TABLE_FILE
 
 PEEKED = 4096  # bytes of standard input that are examined: is it a picture, or names?
 LARGEST = 256_000_000  # bytes of an image's file
-SORTED = 100_000  # names of a local folder that are in memory at once, in order
+SORTED = 20_000  # names of a local folder that are in memory at once, in order
 LIST = re.compile(r"\.(csv|tsv|jsonl|ndjson)$", re.IGNORECASE)
 
 

@@ -27,7 +27,7 @@ from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.sources.files import ListingReport, UnreadableError, hash_name, not_read
 from must.deploy.predict.found import Found, find_images
-from must.deploy.predict.parts import OWN_COLUMNS, Known, part_file, require_same_parts, select_part
+from must.deploy.predict.parts import OWN_COLUMNS, Known, part_file, parts_folder, require_same_parts, select_part
 from must.deploy.predict.session import ImageClassifier, threshold
 from must.deploy.predict.stream import classify_many, rank_batch
 from must.deploy.predict.writer import (
@@ -68,8 +68,9 @@ def predict_images(
         found = find_images(config.images, problems, stack)
         if config.part:
             require_same_parts(output, config.part)
+            storage.remove_leftovers(parts_folder(output))
             found, output = select_part(found, config.part), part_file(output, config.part)
-        table = Known(output, config.known, columns, model) if continued else None
+        table = Known(output, config.known, columns, model, config.relabel) if continued else None
         found = filter(table.is_new, found) if table else found
         first = list(islice(found, 0 if "-" in config.images else max(FEW, options.batch_size)))
         if table and table.exists and not first and table.seen.all():

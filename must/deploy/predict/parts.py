@@ -96,46 +96,57 @@ def hash_version(name: str, version: str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
 
 
+def hash_row(row: Row, where: str) -> int:
+    require("version" in row, f"{where}: has no column version; made without --part or --known")
+    return hash_version(row["image"], row["version"] or "")
+
+
+def find(keys: np.ndarray, key: int) -> int:
+    """The position of a key among uint64 [n], sorted; -1 if it is not there."""
+    position = int(np.searchsorted(keys, np.uint64(key)))
+    return position if position < len(keys) and keys[position] == key else -1
+
+
 class Known:
     """The images that have a row in `output`, the table that is continued, or at --known: 9 bytes of memory each.
 
-    Raises UserError: `output` has other columns, or rows of another model than `model`, unless --known names it."""
+    Raises UserError: `output` has other columns, or rows of another model than `model`; --known of its own place keeps
+    these, `relabel` leaves them out."""
 
-    def __init__(self, output: str, known: str, columns: list[str], model: str) -> None:
+    def __init__(self, output: str, known: str, columns: list[str], model: str, relabel: bool) -> None:
         self.output, self.exists = output, storage.exists(output)
         places = tables_at(known, output) if known else []
         own, others = array("Q"), array("Q")
         for row in read_table(output) if self.exists else ():
-            different = output.lower().endswith(".jsonl") is False and list(row) != columns
-            require(not different and "version" in row, f"{output}: has other columns than these options give")
+            key, by = hash_row(row, output), str(row["model"])
+            if relabel and by != model:
+                continue
+            same = output.lower().endswith(".jsonl") or list(row) == columns
+            require(same, f"{output}: has other columns than these options give (--top-k, --embeddings)")
             require(
-                output in places or row["model"] == model,
-                f"{output}: was labelled by model {printable(row['model'], 20)}, this is {model} (or other classes or "
-                "--abstain); take another --output to label all again, or keep its rows with --known",
+                by == model or output in places,
+                f"{output}: was labelled by model {printable(by, 20)}, this is {model} (or other classes, or --abstain)"
+                "; --relabel labels its images again, --known OUTPUT keeps its rows",
             )
-            own.append(hash_version(row["image"], row["version"] or ""))
+            own.append(key)
         for place in places:
-            for row in read_table(place) if place != output else ():
-                require("version" in row, f"--known {place}: has no column version; made without --part or --known")
-                others.append(hash_version(row["image"], row["version"] or ""))
+            others.extend(hash_row(row, f"--known {place}") for row in (read_table(place) if place != output else ()))
         self.own, self.others = np.unique(np.array(own, np.uint64)), np.unique(np.array(others, np.uint64))
         self.seen = np.zeros(len(self.own), bool)
 
     def is_new(self, found: Found) -> bool:
         """Whether it has no row yet. Notes that an image of `output` is still there."""
-        key = np.uint64(hash_version(found.name, found.version))
-        position = np.searchsorted(self.own, key)
-        if position < len(self.own) and self.own[position] == key:
+        key = hash_version(found.name, found.version)
+        if (position := find(self.own, key)) >= 0:
             self.seen[position] = True
             return False
-        position = np.searchsorted(self.others, key)
-        return not (position < len(self.others) and self.others[position] == key)
+        return find(self.others, key) < 0
 
     def kept(self) -> Iterator[Row]:
-        """The rows of `output` whose images are still there."""
+        """The rows of `output` that stay: their images are still there."""
         for row in read_table(self.output) if self.exists else ():
-            key = np.uint64(hash_version(row["image"], row["version"] or ""))
-            if self.seen[np.searchsorted(self.own, key)]:
+            position = find(self.own, hash_row(row, self.output))
+            if position >= 0 and self.seen[position]:
                 yield row
 
 
