@@ -13,6 +13,7 @@ from must import __version__
 SHARD = f"must-shard:{__version__}"  # must and the storage clients; also for TrainJobs and servers
 TORCH = f"must-torch:{__version__}"  # torch for CPUs
 TRAIN = f"must-train:{__version__}"  # torch with CUDA
+SERVE = f"must-serve:{__version__}"  # onnxruntime, without torch
 
 
 @dsl.component(base_image=TORCH, install_kfp_package=False)
@@ -276,6 +277,41 @@ def promote(
     if facts:
         promoted.metadata.update(facts | {"display_name": f"{model_name} {facts['version']}"})
     return facts.get("version", "none")
+
+
+@dsl.component(base_image=SERVE, install_kfp_package=False)
+def label_model(
+    work_uri: str, run_id: str, kind: str, model: str = "", model_name: str = "model", registry_uri: str = ""
+):
+    """The model that labels in all parts: `model`, or the champion of the registry. `kind`: onnx, or bundle for
+    torch on a GPU. Its URI is in the run's note."""
+    from must.runtime.supervise import supervised
+
+    supervised(
+        "model", "must.runtime.label:choose_model", run_id, work_uri, kind=kind, model=model, model_name=model_name,
+        registry_uri=registry_uri,
+    )  # fmt: skip
+
+
+@dsl.component(base_image=SERVE, install_kfp_package=False)
+def label(
+    part: str,
+    source: str,
+    output: str,
+    work_uri: str,
+    run_id: str,
+    only_new: bool = False,
+    least_similarity: float = 0.5,
+    settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+):
+    """Labels this part's share of the images, those that have no row yet. `part` is I/N, such as 1/4."""
+    from must.runtime.notes import part_name
+    from must.runtime.supervise import supervised
+
+    supervised(
+        part_name("label", part), "must.runtime.label:label", run_id, work_uri, part=part, source=source, target=output,
+        only_new=only_new, least_similarity=least_similarity, settings=settings,
+    )  # fmt: skip
 
 
 @dsl.component(base_image=SHARD, install_kfp_package=False)

@@ -20,7 +20,7 @@ from must.base.errors import UserError
 from must.base.parameters import load, require, require_settings, with_name, with_underscores
 from must.base.program import format_error
 from must.base.text import brief, counted
-from must.config import ExportConfig, GateConfig, ShardConfig, TrainConfig
+from must.config import ExportConfig, GateConfig, PredictConfig, ShardConfig, TrainConfig
 from must.config.work import ANSWERS_FILE, INDEX_FILE
 from must.data.format import Index
 from must.data.loading.order import check_batch
@@ -201,6 +201,7 @@ def read_versions(uri: str) -> list[Any]:
 
 
 OF_SHARDING = ("source", "test_source", "labels", "split", "append", "output", "part")
+OF_LABELLING = ("images", "output", "model", "part", "known", "relabel", "classes")
 OF_TRAINING = (
     "shards",
     "index_sha256",
@@ -232,6 +233,20 @@ def check_run(values: Mapping[str, Any]) -> TrainConfig:
     with_name("precision", ExportConfig, precision=values.get("precision", "fp32"))
     Registry("-", name)
     return training
+
+
+def check_labelling(values: Mapping[str, Any]) -> None:
+    """As `check_run`, of the pipeline `must-label`."""
+    for name in ("source", "output", "work_uri"):
+        require(values.get(name) != "", f"{name} is empty")
+    given = {"images": [values["source"]], "output": values["output"], "part": "1/2"}
+    with_name("settings", PredictConfig, **labelling_settings(values.get("settings") or {}, given))
+    Registry("-", values.get("model_name", "model"))
+
+
+def labelling_settings(settings: Mapping[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of `must predict`: those of the pipeline, and the run's settings."""
+    return parameters | require_settings(PredictConfig, settings, "settings", OF_LABELLING)
 
 
 def check_sharding(values: Mapping[str, Any]) -> ShardConfig:

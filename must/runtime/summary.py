@@ -6,6 +6,7 @@ may be RUNNING or FAILED there (and is never SUCCEEDED, which only the local run
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -23,6 +24,7 @@ NOTHING_NEW = "nothing new"  # the action of the stage champion that ends a run,
 SUCCESS_STATES = ("SUCCEEDED", "COMPLETE")
 SUMMARY_FILE = "summary.md"
 LOG_LINES = 20
+UNLIKE = 0.1  # share of labelled images with a low similarity, above which a new adaptation is advised
 LINE_WIDTH = 66  # characters of the log's lines: Kubeflow's narrow panel cuts off longer lines
 COLUMNS = ("stage", "state", "tries", "time", "result")
 BROKEN_OFF = (
@@ -81,7 +83,7 @@ class Outcome(NamedTuple):
 def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
     """`state`: the backend's state of the stages, such as COMPLETE or RUNNING."""
     facts = {note.stage: note.facts for note in notes}
-    headline = describe_decision(facts)
+    headline = add_labels(facts) or describe_decision(facts)
     if (failed := find_failed(notes)) is not None:
         failure = FAILURE_KINDS[name_failure(failed)][0].format(stage=failed.stage)
         beside = failed.stage == "export" and headline  # `export` does not wait for the gate
@@ -118,6 +120,20 @@ def describe_decision(facts: dict[str, Facts]) -> str:
         why = [reason.removeprefix("STOP").strip() for reason in gate.reasons if reason.startswith("STOP")]
         return f"Not promoted: stopped by the gate{f' ({why[0]})' if why else ''}"
     return f"Nothing new: {champion.why or 'not trained'}" if champion.action == NOTHING_NEW else ""
+
+
+def add_labels(facts: dict[str, Facts]) -> str:
+    """The labels of all parts; "" for a run of another pipeline."""
+    rows = sum((Counter(one.labels) for one in facts.values()), Counter[str]())
+    unlike = sum(number for kind, number in rows.items() if kind.startswith("similarity below"))
+    advice = "; many are unlike those of the model: adapt it again" if unlike > UNLIKE * rows["images"] else ""
+    return f"Labelled {describe_labels(rows)}{advice}" if rows else ""
+
+
+def describe_labels(rows: Counter[str]) -> str:
+    """1,200 images: 50 new, 3 none of the classes."""
+    others = [f"{number:,} {kind}" for kind, number in rows.most_common() if number and kind != "images"]
+    return f"{rows['images']:,} images{': ' if others else ''}{', '.join(others)}"
 
 
 def describe_gain(evaluate: Facts, gate: Facts) -> str:

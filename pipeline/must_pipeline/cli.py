@@ -57,7 +57,7 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pipeline(parser: argparse.ArgumentParser) -> None:
-    text = "the compiled pipeline [must_pipeline.yaml]"
+    text = "the compiled pipeline [must_pipeline.yaml]; must_label.yaml labels images"
     parser.add_argument("--pipeline", type=Path, default=nearest(COMPILED), help=text)
 
 
@@ -66,7 +66,7 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--parameters", type=Path, metavar="FILE", help="YAML file with the run's parameters")
     source.add_argument("--again", metavar="RUN_ID", help="pipeline version and parameters of this run")
     add_pipeline(parser)
-    parser.add_argument("--pipeline-name", default="must", help="the uploaded pipeline's name [must]")
+    parser.add_argument("--pipeline-name", default="", help="the uploaded pipeline's name [must, or must-label]")
     parser.add_argument("--experiment", default="must", help="the group of runs it belongs to [must]")
     parser.add_argument("--name", default="", help="the run's name")
     parser.add_argument(

@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, get_args, get_type_hints
 
@@ -12,15 +13,17 @@ from kfp import compiler
 
 from must.config import ExportConfig, GateConfig, ShardConfig
 from must_pipeline.cluster.config import ClusterConfig, load_cluster, spot_warning
-from must_pipeline.dag import make_pipeline
-from must_pipeline.files import documents
+from must_pipeline.dag import make_label_pipeline, make_pipeline
+from must_pipeline.files import LABELLING, documents
 
 
-def compile_pipeline(cluster: ClusterConfig, output: Path) -> None:
-    """Writes the compiled pipeline. The output is the same for the same source and cluster."""
+def compile_pipeline(
+    cluster: ClusterConfig, output: Path, make: Callable[[ClusterConfig], Any] = make_pipeline
+) -> None:
+    """Writes a compiled pipeline. The output is the same for the same source and cluster."""
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder) / "pipeline.yaml"
-        compiler.Compiler().compile(make_pipeline(cluster), str(compiled))
+        compiler.Compiler().compile(make(cluster), str(compiled))
         text = compiled.read_text()
     header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))  # kfp reads it
     spec, *platform = documents(text)
@@ -41,8 +44,9 @@ def shorten(spec: dict[str, Any]) -> None:
 def offer_choices(spec: dict[str, Any]) -> None:
     """Adds the permitted values of parameters: Kubeflow's page shows them as menus, and its server refuses other values
     before a pod starts. kfp refuses Literal in a pipeline's signature, but its loader reads it from a file."""
-    for name, values in CHOICES.items():
-        spec["root"]["inputDefinitions"]["parameters"][name]["literals"] = list(values)
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    for name in CHOICES.keys() & parameters.keys():
+        parameters[name]["literals"] = list(CHOICES[name])
 
 
 WIDTH: Final = 1_000  # characters of a line: shorter lines make the file a tenth larger
@@ -52,9 +56,11 @@ CHOICES: Final = {name: get_args(get_type_hints(config)[name]) for name, config 
 
 def main(options: argparse.Namespace) -> None:
     cluster = load_cluster(options.cluster)
+    labelling = options.output.with_name(LABELLING.name)
     compile_pipeline(cluster, options.output)
+    compile_pipeline(cluster, labelling, make_label_pipeline)
     local = "`registry` is empty: the images' names work only on nodes that hold the images (make images)"
     for text in filter(None, ("" if cluster.registry else local, spot_warning(cluster))):
         print(f"{Path(sys.argv[0]).name}: warning: {options.cluster}: {text}", file=sys.stderr)
-    size = options.output.stat().st_size
-    print(f"{options.output}: {size:,} bytes, for {options.cluster}")
+    for file in (options.output, labelling):
+        print(f"{file}: {file.stat().st_size:,} bytes, for {options.cluster}")

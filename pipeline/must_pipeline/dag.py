@@ -5,6 +5,7 @@ and a group of tasks 10, for its driver. So there is one group: that the gate st
 
 The shards' parts are a loop of pods. Each writes to the bucket, from which the next stage reads; it returns nothing."""
 
+from functools import partial
 from typing import Any
 
 from kfp import dsl
@@ -15,17 +16,65 @@ from must_pipeline import DESCRIPTION
 from must_pipeline.cluster.config import ClusterConfig
 from must_pipeline.cluster.placement import configure_task, encode_nodes
 
+RUN_ID = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # used by `submit --again` and by the run's notes
+
+
+def add_task(
+    cluster: ClusterConfig, stage: str, component: str = "", title: str = "", after: Any = None, **inputs: Any
+) -> Any:
+    """A task of the stage; `component` and `title` (shown in the graph) if they are not called as it is."""
+    task = getattr(components, component or stage)(**inputs)
+    if after is not None:
+        task.after(after)
+    return configure_task(task, stage, cluster, title)
+
+
+def make_label_pipeline(cluster: ClusterConfig) -> Any:
+    """The second pipeline: images and a model in, a table of labels in parts out."""
+    add = partial(add_task, cluster)
+
+    @dsl.pipeline(name="must-label", description="Labels the images of a folder or bucket with an adapted model.")
+    def must_label(
+        source: str,
+        output: str,
+        work_uri: str,
+        registry_uri: str = "",
+        model_name: str = "model",
+        model: str = "",
+        only_new: bool = False,
+        least_similarity: float = 0.5,
+        settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
+    ):
+        """Images and a model in, a table of labels in parts out.
+
+        Args:
+            source: folder or bucket prefix of images, an archive, shards, tables or a list.
+            output: the table, FILE.csv, FILE.jsonl or FILE.parquet; its parts are in the folder FILE.csv.parts.
+            work_uri: where the run's notes go, and the registry is: gs://bucket/prefix or a path that all stages see.
+            registry_uri: where promoted models live; work_uri/registry if empty.
+            model_name: the model's name in the registry, whose champion labels.
+            model: another model: a folder of an ONNX file or a bundle.
+            only_new: rows of other models stay, and only new images are labelled; else those are labelled again.
+            least_similarity: images below it are counted in the summary.
+            settings: parameters of `must predict` by name, such as {"abstain": -1, "top_k": 3}."""
+        run: dict[str, Any] = {"work_uri": work_uri, "run_id": RUN_ID}
+        with dsl.ExitHandler(add("summary", **run), name="stages"):
+            chosen = add(
+                "label", "label_model", "model", kind="bundle" if cluster.uses_gpu("label") else "onnx", model=model,
+                model_name=model_name, registry_uri=registry_uri, **run,
+            )  # fmt: skip
+            with dsl.ParallelFor(list_parts(cluster.label.pods), name="parts") as part:
+                add(
+                    "label", after=chosen, part=part, source=source, output=output, only_new=only_new,
+                    least_similarity=least_similarity, settings=settings, **run,
+                )  # fmt: skip
+
+    return must_label
+
 
 def make_pipeline(cluster: ClusterConfig) -> Any:
     """The pipeline for a cluster; must_pipeline/stages.py has a row for each of its tasks."""
-    run_id = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # used by `submit --again` and by the run's notes
-
-    def add(stage: str, component: str = "", title: str = "", after: Any = None, **inputs: Any) -> Any:
-        """A task of the stage; `component` and `title` (shown in the graph) if they are not called as it is."""
-        task = getattr(components, component or stage)(**inputs)
-        if after is not None:
-            task.after(after)
-        return configure_task(task, stage, cluster, title)
+    add = partial(add_task, cluster)
 
     @dsl.pipeline(name="must", description=DESCRIPTION)
     def must_pipeline(
@@ -80,7 +129,7 @@ def make_pipeline(cluster: ClusterConfig) -> Any:
             gate_settings: parameters of `must gate` by name, such as {"min_gain": 0.01}.
             append: add the source's new images to the shards that are there.
             only_new: end early when nothing is new since a model was last promoted or stopped."""
-        run: dict[str, Any] = {"work_uri": work_uri, "run_id": run_id}
+        run: dict[str, Any] = {"work_uri": work_uri, "run_id": RUN_ID}
         with dsl.ExitHandler(add("summary", **run), name="stages"):
             names = {"classes": classes, "model": model, "pretrained": pretrained, **run}
             images: dict[str, Any] = {

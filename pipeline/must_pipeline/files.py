@@ -12,6 +12,7 @@ PACKAGED = HERE / "files"  # in a wheel (setup.py); a checkout has them in pipel
 PIPELINE, DEPLOY = (PACKAGED, PACKAGED / "deploy") if PACKAGED.is_dir() else (HERE.parent, HERE.parents[1] / "deploy")
 CLUSTER = PIPELINE / "cluster.yaml"
 COMPILED = PIPELINE / "must_pipeline.yaml"  # for that cluster
+LABELLING = PIPELINE / "must_label.yaml"  # the second pipeline
 FOLDERS = {"": PIPELINE, "clusters": PIPELINE / "clusters", "deploy": DEPLOY}
 
 
@@ -26,6 +27,11 @@ def documents(pipeline: str | bytes) -> list[Any]:
     return list(yaml.load_all(pipeline, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
+def name_pipeline(file: Path) -> str:
+    """The name in a compiled pipeline."""
+    return str(documents(file.read_text())[0]["pipelineInfo"]["name"])
+
+
 def main(options: argparse.Namespace) -> None:
     copy_files(options.folder)
 
@@ -34,7 +40,7 @@ def copy_files(folder: Path) -> None:
     examples = [(name, source) for name, home in FOLDERS.items() for source in sorted(home.glob("*.yaml"))]
     for name, source in examples:
         target = folder / name / source.name
-        if source.name == COMPILED.name:  # compiled for each cluster
+        if source.name in (COMPILED.name, LABELLING.name):  # compiled for each cluster
             continue
         if target.exists():
             print(f"{target}: is there already, left alone")

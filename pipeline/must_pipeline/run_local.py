@@ -210,6 +210,8 @@ class StageOutput(io.TextIOBase):
 
 def summary(artifacts: dict[str, Path], seconds: float) -> str:
     """The text that is printed at the end."""
+    if "index" not in artifacts:
+        return f"\nThe DAG ran in {seconds:.0f} s."
     if "onnx" not in artifacts:
         return f"\nNothing new to train on. The DAG ran in {seconds:.0f} s."
     onnx = artifacts["onnx"] / ONNX_FILE

@@ -9,6 +9,7 @@ from typing import Any
 from must.base.errors import UserError
 from must.base.parameters import convert_fields, read_mapping, require
 from must_pipeline import DESCRIPTION
+from must_pipeline.files import name_pipeline
 from must_pipeline.server.api import Kfp, api, api_errors
 from must_pipeline.submit import OVER, check_parameters
 
@@ -20,7 +21,7 @@ class RecurringRun:
     name: str = ""
     cron: str = ""
     experiment: str = "must"
-    pipeline: str = "must"
+    pipeline: str = ""  # the uploaded pipeline's name; that in the compiled file if empty
     description: str = ""
     parameters: dict[str, Any] = field(default_factory=dict)
 
@@ -43,7 +44,8 @@ def read_schedule(path: Path, pipeline: Path) -> RecurringRun:
     for key in ("name", "cron"):
         require(bool(getattr(schedule, key)), f"{path}: {key} is missing")
     parameters = check_parameters(pipeline, schedule.parameters)
-    return replace(schedule, cron=six_fields(schedule.cron), parameters=parameters)
+    name = schedule.pipeline or name_pipeline(pipeline)
+    return replace(schedule, cron=six_fields(schedule.cron), parameters=parameters, pipeline=name)
 
 
 def six_fields(cron: str) -> str:

@@ -19,7 +19,7 @@ class StageNeeds:
     retried: bool = True  # False for the exit task, whose own failures would hide the run's
 
 
-IMAGES: Final = ("must-shard", "must-torch", "must-train")
+IMAGES: Final = ("must-shard", "must-torch", "must-train", "must-serve")
 GPU_IMAGE: Final = "must-train"  # has torch with CUDA
 LAUNCHER_IMAGE: Final = "must-shard"  # of the stage train, if it is a TrainJob
 
@@ -33,6 +33,7 @@ STAGES: Final[dict[str, StageNeeds]] = {
     "export": StageNeeds("must-torch", 32, loaders=True),
     "gate": StageNeeds("must-torch", 32, gpu=True, loaders=True),
     "promote": StageNeeds("must-shard", 16),
+    "label": StageNeeds("must-serve", 16, gpu=True),
     "close": StageNeeds("must-shard", 1),
     "summary": StageNeeds("must-shard", 4, retried=False),
 }

@@ -16,10 +16,10 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import convert, read_mapping, require
 from must.base.text import did_you_mean, printable, without_secrets
-from must.runtime.check import check_run
+from must.runtime.check import check_labelling, check_run
 from must.runtime.summary import Summary, summarize
 from must_components.cluster import failures, is_refused
-from must_pipeline.files import documents
+from must_pipeline.files import documents, name_pipeline
 from must_pipeline.server.api import Kfp, api, api_errors, connect
 
 LIMIT = 10_000  # bytes of all parameters together, in Kubeflow Pipelines
@@ -49,7 +49,7 @@ def check_parameters(pipeline: Path, values: dict[str, Any]) -> dict[str, Any]:
     if (size := len(json.dumps(values).encode())) > LIMIT:
         raise UserError(f"the parameters take {size:,} bytes, Kubeflow Pipelines allows {LIMIT:,}; use a file by URI")
     defaults = {name: each["defaultValue"] for name, each in known.items() if "defaultValue" in each}
-    check_run(defaults | values)
+    (check_run if "classes" in known else check_labelling)(defaults | values)
     return values
 
 
@@ -192,12 +192,13 @@ def submit(options: argparse.Namespace) -> int:
     """Returns the exit code: 0, or 1 for a run that was waited for and failed."""
     require(options.restarts >= 0, f"--restarts {options.restarts}: must not be negative")
     kfp = Kfp(options)
+    pipeline_name = options.pipeline_name or (name_pipeline(options.pipeline) if not options.again else "must")
     if options.again:
         body = copy_run(kfp, options.again)
     else:
         parameters = read_mapping(options.parameters, f"--parameters {options.parameters}")
-        body = make_run(kfp, options.pipeline, options.pipeline_name, options.experiment, parameters)
-    body.display_name = options.name or f"{options.pipeline_name} {time.strftime('%Y-%m-%d %H:%M')}"
+        body = make_run(kfp, options.pipeline, pipeline_name, options.experiment, parameters)
+    body.display_name = options.name or f"{pipeline_name} {time.strftime('%Y-%m-%d %H:%M')}"
     run_id = start(kfp, body)
     if not options.wait:
         return 0

@@ -100,6 +100,7 @@ class ClusterConfig:
     retries: Retries = field(default_factory=Retries)
     timeouts: dict[str, int] = field(default_factory=dict)
     shard: Sharding = field(default_factory=Sharding)
+    label: Sharding = field(default_factory=Sharding)
     training: Training = field(default_factory=Training)
 
     def image(self, name: str) -> str:
@@ -162,7 +163,7 @@ FORMS = (  # keys of cluster.yaml; the form of their value, or of NAME=VALUE; wh
 SHORT = 8  # characters of a value that is no secret, such as a switch
 MAX_PODS = 500  # Argo keeps the state of all pods of a run in one object, which etcd limits to about a megabyte
 LEAST = {
-    "gpu.count": 0, "training.nodes": 1, "shard.pods": 1, "retries.count": 0,
+    "gpu.count": 0, "training.nodes": 1, "shard.pods": 1, "label.pods": 1, "retries.count": 0,
     "retries.backoff": 0, "retries.factor": 1,
 }  # fmt: skip
 UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
@@ -204,7 +205,8 @@ def list_rules(cluster: ClusterConfig) -> Iterator[tuple[bool, str]]:
     training, key_file = cluster.training, credentials.kind == "secret"
     for key, least in LEAST.items():
         yield attrgetter(key)(cluster) >= least, f"{key} {attrgetter(key)(cluster)}: must be at least {least}"
-    yield cluster.shard.pods <= MAX_PODS, f"shard.pods: at most {MAX_PODS}"
+    for key in ("shard.pods", "label.pods"):
+        yield attrgetter(key)(cluster) <= MAX_PODS, f"{key}: at most {MAX_PODS}"
     yield cluster.tag != "latest", "tag 'latest': may name another image during a run; give a version"
     yield (
         not key_file or bool(credentials.secret),
