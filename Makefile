@@ -91,7 +91,7 @@ build/axe/node_modules/axe-core/axe.min.js:
 # later. They run in an environment with that package, which also uses the packages of the main one (ours.pth).
 build/transformers/installed: PACKAGES_THERE = --editable '.[siglip]'
 build/heic/installed: PACKAGES_THERE = --editable '.[heic]'
-build/labels/installed: PACKAGES_THERE = cleanlab label-studio-sdk openai
+build/labels/installed: PACKAGES_THERE = cleanlab label-studio-sdk openai "ray[data]" daft
 build/triton/installed: PACKAGES_THERE = triton
 build/transformers/installed build/heic/installed build/labels/installed build/triton/installed: $(VENV)/installed
 	@$(PYTHON) -m venv $(@D)
@@ -110,7 +110,7 @@ test-heic: build/heic/installed  ## Run the tests of HEIC images
 
 .PHONY: test-labels
 test-labels: build/labels/installed  ## Run the recipes for labelling tools with the tools' packages
-	@PYTHONPATH=$(CURDIR) build/labels/bin/python -m pytest tests/docs/test_recipes.py
+	@PYTHONPATH=$(CURDIR) build/labels/bin/python -m pytest -m "slow or not slow" tests/docs/test_recipes.py
 
 .PHONY: test-triton
 test-triton: build/triton/installed  ## Run the tests of what is printed beside triton, which torch for CUDA brings

@@ -21,7 +21,7 @@ from must.api.stages import ERRORS, NOT_STAGES, STAGES, function_at_must
 from must.base.flags import preset_text
 from must.base.parameters import list_parameters
 from must_pipeline.cli import COMMANDS
-from must_pipeline.files import CLUSTER, COMPILED
+from must_pipeline.files import CLUSTER, COMPILED, LABELLING
 
 FOLDER = Path(__file__).resolve().parent / "reference"
 MADE = "<!-- Made by `make reference`; change the parameters' own texts instead. -->\n"
@@ -139,7 +139,6 @@ def arguments(doc: str) -> str:
 
 def pipeline() -> str:
     """The commands of must-pipeline, and the parameters of a run."""
-    spec = next(yaml.safe_load_all(COMPILED.read_text()))
     out = [MADE, "# The pipeline's commands and parameters\n"]
     out += ["| command | does |\n|---|---|"]
     out += [f"| `must-pipeline {name}` | {text} |" for name, (_, text) in COMMANDS.items()]
@@ -148,7 +147,16 @@ def pipeline() -> str:
     )
     out.append("## A run's parameters\n")
     out.append("The lines of `run.yaml`, and of `parameters:` in a schedule.\n")
-    out.append("| parameter | type | default | |\n|---|---|---|---|")
+    out += parameters(COMPILED)
+    out.append("\n## Parameters of the second pipeline\n")
+    out.append("Of `must_label.yaml`, which [labels images](../label-ten-million.md#in-kubeflow).\n")
+    return "\n".join([*out, *parameters(LABELLING)]) + "\n"
+
+
+def parameters(compiled: Path) -> list[str]:
+    """A table of a compiled pipeline's parameters."""
+    spec = next(yaml.safe_load_all(compiled.read_text()))
+    out = ["| parameter | type | default | |\n|---|---|---|---|"]
     for name, parameter in spec["root"]["inputDefinitions"]["parameters"].items():
         value = parameter.get("defaultValue")
         if isinstance(value, bool):
@@ -158,7 +166,7 @@ def pipeline() -> str:
         value = "required" if not parameter.get("isOptional") else "" if value in ("", {}, None) else f"`{value}`"
         kind = parameter["parameterType"].lower().removeprefix("number_")
         out.append(f"| `{name}` | {kind} | {value} | {cell(parameter.get('description', ''))} |")
-    return "\n".join(out) + "\n"
+    return out
 
 
 def cluster() -> str:

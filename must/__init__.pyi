@@ -321,7 +321,12 @@ def predict(
     top_k: int = 1,
     output: Text = "",
     abstain: float = 0.0,
+    embeddings: bool = False,
+    part: Text = "",
+    known: Text = "",
+    relabel: bool = False,
     batch_size: int = 32,
+    workers: int = 0,
     threads: int = 0,
     device: Text = "auto",
 ) -> Predicted:

@@ -13,7 +13,7 @@ from must_components import components
 CASES = [
     *((name, {}) for name in ("inputs", "shard", "shard_part", "classifier", "champion", "train")),
     ("train", {"nodes": {"runtime": "must"}}),
-    *((name, {}) for name in ("evaluate", "gate", "export", "promote")),
+    *((name, {}) for name in ("evaluate", "gate", "export", "promote", "label", "label_model")),
 ]
 
 

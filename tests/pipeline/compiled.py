@@ -1,19 +1,22 @@
 """Compiled DAGs, in a process of their own: compiling takes kfp two seconds, and ten times as long in a process of
 pytest, because for each setting of a task kfp looks at its callers and through all modules that are imported."""
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from must_pipeline.cluster.config import ClusterConfig, load_cluster
 from must_pipeline.compile import compile_pipeline
+from must_pipeline.dag import make_pipeline
 from must_pipeline.files import documents
 from tests.once import made_once
 
 
-def compile_apart(cluster: ClusterConfig, output: Path) -> None:
+def compile_apart(cluster: ClusterConfig, output: Path, make: Callable[[ClusterConfig], Any] = make_pipeline) -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        process.submit(compile_pipeline, cluster, output).result()
+        process.submit(compile_pipeline, cluster, output, make).result()
 
 
 def compiled_for(cluster: Path) -> Path:

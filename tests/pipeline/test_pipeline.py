@@ -18,7 +18,8 @@ from must_pipeline.cli import COMMANDS
 from must_pipeline.cli import main as must_pipeline
 from must_pipeline.cluster.config import load_cluster
 from must_pipeline.compile import compile_pipeline
-from must_pipeline.files import CLUSTER, COMPILED, documents
+from must_pipeline.dag import make_label_pipeline
+from must_pipeline.files import CLUSTER, COMPILED, LABELLING, documents
 from must_pipeline.run_local import StageOutput, run_local
 from must_pipeline.stages import STAGES
 from tests.common import ended, until
@@ -38,11 +39,14 @@ def tasks_of(compiled):
 def test_the_committed_pipeline_is_current_and_compiles_byte_for_byte_the_same(tmp_path):
     compile_apart(load_cluster(CLUSTER), tmp_path / "again.yaml")
     assert (tmp_path / "again.yaml").read_bytes() == compiled_for(CLUSTER).read_bytes()
+    compile_apart(load_cluster(CLUSTER), tmp_path / "label.yaml", make_label_pipeline)
+    assert documents(LABELLING.read_text()) == documents((tmp_path / "label.yaml").read_text()), "run `make compile`"
     assert documents(COMPILED.read_text()) == documents(compiled_for(CLUSTER).read_text()), "run `make compile`"
 
 
 def test_the_stages_of_the_table_are_the_pipelines_and_each_names_its_components_image(compiled):
-    assert set(tasks_of(compiled)) == set(STAGES)
+    assert set(tasks_of(compiled)) == STAGES.keys() - {"label"}
+    assert set(tasks_of(Compiled(LABELLING))) == {"label", "label-model", "summary"}
     for name, row in STAGES.items():
         component = getattr(our_components, name)
         assert component.component_spec.implementation.container.image == f"{row.image}:{__version__}", name

@@ -14,14 +14,15 @@ from must.base.lock import locked
 from must.deploy.promote import Registry
 from must.runtime.summary import escape
 from must_pipeline.cluster.config import load_cluster
+from must_pipeline.dag import make_label_pipeline
 from must_pipeline.run_local import COLOR, RUN_LOCK, StageOutput
 from must_pipeline.stages import STAGES
-from tests.common import ROOT
+from tests.common import ROOT, read_csv
 from tests.pipeline.compiled import compile_apart
 
 pytestmark = pytest.mark.slow
 BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
-ALL = list(STAGES)
+ALL = [stage for stage in STAGES if stage != "label"]
 
 
 def small_demo(folder):
@@ -161,3 +162,20 @@ def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
     assert f"**Why**: {escape(why)} · wrong input (exit code 2)" in page
     assert "shard" not in run.stages  # before an image is read
     assert "run_local.py --parameters" in page and "must inputs: " in page.split("```")[1]
+
+
+def test_the_second_pipeline_labels_in_parts_and_only_what_is_new(first, demo, tmp_path):
+    """With the champion of the first one."""
+    images = tmp_path / "images"
+    shutil.copytree(demo[0] / "images" / "test", images)
+    (tmp_path / "cluster.yaml").write_text("label: {pods: 2}\n")
+    compile_apart(load_cluster(tmp_path / "cluster.yaml"), file := tmp_path / "label.yaml", make_label_pipeline)
+    table, registry = str(tmp_path / "labels.csv"), str(first[0] / "registry")
+    parameters = {"source": str(images), "output": table, "registry_uri": registry, "model_name": "digits"}
+    number = len(list(images.rglob("*.png")))
+    for new in (number, 1):
+        run = Run(parameters | {"only_new": new == 1}, tmp_path / "run", "--pipeline", file)
+        assert run.code == 0 and f"Labelled {number if new > 1 else number + 1:,} images: {new:,} new" in run.console
+        shutil.copy(next(images.rglob("*.png")), images / "new.png")
+    rows = [row for part in sorted((tmp_path / "labels.csv.parts").iterdir()) for row in read_csv(part)]
+    assert len({row["image"] for row in rows}) == len(rows) == number + 1
