@@ -72,7 +72,7 @@ def predict_images(
             found, output = select_part(found, config.part), part_file(output, config.part)
         table = Known(output, config.known, columns, model, config.relabel) if continued else None
         found = filter(table.is_new, found) if table else found
-        first = list(islice(found, 0 if "-" in config.images else max(FEW, options.batch_size)))
+        first = list(islice(found, 0 if "-" in config.images and not continued else max(FEW, options.batch_size)))
         if table and table.exists and not first and table.seen.all():
             logger.info(f"{output}: {len(table.seen):,} images, nothing new")
             return counts
@@ -86,7 +86,8 @@ def predict_images(
         progress = stack.enter_context(bar(unit="img", desc="predict", leave=False, quiet=not output))  # not amid rows
         write = stack.enter_context(open_table(output, columns)) if output else None
         for prediction in predictions:
-            own = {"model": model, "version": pending.popleft().version} if more else {}
+            version = pending.popleft().version
+            own = {"model": model, "version": version} if more else {}
             progress.update()
             if isinstance(prediction, Unreadable):
                 warn(prediction.image, prediction.reason, counts)
@@ -104,7 +105,7 @@ def predict_images(
             kept += 1
         if problems.skipped and counts["images"]:
             tqdm.write(f"other files, not read: {not_read(problems.skipped)}", file=sys.stderr)
-        some = counts["images"] or (continued and counts["unreadable"] <= MOST_UNREADABLE)
+        some = counts["images"] or kept or (continued and counts["unreadable"] <= MOST_UNREADABLE)
         require(bool(some), "none of the images could be read")
     if output:
         numbers = {"without a class": abstained, "could not be read": counts["unreadable"], "known before": kept}
