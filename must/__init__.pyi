@@ -38,6 +38,7 @@ __all__ = [
     "plan",
     "predict",
     "promote",
+    "quickstart",
     "refine",
     "review",
     "serve",
@@ -368,3 +369,9 @@ def demo(
     output: Text,
 ) -> Demo:
     """Write the bundled data set (handwritten digits), class names and tiny CLIP (computer fonts) to a folder."""
+
+def quickstart(
+    *,
+    output: Text = "quickstart",
+) -> Any:
+    """Show it all with the bundled digits: one pass, the page for answers in the browser, and what they change."""

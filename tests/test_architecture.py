@@ -65,6 +65,7 @@ review      serve
 demo
 results
 stages      results
+quickstart  demo stages
 inputs
 work_state  inputs
 sort

@@ -18,7 +18,7 @@ from must.base.console import TO_STDERR, open_closed
 from must.base.errors import UserError
 from must.base.flags import OneLineParser, add_flags, add_hidden_flags, format_usage
 from must.base.parameters import convert, require
-from must.base.processes import cores, end_with_parent
+from must.base.processes import cores, describe_machine, end_with_parent, memory_bytes
 from must.base.program import INTERRUPTED, exiting, is_first_rank
 from must.base.text import printable, printable_page
 from must.config.adapt import AdaptConfig
@@ -32,8 +32,7 @@ SETTINGS = "settings."  # prefix of a `must train` flag given to `must adapt`
 EPILOG = """\
 exit codes: 0 done, 2 the input is wrong (one line says what), 73 another run writes there, 75 stopped and
             resumable, 130 interrupted, 1 a bug; docs/errors.md says what to do
-a first run:  must demo --output demo && must adapt demo/images/unlabeled --classes demo/classes.yaml \\
-              --model demo/model --test-images demo/images/test --output demo/work
+a first run:  must quickstart
 """
 
 
@@ -82,6 +81,7 @@ def print_misfits(labels: str) -> None:
 NEXT = {
     "demo": "must adapt {output}/images/unlabeled --classes {output}/classes.yaml --model {output}/model "
     "--test-images {output}/images/test --output {output}/work",
+    "quickstart": "must adapt PHOTOS --classes FILE --output work",
     "adapt": "must predict FOLDER --model {output}; must review {output}; must export {output}",
     "shard": "must classifier --classes FILE --model ViT-B-16/datacomp_xl_s13b_b90k --output classifier.safetensors",
     "classifier": "must train --shards SHARDS --classifier {output} --output model",
@@ -190,7 +190,9 @@ def build_parser() -> argparse.ArgumentParser:
     index = commands.add_parser("index", help=text, description=text, allow_abbrev=False)
     text = "show what a folder of shards holds, or read everything again and compare"
     index.add_argument("words", nargs="*", metavar="show|verify URI", help=text)
-    commands.add_parser("env", help="Print versions, system and devices, for a bug report.")
+    commands.add_parser(
+        "env", help="Print versions, system and devices: the form of a bug report, or of a benchmark's result."
+    )
     completion = commands.add_parser("completion", help="Print a script that completes commands and flags in a shell.")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
@@ -206,7 +208,8 @@ VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MUST_START_METHOD")
 
 
 def environment() -> str:
-    """Versions, system and devices, one per line, and installed packages only. Imports torch if it is installed."""
+    """The form of a bug report or of a benchmark's result: versions, system and devices, one per line, installed
+    packages only; and the lines that a person fills in. Imports torch if it is installed."""
     revision = os.environ.get("MUST_GIT_REVISION")
     rows = {
         "must": must.__version__ + (f" ({revision})" if revision else ""),
@@ -214,6 +217,9 @@ def environment() -> str:
         "system": f"{platform.platform()} {platform.machine()}",
         "cores": str(cores()),
     }
+    named = [fact.partition(": ")[2] for fact in describe_machine() if fact.startswith("model name")]
+    rows["processor"] = named[0] if named else platform.processor() or "unknown"
+    rows["memory"] = f"{memory_bytes() / 2**30:.0f} GiB"
     try:
         import torch
 
@@ -225,4 +231,5 @@ def environment() -> str:
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             rows[name] = metadata.version(name)
+    rows |= {"command": "(what you typed)", "result": "(what it printed; for a benchmark, what else ran meanwhile)"}
     return "\n".join(f"{name:22}{value}" for name, value in rows.items())

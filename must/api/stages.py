@@ -188,6 +188,8 @@ STAGES: Final[dict[str, Stage]] = {
         "Put the labelled images into a folder for each class, as links or copies."),
     "demo": Stage(configs.DemoConfig, "must.api.demo:demo",
         "Write the bundled data set (handwritten digits), class names and tiny CLIP (computer fonts) to a folder."),
+    "quickstart": Stage(configs.QuickstartConfig, "must.api.quickstart:quickstart",
+        "Show it all with the bundled digits: one pass, the page for answers in the browser, and what they change."),
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 The command line, the YAML files (``--config``), the presets and the pipeline components all use these classes.
 Flags override the ``--config`` file, which overrides ``--preset``, which overrides the defaults."""
 
-from must.config.adapt import AdaptConfig, DemoConfig, SortConfig
+from must.config.adapt import AdaptConfig, DemoConfig, QuickstartConfig, SortConfig
 from must.config.evaluate import EvaluateConfig, GateConfig, RefineConfig, ReviewConfig
 from must.config.export import ExportConfig, PromoteConfig
 from must.config.predict import PredictConfig, ServeConfig
@@ -12,6 +12,6 @@ from must.config.train import PlanConfig, TrainConfig
 
 __all__ = [
     "AdaptConfig", "ClassifierConfig", "DemoConfig", "EvaluateConfig", "ExportConfig", "GateConfig", "PlanConfig",
-    "PredictConfig", "PromoteConfig", "RefineConfig", "ReviewConfig", "ServeConfig", "ShardConfig", "SortConfig",
-    "TrainConfig",
+    "PredictConfig", "PromoteConfig", "QuickstartConfig", "RefineConfig", "ReviewConfig", "ServeConfig", "ShardConfig",
+    "SortConfig", "TrainConfig",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Parameters of `must adapt` and `must demo`."""
+"""Parameters of `must adapt`, `must sort`, `must demo` and `must quickstart`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -76,3 +76,10 @@ class DemoConfig(StageConfig):
     example = "must demo --output demo/"
 
     output: str = param("folder to write to", metavar="DIR")
+
+
+@dataclass(kw_only=True)
+class QuickstartConfig(StageConfig):
+    example = "must quickstart"
+
+    output: str = param("folder to write to", "quickstart", metavar="DIR")

@@ -72,11 +72,11 @@ def a_bug(_config):
     return int("no number")
 
 
-def test_env_has_what_a_bug_report_needs_and_nothing_that_is_private(capsys, monkeypatch):
+def test_env_has_what_a_report_needs_and_nothing_that_is_private(capsys, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
     cli.main(["env"])
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert {"Python", "system", "GPUs", "torch", "numpy"} <= lines.keys()
+    assert {"Python", "system", "processor", "memory", "GPUs", "torch", "numpy", "command", "result"} <= lines.keys()
     assert lines["must"].startswith(must.__version__)
     said = " ".join(lines.values())
     assert "very-secret" not in said and str(Path.home()) not in said and socket.gethostname() not in said

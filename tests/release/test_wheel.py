@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import urllib.request
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from must.api.demo import digit_parts, name_image
 from tests.common import ROOT, printed
 
 pytestmark = pytest.mark.slow
@@ -60,11 +64,14 @@ def environment(wheel, tmp_path_factory):
     return folder
 
 
+def variables(environment):
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return clean | {"PATH": os.pathsep.join([str(environment / "bin"), clean["PATH"]])}
+
+
 def run(environment, cwd, program, *words):
     """What a program of the environment prints, which ends with 0."""
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    clean["PATH"] = os.pathsep.join([str(environment / "bin"), clean["PATH"]])
-    return printed(environment / "bin" / program, *words, cwd=cwd, env=clean)
+    return printed(environment / "bin" / program, *words, cwd=cwd, env=variables(environment))
 
 
 def test_the_wheel_has_three_packages_and_all_their_files(wheel, source):
@@ -120,3 +127,31 @@ def test_example_files_for_a_cluster_are_copied_once(environment, tmp_path):
         assert (tmp_path / "mine" / "clusters" / file.name).read_bytes() == file.read_bytes()
     again = run(environment, tmp_path, "must-pipeline", "files", "mine")
     assert again.count("is there already") == len(copied.splitlines())
+
+
+def test_quickstart_is_answered_until_the_set_is_finished(environment, tmp_path):
+    """With the true classes, as the page sends them; then Ctrl-C."""
+    truth = {name_image(number): label for number, (_, label) in enumerate(digit_parts()["unlabeled"])}
+    place = {"cwd": tmp_path, "env": variables(environment), "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([environment / "bin" / "must", "quickstart"], **place) as program:
+        url = next(found[1] for line in program.stdout if (found := re.search(r"must review: (\S+)", line)))
+
+        def ask(action, **request):
+            data = json.dumps({"page": "1"} | request).encode()
+            return json.load(urllib.request.urlopen(urllib.request.Request(url + action, data)))
+
+        while "wait" in (reply := ask("next")):
+            pass
+        review = json.loads((tmp_path / "quickstart/work/review/review.json").read_text())
+        names = {picture["number"]: picture["image"] for picture in review["pictures"]}
+        while picture := reply["picture"]:
+            reply = ask("answer", number=picture["number"], kind="label", label=truth[names[picture["number"]]])
+        state = reply["state"]
+        assert state["finished"] and state["answers"] < 300
+        assert state["true"][0] < 0.75 and state["true"][1] > 0.95 and state["labels"][1] < state["true"][1]
+        program.send_signal(signal.SIGINT)
+        said = program.stdout.read()
+    assert program.returncode == 0
+    found = re.search(r"([\d.]+)% of the labels; ([\d.]+)% by the model for 500 other pictures, 73.4% by", said)
+    assert min(map(float, found.groups())) > 93, said
+    assert (tmp_path / "quickstart/work/report/report.html").exists()

@@ -40,7 +40,7 @@ def demo(config: DemoConfig) -> Path:
     parts = digit_parts()
     for part in ("unlabeled", "test"):
         for number, (image, label) in enumerate(parts[part]):
-            path = output / "images" / part / ("" if part == "unlabeled" else label) / f"{number:05d}.png"
+            path = output / "images" / part / ("" if part == "unlabeled" else label) / name_image(number)
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
     shutil.copytree(asset_folder(), output / "model", dirs_exist_ok=True)
@@ -82,6 +82,11 @@ TEMPLATES = (
 DIGITS = Path(__file__).with_name("digits.csv.gz")
 IMAGE_SIZE = 32
 SPLIT_SIZES = {"test": 500, "validation": 200, "unlabeled": 1097}
+
+
+def name_image(number: int) -> str:
+    """The file of a part's image, by its place in `digit_parts`."""
+    return f"{number:05d}.png"
 
 
 def digit_parts() -> dict[str, list[tuple[Image.Image, str]]]:

@@ -1,7 +1,7 @@
 """Computes the review from the features of the images, then the effect of answers."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ from must.config.work import WEIGHTS_FILE
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader
 from must.method.answers.answers_file import RANDOM, read_answers
-from must.method.answers.estimate import Accepted
+from must.method.answers.estimate import Accepted, Share
 from must.method.answers.population import (
     count_cohorts,
     find_cohorts,
@@ -97,6 +97,8 @@ class Progress:
     right: float  # share of the pictures drawn at random whose label is right without their own answer
     left: list[int]  # numbers of the pictures that a person still has to name, the least sure label first
     classes: list[dict[str, Any]]  # rows of `describe_classes`
+    labels: Share | None  # of all labels that are right, estimated
+    true: tuple[float, float] | None  # shares of zero-shot's classes and of the labels that are right, where known
 
     def text(self) -> str:
         others = f"So far {counted(self.changed, 'label')} of other pictures changed." if self.changed else ""
@@ -107,8 +109,11 @@ class AnswerEffect:
     """Computes in a thread what the answers in the folder do, as this may take longer than giving the next answer. The
     program ends after the thread: torch must not compute while Python ends."""
 
-    def __init__(self, config: ReviewConfig, images: Images) -> None:
+    def __init__(self, config: ReviewConfig, images: Images, truth: Mapping[str, str] | None = None) -> None:
+        """`truth`: image -> class, where all are known."""
         self.images = images
+        numbers = {name: number for number, name in enumerate(images.classes)}
+        self.truth = torch.tensor([numbers[truth[name]] for name in images.pool.sources]) if truth else None
         self.config = RefineConfig(
             shards=config.shards, split=config.split, classifier=config.baseline, model=config.model,
             answers=config.output, output=config.output,
@@ -151,15 +156,18 @@ class AnswerEffect:
         )
         changed = refined.labels.labels != self.images.initial_labels
         changed[refined.answered] = False
-        measured = refined.measured
+        measured, true = refined.measured, None
+        if self.truth is not None:
+            right = [one.labels == self.truth for one in (refined.zero_shot, refined.labels)]
+            true = right[0].double().mean().item(), right[1].double().mean().item()
         if measured is None:
-            return Progress(len(answers.known), int(changed.sum()), None, 0.0, [], [])
+            return Progress(len(answers.known), int(changed.sum()), None, 0.0, [], [], None, true)
         rows = np.flatnonzero(measured.others & ~measured.marked)
         rows = rows[np.argsort(refined.labels.confidence.numpy()[rows], kind="stable")]
         return Progress(
             len(answers.known), int(changed.sum()), measured.accepted,
             float((measured.labels == measured.truth).mean()), pool.numbers[rows].tolist(),
-            refined.describe_classes(self.images.classes, pool.numbers),
+            refined.describe_classes(self.images.classes, pool.numbers), measured.accuracy.labels, true,
         )  # fmt: skip
 
 

@@ -87,6 +87,17 @@ function bar(state) {
     $("set").setAttribute("aria-label", `${set.answered} answered, ${set.accepted} need not be looked at, ${set.left} left`);
     $("set-left").textContent = state.finished ? "finished" : `${set.left.toLocaleString("en")} left`;
   }
+  const { labels, true: known } = state, percent = (part) => `${(100 * part).toFixed(1)}%`;
+  $("right").hidden = !labels && !known;
+  $("right-text").textContent = `Right labels: ${[
+    labels && `${percent(labels[0])} by your answers (${percent(labels[1])} to ${percent(labels[2])})`,
+    known && `${percent(known[1])} in truth, which is known of this example (zero-shot ${percent(known[0])})`,
+  ].filter(Boolean).join("; ")}.`;
+  for (const [id, part] of Object.entries({ span: labels && labels[1], dot: labels && labels[0], zero: known && known[0], true: known && known[1] })) {
+    $(`right-${id}`).hidden = typeof part !== "number";
+    $(`right-${id}`).style.left = percent(part);
+  }
+  if (labels) $("right-span").style.width = percent(labels[2] - labels[1]);
   $("to-left").hidden = !set || state.finished || set.left === set.unread;
   if (set) $("left-text").textContent = finishing ? "go on with other pictures" : `name the ${(set.left - set.unread).toLocaleString("en")} that are left`;
   $("undo").disabled = $("grid-undo").disabled = $("done-undo").disabled = !state.undo;

@@ -14,7 +14,7 @@ import sys
 import threading
 import webbrowser
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -188,8 +188,9 @@ CONNECTIONS = 64  # of all browsers together, at most
 KEEP_ALIVE = 30  # seconds without a request, or for its head, after which a connection ends
 
 
-def review(config: ReviewConfig) -> None:
-    """Serves until SIGINT or SIGTERM. Answers are in OUTPUT/answers.jsonl; a restart loses none."""
+def review(config: ReviewConfig, truth: Mapping[str, str] | None = None) -> None:
+    """Serves until SIGINT or SIGTERM. Answers are in OUTPUT/answers.jsonl; a restart loses none. `truth`: image ->
+    class, of all images of the split; the page then says how many labels are right."""
     if config.add:  # before the pictures are looked at, which takes longer
         classes = load_description(config.model).classes
         labels = read_corrections(config.add, classes)
@@ -212,7 +213,8 @@ def review(config: ReviewConfig) -> None:
             logger.info(printable_page("\n".join(lines)))
             return
         with listen(config.host, config.port) as listener:
-            asyncio.run(serve_page(config, App(None, reader, secrets.token_urlsafe(18)), saved, listener))
+            app = App(None, reader, secrets.token_urlsafe(18))
+            asyncio.run(serve_page(config, app, saved, listener, truth))
 
 
 def prepare_review(config: ReviewConfig) -> Review:
@@ -228,7 +230,9 @@ class ReviewStoppedError(Exception):
     """The program ends."""
 
 
-def compute_questions(config: ReviewConfig, app: "App", saved: Review | None, ending: threading.Event) -> None:
+def compute_questions(
+    config: ReviewConfig, app: "App", saved: Review | None, ending: threading.Event, truth: Mapping[str, str] | None
+) -> None:
     """Computes the review and the images that show the effect of answers, or ends before, once `ending` is set. Raises
     the errors of `compute_review`."""
 
@@ -252,7 +256,7 @@ def compute_questions(config: ReviewConfig, app: "App", saved: Review | None, en
         review, images = compute_review(config, saved, pause)
         if review is not saved:
             review.save(config.output)
-        show(review, AnswerEffect(config, images))
+        show(review, AnswerEffect(config, images, truth))
 
 
 def review_at(config: ReviewConfig) -> Review | None:
@@ -268,7 +272,9 @@ def review_at(config: ReviewConfig) -> Review | None:
     return None
 
 
-async def serve_page(config: ReviewConfig, app: "App", saved: Review | None, listener: socket.socket) -> None:
+async def serve_page(
+    config: ReviewConfig, app: "App", saved: Review | None, listener: socket.socket, truth: Mapping[str, str] | None
+) -> None:
     """Serves until a signal. Raises the errors of `compute_questions`."""
     from must.deploy.serve.serve import format_url, serve_until_signal
 
@@ -286,7 +292,7 @@ async def serve_page(config: ReviewConfig, app: "App", saved: Review | None, lis
         )
     )
     ending = threading.Event()
-    computing = asyncio.ensure_future(asyncio.to_thread(compute_questions, config, app, saved, ending))
+    computing = asyncio.ensure_future(asyncio.to_thread(compute_questions, config, app, saved, ending, truth))
     await asyncio.wait((serving, computing), return_when=asyncio.FIRST_COMPLETED)
     if computing.done():
         computing.result()

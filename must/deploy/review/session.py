@@ -126,7 +126,8 @@ class Session:
     def state(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The progress that the page shows. `gain`: in points with its interval; None without random answers; `set`:
         how many pictures are answered, need not be looked at, and are left, `unread` ones among them, about which this
-        page does not ask; None where nothing is promised."""
+        page does not ask; None where nothing is promised; `labels`: the share of right labels with its interval;
+        `true`: of zero-shot and of the labels, where it is known."""
         answers, progress, unread = self.answers, self.progress, self.review.unread
         counts = progress.accepted if progress and progress.accepted and progress.accepted.accepted else None
         measured = self.review.measured(self.measuring)
@@ -149,6 +150,8 @@ class Session:
             if counts
             else None,
             "finished": self.finished,
+            "labels": progress and progress.labels,
+            "true": progress and progress.true,
             "undo": bool(batches),
             "recent": [
                 {"number": self.by_sha256[sha256].number, "answer": format_answer(answers[sha256])}

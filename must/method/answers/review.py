@@ -234,9 +234,7 @@ class Review:
             parts.append(f"{counted(unsure, 'answer')} “cannot tell”.")
         if self.unread:
             pictures = counted(self.unread, "other picture")
-            parts.append(
-                f"{pictures} are left that were not read here (--limit); `must refine` counts these, too."
-            )
+            parts.append(f"{pictures} are left that were not read here (--limit); `must refine` counts these, too.")
         return " ".join(parts)
 
     def relabelled(self, answers: dict[str, Answer]) -> list[tuple[Picture, Answer]]:

@@ -189,10 +189,17 @@ def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(re
 
 
 def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it(review, folder, images, serve, visit):
-    effect = AnswerEffect(config_at(folder), images)
-    session = Session(review, str(folder), "ann", effect, commands=["must refine 'a b'"])
-    page = visit(serve(App(session, reader_of(review), "token")))
     labels = labels_of(review)
+    truth = {picture.image: labels[picture.sha256] for picture in review.pictures}
+    effect = AnswerEffect(config_at(folder), images, truth)
+    session = Session(review, str(folder), "ann", effect, commands=["must refine 'a b'"])
+    effect.wait()
+    page = visit(serve(App(session, reader_of(review), "token")))
+    right = [
+        round(sum(review.classes[p.classes[n]] == truth[p.image] for p in review.pictures) / 1.5, 1) for n in (0, 2)
+    ]
+    known = f"{right[1]}% in truth, which is known of this example (zero-shot {right[0]}%)."
+    expect(page.locator("#right-text")).to_have_text(f"Right labels: {known}")
     for picture in review.pictures[:12]:
         shown(page, picture.number)
         page.keyboard.press(str(review.classes.index(labels[picture.sha256])))  # "three" has the key 3
@@ -213,6 +220,7 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     expect(page.locator("#end")).to_have_text("Result so far")
     text = "How many of 100 pictures each names right, by 12 answers about pictures drawn at random:"
     expect(page.locator("#endtext")).to_have_text(text)
+    expect(page.locator("#right-text")).to_have_text(re.compile(r"Right labels: [\d.]+% by your answers \([\d.]+% to "))
     expect(page.locator("#rows tr")).to_have_count(3)
     row = page.locator("#rows tr").nth(1).inner_text().split()
     measured = session.review.measured(session.answers)
