@@ -74,6 +74,19 @@ PATHS_IN = (
 EXPORTS = ("onnx", "open_clip")  # of a model; `must export` made them
 DERIVED = (*EXPORTS, "decision.json")  # go with a model that is replaced
 BEFORE, EXCHANGE, ASIDE = "before", "exchange.json", "old"
+GUIDE = """\
+# What `must adapt` made
+
+| | |
+|---|---|
+| `labels/predictions.csv` | **your labels**: a row for each image, with your answers |
+| `report/report.html` | how good model and labels are; `report/predictions.csv` is what it was measured with |
+| `model/` | the model with its memory: `must predict FOLDER --model WORK`, where WORK is this folder |
+| `onnx/`, `open_clip/` | the model for other programs, if `must export` made them |
+| `review/` | people's answers; keep it, the rest can be made again by `must adapt WORK` |
+| `before/` | parts that were replaced |
+| all others | for `must` itself: packed images, their features, the model before, what the call was |
+"""
 
 
 class WorkState:
@@ -222,6 +235,8 @@ class WorkState:
             exchange(self.work, folder)
         for unfinished in self.work.glob(f"{NEXT_PREFIX}*"):
             shutil.rmtree(unfinished, ignore_errors=True)
+        if not (guide := self.work / "README.md").exists():
+            storage.write_bytes(str(guide), GUIDE.encode())
         self.folder = self.work
 
     def end_exports(self) -> None:
