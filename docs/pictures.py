@@ -6,15 +6,12 @@ The pictures of the report are screenshots by chromium (--chromium: another brow
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 import sys
 from html import escape
 from pathlib import Path
 from typing import Any
-
-from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -23,7 +20,7 @@ from pictures_report import annotate, photograph
 
 from must.data.loading.order import EpochOrder
 
-INK, GREY, GOOD, BAD, PALE = "#1f2933", "#7b8794", "#0b7a4b", "#b42318", "#e4e7eb"
+INK, GREY, PALE = "#1f2933", "#7b8794", "#e4e7eb"
 SERIES = ("#0b63ce", "#b54708", "#0b7a4b", "#7a3fa8")
 LIMIT = 150_000  # bytes of a picture
 
@@ -36,12 +33,9 @@ def main() -> None:
     options = parser.parse_args()
     work = options.demo / "work"
     details = work / "report"
-    metrics = json.loads((details / "metrics.json").read_text())
-    rows = list(csv.DictReader((details / "predictions.csv").open()))
     log = [json.loads(line) for line in (work / "model" / "train_log.jsonl").open()]
     output = options.output
     output.mkdir(parents=True, exist_ok=True)
-    digits(rows, metrics, options.demo / "images" / "test").save(output / "digits.png", optimize=True)
     (output / "curves.svg").write_text(curves(log))
     (output / "order.svg").write_text(order())
     (output / "pipeline.svg").write_text(dag())
@@ -51,41 +45,10 @@ def main() -> None:
         annotate(options.chromium, report, output / "report-explained.png")
     else:
         print("pictures: those of the report are left as they were: no chromium here", file=sys.stderr)
-    for file in sorted(output.iterdir()):
+    for file in sorted({*output.iterdir()} - {output / "quickstart.webp"}):
         print(f"{file}: {file.stat().st_size:,} bytes")
         if file.stat().st_size > LIMIT:
             raise SystemExit(f"pictures: {file} is larger than {LIMIT:,} bytes")
-
-
-def digits(rows: list[dict[str, str]], metrics: dict[str, Any], folder: Path, per_class: int = 4) -> Image.Image:
-    """One column per class: test images with the zero-shot model's class above and the adapted model's below."""
-    names = [name for name in metrics["classes"] if any(row["label"] == name for row in rows)]
-    cell, gap, margin, top = 64, 14, 16, 84
-    width, height = margin * 2 + len(names) * (cell + gap) - gap, top + per_class * (cell + 50) + 6
-    picture = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(picture)
-    small, large = ImageFont.load_default(15), ImageFont.load_default(21)
-    before, after = (100 * metrics[model]["top1"] for model in ("baseline", "adapted"))
-    draw.text((margin, 12), "Handwritten digits, without a label:", INK, large)
-    x = margin + draw.textlength("Handwritten digits, without a label:  ", large)
-    draw.text((x, 12), f"zero-shot {before:.1f}%", BAD, large)
-    x += draw.textlength(f"zero-shot {before:.1f}%  ", large)
-    draw.text((x, 12), f"adapted {after:.1f}% right", GOOD, large)
-    draw.text((margin, 44), "above each image: zero-shot's answer; below it: the adapted model's", GREY, small)
-    for column, name in enumerate(names):
-        # In the order of the files, with the share of wrong baseline predictions of the whole test set.
-        in_class = [row for row in rows if row["label"] == name]
-        share = sum(row["baseline"] != name for row in in_class) / len(in_class)
-        wrong = [row for row in in_class if row["baseline"] != name][: round(share * per_class)]
-        right = [row for row in in_class if row["baseline"] == name][: per_class - len(wrong)]
-        for number, row in enumerate(wrong + right):
-            column_x, y = margin + column * (cell + gap), top + number * (cell + 50)
-            image = Image.open(folder / row["source"]).convert("RGB").resize((cell, cell), Image.Resampling.NEAREST)
-            picture.paste(image, (column_x, y + 18))
-            for predicted, line in ((row["baseline"], y), (row["adapted"], y + cell + 19)):
-                centre = column_x + (cell - draw.textlength(predicted, small)) / 2
-                draw.text((centre, line), predicted, GOOD if predicted == name else BAD, small)
-    return picture.quantize(64)
 
 
 def curves(log: list[dict[str, Any]]) -> str:

@@ -33,7 +33,10 @@ def quickstart(config: QuickstartConfig) -> None:
     }  # fmt: skip
     adapt(words)
     before, now = measure_labels(work / "labels" / PREDICTIONS_FILE, truth)
-    logger.info(f"right classes: {before:.1%} by the CLIP alone, {now:.1%} after the pass. Now name some:\n")
+    logger.info(
+        f"right classes: {before:.1%} by the CLIP alone, {now:.1%} after the pass. The page says it, too: the "
+        "classes of these pictures are known. Name some:\n"
+    )
     answers = work / "review" / "answers.jsonl"
     run("review", configure("review", {"model": str(work)}), truth=truth)
     if not answers.exists():

@@ -1,6 +1,7 @@
 """`must.adapt`: every kind of input, what comes back, going on, and refusing."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,10 @@ def test_it_adapts_and_measures(adapted, digits):
     assert adapted.to_frame()["class"].tolist() == [row["class"] for row in rows]
     assert len(rows) == adapted.metrics["refined"]["images"] == 150 and {row["class"] for row in rows} <= {*CLASSES}
     assert "Labels of your images" in adapted.report.read_text()
+    named = re.findall(r"^\| `([\w/.]+)`", (adapted.output / "README.md").read_text(), re.MULTILINE)
+    assert [name for name in named if (adapted.output / name).exists()] == [
+        "labels/predictions.csv", "report/report.html", "model/",
+    ]  # fmt: skip
 
 
 def test_predictions_agree_with_the_report(adapted, digits):

@@ -91,7 +91,7 @@ function bar(state) {
   $("right").hidden = !labels && !known;
   $("right-text").textContent = `Right labels: ${[
     labels && `${percent(labels[0])} by your answers (${percent(labels[1])} to ${percent(labels[2])})`,
-    known && `${percent(known[1])} in truth, which is known of this example (zero-shot ${percent(known[0])})`,
+    known && `${percent(known[1])} in truth, zero-shot ${percent(known[0])}`,
   ].filter(Boolean).join("; ")}.`;
   for (const [id, part] of Object.entries({ span: labels && labels[1], dot: labels && labels[0], zero: known && known[0], true: known && known[1] })) {
     $(`right-${id}`).hidden = typeof part !== "number";

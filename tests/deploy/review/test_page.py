@@ -198,7 +198,7 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     right = [
         round(sum(review.classes[p.classes[n]] == truth[p.image] for p in review.pictures) / 1.5, 1) for n in (0, 2)
     ]
-    known = f"{right[1]}% in truth, which is known of this example (zero-shot {right[0]}%)."
+    known = f"{right[1]}% in truth, zero-shot {right[0]}%."
     expect(page.locator("#right-text")).to_have_text(f"Right labels: {known}")
     for picture in review.pictures[:12]:
         shown(page, picture.number)
