@@ -151,6 +151,13 @@ format: setup  ## Format the code, and fix style errors that can be fixed automa
 compile: setup  ## Compile the Kubeflow pipeline
 	@$(BIN)/python pipeline/compile.py
 
+build/onnxruntime-web/node_modules/onnxruntime-web/package.json:
+	@npm install --silent --no-audit --no-fund --prefix build/onnxruntime-web onnxruntime-web
+
+.PHONY: draw
+draw: setup build/onnxruntime-web/node_modules/onnxruntime-web/package.json  ## Make the model's files for the site's page "Try it in the browser" (needs npm)
+	@$(BIN)/python docs/draw.py build/onnxruntime-web/node_modules/onnxruntime-web build/draw
+
 .PHONY: docs
 docs: setup  ## Build the documentation site in build/site; fails on dead links
 	@$(BIN)/python docs/site.py
@@ -169,6 +176,7 @@ reference: setup  ## Generate docs/reference from parameters and docstrings
 pictures: setup  ## Generate docs/pictures from the demo (needs Chromium)
 	@test -d $(DEMO)/work/report || $(MAKE) --no-print-directory demo
 	@$(BIN)/python docs/pictures.py --demo $(DEMO) --output docs/pictures
+	@$(BIN)/python docs/pictures_quickstart.py docs/pictures/quickstart.webp
 
 # -- releases (CONTRIBUTING.md) -----------------------------------------------------------------------------------------
 VERSION_FILES := must/__init__.py CITATION.cff pipeline/cluster.yaml pipeline/clusters/*.yaml docs/kubeflow.md docs/containers.md docs/gke.md deploy/inference-service.yaml

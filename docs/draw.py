@@ -1,0 +1,48 @@
+"""Makes build/draw, the files of the site's page try.md: `make draw` (needs npm).
+
+The model is the bundled example's, with its memory and 200 true answers. It and onnxruntime-web are packed by gzip; the
+page unpacks them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import shutil
+import sys
+from pathlib import Path
+
+from must.api.demo import demo, digit_parts, name_image
+from must.api.stages import call
+from must.config import DemoConfig
+
+ANSWERS = 200
+LARGEST = 8_000_000  # bytes of all files
+
+
+def main() -> None:
+    package, output = map(Path, sys.argv[1:])
+    example = output / "example"
+    demo(DemoConfig(output=str(example)))
+    words = {"images": example / "images/unlabeled", "classes": example / "classes.yaml", "model": example / "model"}
+    words |= {"output": example / "work", "train": "no"}
+    texts = {name: str(value) for name, value in words.items()}
+    call("adapt", **texts)
+    with (example / "answers.csv").open("w", newline="") as file:
+        labels = [label for _, label in digit_parts()["unlabeled"][:ANSWERS]]
+        csv.writer(file).writerows([("image", "class"), *((name_image(n), label) for n, label in enumerate(labels))])
+    call("review", model=str(example / "work"), add=str(example / "answers.csv"))
+    call("adapt", **texts)
+    call("export", model=str(example / "work"))
+    shutil.copy(package / "dist/ort.wasm.bundle.min.mjs", output / "ort.mjs")
+    packed = {"ort": package / "dist/ort-wasm-simd-threaded.wasm", "model": example / "work/onnx/model.onnx"}
+    for name, file in packed.items():
+        (output / f"{name}.bin").write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+    shutil.rmtree(example)
+    size = sum(file.stat().st_size for file in output.iterdir())
+    print(f"{output}: {size:,} bytes")
+    if size > LARGEST:
+        raise SystemExit(f"draw: more than {LARGEST:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
