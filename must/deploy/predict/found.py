@@ -99,9 +99,10 @@ def list_source(source: Source, problems: ListingReport) -> Iterator[Found]:
             yield from sorted(block)
         return
     of_one = isinstance(source, Archives) and not source.names
-    place = storage.join if of_one or not is_many(source.uri) else beside
+    inside = of_one or not is_many(source.uri)
     for item in problems.without_long_texts(source.items(problems)):
-        yield Found(place(source.uri, item.name), str(item.size or ""), source, item)
+        name = storage.join(source.uri, item.name) if inside else beside(source.uri, item.name)
+        yield Found(name, str(item.size or ""), source, item)
 
 
 def is_picture_on_stdin() -> bool:

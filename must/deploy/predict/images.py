@@ -76,7 +76,7 @@ def predict_images(
         if table and table.exists and not first and table.seen.all():
             logger.info(f"{output}: {len(table.seen):,} images, nothing new")
             return counts
-        images = (pending.append(one) or one for one in chain(first, found))
+        images = note(chain(first, found), pending)
         if len(first) >= FEW and (workers := count_workers(config)):
             predictions = classify_many(classifier, images, view, read_pixels, options, workers)
         else:
@@ -112,6 +112,13 @@ def predict_images(
         also = "".join(f", {count:,} {what}" for what, count in numbers.items() if count)
         logger.info(f"{counts['images']:,} images{also} -> {output}")
     return counts
+
+
+def note(found: Iterable[Found], pending: deque[Found]) -> Iterator[Found]:
+    """The same images; each is also added to `pending`."""
+    for one in found:
+        pending.append(one)
+        yield one
 
 
 def count_workers(config: PredictConfig) -> int:

@@ -114,11 +114,15 @@ def open_table(output: str, columns: Sequence[str]) -> Iterator[Callable[[Row], 
         if ending == "parquet":
             with open_parquet(file, columns) as write:
                 yield write
-        elif ending == "csv":
+            return
+        if ending == "csv":
             file.write(format_csv([columns]))
-            yield lambda row: file.write(format_csv([[format_cell(row.get(name), name) for name in columns]])) and None
-        else:
-            yield lambda row: file.write(json.dumps(row).encode() + b"\n") and None
+
+        def write_line(row: Row) -> None:
+            cells = [format_cell(row.get(name), name) for name in columns]
+            file.write(format_csv([cells]) if ending == "csv" else json.dumps(row).encode() + b"\n")
+
+        yield write_line
 
 
 @contextmanager
