@@ -119,8 +119,10 @@ def open_table(output: str, columns: Sequence[str]) -> Iterator[Callable[[Row], 
             file.write(format_csv([columns]))
 
         def write_line(row: Row) -> None:
-            cells = [format_cell(row.get(name), name) for name in columns]
-            file.write(format_csv([cells]) if ending == "csv" else json.dumps(row).encode() + b"\n")
+            if ending == "csv":
+                file.write(format_csv([[format_cell(row.get(name), name) for name in columns]]))
+            else:
+                file.write(json.dumps(row).encode() + b"\n")
 
         yield write_line
 

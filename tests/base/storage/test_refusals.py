@@ -121,7 +121,7 @@ def test_credentials_that_are_refused_for_a_while_are_waited_for_where_the_run_h
     for _ in range(4):
         assert storage.read_bytes(f"{work}/name") == b"x" * 10 and storage.size(f"{work}/name") == 10
         storage.write_bytes(f"{work}/other", b"y")
-        assert [name for name, _ in storage.list_files(work)] == ["name", "other"]
+        assert [entry.name for entry in storage.list_files(work)] == ["name", "other"]
         storage.delete(f"{work}/other")
     assert server.faults.done[status] > 8
 
