@@ -39,9 +39,6 @@ class PredictConfig(StageConfig):
     top_k: int = param("classes to print for an image", 1, metavar="K", often=True, at_least=1)
     output: str = param(".csv, .jsonl or .parquet file in place of the table", "", metavar="FILE|URI", often=True)
     abstain: float = defaults.abstain(often=True)
-    embeddings: bool = param(
-        "add the images' embeddings, of a bundle or a file of `must export --embeddings`, to a .parquet file", False
-    )
     part: str = param(
         "write part I of N, a file in OUTPUT.parts, with its share of the images by a hash of their names; those there "
         "are not labelled again; the same command without --part joins the parts",
@@ -56,6 +53,9 @@ class PredictConfig(StageConfig):
         metavar="FILE|DIR",
     )
     relabel: bool = param("label images of --output again whose rows are of another model", False)
+    embeddings: bool = param(
+        "add the images' embeddings, of a bundle or a file of `must export --embeddings`, to a .parquet file", False
+    )
     batch_size: int = defaults.batch_size(32, group="how it runs")
     workers: int = param(
         "processes that read and decode many images; 0: one a core, two for a bucket; on Linux", 0, at_least=0

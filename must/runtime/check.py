@@ -239,7 +239,7 @@ def check_labelling(values: Mapping[str, Any]) -> None:
     """As `check_run`, of the pipeline `must-label`."""
     for name in ("source", "output", "work_uri"):
         require(values.get(name) != "", f"{name} is empty")
-    given = {"images": [values["source"]], "output": values["output"], "part": "1/2"}
+    given = {"images": [values.get("source", "-")], "output": values.get("output", "-"), "part": "1/2"}
     with_name("settings", PredictConfig, **labelling_settings(values.get("settings") or {}, given))
     Registry("-", values.get("model_name", "model"))
 

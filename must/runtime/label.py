@@ -52,5 +52,5 @@ def label(
         rows[f"similarity below {least_similarity:g}"] += (
             similarity not in (None, "") and float(similarity) < least_similarity
         )
-    facts.labels = dict(rows.most_common(MOST_COUNTED))
+    facts.rows = dict(rows.most_common(MOST_COUNTED))
     facts.result = describe_labels(rows)

@@ -86,7 +86,7 @@ class Facts:
     against: str = ""  # gate: the champion, in words
     reasons: list[str] = field(default_factory=list)  # gate: one line per rule
     version: str = ""  # promote: the new champion
-    labels: dict[str, int] = field(default_factory=dict)  # label: numbers of rows, by kind
+    rows: dict[str, int] = field(default_factory=dict)  # label: numbers of rows, by kind
     pod: str = ""  # why the stage's pod ended, as the cluster reports it
 
     def save(self) -> None:

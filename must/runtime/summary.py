@@ -124,7 +124,7 @@ def describe_decision(facts: dict[str, Facts]) -> str:
 
 def add_labels(facts: dict[str, Facts]) -> str:
     """The labels of all parts; "" for a run of another pipeline."""
-    rows = sum((Counter(one.labels) for one in facts.values()), Counter[str]())
+    rows = sum((Counter(one.rows) for one in facts.values()), Counter[str]())
     unlike = sum(number for kind, number in rows.items() if kind.startswith("similarity below"))
     advice = "; many are unlike those of the model: adapt it again" if unlike > UNLIKE * rows["images"] else ""
     return f"Labelled {describe_labels(rows)}{advice}" if rows else ""

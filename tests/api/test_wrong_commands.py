@@ -91,7 +91,7 @@ predict photos                                                               | t
 predict work/ photos                                                         | missing: --model; the command is: must predict photos --model work
 predict --model wrok photos                                                  | --model wrok: no such file or folder
 predict --model work fotos                                                   | fotos: no such file
-predict --model work photos --output work                                    | the name must end in .csv or .jsonl
+predict --model work photos --output work                                    | the name must end in .csv, .jsonl or .parquet
 predict --model work photos --classes cat,dog                                | the model in work has classes of its own
 predict --model ViT-B-16 --classes cat,dog photos                            | write ViT-B-16/WEIGHTS, such as ViT-B-16/openai
 predict --model model photos                                                 | say which classes there are

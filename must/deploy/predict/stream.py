@@ -18,7 +18,7 @@ from must.deploy.predict.writer import Options, Prediction, Unreadable, rank_cla
 READERS = 16  # threads that read from a bucket for one process; each waits for the network most of the time
 AHEAD = 3  # batches for each process that may be waiting for their turn
 NAMES = 5000  # that are listed in advance
-Read = Callable[[Found], tuple[np.ndarray | None, str]]
+Read = Callable[[Found, EvalView], tuple[np.ndarray | None, str]]
 Batch = tuple[list[Found], np.ndarray, list[str]]
 Value = TypeVar("Value")
 

@@ -14,6 +14,7 @@ import must
 from must.config import PredictConfig
 from must.deploy.infer.predict import predict
 from must.deploy.predict import images as labelling
+from must.deploy.predict.found import Found
 from must.deploy.predict.writer import read_table
 from tests.common import one_line
 from tests.data.shards.test_shard_gcs import upload
@@ -197,7 +198,7 @@ def test_names_are_taken_from_a_listing_while_it_goes_on(digits, exported, monke
     def endless(*_):
         while True:
             taken.append(1)
-            yield labelling.Found(picture)
+            yield Found(picture)
 
     monkeypatch.setattr(labelling, "find_images", endless)
 

@@ -259,8 +259,10 @@ def test_a_set_that_is_finished_can_be_gone_on_with_and_what_is_left_can_be_left
     last = review.pictures[149].number
     for press in ("o", "o", "#to-ask", "#back"):
         expect(page.locator("#end")).to_have_text("Finished")
+        page.wait_for_function("() => !busy")
         page.locator(press).click() if press.startswith("#") else page.keyboard.press(press)
         shown(page, last)
+        page.wait_for_function("() => !busy")
         page.keyboard.press("e")
 
 
