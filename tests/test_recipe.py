@@ -46,7 +46,7 @@ EDITS = {  # file: (before what, what)
     "must/config/__init__.py": ("from must.config.predict", "from must.config.hello import HelloConfig\n"),
     "must/api/stages.py": (
         '    "plan": Stage(', '    "hello": Stage(configs.HelloConfig, "must.evaluation.hello:hello", "Greet."),\n'),
-    "must/__init__.py": ('    "adapt", ', '    "hello",\n'),
+    "must/__init__.py": ('    "load",', '    "hello",\n'),
     "pipeline/must_pipeline/stages.py": ('    "shard": StageNeeds(', '    "hello": StageNeeds("must-shard", 4),\n'),
     "components/must_components/components.py": (
         "@dsl.component(base_image=TORCH, install_kfp_package=False)\ndef inputs(", HELLO),
