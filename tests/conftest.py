@@ -48,12 +48,15 @@ FIRST = [
         "method/train/test_train.py method/train/test_distributed.py method/train/test_step.py "
         "method/train/test_plan.py",
         # torch's exporter to ONNX
-        "deploy/export/test_export.py deploy/export/test_takeaway.py",
+        "deploy/export/test_export.py deploy/export/test_takeaway.py deploy/export/test_export_memory.py "
+        "deploy/infer/test_bundle.py",
         "method/train/test_kills.py",
         # an S3 server, and the clients of three stores
         "base/storage/test_storage.py base/storage/test_refusals.py",
         # a `must serve`
         "deploy/serve/test_serve.py deploy/serve/test_hostile.py deploy/serve/test_shares.py",
+        "api/test_day_two.py",
+        "method/memory/test_answers.py",
         "method/memory/test_refine.py",
         "data/shards/test_shard_restart.py",
         "pipeline/test_cluster.py",

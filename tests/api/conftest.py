@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from functools import cache
 
 import pytest
 
@@ -18,15 +19,21 @@ PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in C
 FAST = {"model": asset_folder(), "train": False, "workers": 0, "device": "cpu"}
 
 
+@cache
+def digits_of_the_demo():
+    """[(picture, class name)]"""
+    return digit_parts()["validation"]
+
+
 def write_photos(folder, numbers):
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
-        digit_parts()["validation"][number][0].save(folder / f"IMG_{number:04d}.png")
+        digits_of_the_demo()[number][0].save(folder / f"IMG_{number:04d}.png")
     return folder
 
 
 def label_of(number):
-    return digit_parts()["validation"][number][1]
+    return digits_of_the_demo()[number][1]
 
 
 def adapt(place, classes=list(CLASSES), **changes):  # noqa: B006
