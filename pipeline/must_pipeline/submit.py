@@ -49,7 +49,7 @@ def check_parameters(pipeline: Path, values: dict[str, Any]) -> dict[str, Any]:
     if (size := len(json.dumps(values).encode())) > LIMIT:
         raise UserError(f"the parameters take {size:,} bytes, Kubeflow Pipelines allows {LIMIT:,}; use a file by URI")
     defaults = {name: each["defaultValue"] for name, each in known.items() if "defaultValue" in each}
-    (check_labelling if "output" in known else check_run)(defaults | values)
+    (check_labelling if "least_similarity" in known else check_run)(defaults | values)
     return values
 
 

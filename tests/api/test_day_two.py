@@ -145,30 +145,6 @@ def test_what_a_call_was_given_is_taken_again_word_for_word(place, monkeypatch):
     assert (words["train"], words["classes"]) == ("no", names) and {"seed", "workers"} <= words["settings"].keys()
 
 
-<<<<<<< HEAD
-def test_an_export_that_was_not_made_again_is_made_by_the_next_call(place, ran, monkeypatch):
-    main(["export", str(place / "work"), "--limit", "11"])
-    answer(place / "work", place / "photos", {"IMG_0001.png": label_of(1)})
-
-    def fail(name, **values):
-        if name == "export":
-            raise KeyboardInterrupt
-        return work_call(name, **values)
-
-    work_call = module.call
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "call", fail)
-        with pytest.raises(KeyboardInterrupt):
-            adapt(place)
-    assert not (place / "work/onnx").exists() and ran == ["refine", "evaluate"]
-    adapt(place)
-    assert ran[2:] == ["export"] and weights(place / "work") in (place / "work/onnx/MODEL_CARD.md").read_text()
-    adapt(place)
-    assert ran[3:] == []
-
-
-=======
->>>>>>> 8079c309 (The default suite takes less time)
 def tars(folder, start):
     zoo.put(folder, {"week/a.tar": zoo.tar_of((f"{start}.png", b"1"), ("more.png", b"2"))})
 
