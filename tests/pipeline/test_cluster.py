@@ -74,7 +74,7 @@ def test_image_resources_gpus_and_time_limits(stage, image, resources, gpus, shm
 def test_what_all_pods_of_a_cluster_have(name):
     cluster, found = load_cluster(CLUSTERS / f"{name}.yaml"), example(name)
     retries, volume = cluster.retries, cluster.volume
-    for stage in STAGES.keys() - {"label"}:
+    for stage in STAGES.keys() - {"label"}:  # of the second pipeline, by the same function
         settings = found.platform[f"exec-{stage}"]
         assert settings.get("podMetadata", {}).get("labels", {}) == cluster.labels
         assert [one["secretName"] for one in settings.get("imagePullSecret", [])] == cluster.pull_secrets

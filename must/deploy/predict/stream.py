@@ -61,9 +61,10 @@ def rank_batch(
 def read_batches(found: Iterable[Found], view: EvalView, read: Read, size: int, workers: int) -> Iterator[Batch]:
     """Batches in order: images, pixels uint8 [readable ones, S, S, 3], and for each image "" or why it is not read."""
     names, batches = in_advance(found, NAMES), dict[int, list[Found]]()
-    done, taken = dict[int, tuple[np.ndarray, list[str]]](), 0
+    done, taken, listed = dict[int, tuple[np.ndarray, list[str]]](), 0, False
 
     def jobs() -> Iterator[Any]:
+        nonlocal listed
         number = 0
         while batch := list(islice(names, size)):
             while number - taken >= AHEAD * workers:
@@ -71,13 +72,16 @@ def read_batches(found: Iterable[Found], view: EvalView, read: Read, size: int, 
             batches[number] = batch
             yield number, batch, view, read
             number += 1
+        listed = True
 
+    waiting = jobs()
     with Workers(workers, __name__) as pool:
-        for number, *result in pool.run(read_batch, jobs()):
-            done[number] = result[0], result[1]
-            while taken in done:
-                yield batches.pop(taken), *done.pop(taken)
-                taken += 1
+        while not listed:  # `run` also ends where the last job is done while there is none for now
+            for number, *result in pool.run(read_batch, waiting):
+                done[number] = result[0], result[1]
+                while taken in done:
+                    yield batches.pop(taken), *done.pop(taken)
+                    taken += 1
 
 
 def read_batch(number: int, found: list[Found], view: EvalView, read: Read) -> tuple[int, np.ndarray, list[str]]:

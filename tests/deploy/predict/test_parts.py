@@ -5,8 +5,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -15,6 +17,7 @@ from must.config import PredictConfig
 from must.deploy.infer.predict import predict
 from must.deploy.predict import images as labelling
 from must.deploy.predict.found import Found
+from must.deploy.predict.stream import read_batches
 from must.deploy.predict.writer import read_table
 from tests.common import one_line
 from tests.data.shards.test_shard_gcs import upload
@@ -208,3 +211,18 @@ def test_names_are_taken_from_a_listing_while_it_goes_on(digits, exported, monke
     with pytest.raises(KeyError):
         predict(PredictConfig(model=str(exported[1]), images=[picture], workers=2), take)
     assert len(taken) < 20_000
+
+
+def read_slowly(found, view):
+    """The first image takes longer than all others."""
+    if found.name == "0":
+        time.sleep(0.3)
+    return (None, "odd") if int(found.name) % 2 else (np.full((2, 2, 3), int(found.name), np.uint8), "")
+
+
+def test_a_slow_batch_is_waited_for_and_none_is_lost():
+    found = [Found(str(number)) for number in range(101)]
+    batches = list(read_batches(found, None, read_slowly, 2, 2))
+    assert [one for names, _, _ in batches for one in names] == found
+    assert [int(pixels[0, 0, 0, 0]) for _, pixels, _ in batches] == [*range(0, 101, 2)]
+    assert [reason for _, _, reasons in batches for reason in reasons] == ["", "odd"] * 50 + [""]
