@@ -100,9 +100,10 @@ def predict_images(
                 write(make_cells(output, prediction) | own)
             else:
                 (take or print_row)(prediction)
-        for row in table.kept() if table and write else ():
-            write(row)
-            kept += 1
+        if table and write:
+            for row in table.kept():
+                write(row)
+                kept += 1
         if problems.skipped and counts["images"]:
             tqdm.write(f"other files, not read: {not_read(problems.skipped)}", file=sys.stderr)
         some = counts["images"] or kept or (continued and counts["unreadable"] <= MOST_UNREADABLE)
