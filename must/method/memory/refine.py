@@ -73,30 +73,12 @@ from must.method.model.vectors import Neighbours
 logger = logging.getLogger(__name__)
 
 FEWEST_ANSWERS = 20  # drawn at random; with fewer they do not choose alpha
-UNUSUAL_SHOWN = 9  # pictures
+UNUSUAL_SHOWN = 9  # pictures, and names
+LACKING = 0.5  # a class that is held (must/method/model/memory.py) by less is named
 # Of the cross-validation on the answers drawn at random: as many as fit, of so many numbers each.
 FOLDS, FOLD_NUMBERS = (5, 20), 5_000_000
 MOST_WITHOUT = 0.05  # share of the pictures of a class that may be taken for none of the classes
 NEVER = 100.0  # a margin that no probability reaches
-
-
-@dataclass(frozen=True)
-class NoneBound:
-    """With the `margin` (must/method/model/memory.py) at most the share `most` of the pictures of a class is taken for
-    none of the classes, with 95% confidence by `named` answers; 1 where that is not known, and none is taken for it."""
-
-    margin: float = NEVER
-    most: float = 1.0
-    named: int = 0
-
-    def text(self) -> str:
-        """A line."""
-        if self.most == 1:
-            return f"the model names a class for every picture: fewer than {FEWEST_ANSWERS} random answers name a class"
-        return (
-            f"the model names no class for at most {100 * self.most:.1f} in 100 pictures of a class "
-            f"({counted(self.named, 'random answer')}, 95% confidence)"
-        )
 
 
 @dataclass(frozen=True)
@@ -110,7 +92,8 @@ class Measured:
     abstention: Abstention | None  # None: no threshold
     labels: np.ndarray  # int64 [A], refined labels without the image's own answer
     truth: np.ndarray  # int64 [A], the answers
-    none: NoneBound
+    margin: float  # for none of the classes, as of `bound_none`
+    none: str  # a line about it
 
 
 @dataclass(frozen=True)
@@ -230,14 +213,24 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         f"refined labels of {summary['images']:,} images, {summary['changed']:.1%} other than zero-shot's"
         f"{', using ' + counted(len(answers.known), 'answer') if answers.known else ''} -> {config.output}\n"
         f"{measured.accuracy.text() + chr(10) + measured.accepted.text() + chr(10) if measured else ''}"
-        f"{measured.none.text() + chr(10) if measured and refined.memory.facts.none else ''}"
+        f"{measured.none + chr(10) if measured and refined.memory.facts.none else ''}"
         f"a memory of {refined.memory.facts.images:,} images"
         f"{f'; {similar:,} are too similar to others to vote beside them' if similar else ''}"
         f" -> {config.model}"
     )
+    if lacking := describe_lacking(refined.memory, description.classes):
+        logger.info(lacking)
     for warning in check.warnings:
         logger.warning(f"warning: {warning}")
     return summary
+
+
+def describe_lacking(memory: Memory, classes: list[str]) -> str:
+    """A line that names the classes of which the pool holds few images; "" if there is none."""
+    lacking = [classes[k] for k in (memory.held < LACKING).nonzero().flatten().tolist()]
+    names = ", ".join(lacking[:UNUSUAL_SHOWN]) + (", ..." if len(lacking) > UNUSUAL_SHOWN else "")
+    few = f"few images, if any, show {len(lacking)} of the {len(classes)} classes ({names}): new images of them mostly"
+    return f"{few} keep the model's own answer" if lacking else ""
 
 
 def list_unusual(pool: Pool, similarity: Tensor) -> list[dict[str, Any]]:
@@ -302,9 +295,12 @@ def change_alpha(
             _, labels = build_memory(pool, answer_rows({}, pool.numbers), device)
             correct.append(labels.argmax(1)[answer_rows(answers.random, pool.numbers)[0]].numpy())
         truth = np.array([answers.random[n] for n in pool.numbers.tolist() if n in answers.random])
-        choice = best_candidate(np.stack(correct) == truth, alphas.index(now.alpha))
-        alpha, by, why = alphas[choice], BY_ANSWERS, f"by {counted(len(truth), 'answer')}"
+        right = np.stack(correct) == truth
+        alpha, by = alphas[best_candidate(right, alphas.index(now.alpha))], BY_ANSWERS
+        found = ", ".join(f"{each:g} on {count}" for each, count in zip(alphas, right.sum(1), strict=True))
+        why = f"right without answers on {len(truth)} random answers: {found}; {now.alpha:g} stays unless clearly worse"
         if alpha == now.alpha:
+            logger.info(f"alpha {alpha:g} ({why})")
             return bundle
     else:
         alpha, by, why = float(config.alpha), BY_HAND, "--alpha"
@@ -336,7 +332,7 @@ def refine_pool(
     labels.labels[rows], labels.confidence[rows] = given, 1.0  # copies, too
     measured = measure_answers(pool, answers, before, labels, remember, risk, promise) if answers.random else None
     if memory.facts.none:
-        memory.facts = replace(memory.facts, none_margin=(measured.none if measured else NoneBound()).margin)
+        memory.facts = replace(memory.facts, none_margin=measured.margin if measured else NEVER)
     return RefineResult(
         before,
         TopLabels.from_probabilities(pool.probabilities),
@@ -381,7 +377,7 @@ def measure_answers(
     folds = max(FOLDS[0], min(FOLDS[1], FOLD_NUMBERS // pool.probabilities.numel()))
     fold = torch.from_numpy((answers.contents[pool.numbers[rows].numpy()] % np.uint64(folds)).astype(np.int64))
     labels, ranks, found = leave_out(pool, answers.known, rows, fold, others, remember)
-    with_answers, none = bound_none(found, truth)
+    with_answers, margin, none = bound_none(found, truth)
     ranks_besides = np.empty(0)
     if besides.any():  # as sure as they are without these answers
         drawn = {n: label for n, label in answers.known.items() if n in measuring}
@@ -403,7 +399,7 @@ def measure_answers(
     unsure = abstention(risk, sure, later, "answers", named)
     return Measured(
         once & ~answered, marked[first][pictures], accuracy.with_labels(right, own, rest), accepted,
-        None if unsure.threshold is None else unsure, labels.numpy(), truth.numpy(), none,
+        None if unsure.threshold is None else unsure, labels.numpy(), truth.numpy(), margin, none,
     )  # fmt: skip
 
 
@@ -432,18 +428,20 @@ def leave_out(
     return labels, ranks, predicted
 
 
-def bound_none(probabilities: Tensor, truth: Tensor) -> tuple[TopLabels, NoneBound]:
-    """(what is predicted with the margin, the smallest margin for MOST_WITHOUT). Where that takes more answers, it is
-    the smallest with which none of the answered pictures of a class is taken for none of the classes. `probabilities`:
-    [A, K], of pictures that were drawn at random, without their own answer, and `truth`, int64 [A], their answers."""
-    none = (1 - probabilities.sum(1)).clamp(min=0)
+def bound_none(probabilities: Tensor, truth: Tensor) -> tuple[TopLabels, float, str]:
+    """(what is predicted with the margin; the smallest margin (must/method/model/memory.py) with which at most
+    MOST_WITHOUT of the pictures of a class are taken for none of them; a line). Where that takes more answers, it is
+    the smallest with which none of those answered is. `probabilities`: [A, K], of pictures that were drawn at random,
+    without their own answer, and `truth`, int64 [A], their answers."""
+    none, total = (1 - probabilities.sum(1)).clamp(min=0), probabilities.sum(1)
     named = (none / probabilities.amax(1)).log()[truth >= 0].sort(descending=True).values
-    bound = NoneBound(named=len(named))
-    if len(named) >= FEWEST_ANSWERS:
-        wrong = max(0, sum(upper_bound(count, len(named)) <= MOST_WITHOUT for count in range(len(named))) - 1)
-        bound = NoneBound(max(0.0, float(named[wrong])), upper_bound(wrong, len(named)), len(named))
-    total = probabilities.sum(1) + none * math.exp(-bound.margin)
-    return TopLabels.from_probabilities(probabilities / total[:, None]), bound
+    margin, text = NEVER, f"a class for every picture: fewer than {FEWEST_ANSWERS} random answers name one"
+    if (count := len(named)) >= FEWEST_ANSWERS:
+        wrong = next(errors for errors in range(count) if upper_bound(errors + 1, count) > MOST_WITHOUT)
+        margin, most = max(0.0, float(named[wrong])), 100 * upper_bound(wrong, count)
+        text = f"no class for at most {most:.1f} in 100 pictures of a class ({count} random answers, 95% confidence)"
+    predicted = probabilities / (total + none * math.exp(-margin))[:, None]
+    return TopLabels.from_probabilities(predicted), margin, f"the model names {text}"
 
 
 def predictions_csv(

@@ -266,13 +266,15 @@ def test_an_image_of_none_of_the_classes_has_no_label_and_pictures_by_coverage_m
     assert selection(tmp_path).measured is None and selection(tmp_path).alpha == 1
 
 
-def test_images_like_those_of_none_of_the_classes_get_no_class_in_every_output(digits, many, tmp_path):
+def test_images_like_those_of_none_of_the_classes_get_no_class_in_every_output(digits, many, tmp_path, capsys):
     """Threes are none of the classes for the person who answers."""
     reader = ShardReader(many[0], "train")
     rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500)[:90].tolist()]
     pictures = [(row["source"], row["sha256"], many[1][row["source"]]) for row in rows]
     answers = answered(tmp_path / "review", pictures, lambda label: None if label == "three" else label, shards=many[0])
     summary, table = run(digits, tmp_path, shards=many[0], answers=answers)
+    shown = capsys.readouterr().out
+    assert "the model names no class for at most 3." in shown
     asked = {name for name, *_ in pictures}
     threes, named = (
         [row for row in table if row["image"] not in asked and (many[1][row["image"]] == "three") == three]
@@ -309,7 +311,7 @@ def test_images_like_those_of_none_of_the_classes_get_no_class_in_every_output(d
 
 
 @pytest.mark.parametrize("count, alpha", [(60, 0.0), (19, 1.0)])
-def test_answers_against_the_model_choose_zero_shots_weights(digits, truth, tmp_path, count, alpha):
+def test_answers_against_the_model_choose_zero_shots_weights(digits, truth, tmp_path, capsys, count, alpha):
     """Somebody agrees with zero-shot's labels on every picture; 19 answers are too few to choose."""
     _, rows = run(digits, tmp_path)
     says = {row["image"]: row["class"] for row in rows}
@@ -317,5 +319,6 @@ def test_answers_against_the_model_choose_zero_shots_weights(digits, truth, tmp_
     pictures = [(name, sha256, says[name]) for name, sha256, _ in truth[:count]]
     run(digits, trained(digits, tmp_path), answers=answered(tmp_path / "review", pictures))
     chosen = selection(tmp_path)
+    assert ("alpha 0 (right without answers on 60 random answers: 0 on " in capsys.readouterr().out) == (alpha == 0)
     assert chosen.alpha == alpha and (chosen.by == "answers") == (alpha == 0)
     assert same(weights(tmp_path / "model"), weights(digits.adapted if alpha else digits.zero_shot))

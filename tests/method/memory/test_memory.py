@@ -26,7 +26,7 @@ from must.method.memory.propagate import (
     predict_left_out,
     propagate,
 )
-from must.method.memory.refine import bound_none, refine_pool
+from must.method.memory.refine import NEVER, bound_none, describe_lacking, refine_pool
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import MemoryFacts
 from must.method.model.memory import Memory, MemoryClassifier, apply_correction, parse_memory
@@ -239,10 +239,12 @@ def test_a_class_that_the_pool_lacks_keeps_what_the_model_says(pool):
     part["probabilities"][::3] = one_hot(torch.full((len(rows[::3]),), 4), CLASSES).half()
     memory, Z = build(replace(pool, **part), dict(zip(rows.tolist(), TRUTH[rows].tolist(), strict=True)))
     assert Z[:, 4].sum() < 0.1 and memory.held.tolist() == pytest.approx([1, 1, 1, 1, 0, 1], abs=0.02)
+    assert "show 1 of the 6 classes (e): new images" in describe_lacking(memory, list("abcdef"))
     P, vector = 0.94 * one_hot(torch.tensor([4]), CLASSES) + 0.01, part["vectors"][1:2].float()
     found, similarity = memory(P, vector)
     assert found.argmax() == 4 and similarity == 1
     memory.held.fill_(1)
+    assert describe_lacking(memory, list("abcdef")) == ""
     assert memory(P, vector)[0].argmax() != 4, "so strong is what people said of the others"
 
 
@@ -335,15 +337,15 @@ def test_few_images_of_the_classes_are_taken_for_none_of_them():
     """Of a class: 100 answered pictures, and 19 of none. The fifth and sixth surest of the 100 are as sure as junk."""
     none = torch.cat([torch.linspace(0.95, 0.05, 100), torch.full((19,), 0.9)])
     P, truth = torch.stack([0.8 * (1 - none), 0.2 * (1 - none)], 1), torch.tensor([0] * 100 + [-1] * 19)
-    found, bound = bound_none(P, truth)
-    assert bound.named == 100 and bound.most == upper_bound(1, 100) <= 0.05 < upper_bound(2, 100)
-    shown = found.labels[:100] == -1
-    assert shown.sum() == 1 and (found.labels[100:] == 0).all(), "with so many sure ones, junk has a class, too"
-    found, bound = bound_none(P[20:], truth[20:])
-    assert bound.most == upper_bound(0, 80) <= 0.05
+    found, margin, text = bound_none(P, truth)
+    assert upper_bound(1, 100) <= 0.05 < upper_bound(2, 100) and "at most 4.7 in 100" in text and "(100 random" in text
+    assert (found.labels[:100] == -1).sum() == 1 and margin > 2
+    assert (found.labels[100:] == 0).all(), "with so many sure ones, junk has a class, too"
+    found, margin, text = bound_none(P[20:], truth[20:])
+    assert "at most 3.7 in 100" in text and 0 < margin < 2
     assert (found.labels[:80] >= 0).all() and (found.labels[80:] == -1).all()
-    found, bound = bound_none(P[81:], truth[81:])
-    assert (bound.most, bound.named) == (1, 19) and (found.labels >= 0).all(), "19 answers show too little"
+    found, margin, text = bound_none(P[81:], truth[81:])
+    assert margin == NEVER and (found.labels >= 0).all() and "every picture: fewer than 20" in text
 
 
 def test_a_memory_without_its_description_is_refused_in_one_line(remembering, tmp_path):
