@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.parameters import StageConfig, flag, is_required, list_parameters, require
+from must.base.parameters import StageConfig, convert, flag, is_required, list_parameters, require
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,9 @@ def with_words(values: dict[str, Any]) -> dict[str, Any]:
     words = storage.read_json(str(record), "adapt").get(WORDS) or {}
     completed = words | values
     if isinstance(words.get("settings"), dict):
-        completed["settings"] = words["settings"] | (values.get("settings") or {})
+        own = values.get("settings") or {}
+        own = convert(own, dict[str, str], "--settings") if isinstance(own, str) else own
+        completed["settings"] = words["settings"] | own
     if again:
         return completed
     photos, hint = words.get("images"), f"give them, as in: must adapt PHOTOS --output {shlex.quote(str(work))}"

@@ -8,6 +8,7 @@ What it cannot show: kernels, speed, memory, streams, half precision.
 import contextlib
 import json
 import sys
+import threading
 from typing import Any
 
 import open_clip  # noqa: F401, its import asks torch for real GPUs
@@ -153,6 +154,13 @@ def install() -> None:
     loader.__init__ = lambda self, *args, **options: start(self, *args, **options | {"pin_memory": False})  # type: ignore[method-assign]
     Functions().__enter__()
     Dispatch().__enter__()
+    in_thread = threading.Thread.run
+
+    def run(self: threading.Thread) -> None:  # a mode holds for its own thread alone
+        with Functions(), Dispatch():
+            in_thread(self)
+
+    threading.Thread.run = run  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

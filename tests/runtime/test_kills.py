@@ -19,7 +19,7 @@ KEPT = {name: value for name, value in SETTINGS.items() if name not in ("preset"
 
 
 def start(digits, work, output):
-    values = {"classifier": str(digits.classifier), "output": str(output), "preset": "digits", "settings": KEPT}
+    values = {"classifier": str(digits.classifier), "bundle": str(output), "preset": "digits", "settings": KEPT}
     values |= {"index_sha256": load_index(str(digits.shards)).sha256, "epochs": SETTINGS["epochs"], "processes": "2"}
     code = "from must.runtime.supervise import supervised; "
     code += f"supervised('train', 'must.runtime.stages:train', 'r', {str(work)!r}, **{values!r})"
