@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +31,8 @@ from must.api.work_state import (
     WorkState,
     check_places,
     is_trained,
+    link_or_copy,
+    remove,
 )
 from must.base import storage
 from must.base.console import quieted, replaced
@@ -56,6 +59,7 @@ CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "alpha"}  # settings that may chang
 WORTH_TRAINING = 30 * 60  # seconds of training that `--train auto` takes without a GPU
 TRIAL_SECONDS = 5.0  # of the trial steps that measure it
 FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/model/vectors.py)
+APPENDED = "append"  # a folder for shards to which images are being appended
 ADAPT_LOCK = Kind("must adapt", "--output", ".adapt.lock")
 
 
@@ -133,12 +137,15 @@ def steps(
         pretrained = pretrained or DEFAULT_WEIGHTS
     check_places(folder, {"--images": images, "--test-images": test_images, "--model": model})
     check_model_name(model, pretrained)
-    shown = replaced(rf"{re.escape(str(folder))}/{re.escape(NEXT_PREFIX)}\w+", str(folder))  # as at the end
+    shown = replaced(
+        rf"{re.escape(str(folder))}/{re.escape(NEXT_PREFIX)}\w+(/{APPENDED})?", str(folder)
+    )  # as at the end
     with shown, opened(folder) as scratch:
         source = to_source(images, scratch)
+        found = fingerprint_source(source, "--images", output, FEWEST_IMAGES)
         inputs = {
-            "images": fingerprint_source(source, "--images", output, FEWEST_IMAGES),
-            "test_images": fingerprint_source(ImageSource(test_images), "--test-images", output, 1),
+            "images": found.key,
+            "test_images": fingerprint_source(ImageSource(test_images), "--test-images", output, 1).key,
             "classes": class_key,
             "model": identify_model(model),
             "pretrained": identify_model(pretrained),
@@ -175,7 +182,9 @@ def steps(
                 uri = state.part(written.name)
                 if not uri.exists():  # else of a call that was interrupted, with the same key
                     written.rename(uri)
-            shard("--images", source=uri, output=state.part(SHARDS), **pack)
+            if not (state.adds_only(str(uri), found.files) and append(state, uri, len(found.files), pack)):
+                shard("--images", source=uri, output=state.part(SHARDS), **pack)
+            state.record_files(found.files)
         state.compare_images()
         state.keep_trained()
         common = {"shards": state.part(SHARDS), "features": state.part(FEATURES), "device": device, "workers": workers}
@@ -231,6 +240,27 @@ def shard(flag: str, **values: Any) -> None:
     except UserError as error:
         error.args = (re.sub("^--source", flag, str(error)),)
         raise
+
+
+def append(state: WorkState, source: str | Path, files: int, pack: dict[str, Any]) -> bool:
+    """Appends the source's new images to the shards that there are, in the new place of shards. False: one of them is
+    a copy of an old image, which would get no row of its own, or too many are damaged to tell without the others.
+    `files`: that the source has."""
+    old, half = state.work / SHARDS, state.folder / APPENDED / SHARDS
+    remove(half)  # of a call that was killed
+    half.parent.mkdir(exist_ok=True)
+    shutil.copytree(old, half, copy_function=link_or_copy)
+    try:
+        call("shard", source=source, output=half, append=True, **pack)
+        index = load_index(str(half))
+        if index.dropped or sum(shard.samples for shard in index.shards) + index.rejected != files:
+            return False
+        half.rename(state.part(SHARDS))
+    except UserError:
+        return False
+    finally:
+        remove(half)
+    return True
 
 
 def make_model(state: WorkState, common: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.data.image.colors import is_transparent, to_rgb
 from must.data.image.decode import decode, identify, orientation, upright
+from must.data.shards.history import as_numbers
 from must.data.shards.listing import open_source
 from must.data.sources.files import Folder, ListingReport, Manifest, beside, no_images
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, ClassSet, load_class_set, make_class_set
@@ -56,12 +57,19 @@ def to_source(images: Any, folder: Path) -> ImageSource:
     return ImageSource(str(table))
 
 
-def fingerprint_source(source: ImageSource, label: str, exclude: str, fewest: int = 0) -> str:
-    """Changes when the images change: names, sizes and times of the files on this machine that the source reads, and
-    the content of a manifest; wherever they are. A bucket's is its URI; "" that of no source. `exclude`: a folder that
-    is not read. Raises UserError: in a folder or a manifest on this machine are fewer than `fewest` images."""
+class Fingerprint(NamedTuple):
+    """`key` changes when the images change: names, sizes and times of the files on this machine that a source reads,
+    and the content of a manifest; wherever they are. A bucket's is its URI; "" that of no source."""
+
+    key: str
+    files: np.ndarray = np.empty(0, np.uint64)  # [files of a folder]: a hash of name, size and time of each, sorted
+
+
+def fingerprint_source(source: ImageSource, label: str, exclude: str, fewest: int = 0) -> Fingerprint:
+    """`exclude`: a folder that is not read. Raises UserError: in a folder or a manifest on this machine are fewer than
+    `fewest` images."""
     if not source.source or storage.is_remote(source.source):
-        return source.source
+        return Fingerprint(source.source)
     path, problems = storage.local(source.source), ListingReport(lambda _name, _reason: None)
     uri = source.source.removeprefix("file://")
     listing = open_source(uri, "none", label, exclude)
@@ -73,13 +81,16 @@ def fingerprint_source(source: ImageSource, label: str, exclude: str, fewest: in
         enough = f"at least {fewest} are needed, and hundreds are better"
         require(len(names) >= fewest, f"{where}: too few images ({len(names)}); {enough}")
     if source.key:
-        return source.key
-    digest = hashlib.sha256(path.read_bytes() if isinstance(listing, Manifest) else b"")
+        return Fingerprint(source.key)
+    digest, hashes = hashlib.sha256(path.read_bytes() if isinstance(listing, Manifest) else b""), bytearray()
     for name in names:
         with suppress(OSError, ValueError):
             status = Path(base, name).stat()
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+            line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
+            digest.update(line)
+            hashes += hashlib.blake2b(line, digest_size=8).digest()
+    files = np.sort(as_numbers(hashes)) if isinstance(listing, Folder) else Fingerprint("").files
+    return Fingerprint(digest.hexdigest(), files)
 
 
 def identify_model(model: str) -> str:

@@ -37,7 +37,7 @@ from must.config.work import (
     is_work,
 )
 from must.data.format import load_index
-from must.data.shards.history import joined, read_contents
+from must.data.shards.history import joined, read_contents, source_place
 from must.data.shards.workdir import WORK_FOLDER
 from must.method.answers.answers_file import hash_answers
 from must.method.model.description import complete_save
@@ -46,6 +46,7 @@ from must.method.model.folder import MODELS_FOLDER
 logger = logging.getLogger(__name__)
 
 SHARDS, TEST, BUNDLE, LABELS, REPORT = "shards", "test", "model", "labels", "report"
+FILES = "images.hashes"  # uint64: of the files that the shards were made of; of a folder
 ANSWERS = "review"  # of people; they stay where they are, as they belong to a picture's sha256
 FEATURES = "features"  # stay, too, unless all is made anew: they belong to a picture's sha256, and to a tower
 AGAIN = "again"
@@ -57,6 +58,7 @@ MADE_FROM = {
     FOLDER: ("images",),
     MANIFEST: ("images",),
     SHARDS: ("images",),
+    FILES: ("images",),
     TEST: ("test_images",),
     FEATURES: (AGAIN,),
     BUNDLE: ("images", *OF_CLASSIFIER, "settings"),
@@ -196,6 +198,23 @@ class WorkState:
             remove(self.folder / SHARDS)
             self.changed -= {"images"}
 
+    def adds_only(self, source: str, files: np.ndarray) -> bool:
+        """Whether the shards that there are were made of this source, of some of its `files` (must/api/inputs.py)."""
+        before, shards = self.work / FILES, self.work / SHARDS
+        if (
+            AGAIN in self.changed
+            or self.folder == self.work
+            or not (before.exists() and (shards / INDEX_FILE).exists())
+        ):
+            return False
+        known = np.frombuffer(before.read_bytes(), "<u8")
+        same = source_place(load_index(str(shards)).source["uri"]) == source_place(source)  # names are known by place
+        return same and bool(len(known)) and bool(np.isin(known, files).all())
+
+    def record_files(self, files: np.ndarray) -> None:
+        """What the shards were made of."""
+        storage.write_bytes(str(self.part(FILES)), files.astype("<u8").tobytes())
+
     def keep_trained(self) -> None:
         """A trained model of the same classes stays, as a copy: what took hours is not replaced by what takes none."""
         stays, model = BUNDLE in self.outdated and CLASSIFIER_FILE not in self.outdated, self.part(BUNDLE)
@@ -298,6 +317,14 @@ def is_trained(work: Path) -> bool:
 def value(file: Path, name: str) -> Any:
     """A value in a JSON file; None if there is none."""
     return (storage.object_or_none(file.read_bytes(), dict) or {}).get(name) if file.is_file() else None
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Shards do not change: those of two folders may be one file, where the disk can do that."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def remove(path: Path) -> None:

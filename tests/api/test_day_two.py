@@ -23,6 +23,7 @@ from must.api import work_state
 from must.api.cli import main
 from must.api.demo import CLASSES, asset_folder
 from must.api.inputs import ImageSource, fingerprint_source
+from must.data.format import load_index
 from tests import zoo
 from tests.api.conftest import (
     FAST,
@@ -140,9 +141,11 @@ def test_what_a_call_was_given_is_taken_again_word_for_word(place, monkeypatch):
             "7",
         ]
     )
-    main(["adapt", "o", "--workers", "0"])
+    main(["adapt", "o", "--settings", "workers=0,epochs=2"])
     words = json.loads((place / "o/adapt.json").read_text())["words"]
-    assert (words["train"], words["classes"]) == ("no", names) and {"seed", "workers"} <= words["settings"].keys()
+    assert (words["train"], words["classes"]) == ("no", names) and {"seed", "workers", "epochs"} <= words[
+        "settings"
+    ].keys()
 
 
 def tars(folder, start):
@@ -171,7 +174,7 @@ def test_what_is_new_or_gone_or_other_below_a_folder_is_seen(tmp_path, fill, pat
     """Of archives and tables: in a folder below, in place too; a moved folder is the same."""
 
     def look(name="source"):
-        return fingerprint_source(ImageSource(f"{tmp_path / name}{pattern}"), "--images", "")
+        return fingerprint_source(ImageSource(f"{tmp_path / name}{pattern}"), "--images", "").key
 
     source = tmp_path / "source"
     fill(source, 1)
@@ -198,6 +201,60 @@ def test_a_copy_without_the_files_times_is_packed_and_found_to_be_the_same(place
     assert weights(place / "work") == before and not (place / "work/before").exists()
     adapt(place)
     assert ran == ["shard"], "the new times are remembered"
+
+
+def test_new_photos_are_appended_to_the_shards_and_no_other_is_packed_again(place, ran, monkeypatch, capsys):
+    work, photos = place / "work", place / "photos"
+    os.utime(photos / "IMG_0000.png", (1, 1))
+    write_photos(photos, [PHOTOS])
+    adapt(place)  # packs all, as the folder is not where it was
+    shards = {path.name: path.stat().st_ino for path in (work / "shards").glob("*.tar")}
+
+    def look(revision, pictures):
+        index = load_index(str(work / "shards"))
+        assert index.revision == revision and sum(shard.samples for shard in index.shards) == pictures
+        assert list(labels(work)) == sorted(path.name for path in photos.iterdir()), "rows in the order of the folder"
+        return {path.name: path.stat().st_ino for path in (work / "shards").glob("*.tar")}
+
+    write_photos(photos, range(PHOTOS + 1, PHOTOS + MORE))
+    (photos / "IMG_0000a.png").write_bytes((photos / f"IMG_{PHOTOS + 1:04d}.png").read_bytes())  # a copy of a new one
+
+    def stop(name, **values):
+        call(name, **values)
+        raise KeyboardInterrupt
+
+    call = module.call
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "call", stop)
+        with pytest.raises(KeyboardInterrupt):
+            adapt(place)
+    for letter in "bcdefg":
+        (photos / f"IMG_0000{letter}.png").write_bytes(b"no image")
+    assert len(labels(work)) == PHOTOS + 1
+    with pytest.raises(must.UserError, match="max-rejected"):
+        adapt(place)
+    for letter in "bcdefg":
+        (photos / f"IMG_0000{letter}.png").unlink()
+    adapt(place)
+    after = look(1, PHOTOS + MORE + 1)
+    assert shards.items() < after.items(), "the same files"
+    assert "/append" not in capsys.readouterr().err
+
+    del ran[:]
+    (photos / "IMG_0000c.png").write_bytes((photos / "IMG_0000.png").read_bytes())  # a copy of an old one gets a row
+    adapt(place)
+    assert ran[:2] == ["shard", "shard"] and not look(0, PHOTOS + MORE + 2).items() & after.items()
+    write_photos(photos, [PHOTOS + MORE])
+    (photos / "IMG_0000d.png").write_bytes((photos / "IMG_0000.png").read_bytes())  # also beside a new one
+    (photos / "IMG_0000e.png").write_bytes(b"no image")
+    adapt(place)
+    (photos / "IMG_0000e.png").unlink()
+    assert "IMG_0000e.png" not in labels(work)
+    look(0, PHOTOS + MORE + 4)
+    write_photos(photos, [PHOTOS + MORE + 1])
+    (photos / "IMG_0000.png").write_bytes((photos / "IMG_0001.png").read_bytes())
+    adapt(place)
+    look(0, PHOTOS + MORE + 5)
 
 
 def test_more_photos_and_answers_that_stay(place, ran, caplog):
