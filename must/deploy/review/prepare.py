@@ -23,6 +23,7 @@ from must.data.loading.loader import EvalSource
 from must.data.loading.reader import ShardReader
 from must.method.answers.answers_file import RANDOM, read_answers
 from must.method.answers.estimate import Accepted, Share
+from must.method.answers.kept import KeptLabels, write_kept
 from must.method.answers.population import (
     count_cohorts,
     find_cohorts,
@@ -142,12 +143,15 @@ class AnswerEffect:
         if number != self.newest:  # the newest answers are counted next
             return
         try:
-            self.progress = self.compute()
+            self.progress, kept = self.compute()
             self.computed = number
+            if kept:
+                write_kept(self.config.answers, kept, self.images.classes)
         except Exception:  # a bug; the answers are stored nevertheless
             logger.exception("the effect of the answers could not be computed")
 
-    def compute(self) -> Progress:
+    def compute(self) -> tuple[Progress, KeptLabels | None]:
+        """The progress, and accepted labels that are to be written."""
         pool = self.images.pool
         with quieted(logging.ERROR, "must.method.memory.answers"):  # what it says is about `must refine`
             answers = find_answers(self.config, self.images.classes).among(pool.numbers.tolist())
@@ -161,14 +165,15 @@ class AnswerEffect:
             right = [one.labels == self.truth for one in (refined.zero_shot, refined.labels)]
             true = right[0].double().mean().item(), right[1].double().mean().item()
         if measured is None:
-            return Progress(len(answers.known), int(changed.sum()), None, 0.0, [], [], None, true)
+            return Progress(len(answers.known), int(changed.sum()), None, 0.0, [], [], None, true), None
         rows = np.flatnonzero(measured.others & ~measured.marked)
         rows = rows[np.argsort(refined.labels.confidence.numpy()[rows], kind="stable")]
-        return Progress(
+        progress = Progress(
             len(answers.known), int(changed.sum()), measured.accepted,
             float((measured.labels == measured.truth).mean()), pool.numbers[rows].tolist(),
             refined.describe_classes(self.images.classes, pool.numbers), measured.accuracy.labels, true,
         )  # fmt: skip
+        return progress, None if refined.kept is answers.kept else refined.kept
 
 
 def compute_review(

@@ -46,10 +46,14 @@ class Gone(NamedTuple):
 NOTHING_GONE = Gone(0, 0)
 
 
-def population_file(answers: str) -> str:
-    """The file beside the answers: `answers` is their folder, or their file."""
+def beside_answers(answers: str, name: str) -> str:
+    """A file beside the answers: `answers` is their folder, or their file."""
     folder = answers.rpartition("/")[0] or "." if answers.endswith(".jsonl") else answers
-    return storage.join(folder, POPULATION_FILE)
+    return storage.join(folder, name)
+
+
+def population_file(answers: str) -> str:
+    return beside_answers(answers, POPULATION_FILE)
 
 
 def read_population(answers: str) -> np.ndarray:

@@ -14,7 +14,8 @@ from must.config import RefineConfig
 from must.data.format import load_index
 from must.data.shards.history import read_hashes
 from must.method.answers.answers_file import OUTDATED, RANDOM, Answer, read_answers
-from must.method.answers.estimate import fewest_answers
+from must.method.answers.estimate import SET, fewest_answers
+from must.method.answers.kept import KeptLabels, read_kept
 from must.method.answers.population import (
     NOTHING_GONE,
     POPULATION_FILE,
@@ -42,6 +43,7 @@ class Answers:
     measured: np.ndarray
     measuring: frozenset[int] = frozenset()
     gone: Gone = NOTHING_GONE
+    kept: KeptLabels | None = None  # of an earlier look, for the promise of the set
 
     def among(self, numbers: Iterable[int]) -> Answers:
         """Those about images with these numbers."""
@@ -112,4 +114,5 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
             f"{beyond.drawn:,} of these answers count as wrong"
         )
     measuring = frozenset(numbers[value][0] for value in chosen.tolist())
-    return Answers(known, random, copies, contents, images, measuring, beyond)
+    kept = read_kept(config.answers, config.risk, classes) if config.promise == SET else None
+    return Answers(known, random, copies, contents, images, measuring, beyond, kept)

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from must import __version__
 from must.base import storage
+from must.base.errors import UserError
 from must.base.lock import HeldError
 from must.base.parameters import require
 from must.base.storage import exists, join
@@ -49,6 +51,7 @@ from must.method.answers.estimate import (
     find_ranks,
     upper_bound,
 )
+from must.method.answers.kept import KeptLabels, write_kept
 from must.method.distributed.process_group import init_distributed
 from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
 from must.method.memory.answers import Answers, find_answers
@@ -109,6 +112,7 @@ class RefineResult:
     answered: Tensor  # int64 [R], the rows of answered images
     misfits: list[Finding]
     near: Neighbours  # groups of near copies
+    kept: KeptLabels | None  # accepted for the promise of the set, now or at an earlier look
 
     @property
     def accepted(self) -> np.ndarray | None:
@@ -180,6 +184,9 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     similarity = look_up(refined.memory, pool)[1]
     description = replace(bundle.description, provenance=origin)
     description = save_bundle(config.model, bundle.model, description, refined.memory)
+    if refined.kept not in (None, answers.kept) and not storage.is_remote(config.answers):
+        with suppress(OSError, UserError):  # answers of others, which are not written to
+            write_kept(config.answers, refined.kept, description.classes)
     misfits = [
         finding.to_dict(description.classes, pool.sources) | {"samples": pool.numbers[list(finding.rows)].tolist()}
         for finding in refined.misfits
@@ -331,6 +338,9 @@ def refine_pool(
     rows, given = answer_rows(answers.copies | answers.known, pool.numbers)
     labels.labels[rows], labels.confidence[rows] = given, 1.0  # copies, too
     measured = measure_answers(pool, answers, before, labels, remember, risk, promise) if answers.random else None
+    kept = None
+    if measured and promise == SET:
+        measured, kept = keep_labels(pool, answers, labels, measured)
     if memory.facts.none:
         memory.facts = replace(memory.facts, none_margin=measured.margin if measured else NEVER)
     return RefineResult(
@@ -345,7 +355,36 @@ def refine_pool(
             *find_pairs(zero_shot.to(device), columns.to(device)),
         ],
         near,
+        kept,
     )
+
+
+def keep_labels(
+    pool: Pool, answers: Answers, labels: TopLabels, measured: Measured
+) -> tuple[Measured, KeptLabels | None]:
+    """What was measured, and the accepted labels: those of an earlier look, if these leave fewer pictures than now.
+    Then they are written into `labels`."""
+    contents, counts, kept = answers.contents[pool.numbers.numpy()], measured.accepted, answers.kept
+    random, every = (
+        {int(answers.contents[n]): label for n, label in part.items()} for part in (answers.random, answers.all)
+    )
+    if kept and kept.holds(counts.pictures, answers.contents, random, every):
+        marked = np.isin(contents, kept.contents) & ~np.isin(contents, np.array([*every], np.uint64))
+        accepted = int((marked & measured.others).sum())
+        if counts.pictures - counts.answered - accepted < counts.left:
+            order = np.argsort(kept.contents)
+            of_mine = order[np.searchsorted(kept.contents, contents[marked], sorter=order)]
+            labels.labels[marked] = torch.from_numpy(kept.labels[of_mine])
+            labels.confidence[marked] = torch.from_numpy(kept.confidence[of_mine])
+            return replace(measured, marked=marked, accepted=replace(counts, accepted=accepted)), kept
+    mine = measured.marked & measured.others
+    if not mine.any():
+        return measured, None
+    drawn = np.array([answers.contents[n] for n in answers.measuring if n in answers.random], np.uint64)
+    return measured, KeptLabels(
+        counts.risk, counts.pictures, contents[mine], labels.labels.numpy()[mine], labels.confidence.numpy()[mine],
+        drawn, np.array([random[int(one)] for one in drawn], np.int64),
+    )  # fmt: skip
 
 
 def measure_answers(
