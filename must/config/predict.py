@@ -47,12 +47,12 @@ class PredictConfig(StageConfig):
         group="many images",
     )
     known: str = param(
-        "label only images that the table here has no row of, or another content; --output itself: keep its rows, also "
-        "those of other models",
+        "label only images that the table here has no row of, or another content; --output itself: keep the rows of "
+        "images that are still named, also those of other models",
         "",
         metavar="FILE|DIR",
     )
-    relabel: bool = param("label images of --output again whose rows are of another model", False)
+    relabel: bool = param("with --part: label images again whose rows are of another model", False)
     embeddings: bool = param(
         "add the images' embeddings, of a bundle or a file of `must export --embeddings`, to a .parquet file", False
     )
@@ -72,6 +72,9 @@ class PredictConfig(StageConfig):
             f"--output {self.output}: the name must end in .csv, .jsonl or .parquet",
         )
         require(bool(self.output) or not (self.part or self.known), "--part and --known need --output")
+        require(
+            bool(self.part) or not self.relabel, "--relabel needs --part; without --known one file is labelled again"
+        )
         require(
             not self.embeddings or self.output.lower().endswith(".parquet"), "--embeddings needs --output FILE.parquet"
         )

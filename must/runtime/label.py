@@ -1,6 +1,7 @@
 """The stages of the pipeline `must-label`: which model labels, and one part of the images."""
 
 import os
+import re
 from collections import Counter
 from typing import Any
 
@@ -15,7 +16,7 @@ from must.runtime.check import labelling_settings
 from must.runtime.notes import Facts, WorkUri, read_note
 from must.runtime.summary import describe_labels
 
-MOST_COUNTED = 12  # kinds of rows that are reported
+MOST_REASONS = 8  # why images cannot be read, that are reported one by one
 
 
 def choose_model(facts: Facts, work_uri: str, *, kind: str, model: str, model_name: str, registry_uri: str) -> None:
@@ -45,12 +46,15 @@ def label(
     for row in read_table(part_file(target, part)):
         rows["images"] += 1
         if row.get("error"):
-            rows[f"not read: {row['error']}"] += 1
+            rows[f"not read: {re.sub('[0-9]+', 'N', row['error'])}"] += 1
         elif str(row["abstained"]) in ("True", "1"):
             rows["none of the classes"] += 1
         similarity = row.get("similarity")
         rows[f"similarity below {least_similarity:g}"] += (
             similarity not in (None, "") and float(similarity) < least_similarity
         )
-    facts.rows = dict(rows.most_common(MOST_COUNTED))
+    reasons = [kind for kind, _ in rows.most_common() if kind.startswith("not read")]
+    for kind in reasons[MOST_REASONS:]:
+        rows["not read: other reasons"] += rows.pop(kind)
+    facts.rows = dict(rows)
     facts.result = describe_labels(rows)

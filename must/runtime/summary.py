@@ -75,6 +75,10 @@ def name_failure(note: Note) -> str:
     return "overtaken" if (note.stage, note.code) == OVERTAKEN else BY_CODE.get(note.code, "error")
 
 
+REASONS_SHOWN = 3  # why images could not be read
+LABEL_PART = re.compile(r"label-[0-9]+-of-([0-9]+)")  # the note of a part: `part_name`
+
+
 class Outcome(NamedTuple):
     good: bool
     headline: str  # one line, for readers who do not know the stages
@@ -89,6 +93,9 @@ def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
         beside = failed.stage == "export" and headline  # `export` does not wait for the gate
         return Outcome(False, f"{headline}. {failure}" if beside else failure)
     if headline:
+        parts = [match for note in notes if (match := LABEL_PART.fullmatch(note.stage))]
+        if parts and len(parts) < (count := int(parts[0][1])):
+            return Outcome(False, f"{headline}. Then broken off: {count - len(parts)} of {count} parts never started")
         if "gate" in facts and "promote" not in facts:  # which also follows a gate that stopped the model
             return Outcome(False, f"{headline}. Then broken off: promote never started")
         return Outcome(True, headline)
@@ -132,7 +139,10 @@ def add_labels(facts: dict[str, Facts]) -> str:
 
 def describe_labels(rows: Counter[str]) -> str:
     """1,200 images: 50 new, 3 none of the classes."""
-    others = [f"{number:,} {kind}" for kind, number in rows.most_common() if number and kind != "images"]
+    unread = [kind for kind, _ in rows.most_common() if kind.startswith("not read")]
+    shown = rows - Counter({kind: rows[kind] for kind in unread[REASONS_SHOWN:]})
+    shown["not read for other reasons"] = sum(rows[kind] for kind in unread[REASONS_SHOWN:])
+    others = [f"{number:,} {kind}" for kind, number in shown.most_common() if number and kind != "images"]
     return f"{rows['images']:,} images{': ' if others else ''}{', '.join(others)}"
 
 

@@ -47,8 +47,8 @@ RETRIES = "MUST_RETRIES"  # environment variable, from cluster.yaml: COUNT,SECON
 TIME_LIMIT_ENV = "MUST_TIME_LIMIT"  # environment variable, from cluster.yaml: seconds for all tries in this pod
 GRACE = 300.0  # seconds from SIGTERM to SIGKILL at the limit, for a large checkpoint; the pod itself has 900
 NEVER_RETRIED = (0, WRONG_INPUT, INTERRUPTED, TIME_OVER)
-INPUTS = "inputs"  # the first stage, which has tested the run's URIs
-URI_VALUES = ("registry_uri", "output")  # names of `values` that are URIs, besides work_uri
+FIRST = ("inputs", "model")  # stages that begin a run: the others know that its URIs have worked
+URI_VALUES = ("registry_uri", "output", "target")  # names of `values` that are URIs, besides work_uri
 OVERTAKEN = ("promote", HELD)  # another run promoted a model meanwhile: a retry cannot succeed
 LONGEST_WAIT = 3600.0  # seconds between two tries
 NOTE_S = 10.0  # seconds between two writes of a running stage's note
@@ -74,7 +74,7 @@ def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **value
     A pod whose predecessor in this run has given up ends at once with the same code: the backend may retry any pod.
     `stage`: the note's name; `function`: "module:name", imported in the other process alone, as importing takes time.
     Its parameters and its result are JSON values."""
-    if stage != INPUTS:
+    if stage not in FIRST:
         wait_for_credentials(work_uri, *(str(values.get(name) or "") for name in URI_VALUES))
     count, backoff, factor = (os.environ.get(RETRIES) or "0,0,1").split(",")
     note, earlier = Note(stage), read_note(work_uri, run_id, stage)

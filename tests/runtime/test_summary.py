@@ -36,6 +36,14 @@ WAYS = {  # case: (notes, the state that was recorded for it, the page's first l
     "promoted": (
         done(*TRAINED, "promote", evaluate=MEASURED, gate=PASSED, promote=R0007),
         "COMPLETE", "# Promoted r0007: 77.2%, was 73.4% (zero-shot)"),
+    "all parts labelled": (
+        done("model", "label-1-of-2", "label-2-of-2", **{
+            "label-1-of-2": {"rows": {"images": 40, "new": 5}},
+            "label-2-of-2": {"rows": {"images": 60, "new": 5, "not read: damaged": 1}}}),
+        "COMPLETE", "# Labelled 100 images: 10 new, 1 not read: damaged"),
+    "some parts never started": (
+        done("model", "label-1-of-16", **{"label-1-of-16": {"rows": {"images": 10, "new": 10}}}),
+        "CANCELED", "# Labelled 10 images: 10 new. Then broken off: 15 of 16 parts never started"),
     "promoted, measured against the champion": (
         done(*TRAINED, "promote", evaluate=MEASURED, promote=R0007,
              gate=PASSED | {"before": 0.751, "against": "the champion, r0006"}),
@@ -101,7 +109,8 @@ def test_the_page_follows_from_what_the_stages_left(tmp_path, case):
     notes, state, first_line = WAYS[case]
     page = page_of(tmp_path, notes, state, "submit.py --again 7")
     assert page.splitlines()[0] == first_line
-    good = first_line.split()[1] in ("Promoted", "Not", "Kept", "Nothing") or "complete" in first_line
+    good = first_line.split()[1] in ("Promoted", "Not", "Kept", "Nothing", "Labelled") or "complete" in first_line
+    good &= "broken off" not in first_line
     assert ("submit.py --again 7" in page) is not good
     assert determine_outcome(notes, state).good is good
 

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 OTHERS_FILES = REFINED_FILE, METRICS_FILE  # beside another predictions.csv
 READERS = min(32, cores() + 4)  # threads
 FEW = 64  # images for which no processes are started
-MOST_UNREADABLE = 5  # images of a part that may all be unreadable
+MOST_UNREADABLE = 5  # images of a new part that may all be unreadable
 
 
 def predict_images(
@@ -62,7 +62,14 @@ def predict_images(
     columns = list_columns(
         output, min(config.top_k, len(classifier.classes)), [*more, *["embedding"] * config.embeddings]
     )
-    problems = ListingReport(lambda name, why: warn(name, why, counts) if is_in_part(name, config.part) else None)
+
+    def report(name: str, why: str) -> None:
+        lost = "with --part or --known that is an error, as rows that are there would be left out"
+        require(not (continued and name in config.images), f"{name}: {why}; {lost}")  # a disk that is not mounted?
+        if is_in_part(name, config.part):
+            warn(name, why, counts)
+
+    problems = ListingReport(report)
     pending = deque[Found]()  # images without a result yet, in order
     with ExitStack() as stack:
         found = find_images(config.images, problems, stack)
@@ -70,10 +77,10 @@ def predict_images(
             require_same_parts(output, config.part)
             storage.remove_leftovers(parts_folder(output))
             found, output = select_part(found, config.part), part_file(output, config.part)
-        table = Known(output, config.known, columns, model, config.relabel) if continued else None
+        table = Known(output, config.output, config.known, columns, model, config.relabel) if continued else None
         found = filter(table.is_new, found) if table else found
         first = list(islice(found, 0 if "-" in config.images and not continued else max(FEW, options.batch_size)))
-        if table and table.exists and not first and table.seen.all():
+        if table and not first and table.is_complete:
             logger.info(f"{output}: {len(table.seen):,} images, nothing new")
             return counts
         images = note(chain(first, found), pending)
@@ -106,10 +113,15 @@ def predict_images(
                 kept += 1
         if problems.skipped and counts["images"]:
             tqdm.write(f"other files, not read: {not_read(problems.skipped)}", file=sys.stderr)
-        some = counts["images"] or kept or (continued and counts["unreadable"] <= MOST_UNREADABLE)
+        before = table and (len(table.own) or len(table.others))
+        some = counts["images"] or before or (continued and counts["unreadable"] <= MOST_UNREADABLE)
         require(bool(some), "none of the images could be read")
     if output:
-        numbers = {"without a class": abstained, "could not be read": counts["unreadable"], "known before": kept}
+        left_out = table.left_out + int((~table.seen).sum()) if table else 0
+        numbers = {
+            "without a class": abstained, "could not be read": counts["unreadable"], "known before": kept,
+            "rows left out, of images that are gone or labelled again": left_out,
+        }  # fmt: skip
         also = "".join(f", {count:,} {what}" for what, count in numbers.items() if count)
         logger.info(f"{counts['images']:,} images{also} -> {output}")
     return counts

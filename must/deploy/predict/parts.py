@@ -43,7 +43,7 @@ def select_part(found: Iterator[Found], part: str) -> Iterator[Found]:
         empty = False
         if hash_name(one.item.name if one.item else one.name) % parts == number - 1:
             yield one
-    require(not empty, "no images there")
+    require(not empty, "no image there: give a folder, a bucket, an archive, a table or a list that has some")
 
 
 def find_parts(output: str) -> tuple[int, list[int]]:
@@ -78,12 +78,15 @@ def join_parts(output: str) -> int:
     )
     files = [part_file(output, part) for part in list_parts(count)]
     first = next((row for file in files for row in read_table(file)), None)
-    models = Counter[str]()
-    with open_table(output, list(first or list_columns(output, 1, OWN_COLUMNS))) as write:
-        for row in (row for file in files for row in read_table(file)):
-            models[str(row.get("model"))] += 1
-            write(row)
-    logger.info(f"{count} parts, {counted(models.total(), 'row')} -> {output}")
+    columns, models = list(first or list_columns(output, 1, OWN_COLUMNS)), Counter[str]()
+    with open_table(output, columns) as write:
+        for file in files:
+            for row in read_table(file):
+                same = list(row) == columns or output.lower().endswith(".jsonl")
+                require(same, f"{file}: has other columns than other parts (--top-k, --embeddings); label it again")
+                models[str(row.get("model"))] += 1
+                write(row)
+    logger.info(f"{count} parts joined, {counted(models.total(), 'row')}; nothing was labelled -> {output}")
     if len(models) > 1:
         rows = ", ".join(f"{name} {number:,}" for name, number in models.most_common(5))
         logger.warning(f"warning: {output}: rows are by several models: {printable(rows)}")
@@ -97,7 +100,8 @@ def hash_version(name: str, version: str) -> int:
 
 
 def hash_row(row: Row, where: str) -> int:
-    require("version" in row, f"{where}: has no column version; made without --part or --known")
+    own = {"image", "version", "model"} <= row.keys()
+    require(own, f"{where}: has no columns image, version and model; made without --part or --known, or damaged")
     return hash_version(row["image"], row["version"] or "")
 
 
@@ -110,19 +114,31 @@ def find(keys: np.ndarray, key: int) -> int:
 class Known:
     """The images that have a row in `output`, the table that is continued, or at --known: 9 bytes of memory each.
 
-    Raises UserError: `output` has other columns, or rows of another model than `model`; --known of its own place keeps
-    these, `relabel` leaves them out."""
+    Args:
+        output: the table, or a part of it; `target`: --output, which is the table that the part is of.
+        known: --known. If it is the place of `target`, rows of other models stay. The rows of other parts, and of the
+            joined table, are not read: they say nothing about the images of this part.
+        relabel: rows of other models than `model` are left out.
 
-    def __init__(self, output: str, known: str, columns: list[str], model: str, relabel: bool) -> None:
-        self.output, self.exists = output, storage.exists(output)
-        places = tables_at(known, output) if known else []
+    Raises UserError: `output` has other columns, or rows of another model that neither option is about."""
+
+    def __init__(self, output: str, target: str, known: str, columns: list[str], model: str, relabel: bool) -> None:
+        self.output, self.exists, self.left_out = output, storage.exists(output), 0
+        in_place = bool(known) and place_of(known) == place_of(target)
+        contradiction = f"--relabel labels rows of other models again, --known {known} keeps them; give one of them"
+        require(not (in_place and relabel), contradiction)
+        in_parts = in_place and output == target and bool(find_parts(target)[0])
+        require(not in_parts, f"--known {known}: this table is in parts; give --part I/N")
+        places = [output] if in_place else tables_at(known, output) if known else []
         own, others = array("Q"), array("Q")
         for row in read_table(output) if self.exists else ():
             key, by = hash_row(row, output), str(row["model"])
             if relabel and by != model:
+                self.left_out += 1
                 continue
             same = output.lower().endswith(".jsonl") or list(row) == columns
-            require(same, f"{output}: has other columns than these options give (--top-k, --embeddings)")
+            hint = "delete it, or take another --output"
+            require(same, f"{output}: has other columns than these options give (--top-k, --embeddings); {hint}")
             require(
                 by == model or output in places,
                 f"{output}: was labelled by model {printable(by, 20)}, this is {model} (or other classes, or --abstain)"
@@ -133,6 +149,11 @@ class Known:
             others.extend(hash_row(row, f"--known {place}") for row in (read_table(place) if place != output else ()))
         self.own, self.others = np.unique(np.array(own, np.uint64)), np.unique(np.array(others, np.uint64))
         self.seen = np.zeros(len(self.own), bool)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the table has the rows that it would be written with, if no image is new."""
+        return self.exists and not self.left_out and bool(self.seen.all())
 
     def is_new(self, found: Found) -> bool:
         """Whether it has no row yet. Notes that an image of `output` is still there."""
@@ -152,17 +173,20 @@ class Known:
 
 def tables_at(known: str, output: str) -> list[str]:
     """The tables of --known: a file with its parts, or a folder.
-    Raises UserError: there are none, and it is not the place of `output`."""
+    Raises UserError: there are none, and it is not the folder of `output`."""
     files = [known] if known.lower().endswith(FORMATS) and storage.exists(known) and not is_folder(known) else []
     for folder in (known, parts_folder(known)):
         inside = [] if files and folder == known else storage.list_existing(folder)
         files += sorted(storage.join(folder, entry.name) for entry in inside if entry.name.lower().endswith(FORMATS))
-    here = output in (known, storage.join(known, output.rpartition("/")[2])) or output.startswith(
-        parts_folder(known) + "/"
-    )
+    here = place_of(output) == place_of(storage.join(known, output.rpartition("/")[2]))
     if not files and not here:
         raise UserError(f"--known {known}: no table there")
     return [*files, *([output] if here and output not in files else [])]
+
+
+def place_of(uri: str) -> str:
+    """The same for all spellings of a place."""
+    return uri if storage.is_remote(uri) else str(storage.local(uri).absolute())
 
 
 def is_folder(uri: str) -> bool:

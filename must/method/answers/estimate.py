@@ -200,7 +200,7 @@ class Accepted:
     pictures: int
     answered: int
     accepted: int = 0
-    threshold: float | None = None  # smallest confidence of an accepted label; None: none is accepted
+    threshold: float | None = None  # smallest confidence that this look accepts; None: it accepts none
     unmeasured: int = 0  # pictures that the answers were not drawn from; none of their labels is accepted
 
     @property

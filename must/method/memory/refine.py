@@ -40,6 +40,7 @@ from must.data.loading.loader import EvalSource
 from must.data.shards.history import read_hashes
 from must.method.answers.answers_file import NO_CLASS, hash_answers
 from must.method.answers.estimate import (
+    ROOM,
     SET,
     Abstention,
     Accepted,
@@ -477,7 +478,7 @@ def bound_none(probabilities: Tensor, truth: Tensor) -> tuple[TopLabels, float, 
     margin, text = NEVER, f"a class for every picture: fewer than {FEWEST_ANSWERS} random answers name one"
     if (count := len(named)) >= FEWEST_ANSWERS:
         wrong = next(errors for errors in range(count) if upper_bound(errors + 1, count) > MOST_WITHOUT)
-        margin, most = max(0.0, float(named[wrong])), 100 * upper_bound(wrong, count)
+        margin, most = max(0.0, float(named[wrong])) + ROOM, 100 * upper_bound(wrong, count)
         text = f"no class for at most {most:.1f} in 100 pictures of a class ({count} random answers, 95% confidence)"
     predicted = probabilities / (total + none * math.exp(-margin))[:, None]
     return TopLabels.from_probabilities(predicted), margin, f"the model names {text}"

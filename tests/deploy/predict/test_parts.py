@@ -127,7 +127,7 @@ def test_only_what_is_new_or_changed_in_a_bucket(folder, exported, bucket_server
     rows = rows_of(output)
     assert len(rows) == 120 and not any(row.get("error") for row in rows.values())
     assert f"{source}/{names[5].relative_to(folder)}" not in rows
-    with one_line("no images there"):
+    with one_line("elsewhere: no images in there"):
         label(exported[1], f"{bucket_server.uri}/elsewhere", output, part="1/3")
 
 
@@ -158,6 +158,74 @@ def test_another_model_is_refused_or_labels_only_what_is_new(folder, exported, t
     label_parts(other, folder, output, known=str(output))
     label(other, folder, output)
     assert {row["class"][:4] for row in rows_of(output).values() if row["class"]} == {"the "}
+
+
+@pytest.fixture
+def few(digits, tmp_path):
+    """12 pictures."""
+    for path in sorted((digits.images / "test").rglob("*.png"))[::10]:
+        put(tmp_path / "few", {f"{path.parent.name}-{path.name}": path.read_bytes()})
+    return tmp_path / "few"
+
+
+def test_parts_of_another_number_hold_all_rows_also_beside_the_joined_table(exported, few, tmp_path):
+    output = tmp_path / "out.csv"
+    label_parts(exported[1], few, output)
+    label(exported[1], few, output)
+    shutil.rmtree(f"{output}.parts")
+    counts = [label(exported[1], few, output, part=f"{number}/2", known=f"file://{output}") for number in (1, 2)]
+    assert sum(one["images"] for one in counts) == 12
+    label(exported[1], few, output)
+    assert len(rows_of(output)) == 12
+    with one_line("--known .*out.csv: this table is in parts; give --part I/N"):
+        label(exported[1], few, output, known=str(output))
+    with one_line("--relabel labels rows of other models again, --known .* keeps them"):
+        label(exported[1], few, output, known=str(output), part="1/2", relabel=True)
+    assert len(rows_of(output)) == 12
+
+
+def test_a_folder_that_is_empty_takes_no_rows_from_a_table(exported, few, tmp_path, caplog):
+    output, second = tmp_path / "out.csv", tmp_path / "second"
+    second.mkdir()
+    (few / sorted(path.name for path in few.iterdir())[0]).rename(second / "moved.png")
+
+    def label_both(**options):
+        images = [str(few), str(second)]
+        return predict(PredictConfig(model=str(exported[1]), images=images, output=str(output), **options))
+
+    for options in ({"known": str(output)}, {"part": "1/1"}):
+        place = tmp_path / "out.csv.parts/part-00001-of-00001.csv" if "part" in options else output
+        label_both(**options)
+        before = place.read_bytes()
+        (second / "moved.png").rename(tmp_path / "aside.png")  # as a disk that is not mounted
+        with one_line("second: .*; with --part or --known that is an error"):
+            label_both(**options)
+        assert place.read_bytes() == before and len(rows_of(place)) == 12
+        caplog.clear()
+        assert label(exported[1], few, output, **options)["images"] == 0
+        assert "1 rows left out" in caplog.text and len(rows_of(place)) == 11
+        (tmp_path / "aside.png").rename(second / "moved.png")
+
+
+def test_joined_parts_have_the_same_columns(exported, few, tmp_path):
+    output = tmp_path / "out.csv"
+    for number in (1, 2, 3):
+        label(exported[1], few, output, part=f"{number}/3", top_k=3 if number == 2 else 1)
+    with one_line("part-00002-of-00003.csv: has other columns than other parts"):
+        label(exported[1], few, output)
+    assert not output.exists()
+    (tmp_path / "out.csv.parts/part-00001-of-00003.csv").write_text("image,version\nx,1\n")
+    with one_line("has no columns image, version and model; .* or damaged"):
+        label(exported[1], few, output, part="1/3")
+
+
+def test_new_pictures_that_are_all_damaged_become_rows_of_a_table(exported, few, tmp_path):
+    output = tmp_path / "out.csv"
+    label(exported[1], few, output, known=str(output))
+    put(few, {f"z{number}.png": b"\x89PNG cut" for number in range(6)})
+    assert label(exported[1], few, output, known=str(output)) == {"images": 0, "unreadable": 6}
+    assert sum(bool(row["error"]) for row in rows_of(output).values()) == 6
+    assert label(exported[1], few, output, known=str(output)) == {"images": 0, "unreadable": 0}, "not tried again"
 
 
 def test_archives_tables_lists_and_shards_are_labelled_as_they_are(folder, exported, tmp_path):
