@@ -3,7 +3,8 @@
 A test that is passed at one look says how many of the labels of that look are wrong (estimate.py); later answers do not
 make more of them wrong. But they change labels and what is tested, and the same test may then fail, although all that a
 person had to name was named. So the labels of the look that left the fewest pictures are kept beside the answers, in
-accepted-RISK.npz, for the promise of the set. They count until a later look leaves no more, or `holds` says no."""
+accepted-RISK.npz, for the promise of the set. They count until a later look leaves fewer, or none, or `holds` says no.
+So who names those that are left, in whatever order, is finished."""
 
 import io
 import math
@@ -47,13 +48,10 @@ class KeptLabels:
         """
         here = self.drawn[np.isin(self.drawn, contents)].tolist()
         before = dict(zip(self.drawn.tolist(), self.answers.tolist(), strict=True))
-        wrong = sum(answers.get(one, label) != label for one, label in zip(*self.rows, strict=True))
+        accepted = zip(self.contents.tolist(), self.labels.tolist(), strict=True)
+        wrong = sum(answers.get(one, label) != label for one, label in accepted)
         same = all(random.get(one) == before[one] for one in here)
         return same and wrong <= self.allowed <= math.floor(self.risk * pictures + 1e-9)
-
-    @property
-    def rows(self) -> tuple[list[int], list[int]]:
-        return self.contents.tolist(), self.labels.tolist()
 
 
 def kept_file(answers: str, risk: float) -> str:

@@ -363,8 +363,8 @@ def refine_pool(
 def keep_labels(
     pool: Pool, answers: Answers, labels: TopLabels, measured: Measured
 ) -> tuple[Measured, KeptLabels | None]:
-    """What was measured, and the accepted labels: those of an earlier look, if these leave fewer pictures than now.
-    Then they are written into `labels`."""
+    """What was measured, and the accepted labels: those of an earlier look, unless now fewer pictures are left, or none
+    is. They are written into `labels`."""
     contents, counts, kept = answers.contents[pool.numbers.numpy()], measured.accepted, answers.kept
     random, every = (
         {int(answers.contents[n]): label for n, label in part.items()} for part in (answers.random, answers.all)
@@ -372,7 +372,7 @@ def keep_labels(
     if kept and kept.holds(counts.pictures, answers.contents, random, every):
         marked = np.isin(contents, kept.contents) & ~np.isin(contents, np.array([*every], np.uint64))
         accepted = int((marked & measured.others).sum())
-        if counts.pictures - counts.answered - accepted < counts.left:
+        if counts.left and counts.pictures - counts.answered - accepted <= counts.left:
             order = np.argsort(kept.contents)
             of_mine = order[np.searchsorted(kept.contents, contents[marked], sorter=order)]
             labels.labels[marked] = torch.from_numpy(kept.labels[of_mine])

@@ -257,6 +257,36 @@ def test_labels_that_can_be_accepted_are_marked(digits, many, tmp_path, capsys):
     assert summary["accepted"]["accepted"] == 0 and "accepted" not in rows[0]
 
 
+def test_accepted_labels_stay_as_they_were_while_what_is_left_is_named(digits, many, tmp_path):
+    """Without the page: by lines in answers.jsonl, and `must refine`."""
+    reader = ShardReader(many[0], "train")
+    rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500).tolist()]
+    pictures = {row["source"]: (row["source"], row["sha256"], many[1][row["source"]]) for row in rows}
+    answers = answered(tmp_path / "review", [*pictures.values()][:150], shards=many[0])
+
+    def refined():
+        summary, table = run(digits, tmp_path, shards=many[0], answers=answers, risk=0.03)
+        return summary["accepted"], {row["image"]: (row["class"], row["accepted"]) for row in table}
+
+    before, labels = refined()
+    left = [name for name, (_, accepted) in labels.items() if accepted == "false"]
+    assert len(left) == before["left"] > 0
+    file = tmp_path / "review/answers.jsonl"
+    for part in (left[: len(left) // 2], left[len(left) // 2 :]):
+        append(file, *(line | {"sampled": "left"} for line in answer_lines([pictures[name] for name in part])))
+        now, after = refined()
+        assert now["accepted"] == before["accepted"] and now["left"] == before["left"] - now["answered"] + 150
+    assert now["left"] == 0 and {accepted for _, accepted in after.values()} == {"true"}
+    assert all(after[name] == labels[name] for name in after.keys() - left)
+    assert refined() == (now, after), "also again"
+    (tmp_path / "review/accepted-0.03.npz").rename(tmp_path / "aside.npz")
+    assert refined()[0]["left"] > 0, "they are found anew"
+    (tmp_path / "aside.npz").rename(tmp_path / "review/accepted-0.03.npz")
+    name, sha256, label = next(iter(pictures.values()))
+    append(file, *answer_lines([(name, sha256, "one" if label != "one" else "two")]))
+    assert refined()[0]["left"] > 0, "an answer that they rest on was changed"
+
+
 def test_an_image_of_none_of_the_classes_has_no_label_and_pictures_by_coverage_measure_nothing(digits, truth, tmp_path):
     answers = answered(tmp_path / "review", truth[:30], lambda _: None, sampled="coverage")
     summary, rows = run(digits, trained(digits, tmp_path), answers=answers)
