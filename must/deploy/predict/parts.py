@@ -17,6 +17,7 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import counted, encoded, printable, visible
 from must.config.defaults import list_parts, parse_part
+from must.data.shards.history import source_place
 from must.data.sources.files import hash_name
 from must.deploy.predict.found import Found
 from must.deploy.predict.writer import FORMATS, Row, list_columns, open_table, read_table
@@ -124,7 +125,7 @@ class Known:
 
     def __init__(self, output: str, target: str, known: str, columns: list[str], model: str, relabel: bool) -> None:
         self.output, self.exists, self.left_out = output, storage.exists(output), 0
-        in_place = bool(known) and place_of(known) == place_of(target)
+        in_place = bool(known) and source_place(known) == source_place(target)
         contradiction = f"--relabel labels rows of other models again, --known {known} keeps them; give one of them"
         require(not (in_place and relabel), contradiction)
         in_parts = in_place and output == target and bool(find_parts(target)[0])
@@ -178,15 +179,10 @@ def tables_at(known: str, output: str) -> list[str]:
     for folder in (known, parts_folder(known)):
         inside = [] if files and folder == known else storage.list_existing(folder)
         files += sorted(storage.join(folder, entry.name) for entry in inside if entry.name.lower().endswith(FORMATS))
-    here = place_of(output) == place_of(storage.join(known, output.rpartition("/")[2]))
+    here = source_place(output) == source_place(storage.join(known, output.rpartition("/")[2]))
     if not files and not here:
         raise UserError(f"--known {known}: no table there")
     return [*files, *([output] if here and output not in files else [])]
-
-
-def place_of(uri: str) -> str:
-    """The same for all spellings of a place."""
-    return uri if storage.is_remote(uri) else str(storage.local(uri).absolute())
 
 
 def is_folder(uri: str) -> bool:
