@@ -1,7 +1,7 @@
 """Makes build/draw, the files of the site's page try.md: `make draw` (needs npm).
 
 The model is the bundled example's, with its memory and 200 true answers. It and onnxruntime-web are packed by gzip; the
-page unpacks them."""
+page unpacks them. Its report is a page beside it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def main() -> None:
     example = output / "example"
     demo(DemoConfig(output=str(example)))
     words = {"images": example / "images/unlabeled", "classes": example / "classes.yaml", "model": example / "model"}
-    words |= {"output": example / "work", "train": "no"}
+    words |= {"output": example / "work", "test_images": example / "images/test", "train": "no"}
     texts = {name: str(value) for name, value in words.items()}
     call("adapt", **texts)
     with (example / "answers.csv").open("w", newline="") as file:
@@ -34,6 +34,7 @@ def main() -> None:
     call("adapt", **texts)
     call("export", model=str(example / "work"))
     shutil.copy(package / "dist/ort.wasm.bundle.min.mjs", output / "ort.mjs")
+    shutil.copy(example / "work/report/report.html", output)
     packed = {"ort": package / "dist/ort-wasm-simd-threaded.wasm", "model": example / "work/onnx/model.onnx"}
     for name, file in packed.items():
         (output / f"{name}.bin").write_bytes(gzip.compress(file.read_bytes(), mtime=0))

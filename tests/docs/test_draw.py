@@ -62,6 +62,8 @@ def test_a_drawn_digit_is_named(tmp_path):
                     page.mouse.down()
             page.mouse.up()
             expect(page.locator("#said")).to_have_text(re.compile(rf"{name} \d+%.* similarity .*: [\d.]+$"))
+        page.goto(f"{url}try/report.html")
+        expect(page.locator("h1")).to_have_text("Better than zero-shot")
         browser.close()
         server.shutdown()
     assert not raised and all(one.startswith((url, "data:", "blob:")) for one in asked)
