@@ -327,8 +327,8 @@ def test_images_like_those_of_none_of_the_classes_get_no_class_in_every_output(d
     for one, other in zip(*predictions, strict=True):
         assert one.name == other.name and one.probability == pytest.approx(other.probability, abs=1e-4)
     found = {Path(one.image).name: one for one in predictions[1]}
-    for row in of_report:
-        assert float(row["adapted_probability"]) == pytest.approx(found[Path(row["source"]).name].probability, abs=1e-3)
+    for row in of_report:  # features in half precision: 2.2e-4 seen, by the arithmetic of old processors
+        assert float(row["adapted_probability"]) == pytest.approx(found[Path(row["source"]).name].probability, abs=4e-4)
     abstained = [(one.abstained, "/three/" in one.image) for one in predictions[1]]
     assert np.mean([shown == three for shown, three in abstained]) > 0.95
     metrics = evaluate(EvaluateConfig(model=model, shards=digits.shards, output=str(report), risk=0.3, device="cpu"))
