@@ -120,7 +120,7 @@ def predict_images(
         left_out = table.left_out + int((~table.seen).sum()) if table else 0
         numbers = {
             "without a class": abstained, "could not be read": counts["unreadable"], "known before": kept,
-            "rows left out, of images that are gone or labelled again": left_out,
+            "left out, of images that are gone or labelled again": left_out,
         }  # fmt: skip
         also = "".join(f", {count:,} {what}" for what, count in numbers.items() if count)
         logger.info(f"{counts['images']:,} images{also} -> {output}")

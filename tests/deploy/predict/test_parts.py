@@ -203,7 +203,7 @@ def test_a_folder_that_is_empty_takes_no_rows_from_a_table(exported, few, tmp_pa
         assert place.read_bytes() == before and len(rows_of(place)) == 12
         caplog.clear()
         assert label(exported[1], few, output, **options)["images"] == 0
-        assert "1 rows left out" in caplog.text and len(rows_of(place)) == 11
+        assert "1 left out" in caplog.text and len(rows_of(place)) == 11
         (tmp_path / "aside.png").rename(second / "moved.png")
 
 
