@@ -72,8 +72,9 @@ class Memory(nn.Module):
         probability = apply_correction(probability, vectors, self.correction, self.facts.none, share)
         votes = (weights * share[:, None])[..., None] * self.lifts.float()[rows]
         total = torch.zeros_like(probability).scatter_add(1, self.classes.long()[rows].flatten(1), votes.flatten(1))
-        total[:, classes:] -= self.facts.none_margin
-        return (probability.log() + total).softmax(-1)[:, :classes], similarity
+        # Not `total[:, classes:] -= ...`: torch 2.10 exports that with wrong shapes.
+        margin = F.pad(self.held.new_zeros(classes), (0, total.shape[1] - classes), value=self.facts.none_margin)
+        return (probability.log() + total - margin).softmax(-1)[:, :classes], similarity
 
 
 class MemoryClassifier(nn.Module):
