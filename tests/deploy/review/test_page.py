@@ -109,8 +109,19 @@ def join_lines(folder):
     return [line for line in lines if "classes" not in line]
 
 
+def ready(page):
+    """Waits for the reply to the last key or button: until then the page takes no other."""
+    page.wait_for_function("() => !busy")
+
+
+def press(page, key):
+    ready(page)
+    page.keyboard.press(key)
+
+
 def shown(page, number):
     """Waits until the page asks about this picture."""
+    ready(page)
     expect(page.locator(f"#picture[data-number='{number}']")).to_be_visible()
 
 
@@ -120,7 +131,7 @@ def test_keys_answer_and_undo_survives_a_new_tab(review, folder, place, visit):
     shown(page, numbers[0])
     expect(page.locator("#question")).to_have_text("Is the model better than zero-shot? Not decided yet: no answers.")
     for key, after in (("3", 1), ("n", 2), ("c", 3), ("0", 4)):
-        page.keyboard.press(key)
+        press(page, key)
         shown(page, numbers[after])
     expect(page.locator("#place")).to_have_text("picture 5 of 150")
     expect(page.locator("#kind")).to_have_text("Drawn at random: your answer measures the accuracy.")
@@ -130,23 +141,23 @@ def test_keys_answer_and_undo_survives_a_new_tab(review, folder, place, visit):
     shown(page, numbers[4])
     assert page.locator("#recent span").all_inner_texts() == ["zero", "cannot tell", "none of the classes", "three"]
     for after in (3, 2):
-        page.keyboard.press("z")
+        press(page, "z")
         shown(page, numbers[after])
     expect(page.locator("#note")).to_have_text("1 answer taken back.")
-    page.keyboard.press("c")
+    press(page, "c")
     expect(page.locator("#recent span").first).to_have_text("cannot tell")
     page.locator("#recent button").last.click()
     shown(page, numbers[0])
     expect(page.locator("#names button.was")).to_contain_text("three")
-    page.keyboard.press("4")
+    press(page, "4")
     shown(page, numbers[3])
-    page.keyboard.press("?")
+    press(page, "?")
     expect(page.locator("#keys")).to_be_visible()
-    page.keyboard.press("5")  # answers nothing while it is open
-    page.keyboard.press("Escape")
+    press(page, "5")  # answers nothing while it is open
+    press(page, "Escape")
     page.click("#picture")
     expect(page.locator("#full")).to_have_attribute("src", f"full/{numbers[3]}")
-    page.keyboard.press("f")
+    press(page, "f")
     expect(page.locator("#zoom")).to_be_hidden()
     lines = join_lines(folder)
     given = [line["undone"] if "undone" in line else line.get("label", "unsure") for line in lines]
@@ -159,22 +170,22 @@ def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(re
     url, session = place
     page = visit(url)
     shown(page, review.pictures[0].number)
-    page.keyboard.press("g")
+    press(page, "g")
     expect(page.locator("#grid")).to_be_visible()
     wanted = session.grid("", {})
     tiles = page.locator("#tiles button")
     expect(tiles).to_have_count(len(wanted["pictures"]))
     tiles.nth(1).click()
-    page.keyboard.press("ArrowRight")
-    page.keyboard.press("Space")
+    press(page, "ArrowRight")
+    press(page, "Space")
     assert [tile.get_attribute("aria-pressed") for tile in tiles.all()[:4]] == ["false", "true", "true", "false"]
     rest = len(wanted["pictures"]) - 2
     expect(page.locator("#accept")).to_contain_text(f"accept the other {rest} as “{wanted['label']}”")
-    page.keyboard.press("a")
+    press(page, "a")
     for at in (1, 2):
         shown(page, wanted["pictures"][at]["number"])
         expect(page.locator("#place")).to_have_text(f"of those you marked, {2 - at} left")
-        page.keyboard.press("n")
+        press(page, "n")
     expect(page.locator("#grid")).to_be_visible()
     lines = join_lines(folder)
     assert len(lines) == rest + 2 and all(line["sampled"] == "grid" for line in lines)
@@ -183,8 +194,7 @@ def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(re
     expect(page.locator("#gauge")).to_be_hidden()
     page.select_option("#sort", "differ")
     expect(page.locator("#tiles button").first).to_have_attribute("title", re.compile("^(zero-shot|refined): "))
-    page.wait_for_function("() => !busy")  # while the grid is loading, keys are ignored
-    page.keyboard.press("o")
+    press(page, "o")
     shown(page, review.pictures[0].number)
 
 
@@ -202,21 +212,21 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     expect(page.locator("#right-text")).to_have_text(f"Right labels: {known}")
     for picture in review.pictures[:12]:
         shown(page, picture.number)
-        page.keyboard.press(str(review.classes.index(labels[picture.sha256])))  # "three" has the key 3
+        press(page, str(review.classes.index(labels[picture.sha256])))  # "three" has the key 3
     shown(page, review.pictures[12].number)
     free = page.locator("#strip button:enabled")
     count = free.count()
     free.first.click()
     expect(free.first).to_have_attribute("aria-pressed", "true")
-    page.keyboard.press("s")
+    press(page, "s")
     expect(page.locator("#strip button[aria-pressed=true]")).to_have_count(count)
-    page.keyboard.press("1")
-    expect(page.locator("#progress")).to_contain_text(f"{count} answer")
+    press(page, "1")
+    ready(page)
     assert [line["sampled"] for line in join_lines(folder)].count("similar") == count
-    page.keyboard.press("z")
+    press(page, "z")
     shown(page, review.pictures[12].number)
     expect(page.locator("#note")).to_have_text(f"{count + 1} answers taken back.")
-    page.keyboard.press("e")
+    press(page, "e")
     expect(page.locator("#end")).to_have_text("Result so far")
     text = "How many of 100 pictures each names right, by 12 answers about pictures drawn at random:"
     expect(page.locator("#endtext")).to_have_text(text)
@@ -236,7 +246,7 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     expect(page.locator("#changed")).to_contain_text("of other pictures changed.")
     page.locator("#classes button").first.click()
     expect(page.locator("#grid-title")).to_have_text(f"The model calls these “{classes[0]['class']}”")
-    page.keyboard.press("o")
+    press(page, "o")
     shown(page, review.pictures[12].number)
 
 
@@ -249,7 +259,7 @@ def test_a_set_that_is_finished_can_be_gone_on_with_and_what_is_left_can_be_left
     page = visit(serve(App(session, reader_of(review), "token")))
     expect(page.locator("#left-text")).to_contain_text("that are left")
     for text, kind in (("go on with other pictures", "Left to be named"), ("that are left", "Drawn at random")):
-        page.keyboard.press(".")
+        press(page, ".")
         expect(page.locator("#left-text")).to_contain_text(text)
         expect(page.locator("#kind")).to_contain_text(kind)
     append(folder / "answers.jsonl", *lines[30:149])
@@ -257,13 +267,12 @@ def test_a_set_that_is_finished_can_be_gone_on_with_and_what_is_left_can_be_left
     effect.wait()
     page = visit_again(page, page.url)
     last = review.pictures[149].number
-    for press in ("o", "o", "#to-ask", "#back"):
+    for way in ("o", "o", "#to-ask", "#back"):
         expect(page.locator("#end")).to_have_text("Finished")
-        page.wait_for_function("() => !busy")
-        page.locator(press).click() if press.startswith("#") else page.keyboard.press(press)
+        ready(page)
+        page.locator(way).click() if way.startswith("#") else page.keyboard.press(way)
         shown(page, last)
-        page.wait_for_function("() => !busy")
-        page.keyboard.press("e")
+        press(page, "e")
 
 
 def test_up_to_thirty_classes_each_has_a_button_and_a_key(review, folder, place, visit):
@@ -272,7 +281,7 @@ def test_up_to_thirty_classes_each_has_a_button_and_a_key(review, folder, place,
     for at, (key, label) in enumerate([("0", "zero"), ("q", "class 2"), (",", "class 19"), ("9", "nine")]):
         shown(page, review.pictures[at].number)
         expect(page.locator("#names button")).to_have_count(30)
-        page.keyboard.press(key)
+        press(page, key)
         expect(page.locator("#recent span").first).to_have_text(label)
     assert page.locator("#search").is_hidden()
 
@@ -284,18 +293,18 @@ def test_with_more_classes_those_in_use_get_a_key_that_they_keep(review, folder,
     first = review.pictures[0]
     likely = [review.classes[number] for number in sorted(first.likely)]
     assert page.locator("#found bdi").all_inner_texts()[: len(likely)] == likely
-    page.keyboard.press("/")
+    press(page, "/")
     page.keyboard.type("emile")
     expect(page.locator("#found li")).to_have_count(1)
-    page.keyboard.press("Enter")
+    press(page, "Enter")
     shown(page, review.pictures[1].number)
-    page.keyboard.press("n")  # the cursor has left the search box
+    press(page, "n")  # the cursor has left the search box
     shown(page, review.pictures[2].number)
     page.locator("#found li").nth(1).click()
     shown(page, review.pictures[3].number)
     page = visit_again(page, place[0])
     expect(page.locator("#names bdi")).to_have_count(2)
-    page.keyboard.press("1")
+    press(page, "1")
     shown(page, review.pictures[4].number)
     labels = [line["label"] for line in join_lines(folder)]
     assert labels[:2] + labels[3:] == ["Émile's hat", None, "Émile's hat"]
