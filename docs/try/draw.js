@@ -3,13 +3,15 @@ import * as ort from "./ort.mjs";
 
 const $ = (id) => document.getElementById(id), canvas = $("draw"), pen = canvas.getContext("2d", { willReadFrequently: true });
 const SIDE = 32, BLOCKS = 8; // pixels of the model's input; the example's digits have 8 x 8
+const NEAREST = 6; // pictures
 const CLASSES = "zero one two three four five six seven eight nine".split(" ");
-let model, busy = false, again = false;
+let model, pool, busy = false, again = false;
 
 function clear() {
   pen.fillStyle = "#000";
   pen.fillRect(0, 0, canvas.width, canvas.height);
   $("said").textContent = "Draw a digit.";
+  $("nearest").replaceChildren();
 }
 
 // As the example's digits were made: the box around the ink, in 8 x 8 mean values, enlarged to 32 x 32. Null: no ink.
@@ -33,16 +35,33 @@ function scaled(image, x, y, side, to) {
   return result;
 }
 
-async function name() {
+async function name(image = input()) {
   if (busy) return void (again = true);
-  const image = input();
   if (!model || !image) return;
   busy = true;
-  const { probability, similarity } = await model.run({ image });
+  const { probability, similarity, embedding } = await model.run({ image });
   busy = false;
   const best = [...probability.data].map((value, at) => [value, CLASSES[at]]).sort((a, b) => b[0] - a[0]).slice(0, 3);
-  $("said").textContent = best.map(([value, label]) => `${label} ${Math.round(100 * value)}%`).join(", ") + `; similarity to the images of the memory: ${similarity.data[0].toFixed(2)}`;
+  $("said").textContent = best.map(([value, label]) => `${label} ${Math.round(100 * value)}%`).join(", ") + `; similarity to the images of the memory: ${similarity.data[0].toFixed(2)}. The nearest of them:`;
+  showNearest(embedding.data);
   if (again) again = false, name();
+}
+
+// The pictures of the memory by cosine. Each has a row in `pool`: the number of its class, grey values, its embedding.
+function showNearest(embedding) {
+  const start = 1 + BLOCKS * BLOCKS, width = start + embedding.length;
+  const rows = Array.from({ length: pool.length / width }, (_, number) => ({ number, row: pool.subarray(number * width, (number + 1) * width) }));
+  for (const one of rows) one.cosine = embedding.reduce((sum, value, at) => sum + value * one.row[start + at], 0); // times one factor
+  const best = rows.sort((a, b) => b.cosine - a.cosine).slice(0, NEAREST);
+  $("nearest").replaceChildren(...best.map(({ number, row }) => {
+    const figure = document.createElement("span"), picture = document.createElement("canvas"), image = new ImageData(BLOCKS, BLOCKS);
+    row.subarray(1, start).forEach((value, at) => image.data.set([2 * value, 2 * value, 2 * value, 255], 4 * at));
+    Object.assign(picture, { width: BLOCKS, height: BLOCKS }).getContext("2d").putImageData(image, 0, 0);
+    Object.assign(picture.style, { display: "block", width: "48px", borderRadius: ".2rem" });
+    figure.title = `${String(number).padStart(5, "0")}.png`; // of images/unlabeled of `must demo`
+    figure.append(picture, CLASSES[row[0]]);
+    return figure;
+  }));
 }
 
 let last = null;
@@ -62,5 +81,6 @@ canvas.nameIt = name; // for tests
 
 const unpack = async (name) => new Response((await fetch(new URL(name, import.meta.url))).body.pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
 Object.assign(ort.env.wasm, { wasmBinary: await unpack("ort.bin"), numThreads: 1 });
+pool = new Int8Array(await unpack("pool.bin"));
 model = await ort.InferenceSession.create(await unpack("model.bin"));
 clear();

@@ -10,7 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from must.api.demo import digit_parts
+from must.api.demo import digit_parts, name_image
 from tests.common import ROOT
 
 MADE = ROOT / "build/draw"
@@ -25,12 +25,18 @@ DRAW = """([pixels, side]) => {
   canvas.getContext("2d").drawImage(small, 20, 20, 240, 240);
   return canvas.nameIt();
 }"""
+GIVE = """async ([pixels, side]) => {
+  const { Tensor } = await import("/try/ort.mjs");
+  const values = Float32Array.from({ length: 3 * pixels.length }, (_, at) => pixels[at % pixels.length] / 255 / 0.5);
+  return document.getElementById("draw").nameIt(new Tensor("float32", values, [1, 3, side, side]));
+}"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HERE and "REQUIRE_BROWSER" not in os.environ, reason="not here: make draw, Chromium")
 def test_a_drawn_digit_is_named(tmp_path):
-    """Handwriting that the model has not seen, and two digits drawn with the pointer; no other host is asked."""
+    """Handwriting that the model has not seen, two digits drawn with the pointer, and pictures of the memory, which
+    are nearest to themselves; no other host is asked."""
     from playwright.sync_api import expect, sync_playwright
 
     for folder in (MADE, ROOT / "docs/try"):
@@ -53,15 +59,23 @@ def test_a_drawn_digit_is_named(tmp_path):
             page.evaluate(DRAW, [[*image.tobytes()], image.width])
             right += page.inner_text("#said").startswith(label)
         assert right >= 36, f"{right} of {len(images)}"
+        right, nearest = 0, page.locator("#nearest > span")
+        for number, (image, label) in enumerate(digit_parts()["unlabeled"][:40]):
+            page.evaluate(GIVE, [[*image.tobytes()], image.width])
+            expect(nearest).to_have_count(6)
+            assert nearest.first.get_attribute("title") == name_image(number)
+            right += nearest.first.inner_text() == label
+        assert right >= 36, f"{right} of 40"
         box = page.locator("#draw").bounding_box()
         for name, points in (("one", [(140, 40), (140, 240)]), ("seven", [(80, 50), (200, 50), (120, 240)])):
             page.click("#clear")
+            expect(nearest).to_have_count(0)
             for number, (x, y) in enumerate(points):
                 page.mouse.move(box["x"] + x, box["y"] + y, steps=8)
                 if not number:
                     page.mouse.down()
             page.mouse.up()
-            expect(page.locator("#said")).to_have_text(re.compile(rf"{name} \d+%.* similarity .*: [\d.]+$"))
+            expect(page.locator("#said")).to_have_text(re.compile(rf"{name} \d+%.* similarity .*: [\d.]+\. The"))
         page.goto(f"{url}try/report.html")
         expect(page.locator("h1")).to_have_text("Better than zero-shot")
         browser.close()
