@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from must.stages import PODS
 from must_pipeline.files import COMPILED
-from must_pipeline.stages import STAGES
 
 WIDE, HIGH, GAP_X, GAP_Y, EDGE = 146, 44, 36, 64, 30
 INK, GREY = "#1f2933", "#7b8794"
@@ -30,7 +30,7 @@ def dag() -> str:
     positions: dict[str, tuple[float, float]] = {}
     rows = max(list(level.values()).count(number) for number in set(level.values()))
     for number in sorted(set(level.values())):
-        names = [name for name in STAGES if level.get(name) == number]
+        names = [name for name in PODS if level.get(name) == number]
         for row, name in enumerate(names):
             y = EDGE + 40 + (row + (rows - len(names)) / 2) * (HIGH + GAP_Y)
             if len(names) == 1 and len(before := direct(waits, name)) == 1:  # in the row of the task that it waits for
@@ -63,17 +63,15 @@ def collect(spec: Any, dag: Any, waits: dict[str, set[str]], groups: list[Any], 
         component = spec["components"][task["componentRef"]["name"]]
         if "dag" in component:
             # All tasks below wait for the stages in the condition.
-            deciders = {
-                stage for stage in STAGES if f"pipelinechannel--{stage}-Output" in str(task.get("triggerPolicy"))
-            }
+            deciders = {stage for stage in PODS if f"pipelinechannel--{stage}-Output" in str(task.get("triggerPolicy"))}
             inner = collect(spec, component["dag"], waits, groups, above | deciders)
             if inner and "condition" in task.get("triggerPolicy", {}):
                 groups.insert(0, (task["taskInfo"]["name"], inner))
             stages |= inner
             continue
         inputs = str(task.get("inputs"))
-        producers = {s for s in STAGES if f"'producerTask': '{s}'" in inputs or f"pipelinechannel--{s}-" in inputs}
-        waits[name] = (producers | set(task.get("dependentTasks", [])) | above) & STAGES.keys() - {name}
+        producers = {s for s in PODS if f"'producerTask': '{s}'" in inputs or f"pipelinechannel--{s}-" in inputs}
+        waits[name] = (producers | set(task.get("dependentTasks", [])) | above) & PODS.keys() - {name}
         stages.add(name)
     return stages
 

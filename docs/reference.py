@@ -17,10 +17,11 @@ import yaml
 
 import must
 from must.api import results
-from must.api.stages import ERRORS, NOT_STAGES, STAGES, function_at_must
+from must.api.stages import function_at_must
 from must.base.flags import preset_text
 from must.base.parameters import list_parameters
-from must_pipeline.cli import COMMANDS
+from must.stages import COMMANDS, ERRORS, NOT_STAGES
+from must_pipeline import cli
 from must_pipeline.files import CLUSTER, COMPILED, LABELLING
 
 FOLDER = Path(__file__).resolve().parent / "reference"
@@ -50,8 +51,8 @@ def commands() -> str:
         "`must COMMAND --help` says the same. Any parameter can stand in a YAML file given with `--config`; flags win. "
         "The functions of `import must` take the same names with `_` for `-`.\n"
     )
-    out.append(" · ".join(f"[{name}](#must-{name})" for name in STAGES) + "\n")
-    for name, stage in STAGES.items():
+    out.append(" · ".join(f"[{name}](#must-{name})" for name in COMMANDS) + "\n")
+    for name, stage in COMMANDS.items():
         out.append(f"## must {name}\n")
         out.append(stage.help + "\n")
         if stage.config.example:
@@ -106,7 +107,7 @@ def python() -> str:
     out = [MADE, "# Python: functions and results\n"]
     out.append("How they are used is in [From Python](../python.md). All parameters are keywords.\n")
     out.append("| function | does | returns |\n|---|---|---|")
-    for name, stage in STAGES.items():
+    for name, stage in COMMANDS.items():
         returns = "Adapted" if stage.python else inspect.signature(function_at_must(name)).return_annotation.__name__
         is_result = getattr(getattr(results, returns, None), "__module__", "") == results.__name__
         link = f"[`{returns}`](#{returns.lower()})" if is_result else f"`{returns}`"
@@ -141,7 +142,7 @@ def pipeline() -> str:
     """The commands of must-pipeline, and the parameters of a run."""
     out = [MADE, "# The pipeline's commands and parameters\n"]
     out += ["| command | does |\n|---|---|"]
-    out += [f"| `must-pipeline {name}` | {text} |" for name, (_, text) in COMMANDS.items()]
+    out += [f"| `must-pipeline {name}` | {text} |" for name, (_, text) in cli.COMMANDS.items()]
     out.append(
         "\nEach has `--help`. In a checkout `python pipeline/compile.py` and `pipeline/run_local.py` do the same.\n"
     )

@@ -6,7 +6,8 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import must
-from must.api.stages import ERRORS, PYTHON_FUNCTIONS, STAGES, function_at_must
+from must.api.stages import function_at_must
+from must.stages import COMMANDS, ERRORS, PYTHON_FUNCTIONS
 
 STUB = Path(must.__file__).with_suffix(".pyi")
 HEAD = '''\
@@ -26,7 +27,7 @@ __all__ = {names}
 
 
 def stub() -> str:
-    functions = {name: inspect.signature(function_at_must(name)) for name in STAGES if name not in PYTHON_FUNCTIONS}
+    functions = {name: inspect.signature(function_at_must(name)) for name in COMMANDS if name not in PYTHON_FUNCTIONS}
     results = sorted({(s.return_annotation.__module__, s.return_annotation.__name__) for s in functions.values()})
     typing = ", ".join(sorted({"Literal", "TypeAlias", *(name for module, name in results if module == "typing")}))
     imports = [f"from {module} import {name} as {name}" for module, name in results if module != "typing"]
@@ -44,8 +45,8 @@ def declaration(name: str, signature: inspect.Signature) -> str:
         + ("" if p.default is p.empty else f" = {p.default!r}".replace("'", '"'))
         for p in signature.parameters.values()
     ]
-    result = signature.return_annotation.__name__
-    return f"\ndef {name}(\n    *,\n" + ",\n".join(lines) + f",\n) -> {result}:\n" + f'    """{STAGES[name].help}"""\n'
+    result, text = signature.return_annotation.__name__, COMMANDS[name].help
+    return f"\ndef {name}(\n    *,\n" + ",\n".join(lines) + f",\n) -> {result}:\n" + f'    """{text}"""\n'
 
 
 def type_text(kind: Any) -> str:

@@ -5,30 +5,10 @@ import logging
 from typing import Any
 
 from must.base.errors import MustError, TransientError, UserError
+from must.stages import COMMANDS, ERRORS, NOT_STAGES
 
 __version__ = "0.1.0"
-__all__ = [
-    "MustError",
-    "TransientError",
-    "UserError",
-    "adapt",
-    "classifier",
-    "demo",
-    "evaluate",
-    "export",
-    "gate",
-    "load",
-    "plan",
-    "predict",
-    "promote",
-    "quickstart",
-    "refine",
-    "review",
-    "serve",
-    "shard",
-    "sort",
-    "train",
-]  # fmt: skip
+__all__ = sorted([*ERRORS, *COMMANDS, *NOT_STAGES])
 
 logging.getLogger("must").addHandler(logging.NullHandler())  # the program configures logging: docs/python.md
 

@@ -6,17 +6,22 @@ All share `work_uri` and `run_id`. `index_sha256` names the shards; others are r
 digests replace the images when the pipeline is compiled. Stages without torch get an image without it, and only
 training gets CUDA."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from kfp import dsl
 
 from must import __version__
-
-SHARD = f"must-shard:{__version__}"  # must and the storage clients; also for TrainJobs and servers
-TORCH = f"must-torch:{__version__}"  # torch for CPUs
-TRAIN = f"must-train:{__version__}"  # torch with CUDA
-SERVE = f"must-serve:{__version__}"  # onnxruntime, without torch
+from must.stages import PODS
 
 
-@dsl.component(base_image=TORCH, install_kfp_package=False)
+def component(stage: str) -> Callable[[Callable[..., Any]], Any]:
+    """`dsl.component` with the image of the stage's row in must/stages.py."""
+    return partial(dsl.component, base_image=f"{PODS[stage].image}:{__version__}", install_kfp_package=False)
+
+
+@component("inputs")
 def inputs(
     work_uri: str,
     run_id: str,
@@ -46,10 +51,10 @@ def inputs(
     arguments = dict(locals())
     from must.runtime.supervise import run_stage
 
-    return run_stage("inputs", arguments, "must_components.cluster:check_inputs")
+    return run_stage("inputs", arguments)
 
 
-@dsl.component(base_image=SHARD, install_kfp_package=False)
+@component("shard")
 def shard(
     source: str,
     work_uri: str,
@@ -72,7 +77,7 @@ def shard(
     return sha256
 
 
-@dsl.component(base_image=SHARD, install_kfp_package=False)
+@component("shard")
 def shard_part(
     part: str,
     source: str,
@@ -86,13 +91,12 @@ def shard_part(
 ):
     """Reads, checks and packs this part's share of the images, by a hash of their names. `part` is I/N, such as 1/4."""
     arguments = dict(locals())
-    from must.runtime.notes import part_name
     from must.runtime.supervise import run_stage
 
-    run_stage(part_name("shard", part), arguments, "must.runtime.stages:shard")
+    run_stage("shard", arguments)
 
 
-@dsl.component(base_image=TORCH, install_kfp_package=False)
+@component("classifier")
 def classifier(
     work_uri: str,
     run_id: str,
@@ -113,7 +117,7 @@ def classifier(
     return computed["sha256"]
 
 
-@dsl.component(base_image=TORCH, install_kfp_package=False)
+@component("champion")
 def champion(
     work_uri: str,
     run_id: str,
@@ -149,7 +153,7 @@ def champion(
     return best["action"]
 
 
-@dsl.component(base_image=TRAIN, install_kfp_package=False)
+@component("train")
 def train(
     work_uri: str,
     run_id: str,
@@ -172,18 +176,18 @@ def train(
     from must.runtime.supervise import run_stage
 
     if nodes:
-        function, unused = "must_components.train_job:train_on_nodes", "processes"
+        trained = run_stage(
+            "train", arguments, "must_components.train_job:train_on_nodes", without=("training", "processes")
+        )
     else:
-        function, unused = "must.runtime.stages:train", "nodes"
-        del arguments["model_name"]
-    trained = run_stage("train", arguments, function, without=("training", unused))
+        trained = run_stage("train", arguments, without=("training", "nodes", "model_name"))
     for name, value in trained["summary"].items():
         training.log_metric(name, float(value))
     bundle.metadata.update(trained["metadata"])
     return trained["metadata"]["sha256"]
 
 
-@dsl.component(base_image=TORCH, install_kfp_package=False)
+@component("evaluate")
 def evaluate(
     work_uri: str,
     run_id: str,
@@ -210,7 +214,7 @@ def evaluate(
     return evaluated["top1"]
 
 
-@dsl.component(base_image=TORCH, install_kfp_package=False)
+@component("gate")
 def gate(
     work_uri: str,
     run_id: str,
@@ -235,7 +239,7 @@ def gate(
     return run_stage("gate", arguments)
 
 
-@dsl.component(base_image=TORCH, install_kfp_package=False)
+@component("export")
 def export(
     work_uri: str,
     run_id: str,
@@ -254,7 +258,7 @@ def export(
     onnx.metadata.update(facts | {"display_name": f"adapted model {facts['sha256'][:12]} (ONNX, {precision})"})
 
 
-@dsl.component(base_image=SHARD, install_kfp_package=False)
+@component("promote")
 def promote(
     work_uri: str,
     run_id: str,
@@ -279,21 +283,19 @@ def promote(
     return facts.get("version", "none")
 
 
-@dsl.component(base_image=SERVE, install_kfp_package=False)
+@component("label")
 def label_model(
     work_uri: str, run_id: str, kind: str, model: str = "", model_name: str = "model", registry_uri: str = ""
 ):
     """The model that labels in all parts: `model`, or the champion of the registry. `kind`: onnx, or bundle for
     torch on a GPU. Its URI is in the run's note."""
-    from must.runtime.supervise import supervised
+    arguments = dict(locals())
+    from must.runtime.supervise import run_stage
 
-    supervised(
-        "model", "must.runtime.label:choose_model", run_id, work_uri, kind=kind, model=model, model_name=model_name,
-        registry_uri=registry_uri,
-    )  # fmt: skip
+    run_stage("model", arguments, "must.runtime.label:choose_model")
 
 
-@dsl.component(base_image=SERVE, install_kfp_package=False)
+@component("label")
 def label(
     part: str,
     source: str,
@@ -305,16 +307,13 @@ def label(
     settings: dict = {},  # noqa: B006 - becomes the parameter's default in the compiled pipeline
 ):
     """Labels this part's share of the images, those that have no row yet. `part` is I/N, such as 1/4."""
-    from must.runtime.notes import part_name
-    from must.runtime.supervise import supervised
+    arguments = dict(locals())
+    from must.runtime.supervise import run_stage
 
-    supervised(
-        part_name("label", part), "must.runtime.label:label", run_id, work_uri, part=part, source=source, target=output,
-        only_new=only_new, least_similarity=least_similarity, settings=settings,
-    )  # fmt: skip
+    run_stage("label", arguments)
 
 
-@dsl.component(base_image=SHARD, install_kfp_package=False)
+@component("summary")
 def summary(
     status: dsl.PipelineTaskFinalStatus, work_uri: str, run_id: str, run_summary: dsl.Output[dsl.Markdown]
 ) -> None:
@@ -334,7 +333,7 @@ def summary(
     write_page(page, run_summary.path)
 
 
-@dsl.component(base_image=SHARD, install_kfp_package=False)
+@component("close")
 def close(what: str) -> None:
     """Prints what the stage champion found, beside the group of stages that runs only if there is something new."""
     print(what)

@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 import must
-from must.api.stages import STAGES, configure, run
+from must.api.stages import configure, run
 from must.base import storage
 from must.base.console import TO_STDERR, open_closed
 from must.base.errors import UserError
@@ -24,6 +24,7 @@ from must.base.text import printable, printable_page
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
 from must.config.work import REFINED_FILE, REPORT_FILE, find_work, is_work
+from must.stages import COMMANDS
 
 logger = logging.getLogger(__name__)
 
@@ -78,35 +79,15 @@ def print_misfits(labels: str) -> None:
         logger.info(f"and {len(misfits) - MISFITS_SHOWN} more in the report")
 
 
-NEXT = {
-    "demo": "must adapt {output}/images/unlabeled --classes {output}/classes.yaml --model {output}/model "
-    "--test-images {output}/images/test --output {output}/work",
-    "quickstart": "must adapt PHOTOS --classes FILE --output work",
-    "adapt": "must predict FOLDER --model {output}; must review {output}; must export {output}",
-    "shard": "must classifier --classes FILE --model ViT-B-16/datacomp_xl_s13b_b90k --output classifier.safetensors",
-    "classifier": "must train --shards SHARDS --classifier {output} --output model",
-    "train": "must evaluate --model {output} --baseline {classifier} --shards {shards} --output report",
-    "evaluate": "must gate --metrics {output}/metrics.json --output decision.json; "
-    "must export --model {model} --shards {shards} --split {split} --metrics {output}/metrics.json --output onnx",
-    "export": "must predict FOLDER --model {output}; must serve --model {output}",
-}
-"""By stage: examples of commands that use its output, with values of its parameters."""
-NEXT_IN_WORK = {
-    "refine": "must evaluate {work}; must export {work}",
-    "evaluate": "must gate {work}; must export {work}",
-}
-"""The same for a stage that read and wrote in WORK."""
-
-
 def print_next(command: str, config: Any) -> None:
-    """Prints the examples to standard error, as they are not a result."""
+    """Prints what to type next, to standard error, as it is not a result."""
     values = vars(config)
     if values.get("part", "1/1") != "1/1" or values.get("to", "onnx") != "onnx" or not is_first_rank():
         return  # other parts follow, or nothing uses the output
-    template = NEXT.get(command, "")
-    if command in NEXT_IN_WORK:
-        work = find_work(STAGES[command].config, {name: values[name] for name in ("model", "output")})
-        template, values = (NEXT_IN_WORK[command], {"work": work}) if work else (template, values)
+    row = COMMANDS[command]
+    template = row.next
+    if row.next_in_work and (work := find_work(row.config, {name: values[name] for name in ("model", "output")})):
+        template, values = row.next_in_work, {"work": work}
     if template:
         quoted = {name: shlex.quote(str(value).rstrip("/")) for name, value in values.items()}
         lines = template.format(**quoted).split("; ")
@@ -169,7 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"must {must.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, stage in STAGES.items():
+    for name, stage in COMMANDS.items():
         command = commands.add_parser(
             name,
             help=stage.help,

@@ -1,6 +1,4 @@
-"""The table of the library's stages: parameters, function and help text of each.
-
-The command line and the functions of the module `must` are made from it, and `call` runs a stage from Python:
+"""Runs the library's stages, rows of must/stages.py: `call` from Python; `function_at_must` makes `must.NAME`.
 
     from must.api.stages import call
     call("train", shards="shards/", classifier="classifier.safetensors", output="model/", preset="auto")
@@ -9,7 +7,6 @@ A stage's inputs are checked before torch is imported: a wrong path is reported 
 read files with the stage's own functions, so their error messages are the same. A stage called from Python can do
 without them: it raises the same errors, later."""
 
-import importlib
 import inspect
 import os
 import re
@@ -18,9 +15,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
-import must.config as configs
 from must.api.results import RESULTS, Predicted, make_result
 from must.base import storage
 from must.base.console import silence_pillow
@@ -39,7 +35,10 @@ from must.base.parameters import (
 )
 from must.base.processes import check_processes, killed_workers
 from must.base.program import load_torch
+from must.config.adapt import AdaptConfig
+from must.config.train import TrainConfig
 from must.config.work import DESCRIPTION_FILE, METRICS_FILE, PARTS, RECORD_FILE, REFINED_FILE, with_words, with_work
+from must.stages import COMMANDS, PYTHON_FUNCTIONS, Stage, import_name
 
 
 def preflight(config: Any) -> None:
@@ -144,55 +143,6 @@ def check_output(uri: str, flag: str, kind: str = "output") -> None:
     require(not is_work, f"{flag} {uri}: is a folder of `must adapt`; choose another one")
 
 
-class Stage(NamedTuple):
-    config: type[StageConfig]
-    function: str  # "module:name", imported when the stage runs: `must shard` runs where there is no torch
-    help: str
-    python: str = ""  # the function at `must.`, where that takes more than the parameters: "module:name"
-    torch: bool = False  # it imports torch, which takes seconds: the terminal shows a message
-
-
-STAGES: Final[dict[str, Stage]] = {
-    "adapt": Stage(configs.AdaptConfig, "must.api.adapt:command",
-        "Adapt CLIP to images without labels: one pass gives a model, labels and a report; then training, if worth it.",
-        python="must.api.adapt:adapt"),
-    "shard": Stage(configs.ShardConfig, "must.data.shards.build:shard",
-        "Pack images into WebDataset shards with an index, ready to train on."),
-    "classifier": Stage(configs.ClassifierConfig, "must.method.model.classifier:classifier",
-        "Turn class names and prompt templates into zero-shot text classifier weights.", torch=True),
-    "plan": Stage(configs.PlanConfig, "must.method.train.plan:plan",
-        "Estimate steps, hours, memory and disk of `must train` on this machine; trains nothing.",
-        torch=True),
-    "train": Stage(configs.TrainConfig, "must.method.train.trainer:train",
-        "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST).",
-        torch=True),
-    "refine": Stage(configs.RefineConfig, "must.method.memory.refine:refine",
-        "Give the model a memory of the unlabeled images and of people's answers, and the images better labels.",
-        torch=True),
-    "review": Stage(configs.ReviewConfig, "must.deploy.review.review:review",
-        "Ask a person for classes of images in a browser; the answers measure accuracy and correct labels."),
-    "evaluate": Stage(configs.EvaluateConfig, "must.evaluation.evaluate:evaluate",
-        "Measure the adapted model against the zero-shot one; write metrics.json and report.html.", torch=True),
-    "export": Stage(configs.ExportConfig, "must.deploy.export.export:export",
-        "Write the model as ONNX, or as a folder that open_clip loads; checked against PyTorch.",
-        torch=True),
-    "gate": Stage(configs.GateConfig, "must.evaluation.gate:gate",
-        "Decide from metrics.json whether the adapted model may replace the one in use, and say why."),
-    "promote": Stage(configs.PromoteConfig, "must.deploy.promote:promote",
-        "Copy a model to the registry and make it the champion, the one in use; --rollback restores the one before."),
-    "predict": Stage(configs.PredictConfig, "must.deploy.infer.predict:predict",
-        "Classify images, few or many, with the ONNX file alone (no PyTorch) or with a bundle."),
-    "serve": Stage(configs.ServeConfig, "must.deploy.serve.serve:serve",
-        "Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch)."),
-    "sort": Stage(configs.SortConfig, "must.api.sort:sort",
-        "Put the labelled images into a folder for each class, as links or copies."),
-    "demo": Stage(configs.DemoConfig, "must.api.demo:demo",
-        "Write the bundled data set (handwritten digits), class names and tiny CLIP (computer fonts) to a folder."),
-    "quickstart": Stage(configs.QuickstartConfig, "must.api.quickstart:quickstart",
-        "Show it all with the bundled digits: one pass, the page for answers in the browser, and what they change."),
-}  # fmt: skip
-
-
 def call(stage: str, /, **values: Any) -> Any:
     """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default. Raises
     what the functions at `must` do, but SystemExit for training that was stopped (75, a checkpoint is saved)."""
@@ -203,25 +153,25 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
     """The stage's parameters: `values` override the YAML `file`, then the paths found in WORK, then the defaults.
 
     The preset of training is `auto` if none is named."""
-    config = STAGES[stage].config
+    config = COMMANDS[stage].config
     values = with_work(config, (read_yaml(config, file) if file else {}) | values)
-    if config is configs.AdaptConfig:
+    if config is AdaptConfig:
         values = with_words(values)
-    if issubclass(config, configs.TrainConfig):
+    if issubclass(config, TrainConfig):
         values = values | {"preset": values.get("preset") or "auto"}
     return load(config, values)
 
 
 def run(stage: str, config: StageConfig, **extra: Any) -> Any:
     """Checks the inputs, then imports and calls the stage's function, with the keywords `extra` besides."""
-    module, function = STAGES[stage].function.split(":")
+    row = COMMANDS[stage]
     preflight(config)
     try:
         with warnings.catch_warnings(), killed_workers():
             silence_pillow()
-            if STAGES[stage].torch:
+            if row.torch:
                 load_torch(stage)
-            return getattr(importlib.import_module(module), function)(config, **extra)
+            return import_name(row.function)(config, **extra)
     except ModuleNotFoundError as error:  # an installation without extras, or another image
         if (error.name or "must").split(".")[0] == "must":
             raise
@@ -241,17 +191,12 @@ Raises:
         ValueErrors.
     OSError: a path that cannot be read or written."""
 
-ERRORS = ("MustError", "TransientError", "UserError")  # classes at `must`, of base/errors
-NOT_STAGES = {"load": "must.api.model:load"}  # functions at `must` that are not stages
-PYTHON_FUNCTIONS = NOT_STAGES | {name: stage.python for name, stage in STAGES.items() if stage.python}  # not generated
-
 
 def function_at_must(name: str) -> Callable[..., Any]:
     """`must.NAME`."""
     if name in PYTHON_FUNCTIONS:
-        module, function_name = PYTHON_FUNCTIONS[name].split(":")
-        return getattr(importlib.import_module(module), function_name)
-    stage = STAGES[name]
+        return import_name(PYTHON_FUNCTIONS[name])
+    stage = COMMANDS[name]
 
     def function(**values: Any) -> Any:
         return run_stage(name, {key: value for key, value in values.items() if value is not None})

@@ -30,7 +30,7 @@ def choose_model(facts: Facts, work_uri: str, *, kind: str, model: str, model_na
 
 
 def label(
-    facts: Facts, work_uri: str, *, part: str, source: str, target: str, only_new: bool, least_similarity: float,
+    facts: Facts, work_uri: str, *, part: str, source: str, output: str, only_new: bool, least_similarity: float,
     settings: dict[str, Any],
 ) -> None:  # fmt: skip
     """Labels the images of this part that have no row yet; those of another model again, unless `only_new`.
@@ -39,11 +39,11 @@ def label(
     chosen = read_note(work_uri, os.environ.get(RUN_ID, ""), "model")
     require(chosen is not None, f"{work_uri}: the note of the stage model cannot be read")
     model = chosen.facts.result if chosen else ""
-    others = {"known": target} if only_new else {"relabel": True}
-    values = labelling_settings(settings, {"images": [source], "output": target, "model": model})
+    others = {"known": output} if only_new else {"relabel": True}
+    values = labelling_settings(settings, {"images": [source], "output": output, "model": model})
     counts = call("predict", part=part, **others, **values)
     rows = Counter({"new": counts["images"]})
-    for row in read_table(part_file(target, part)):
+    for row in read_table(part_file(output, part)):
         rows["images"] += 1
         if row.get("error"):
             rows[f"not read: {re.sub('[0-9]+', 'N', row['error'])}"] += 1

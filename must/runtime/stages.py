@@ -1,7 +1,7 @@
 """The pipeline's stages, one function each. Each runs in its own process (supervise.py).
 
-A component names the function to `supervised`, which imports it in the other process; tests/components/test_calls.py
-compares the arguments. A function gets the stage's Facts, which it fills; it raises the library's exceptions and
+The rows of must/stages.py name them, and the other process imports them; tests/components/test_calls.py compares the
+arguments. A function gets the stage's Facts, which it fills; it raises the library's exceptions and
 returns a JSON value. A stage without special facts needs no function here: `library` runs it."""
 
 import hashlib

@@ -39,7 +39,8 @@ from must.base.program import (
 )
 from must.base.storage import wait_for_credentials
 from must.base.text import without_secrets
-from must.runtime.notes import FACTS_FILE, Facts, Failure, Note, parse_failure, read_note, write_note
+from must.runtime.notes import FACTS_FILE, Facts, Failure, Note, parse_failure, part_name, read_note, write_note
+from must.stages import LIBRARY, PODS
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ TIME_LIMIT_ENV = "MUST_TIME_LIMIT"  # environment variable, from cluster.yaml: s
 GRACE = 300.0  # seconds from SIGTERM to SIGKILL at the limit, for a large checkpoint; the pod itself has 900
 NEVER_RETRIED = (0, WRONG_INPUT, INTERRUPTED, TIME_OVER)
 FIRST = ("inputs", "model")  # stages that begin a run: the others know that its URIs have worked
-URI_VALUES = ("registry_uri", "output", "target")  # names of `values` that are URIs, besides work_uri
+URI_VALUES = ("registry_uri", "output")  # names of `values` that are URIs, besides work_uri
 OVERTAKEN = ("promote", HELD)  # another run promoted a model meanwhile: a retry cannot succeed
 LONGEST_WAIT = 3600.0  # seconds between two tries
 NOTE_S = 10.0  # seconds between two writes of a running stage's note
@@ -95,11 +96,15 @@ def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **value
 
 
 def run_stage(stage: str, arguments: dict[str, Any], function: str = "", without: tuple[str, ...] = ()) -> Any:
-    """`supervised` for a component's arguments, in which an artifact stands for its path; `without` those names.
-    `function`: "" for the one of the stage's name in must/runtime/stages.py."""
+    """`supervised` for a component's arguments, in which an artifact stands for its path; `without` those names. With
+    `part` among them, the note is that of the part. `function`: "" for that of the stage's row in must/stages.py."""
     values = {name: getattr(value, "path", value) for name, value in arguments.items() if name not in without}
     run_id, work_uri = values.pop("run_id"), values.pop("work_uri")
-    return supervised(stage, function or f"must.runtime.stages:{stage}", run_id, work_uri, **values)
+    function = function or PODS[stage].function
+    if function == LIBRARY:
+        values = {"stage": stage, "values": values}
+    note = part_name(stage, values["part"]) if "part" in values else stage
+    return supervised(note, function, run_id, work_uri, **values)
 
 
 class Supervisor:

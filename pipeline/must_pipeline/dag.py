@@ -73,7 +73,7 @@ def make_label_pipeline(cluster: ClusterConfig) -> Any:
 
 
 def make_pipeline(cluster: ClusterConfig) -> Any:
-    """The pipeline for a cluster; must_pipeline/stages.py has a row for each of its tasks."""
+    """The pipeline for a cluster; must/stages.py has a row for each of its tasks."""
     add = partial(add_task, cluster)
 
     @dsl.pipeline(name="must", description=DESCRIPTION)

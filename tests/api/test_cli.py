@@ -13,14 +13,14 @@ import pytest
 
 import must
 from must.api import cli
-from must.api.stages import STAGES
 from must.base.parameters import list_parameters
+from must.stages import COMMANDS
 from tests import zoo
 from tests.common import ended, printed
 
 
 def test_version_and_help(capsys):
-    for flag, shown in (("--version", [f"must {must.__version__}"]), ("--help", [*STAGES, "exit codes"])):
+    for flag, shown in (("--version", [f"must {must.__version__}"]), ("--help", [*COMMANDS, "exit codes"])):
         with pytest.raises(SystemExit, match="0"):
             cli.main([flag])
         text = capsys.readouterr().out
@@ -43,18 +43,18 @@ def test_a_wrong_stage_is_one_line(capfd):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    monkeypatch.setitem(STAGES, "demo", STAGES["demo"]._replace(function="tests.api.test_cli:a_bug"))
+    monkeypatch.setitem(COMMANDS, "demo", COMMANDS["demo"]._replace(function="tests.api.test_cli:a_bug"))
     with pytest.raises(ValueError, match="invalid literal"):
         cli.main(["demo", "--output", "x"])
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", COMMANDS)
 def test_help_has_an_example_and_begins_with_what_matters_most(stage, capsys):
     with pytest.raises(SystemExit, match="0"):
         cli.main([stage, "--help"])
     text = capsys.readouterr().out
     assert f"must {stage}" in text and "example:" in text
-    parameters = list_parameters(STAGES[stage].config)
+    parameters = list_parameters(COMMANDS[stage].config)
     if len(parameters) <= 12:
         return
     _, *groups = re.split(r"^(?=\w[^\n]*:\n)", text, flags=re.MULTILINE)
@@ -92,7 +92,7 @@ def test_the_shell_completes_flags(capsys):
     printed("bash", "-n", input=script)
 
 
-@pytest.mark.parametrize("stage", cli.NEXT)
+@pytest.mark.parametrize("stage", [name for name, row in COMMANDS.items() if row.next])
 def test_the_next_commands_can_be_pasted(stage, caplog):
     """A folder whose name a shell would take apart."""
     inputs = dict.fromkeys(("model", "shards", "split", "classifier", "baseline"), "a b")

@@ -13,7 +13,7 @@ import pytest
 import must
 from docs.stub import STUB, stub
 from must.api import cli
-from must.api.stages import ERRORS, NOT_STAGES, STAGES, as_python, configure
+from must.api.stages import as_python, configure
 from must.base.parameters import list_parameters
 from must.config import TrainConfig
 from must.data.format import load_index
@@ -21,6 +21,7 @@ from must.method.distributed.process_group import Preempted
 from must.method.model.classifier import load_text_classifier
 from must.method.train import trainer
 from must.method.train.recipe import resolve
+from must.stages import COMMANDS, ERRORS, NOT_STAGES
 from tests.common import one_line, printed
 
 SHORT = {"preset": "digits", "epochs": 1, "batch_size": 50, "workers": 0, "device": "cpu"}
@@ -45,16 +46,16 @@ def test_importing_configures_no_logging():
 
 
 def test_every_stage_is_there():
-    assert {*STAGES, *NOT_STAGES, *ERRORS} == set(must.__all__) == set(dir(must)) - {"__version__"}
+    assert {*COMMANDS, *NOT_STAGES, *ERRORS} == set(must.__all__) == set(dir(must)) - {"__version__"}
     assert must.__all__ == sorted(must.__all__)
     assert all(callable(getattr(must, name)) for name in must.__all__)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         must.trian  # type: ignore[attr-defined]  # noqa: B018
 
 
-@pytest.mark.parametrize("name", sorted(set(STAGES) - {"adapt"}))
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"adapt"}))
 def test_signature_and_docstring_are_the_parameters(name):
-    function, config = getattr(must, name), STAGES[name].config
+    function, config = getattr(must, name), COMMANDS[name].config
     parameters = inspect.signature(function).parameters
     assert set(parameters) == {field.name for field in list_parameters(config)}
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
@@ -63,7 +64,7 @@ def test_signature_and_docstring_are_the_parameters(name):
         expected = inspect.Parameter.empty if field.default is field.default_factory else given
         assert parameters[field.name].default == expected
         assert f"    {field.name}: " in function.__doc__
-    assert function.__doc__.startswith(as_python(STAGES[name].help)) and "--" not in function.__doc__
+    assert function.__doc__.startswith(as_python(COMMANDS[name].help)) and "--" not in function.__doc__
     assert function.__name__ == name and pickle.loads(pickle.dumps(function)) is function
 
 

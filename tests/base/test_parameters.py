@@ -5,10 +5,10 @@ from dataclasses import fields
 
 import pytest
 
-from must.api.stages import STAGES
 from must.base.errors import UserError
 from must.base.parameters import list_parameters, load, read_yaml
 from must.config import PredictConfig, ShardConfig, TrainConfig
+from must.stages import COMMANDS
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
 
@@ -90,7 +90,7 @@ def test_split_shares():
 
 
 def test_every_parameter_says_what_it_is():
-    for stage in STAGES.values():
+    for stage in COMMANDS.values():
         assert stage.help and stage.config.example
         parameters = list_parameters(stage.config)
         assert {one.name for one in parameters} == {one.name for one in fields(stage.config)} - {"passed"}

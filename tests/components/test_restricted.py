@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
+from must.stages import PODS
 from must_components.train_job import make_manifest
 from must_pipeline.cluster.config import load_cluster
 from must_pipeline.files import CLUSTER, documents
-from must_pipeline.stages import STAGES
 from tests.common import ROOT
 from tests.components.conftest import nodes
 from tests.components.trainer import admit, build_job
@@ -78,7 +78,7 @@ def stage_pods(file):
 @pytest.mark.parametrize("file", CLUSTERS, ids=lambda file: file.stem)
 def test_every_stage_is_admitted_and_asks_for_cores_and_memory_with_a_limit(file):
     pods = dict(stage_pods(file))
-    assert len(pods) >= len(STAGES) - 2
+    assert len(pods) >= len(PODS) - 2
     for name, pod in pods.items():
         assert violations(pod) == [], name
         resources = pod["containers"][0]["resources"]
@@ -107,5 +107,5 @@ def test_the_server_is_admitted_and_mounts_no_token():
 
 def test_cluster_yaml_names_the_limits_of_the_table():
     text = " ".join(CLUSTER.read_text().replace("\n#", " ").split())
-    limits = ", ".join(f"{stage} {row.memory}" for stage, row in STAGES.items())
+    limits = ", ".join(f"{stage} {row.memory}" for stage, row in PODS.items())
     assert f"memory limit in GiB is (times the number of its GPUs, plus shm): {limits}." in text

@@ -11,10 +11,11 @@ import pytest
 import yaml
 
 from must.api.cli import OTHER_COMMANDS, build_parser
-from must.api.stages import STAGES
 from must.base.parameters import load
 from must.method.model.classifier import load_class_set
-from must_pipeline.cli import COMMANDS, parse
+from must.stages import COMMANDS
+from must_pipeline import cli
+from must_pipeline.cli import parse
 from must_pipeline.cluster.config import load_cluster
 from must_pipeline.files import COMPILED
 from must_pipeline.schedule import read_schedule
@@ -53,7 +54,7 @@ def test_must(page, words):
     wanted = {action.split("=")[0] for action in words if action.startswith("--")}
     if len(words) < 1 or words[0] in ("COMMAND", "--help", "--version"):
         return
-    assert words[0] in {*STAGES, *OTHER_COMMANDS}, f"{page}: must {words[0]}"
+    assert words[0] in {*COMMANDS, *OTHER_COMMANDS}, f"{page}: must {words[0]}"
     placeholders = [word for word in words if word.isupper() and len(word) > 3 and not word.startswith("-")]
     if "--help" not in words and not placeholders:
         build_parser().parse_args(words)  # also the values' number
@@ -78,7 +79,7 @@ def help_of(program, *command):
 def test_must_pipeline(page, words):
     if words[1] == "--help":
         return
-    assert words[1] in COMMANDS, page
+    assert words[1] in cli.COMMANDS, page
     wanted, known = {word.split("=")[0] for word in words if word.startswith("--")}, help_of(*words[:2])
     assert wanted <= known, f"{page}: {wanted - known}"
 
@@ -114,7 +115,7 @@ def test_the_files_that_pages_show(tmp_path):
     assert read_schedule(write("docs/gke.md", "schedule.yaml"), COMPILED).name == "cats-weekly"
     assert len(load_class_set(str(write("docs/gpus.md", "classes.yaml"))).names) == 3
     settings = yaml.safe_load(file("docs/gpus.md", "train.yaml"))
-    load(STAGES["train"].config, {"shards": "s", "classifier": "c", "output": "o"} | settings)
+    load(COMMANDS["train"].config, {"shards": "s", "classifier": "c", "output": "o"} | settings)
 
 
 def test_the_reference_pages_are_current():

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from must.stages import PODS
 from must_pipeline.cluster.config import ClusterConfig, load_cluster, spot_warning
 from must_pipeline.cluster.placement import encode_nodes
 from must_pipeline.files import CLUSTER
-from must_pipeline.stages import STAGES
 from tests.common import one_line
 from tests.pipeline.compiled import Compiled, compile_apart, compiled_for
 
@@ -74,7 +74,7 @@ def test_image_resources_gpus_and_time_limits(stage, image, resources, gpus, shm
 def test_what_all_pods_of_a_cluster_have(name):
     cluster, found = load_cluster(CLUSTERS / f"{name}.yaml"), example(name)
     retries, volume = cluster.retries, cluster.volume
-    for stage in STAGES.keys() - {"label"}:  # of the second pipeline, by the same function
+    for stage in PODS.keys() - {"label"}:  # of the second pipeline, by the same function
         settings = found.platform[f"exec-{stage}"]
         assert settings.get("podMetadata", {}).get("labels", {}) == cluster.labels
         assert [one["secretName"] for one in settings.get("imagePullSecret", [])] == cluster.pull_secrets

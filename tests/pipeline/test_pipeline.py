@@ -12,6 +12,7 @@ from kfp import compiler, components, dsl
 
 from must import __version__
 from must.base.processes import is_running
+from must.stages import PODS
 from must_components import components as our_components
 from must_components.components import shard
 from must_pipeline.cli import COMMANDS
@@ -21,7 +22,6 @@ from must_pipeline.compile import compile_pipeline
 from must_pipeline.dag import make_label_pipeline
 from must_pipeline.files import CLUSTER, COMPILED, LABELLING, documents
 from must_pipeline.run_local import StageOutput, run_local
-from must_pipeline.stages import STAGES
 from tests.common import ended, until
 from tests.pipeline.compiled import Compiled, compile_apart, compiled_for, longest_path
 
@@ -45,9 +45,9 @@ def test_the_committed_pipeline_is_current_and_compiles_byte_for_byte_the_same(t
 
 
 def test_the_stages_of_the_table_are_the_pipelines_and_each_names_its_components_image(compiled):
-    assert set(tasks_of(compiled)) == STAGES.keys() - {"label"}
+    assert set(tasks_of(compiled)) == PODS.keys() - {"label"}
     assert set(tasks_of(Compiled(LABELLING))) == {"label", "label-model", "summary"}
-    for name, row in STAGES.items():
+    for name, row in PODS.items():
         component = getattr(our_components, name)
         assert component.component_spec.implementation.container.image == f"{row.image}:{__version__}", name
 
@@ -67,7 +67,7 @@ def test_every_stage_gets_its_runs_id_is_retried_and_never_cached(compiled):
     """Kubeflow's cache believes in artifacts that are gone, and none but the classifier could ever be found there."""
     for name, task in tasks_of(compiled).items():
         assert not task["cachingOptions"].get("enableCache"), name
-        retried = STAGES[name].retried
+        retried = PODS[name].retried
         assert (task.get("retryPolicy", {}).get("maxRetryCount") == 3) is retried
         assert compiled.environment(name).get("MUST_RETRIES") == ("3,60,2" if retried else None)
         if name != "close":  # it leaves no note

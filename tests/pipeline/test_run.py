@@ -13,16 +13,16 @@ import yaml
 from must.base.lock import locked
 from must.deploy.promote import Registry
 from must.runtime.summary import escape
+from must.stages import PODS
 from must_pipeline.cluster.config import load_cluster
 from must_pipeline.dag import make_label_pipeline
 from must_pipeline.run_local import COLOR, RUN_LOCK, StageOutput
-from must_pipeline.stages import STAGES
 from tests.common import ROOT, read_csv
 from tests.pipeline.compiled import compile_apart
 
 pytestmark = pytest.mark.slow
 BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
-ALL = [stage for stage in STAGES if stage != "label"]
+ALL = [stage for stage in PODS if stage != "label"]
 
 
 def small_demo(folder):

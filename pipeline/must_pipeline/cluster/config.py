@@ -12,7 +12,7 @@ from typing import Any, Literal
 from must import __version__
 from must.base.parameters import convert_fields, read_mapping, require
 from must.base.text import did_you_mean, without_secrets
-from must_pipeline.stages import IMAGES, STAGES
+from must.stages import IMAGES, PODS
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10,
 def load_cluster(path: Path) -> ClusterConfig:
     """Raises ValueError: an unknown key (with the nearest known one), a wrong value, a contradiction."""
     cluster: ClusterConfig = convert_fields(read_mapping(path, f"--cluster {path}"), ClusterConfig, "")
-    for key, known in (("resources", list(STAGES)), ("timeouts", list(STAGES)), ("digests", list(IMAGES))):
+    for key, known in (("resources", list(PODS)), ("timeouts", list(PODS)), ("digests", list(IMAGES))):
         for name in getattr(cluster, key):
             require(name in known, f"{key}.{name}: unknown; {did_you_mean(name, known)}")
     defaults = dict(list_values("", ClusterConfig()))
@@ -236,10 +236,10 @@ def list_rules(cluster: ClusterConfig) -> Iterator[tuple[bool, str]]:
     for key in ("node_selector", "tolerations"):
         rule = "set the number of GPUs a node, or leave the pool out"
         yield gpu.count > 0 or not getattr(gpu, key), f"gpu.{key} contradicts gpu.count 0: {rule}"
-    able = ", ".join(name for name, row in STAGES.items() if row.gpu)
+    able = ", ".join(name for name, row in PODS.items() if row.gpu)
     for stage in gpu.stages:
-        yield stage in STAGES, f"gpu.stages '{stage}': unknown; {did_you_mean(stage, list(STAGES))}"
-        yield STAGES[stage].gpu, f"gpu.stages '{stage}': does not use a GPU; these do: {able}"
+        yield stage in PODS, f"gpu.stages '{stage}': unknown; {did_you_mean(stage, list(PODS))}"
+        yield PODS[stage].gpu, f"gpu.stages '{stage}': does not use a GPU; these do: {able}"
     for pool in ("cpu", "gpu"):
         for number, toleration in enumerate(getattr(cluster, pool).tolerations):
             where, exists = f"{pool}.tolerations[{number}]", toleration.operator == "Exists"
@@ -257,7 +257,7 @@ def list_rules(cluster: ClusterConfig) -> Iterator[tuple[bool, str]]:
     shm = parse_quantity(cluster.shm) if cluster.shm else 0
     for stage, it in cluster.resources.items():
         yield (
-            not (it.memory_limit and STAGES[stage].loaders) or shm < parse_quantity(it.memory_limit),
+            not (it.memory_limit and PODS[stage].loaders) or shm < parse_quantity(it.memory_limit),
             f"shm {cluster.shm} contradicts resources.{stage}.memory_limit {it.memory_limit}: shared memory counts "
             "against the limit, so it must be smaller",
         )

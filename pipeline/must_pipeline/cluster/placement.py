@@ -11,8 +11,8 @@ from kfp import dsl, kubernetes
 from must.base.parameters import require
 from must.base.program import ERROR_FILE
 from must.runtime.supervise import Policy
+from must.stages import GPU_IMAGE, LAUNCHER_IMAGE, PODS
 from must_pipeline.cluster.config import ClusterConfig, Resources, Toleration, parse_quantity
-from must_pipeline.stages import GPU_IMAGE, LAUNCHER_IMAGE, STAGES
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
 KEY_FOLDER = "/var/secrets/google"
@@ -22,9 +22,9 @@ REQUESTS = Resources(cpu="500m", memory="1Gi")  # requests of a stage that clust
 
 
 def configure_task(task: dsl.PipelineTask, stage: str, cluster: ClusterConfig, title: str = "") -> dsl.PipelineTask:
-    """`stage` is a name of must_pipeline/stages.py, under which cluster.yaml has the task's resources and timeout;
+    """`stage` is a name of must/stages.py, under which cluster.yaml has the task's resources and timeout;
     `title` is shown instead of its name."""
-    row = STAGES[stage]
+    row = PODS[stage]
     task.set_display_name(title or stage).set_caching_options(False)
     launcher = stage == "train" and cluster.trains_in_trainjob
     gpu = cluster.uses_gpu(stage) and not launcher
@@ -44,7 +44,7 @@ def configure_task(task: dsl.PipelineTask, stage: str, cluster: ClusterConfig, t
         task.set_accelerator_type(cluster.gpu.accelerator).set_accelerator_limit(cluster.gpu.count)
     # A launcher only waits and passes the model on; its nodes get cluster.yaml's resources of training.
     if launcher:
-        set_resources(task, Resources(), STAGES["promote"].memory)
+        set_resources(task, Resources(), PODS["promote"].memory)
     else:
         set_resources(task, cluster.resources.get(stage, Resources()), estimate_limit(stage, cluster))
     kubernetes.set_security_context(task, run_as_non_root=True)  # Pipelines 2.17 sets the rest of `restricted`
@@ -58,7 +58,7 @@ def configure_task(task: dsl.PipelineTask, stage: str, cluster: ClusterConfig, t
 def estimate_limit(stage: str, cluster: ClusterConfig) -> int:
     """The memory limit in GiB of a stage for which cluster.yaml sets none: per GPU process, plus /dev/shm, which counts
     against the limit."""
-    row = STAGES[stage]
+    row = PODS[stage]
     shm = parse_quantity(cluster.shm) if cluster.shm and row.loaders else 0.0
     return row.memory * max(1, cluster.gpu.count if cluster.uses_gpu(stage) else 1) + math.ceil(shm / 2**30)
 
@@ -92,7 +92,7 @@ def set_access(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
 
 def set_persistence(task: dsl.PipelineTask, stage: str, cluster: ClusterConfig, launcher: bool) -> None:
     retries = cluster.retries
-    if retries.count and STAGES[stage].retried:
+    if retries.count and PODS[stage].retried:
         # The pod itself retries a crash, but not wrong input; Kubeflow retries a pod that was lost. By `policy` it may
         # also retry a stage that has given up, which then ends at once (must/runtime/supervise.py).
         task.set_env_variable("MUST_RETRIES", f"{retries.count},{retries.backoff},{retries.factor}")

@@ -1,0 +1,158 @@
+"""The table of stages: what each is called, what runs it, and what it needs. Nothing is imported here but types.
+
+From a row come the command and its help, the function at `must`, the lines that name what to type next, and, where a
+row has a Pod, the component's image and function, its place in cluster.yaml and its resources in the pipelines. The
+parameters of a stage are a dataclass in must/config, the edges of the pipelines are in must_pipeline/dag.py."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from must.base.parameters import StageConfig
+
+
+LIBRARY: Final = "must.runtime.stages:library"  # runs a command with the component's arguments as its parameters
+
+
+class Pod(NamedTuple):
+    """What a stage needs in a pipeline."""
+
+    image: str  # one of IMAGES; on a GPU it is GPU_IMAGE instead
+    # The memory limit in GiB if cluster.yaml sets none. ViT-B/16 in float32 with a copy of its weights and a forward
+    # batch of 64 took 1.5 (x86-64, PyTorch); ViT-L has three times the weights. `must shard` may take a GB per worker
+    # for decoding.
+    memory: int
+    function: str = LIBRARY
+    gpu: bool = False  # can use a GPU, if cluster.yaml's gpu.stages names it
+    loaders: bool = False  # PyTorch's loader processes pass tensors through /dev/shm
+    retried: bool = True  # False for the exit task, whose own failures would hide the run's
+
+
+class Stage(NamedTuple):
+    """Functions and classes are "module:name", imported when they are used: `must shard` runs where no torch is."""
+
+    help: str = ""
+    parameters: str = ""  # a StageConfig; "" if it is no command: only a pipeline has the stage
+    function: str = ""  # takes the parameters
+    python: str = ""  # the function at `must.`, where that takes more than the parameters
+    torch: bool = False  # it imports torch, which takes seconds: the terminal shows a message
+    next: str = ""  # commands that use its output, with values of its parameters, separated by "; "
+    next_in_work: str = ""  # the same where it read and wrote in WORK
+    pod: Pod | None = None  # the row's name is that in Kubeflow's graph, on the run's page and in cluster.yaml
+
+    @property
+    def config(self) -> type[StageConfig]:
+        return import_name(self.parameters)
+
+
+def import_name(place: str) -> Any:
+    """What "module:name" names."""
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+IMAGES: Final = ("must-shard", "must-torch", "must-train", "must-serve")
+GPU_IMAGE: Final = "must-train"  # has torch with CUDA
+LAUNCHER_IMAGE: Final = "must-shard"  # of the stage train, if it is a TrainJob
+
+STAGES: Final[dict[str, Stage]] = {
+    "adapt": Stage(
+        "Adapt CLIP to images without labels: one pass gives a model, labels and a report; then training, if worth it.",
+        "must.config.adapt:AdaptConfig", "must.api.adapt:command", python="must.api.adapt:adapt",
+        next="must predict FOLDER --model {output}; must review {output}; must export {output}",
+    ),
+    "inputs": Stage(pod=Pod("must-torch", 8, "must_components.cluster:check_inputs")),
+    "shard": Stage(
+        "Pack images into WebDataset shards with an index, ready to train on.",
+        "must.config.shard:ShardConfig", "must.data.shards.build:shard",
+        next="must classifier --classes FILE --model ViT-B-16/datacomp_xl_s13b_b90k --output classifier.safetensors",
+        pod=Pod("must-shard", 32, "must.runtime.stages:shard"),
+    ),
+    "classifier": Stage(
+        "Turn class names and prompt templates into zero-shot text classifier weights.",
+        "must.config.shard:ClassifierConfig", "must.method.model.classifier:classifier", torch=True,
+        next="must train --shards SHARDS --classifier {output} --output model",
+        pod=Pod("must-torch", 16, "must.runtime.stages:classifier", gpu=True),
+    ),
+    "champion": Stage(pod=Pod("must-torch", 8, "must.runtime.stages:champion")),
+    "plan": Stage(
+        "Estimate steps, hours, memory and disk of `must train` on this machine; trains nothing.",
+        "must.config.train:PlanConfig", "must.method.train.plan:plan", torch=True,
+    ),
+    "train": Stage(
+        "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST).",
+        "must.config.train:TrainConfig", "must.method.train.trainer:train", torch=True,
+        next="must evaluate --model {output} --baseline {classifier} --shards {shards} --output report",
+        pod=Pod("must-train", 48, "must.runtime.stages:train", gpu=True, loaders=True),
+    ),
+    "refine": Stage(
+        "Give the model a memory of the unlabeled images and of people's answers, and the images better labels.",
+        "must.config.evaluate:RefineConfig", "must.method.memory.refine:refine", torch=True,
+        next_in_work="must evaluate {work}; must export {work}",
+    ),
+    "review": Stage(
+        "Ask a person for classes of images in a browser; the answers measure accuracy and correct labels.",
+        "must.config.evaluate:ReviewConfig", "must.deploy.review.review:review",
+    ),
+    "evaluate": Stage(
+        "Measure the adapted model against the zero-shot one; write metrics.json and report.html.",
+        "must.config.evaluate:EvaluateConfig", "must.evaluation.evaluate:evaluate", torch=True,
+        next="must gate --metrics {output}/metrics.json --output decision.json; must export --model {model} "
+        "--shards {shards} --split {split} --metrics {output}/metrics.json --output onnx",
+        next_in_work="must gate {work}; must export {work}",
+        pod=Pod("must-torch", 32, "must.runtime.stages:evaluate", gpu=True, loaders=True),
+    ),
+    "export": Stage(
+        "Write the model as ONNX, or as a folder that open_clip loads; checked against PyTorch.",
+        "must.config.export:ExportConfig", "must.deploy.export.export:export", torch=True,
+        next="must predict FOLDER --model {output}; must serve --model {output}",
+        pod=Pod("must-torch", 32, "must.runtime.stages:export", loaders=True),
+    ),
+    "gate": Stage(
+        "Decide from metrics.json whether the adapted model may replace the one in use, and say why.",
+        "must.config.evaluate:GateConfig", "must.evaluation.gate:gate",
+        pod=Pod("must-torch", 32, "must.runtime.stages:gate", gpu=True, loaders=True),
+    ),
+    "promote": Stage(
+        "Copy a model to the registry and make it the champion, the one in use; --rollback restores the one before.",
+        "must.config.export:PromoteConfig", "must.deploy.promote:promote",
+        pod=Pod("must-shard", 16, "must.runtime.stages:promote"),
+    ),
+    "predict": Stage(
+        "Classify images, few or many, with the ONNX file alone (no PyTorch) or with a bundle.",
+        "must.config.predict:PredictConfig", "must.deploy.infer.predict:predict",
+    ),
+    "label": Stage(pod=Pod("must-serve", 16, "must.runtime.label:label", gpu=True)),
+    "serve": Stage(
+        "Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch).",
+        "must.config.predict:ServeConfig", "must.deploy.serve.serve:serve",
+    ),
+    "sort": Stage(
+        "Put the labelled images into a folder for each class, as links or copies.",
+        "must.config.adapt:SortConfig", "must.api.sort:sort",
+    ),
+    "demo": Stage(
+        "Write the bundled data set (handwritten digits), class names and tiny CLIP (computer fonts) to a folder.",
+        "must.config.adapt:DemoConfig", "must.api.demo:demo",
+        next="must adapt {output}/images/unlabeled --classes {output}/classes.yaml --model {output}/model "
+        "--test-images {output}/images/test --output {output}/work",
+    ),
+    "quickstart": Stage(
+        "Show it all with the bundled digits: one pass, the page for answers in the browser, and what they change.",
+        "must.config.adapt:QuickstartConfig", "must.api.quickstart:quickstart",
+        next="must adapt PHOTOS --classes FILE --output work",
+    ),
+    "close": Stage(pod=Pod("must-shard", 1)),
+    "summary": Stage(pod=Pod("must-shard", 4, retried=False)),
+}  # fmt: skip
+
+COMMANDS: Final = {name: stage for name, stage in STAGES.items() if stage.parameters}
+"""The library's stages: the commands `must NAME`, and the functions `must.NAME`."""
+PODS: Final = {name: stage.pod for name, stage in STAGES.items() if stage.pod}
+"""The stages of the pipelines."""
+ERRORS: Final = ("MustError", "TransientError", "UserError")  # classes at `must`, of base/errors
+NOT_STAGES: Final = {"load": "must.api.model:load"}  # functions at `must` that are not stages
+PYTHON_FUNCTIONS: Final = NOT_STAGES | {name: stage.python for name, stage in COMMANDS.items() if stage.python}
+"""The functions at `must` that are not made from the table."""
