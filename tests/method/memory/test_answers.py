@@ -23,7 +23,7 @@ from must.method.answers.answers_file import Answer, append, append_answers
 from must.method.answers.estimate import Sample, accept
 from must.method.answers.population import POPULATION_FILE, record_population, shorten
 from must.method.answers.review import fingerprint
-from must.method.memory import refine as refine_module
+from must.method.memory import measure
 from must.method.model.bundle import load_bundle
 from must.method.model.classifier import classifier
 from must.method.model.description import load_description
@@ -203,7 +203,7 @@ def test_pictures_that_are_answered_in_another_way_enter_the_test_as_right_ones(
         samples.append(sample)
         return accept(risk, sample, *more, **counts)
 
-    monkeypatch.setattr(refine_module, "accept", seen)
+    monkeypatch.setattr(measure, "accept", seen)
     reader = ShardReader(many[0], "train")
     rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500).tolist()]
     pictures = [(row["source"], row["sha256"], many[1][row["source"]]) for row in rows]

@@ -13,6 +13,7 @@ from must.method.memory import propagate as module
 from must.method.memory import refine as refine_module
 from must.method.memory.answers import Answers
 from must.method.memory.features import FEWEST, Pool, TopLabels, compare_predictions, count_effective
+from must.method.memory.measure import NEVER, bound_none
 from must.method.memory.propagate import (
     FEW_IMAGES,
     LABELS_KEPT,
@@ -26,7 +27,7 @@ from must.method.memory.propagate import (
     predict_left_out,
     propagate,
 )
-from must.method.memory.refine import NEVER, bound_none, describe_lacking, refine_pool
+from must.method.memory.refine import describe_lacking, refine_pool
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import MemoryFacts
 from must.method.model.memory import Memory, MemoryClassifier, apply_correction, parse_memory
