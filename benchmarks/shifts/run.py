@@ -161,7 +161,9 @@ def read_pools(network: MaskedViT, shards: str, preprocess: Preprocess) -> list[
     """Of the splits train and test, whose vectors are whitened as those of train."""
     with TemporaryDirectory() as folder:
         sources = [EvalSource(open_reader(shards, split), preprocess, 256, 0) for split in ("train", "test")]
-        parts = [read_features(network, one, World(0, 1, torch.device("cpu")), folder) for one in sources]
+        alone = World(0, 1, torch.device("cpu"))
+        # Without `fit`, as there may be twice as many test images as others, which are then whitened as those of test.
+        parts = [read_features(network, one, alone, folder, fit=one is sources[0]) for one in sources]
         return [part.pool(network) for part in parts]
 
 
