@@ -15,6 +15,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,18 +38,21 @@ from must.deploy.review.prepare import LISTED_CLASSES
 from must.method.answers.review import SCHEDULE, order_by_coverage
 from must.method.distributed.process_group import World
 from must.method.memory.alpha import interpolate, load_trained
-from must.method.memory.features import Pool, read_features
-from must.method.memory.propagate import build_memory, find_neighbours
+from must.method.memory.features import Pool, TopLabels, read_features
+from must.method.memory.measure import bound_none
+from must.method.memory.propagate import build_memory, find_neighbours, look_up
 from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
 from must.method.model.description import get_preprocess
 from must.method.model.masked_vit import MaskedViT
+from must.method.model.vectors import Neighbours
 from must.method.train.trainer import train
 
 ALPHAS = (0.0, 0.5, 1.0)
 UNTRAINED = "untrained"  # the name of these settings
 DRAWS = 3  # of simulated answers at random
 ANSWERS = (20, 50, 200)
+FOLDS = 10
 
 
 def main() -> None:
@@ -133,10 +137,11 @@ def measure(folder: str, shards: str, classifier_file: str, data: Task) -> dict[
         pool, test = read_pools(network, shards, preprocess)
         near = find_neighbours(pool, cpu)
         P, values = test.probabilities.float(), test.vectors.float()
+        shown, true = hidden[pool.numbers], labels[test.numbers.numpy()]  # of copies one
 
-        def add(name: str, classes: Tensor, alpha: float = alpha) -> None:
-            correct = (classes.numpy() == labels).astype(float)
-            values = {"present": float((weights(labels, counts) * correct).sum()), "all": float(correct.mean())}
+        def add(name: str, classes: Tensor, alpha: float = alpha, true: np.ndarray = true) -> None:
+            correct = (classes.numpy() == true).astype(float)
+            values = {"present": float((weights(true, counts) * correct).sum()), "all": float(correct.mean())}
             for kind, value in values.items():
                 rows[kind].setdefault(f"{alpha:g} {name}", []).append(100 * value)
 
@@ -145,16 +150,28 @@ def measure(folder: str, shards: str, classifier_file: str, data: Task) -> dict[
             (0, "", torch.zeros(0, dtype=torch.int64)),
             *draw_answers(pool, len(data.classes)),
         ]:
-            memory, refined = build_memory(pool, torch.stack([answered, hidden[answered]]), cpu, near=near)
-            add(f"{count} {order}".strip(), memory(P, values)[0].argmax(1))
+            memory, refined = build_memory(pool, torch.stack([answered, shown[answered]]), cpu, near=near)
+            if memory.facts.none:
+                memory.facts = replace(memory.facts, none_margin=find_margin(pool, near, answered, shown[answered]))
+            add(f"{count} {order}".strip(), TopLabels.from_probabilities(memory(P, values)[0]).labels)
             if not count:
-                real = hidden >= 0
-                right = (refined.argmax(1) == hidden)[real].float().mean()
+                real = shown >= 0
+                right = (refined.argmax(1) == shown)[real].float().mean()
                 rows["labels"][f"{alpha:g}"] = 100 * float(right)
     averages = {
         kind: {name: round(float(np.mean(v)), 2) for name, v in rows[kind].items()} for kind in ("present", "all")
     }
     return averages | {"labels": rows["labels"], "errors": round(100 / len(labels) ** 0.5, 2)}
+
+
+def find_margin(pool: Pool, near: Neighbours, rows: Tensor, labels: Tensor) -> float:
+    """For none of the classes, as `must refine` finds it, but by all of the answers."""
+    predicted = torch.empty(len(rows), pool.probabilities.shape[1])
+    for fold in range(FOLDS):
+        mine = torch.arange(len(rows)) % FOLDS == fold
+        memory, _ = build_memory(pool, torch.stack([rows[~mine], labels[~mine]]), torch.device("cpu"), near=near)
+        predicted[mine] = look_up(memory, pool, rows[mine])[0]
+    return bound_none(predicted, labels)[1]
 
 
 def read_pools(network: MaskedViT, shards: str, preprocess: Preprocess) -> list[Pool]:
