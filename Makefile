@@ -68,7 +68,7 @@ test-slow: setup  ## Run the tests that take minutes
 # The last digits of a result depend on the processor. These are the variables of PyTorch, oneDNN and
 # MKL: a processor with AVX2 alone, and one without, with MKL's code for processors of other makers than Intel.
 NUMBERS := tests/method/memory tests/method/train/test_golden.py tests/method/train/test_step.py tests/method/train/test_propagated.py \
-	tests/method/model/test_towers.py tests/method/model/test_vectors.py tests/evaluation tests/deploy/infer \
+	tests/method/model/test_towers.py tests/method/model/test_vectors.py tests/evaluation tests/deploy/predict/test_bundle.py \
 	tests/deploy/export/test_export_memory.py tests/data/augment
 .PHONY: test-numbers
 test-numbers: setup  ## Run the tests of numbers with the arithmetic of other processors

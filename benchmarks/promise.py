@@ -29,7 +29,7 @@ from must.data.loading.reader import ShardReader
 from must.method.answers.answers_file import NO_CLASS
 from must.method.answers.estimate import ACCEPTED, SET, Sample, accept, fewest_answers, find_ranks
 from must.method.answers.population import ENTRY, NOTHING_GONE, Gone, choose_sample, forget_gone
-from must.method.distributed.process_group import World
+from must.method.distributed import World
 from must.method.memory.answers import Answers
 from must.method.memory.features import Pool, read_features
 from must.method.memory.refine import refine_pool

@@ -16,7 +16,7 @@ import torch
 from must.method.memory.answers import Answers
 from must.method.memory.features import Pool
 from must.method.memory.refine import refine_pool
-from must.method.model.vectors import NEIGHBOURS, Whitening, nearest
+from must.method.model.memory import NEIGHBOURS, Whitening, nearest
 
 PLAIN = 10_000  # images for the plain alternative
 

@@ -24,7 +24,7 @@ from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.data.loading.reader import ShardReader
 from must.deploy.export.export import export
-from must.deploy.predict.session import OnnxClassifier
+from must.deploy.onnx_model import OnnxClassifier
 from must.method.model.bundle import Bundle, load_bundle, save_bundle
 from must.method.model.description import Description, get_preprocess
 from must.method.model.masked_vit import MaskedViT

@@ -150,7 +150,7 @@ def onnxruntime_alone(path: Path, pictures: list[bytes], seconds: float) -> tupl
     """Images per second of (the model on tensors in memory with its best batch size, decoding and the model)."""
     from must.data.image.decode import decode
     from must.data.image.preprocess import EvalView, normalize_pixels
-    from must.deploy.predict.session import OnnxClassifier
+    from must.deploy.onnx_model import OnnxClassifier
 
     classifier = OnnxClassifier(path / "model.onnx")
     view = EvalView(classifier.preprocess)

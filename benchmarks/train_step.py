@@ -97,7 +97,7 @@ def line(row: dict[str, Any], base: dict[str, Any]) -> str:
 def measure(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from must.method.distributed.process_group import pick_device
+    from must.method.distributed import pick_device
 
     device = pick_device(options.device)
     step, flops, precision = build(options, variant, device)
@@ -154,8 +154,7 @@ def must_step(options: Any, variant: dict[str, Any], device: Any, visual: Any, c
     from must.config import TrainConfig
     from must.data.image.preprocess import Preprocess
     from must.data.loading.loader import TrainBatch
-    from must.method.distributed.cpu import division, prepare_machine, share_cores
-    from must.method.distributed.process_group import World
+    from must.method.distributed import World, division, prepare_machine, share_cores
     from must.method.model.masked_vit import MaskedViT
     from must.method.train.step import MustStep
 

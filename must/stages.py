@@ -122,9 +122,9 @@ STAGES: Final[dict[str, Stage]] = {
     ),
     "predict": Stage(
         "Classify images, few or many, with the ONNX file alone (no PyTorch) or with a bundle.",
-        "must.config.predict:PredictConfig", "must.deploy.infer.predict:predict",
+        "must.config.predict:PredictConfig", "must.deploy.predict.predict:predict",
     ),
-    "label": Stage(pod=Pod("must-serve", 16, "must.runtime.label:label", gpu=True)),
+    "label": Stage(pod=Pod("must-serve", 16, "must.runtime.stages:label", gpu=True)),
     "serve": Stage(
         "Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch).",
         "must.config.predict:ServeConfig", "must.deploy.serve.serve:serve",
@@ -141,7 +141,7 @@ STAGES: Final[dict[str, Stage]] = {
     ),
     "quickstart": Stage(
         "Show it all with the bundled digits: one pass, the page for answers in the browser, and what they change.",
-        "must.config.adapt:QuickstartConfig", "must.api.quickstart:quickstart",
+        "must.config.adapt:QuickstartConfig", "must.api.demo:quickstart",
         next="must adapt PHOTOS --classes FILE --output work",
     ),
     "close": Stage(pod=Pod("must-shard", 1)),

@@ -49,7 +49,7 @@ FIRST = [
         "method/train/test_plan.py",
         # torch's exporter to ONNX
         "deploy/export/test_export.py deploy/export/test_takeaway.py deploy/export/test_export_memory.py "
-        "deploy/infer/test_bundle.py",
+        "deploy/predict/test_bundle.py",
         "method/train/test_kills.py",
         # an S3 server, and the clients of three stores
         "base/storage/test_storage.py base/storage/test_refusals.py",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pytest
 
 from must.base import storage
-from must.base.storage import retry
+from must.base.storage import store as common
 from tests.common import ROOT
 from tests.gcs import HOST, Faults, served
 
@@ -67,7 +67,7 @@ def bucket_server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 
 def empty_bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, store: str) -> Server:
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)  # tests need not be polite
+    monkeypatch.setattr(common, "FIRST_PAUSE", 0.01)  # tests need not be polite
     name, process = f"bucket-{os.getpid()}-{next(numbers)}", {"gs": "gcs", "s3": "moto", "az": "azurite"}[store]
     url, faults = request.getfixturevalue(f"{process}_process")
     use_server(monkeypatch, store, url)

@@ -54,18 +54,17 @@ memory      answers distributed model
 train       distributed memory model
 """,
     "deploy": """
-predict
-export      predict
-infer       export predict
-promote     predict
-serve       predict promote
+onnx_model
+export      onnx_model
+predict     export onnx_model
+promote     onnx_model
+serve       onnx_model predict promote
 review      serve
 """,
     "api": """
-demo
 results
 stages      results
-quickstart  demo stages
+demo        stages
 inputs
 work_state  inputs
 sort
@@ -83,7 +82,8 @@ def table(plan):
 PACKAGES = table(PLAN)
 UNITS = {package: table(plan) for package, plan in UNIT_PLANS.items()}
 NO_TORCH = (  # not in any function either
-    "data.shards", "deploy.predict", "deploy.serve", "evaluation.gate", "method.answers", "method.model.description",
+    "data.shards", "deploy.onnx_model", "deploy.predict.parts", "deploy.predict.stream", "deploy.serve",
+    "evaluation.gate", "method.answers", "method.model.description",
 )  # fmt: skip
 
 
@@ -217,8 +217,8 @@ def test_components_stay_thin():
 
 def test_what_runs_without_torch_does_not_import_it():
     modules = """
-        api.cli base.program api.stages data.shards.build data.format deploy.infer.predict deploy.predict.images
-        evaluation.gate deploy.promote runtime.check runtime.label runtime.stages
+        api.cli base.program api.stages data.shards.build data.format deploy.predict.predict
+        evaluation.gate deploy.promote runtime.check runtime.stages
         runtime.summary runtime.supervise runtime.training deploy.serve.serve
     """
     code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"

@@ -23,14 +23,14 @@ from benchmarks.shifts.run import order_review, prepare, truth
 from benchmarks.shifts.tasks import DEVELOPMENT, HELD_OUT, VARIANTS, task, variant
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
-from must.method.distributed.process_group import World
+from must.method.distributed import World
 from must.method.memory.features import TopLabels, read_features
 from must.method.memory.names import Finding, find_missing, find_pairs
 from must.method.memory.propagate import refine_probabilities
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess
-from must.method.model.vectors import nearest_groups
+from must.method.model.memory import nearest_groups
 
 SPOILT, GAPS, ANSWERS = 4, (0.05, 0.15), (0, 60, 120, 240)
 NEW = -2  # the number of a column that is no class

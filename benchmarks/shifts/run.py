@@ -36,16 +36,15 @@ from must.data.loading.reader import ShardReader, open_reader
 from must.data.shards.build import shard
 from must.deploy.review.prepare import LISTED_CLASSES
 from must.method.answers.review import SCHEDULE, order_by_coverage
-from must.method.distributed.process_group import World
-from must.method.memory.alpha import interpolate, load_trained
+from must.method.distributed import World
 from must.method.memory.features import Pool, TopLabels, read_features
 from must.method.memory.measure import bound_none
 from must.method.memory.propagate import build_memory, find_neighbours, look_up
-from must.method.model.bundle import load_bundle, zero_shot_bundle
+from must.method.model.bundle import interpolate, load_bundle, load_trained, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
 from must.method.model.description import get_preprocess
 from must.method.model.masked_vit import MaskedViT
-from must.method.model.vectors import Neighbours
+from must.method.model.memory import Neighbours
 from must.method.train.trainer import train
 
 ALPHAS = (0.0, 0.5, 1.0)

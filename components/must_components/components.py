@@ -292,7 +292,7 @@ def label_model(
     arguments = dict(locals())
     from must.runtime.supervise import run_stage
 
-    run_stage("model", arguments, "must.runtime.label:choose_model")
+    run_stage("model", arguments, "must.runtime.stages:choose_model")
 
 
 @component("label")

@@ -38,13 +38,13 @@ NO_SIDECAR = {"sidecar.istio.io/inject": "false"}  # in a mesh torchrun's proces
 def make_manifest(name: str, nodes: dict[str, Any], job: str, run_id: str, model: str) -> dict[str, Any]:
     """The job that runs `must.runtime.training` for the folder `job` on every node; the runtime's kind is missing.
 
-    `nodes`: from `encode_nodes` in must_pipeline/cluster/placement.py."""
+    `nodes`: from `encode_nodes` in must_pipeline/placement.py."""
     gpus = int(nodes["gpus"])
     processes = max(1, gpus) if nodes["processes"] == "auto" else int(nodes["processes"])
     trainer: dict[str, Any] = {
         "image": nodes["image"],
         "numNodes": int(nodes["nodes"]),
-        "command": ["python", "-m", "must.method.distributed.torchrun"],
+        "command": ["python", "-m", "must.method.distributed"],
         # Trainer gives torchrun the nodes and the meeting point by PET_ variables; a flag wins over them.
         "args": [f"--nproc-per-node={processes}", "-m", "must.runtime.training", job],
         "env": nodes["env"],

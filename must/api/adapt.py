@@ -58,7 +58,7 @@ SET_BY_ADAPT = ("shards", "features", "index_sha256", "classifier", "output", "s
 CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "alpha"}  # settings that may change from one call to the next
 WORTH_TRAINING = 30 * 60  # seconds of training that `--train auto` takes without a GPU
 TRIAL_SECONDS = 5.0  # of the trial steps that measure it
-FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/model/vectors.py)
+FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/model/memory.py)
 APPENDED = "append"  # a folder for shards to which images are being appended
 ADAPT_LOCK = Kind("must adapt", "--output", ".adapt.lock")
 

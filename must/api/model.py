@@ -19,13 +19,12 @@ from must.base.parameters import naming_parameters, require
 from must.base.storage import read_json
 from must.config import PredictConfig
 from must.config.work import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
-from must.data.image.preprocess import EvalView
+from must.data.image.preprocess import EvalView, to_rgb
 from must.data.sources.files import ListingReport
-from must.deploy.infer.predict import open_model
+from must.deploy.onnx_model import ImageClassifier, threshold
 from must.deploy.predict.found import Found, find_images
-from must.deploy.predict.images import classify
-from must.deploy.predict.images import read_pixels as pixels_of_file
-from must.deploy.predict.session import ImageClassifier, threshold
+from must.deploy.predict.predict import classify, open_model
+from must.deploy.predict.predict import read_pixels as pixels_of_file
 from must.deploy.predict.writer import Options, Prediction, Unreadable, import_pandas, to_frame
 
 
@@ -207,7 +206,6 @@ class Adapted:
         from PIL import ImageOps
         from torchvision.transforms import Compose
 
-        from must.data.image.colors import to_rgb
         from must.deploy.export.open_clip import whole_model
         from must.method.model.bundle import load_bundle
 

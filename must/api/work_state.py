@@ -292,7 +292,7 @@ def exchange(work: Path, folder: Path) -> None:
 
 def read_export(folder: Path) -> dict[str, Any]:
     """The parameters of `must export` that the ONNX file in the folder names; {} without one that can be read."""
-    from must.deploy.predict.session import EMBEDDING, OnnxClassifier
+    from must.deploy.onnx_model import EMBEDDING, OnnxClassifier
 
     if not (folder / ONNX_FILE).is_file():
         return {}

@@ -30,7 +30,7 @@ from must.base.storage import ConflictError
 from must.base.text import brief, printable
 from must.config import PromoteConfig
 from must.config.work import DESCRIPTION_FILE, ONNX_FILE, VERSION_FILE, WEIGHTS_FILE, find_work
-from must.deploy.predict.session import check_onnx
+from must.deploy.onnx_model import check_onnx
 from must.evaluation.gate import NOTHING_KEPT, read_decision
 from must.evaluation.result import read_metrics
 from must.method.model.description import Description, load_description, require_same_model, require_weights

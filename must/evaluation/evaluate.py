@@ -14,14 +14,14 @@ from must.data.format import Index, load_index
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
 from must.data.shards.history import read_hashes
+from must.evaluation.figures import MAP_IMAGES
 from must.evaluation.metrics import measure
-from must.evaluation.report.gallery import MAP_IMAGES
-from must.evaluation.report.page import render_report
+from must.evaluation.report import render_report
 from must.evaluation.result import Data, Metrics, ModelRecord, RefinedLabels, write_metrics
 from must.evaluation.scores import Samples, Scores, read_samples, score
 from must.evaluation.table import text_table, verdict
 from must.method.answers.estimate import abstention
-from must.method.distributed.process_group import World, init_distributed
+from must.method.distributed import World, init_distributed
 from must.method.memory.features import Features, hash_tower, read_features, spread
 from must.method.model.bundle import Bundle, load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier

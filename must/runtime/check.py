@@ -28,7 +28,7 @@ from must.data.loading.reader import open_reader
 from must.data.shards.listing import open_source
 from must.data.sources.files import Folder, ListingReport, Manifest, no_images
 from must.data.sources.tables import Tables
-from must.deploy.predict.session import LARGEST_MODEL
+from must.deploy.onnx_model import LARGEST_MODEL
 from must.deploy.promote import Registry
 from must.method.answers.answers_file import read_answers
 from must.method.model.classifier import load_text_classifier, read_header

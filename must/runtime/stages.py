@@ -1,4 +1,4 @@
-"""The pipeline's stages, one function each. Each runs in its own process (supervise.py).
+"""The stages of both pipelines, one function each. Each runs in its own process (supervise.py).
 
 The rows of must/stages.py name them, and the other process imports them; tests/components/test_calls.py compares the
 arguments. A function gets the stage's Facts, which it fills; it raises the library's exceptions and
@@ -8,7 +8,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +23,8 @@ from must.base.text import counted, encoded
 from must.config import GateConfig
 from must.config.work import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE
 from must.data.format import load_index
+from must.deploy.predict.parts import part_file
+from must.deploy.predict.writer import read_table
 from must.deploy.promote import Latest, OtherOnnxError, Registry, version_name
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
 from must.evaluation.result import Metrics, read_metrics
@@ -29,13 +33,18 @@ from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.recipe import run_key
-from must.runtime.check import check_fit, inputs_fingerprint, sharding_settings, training_settings
-from must.runtime.notes import Facts, WorkUri
-from must.runtime.summary import NOTHING_NEW
+from must.runtime.check import check_fit, inputs_fingerprint, labelling_settings, sharding_settings, training_settings
+from must.runtime.notes import Facts, WorkUri, read_note
+from must.runtime.summary import NOTHING_NEW, describe_labels
 from must.runtime.training import origin, plain, train
 
-__all__ = ["champion", "classifier", "evaluate", "export", "gate", "library", "promote", "shard", "train"]
+__all__ = [
+    "champion", "choose_model", "classifier", "evaluate", "export", "gate", "label", "library", "promote", "shard",
+    "train",
+]  # fmt: skip
 logger = logging.getLogger(__name__)
+
+MOST_REASONS = 8  # why images cannot be read, that are reported one by one
 
 
 def library(facts: Facts, work_uri: str, *, stage: str, values: dict[str, Any]) -> None:
@@ -299,3 +308,44 @@ def export(
     )  # fmt: skip
     facts.result = f"ONNX, {precision}" + (", with embeddings" if embeddings else "")
     return {"precision": precision, "framework": "onnx", **model_metadata(bundle, details)}
+
+
+def choose_model(facts: Facts, work_uri: str, *, kind: str, model: str, model_name: str, registry_uri: str) -> None:
+    """Notes the URI of `model`, or of the champion's ONNX file or bundle (`kind`)."""
+    if not model:
+        registry = Registry(WorkUri(work_uri).registry(registry_uri), model_name)
+        version = registry.latest().version
+        require(bool(version), f"{registry.uri}: has no champion yet; run the pipeline `must`, or give model")
+        model = storage.join(registry.make_uri(str(version)), kind)
+    facts.result = model
+
+
+def label(
+    facts: Facts, work_uri: str, *, part: str, source: str, output: str, only_new: bool, least_similarity: float,
+    settings: dict[str, Any],
+) -> None:  # fmt: skip
+    """Labels the images of this part that have no row yet; those of another model again, unless `only_new`.
+
+    The model is that of the note: in a loop kfp's local runner (2.17) takes the item for any other task's output."""
+    chosen = read_note(work_uri, os.environ.get(RUN_ID, ""), "model")
+    require(chosen is not None, f"{work_uri}: the note of the stage model cannot be read")
+    model = chosen.facts.result if chosen else ""
+    others = {"known": output} if only_new else {"relabel": True}
+    values = labelling_settings(settings, {"images": [source], "output": output, "model": model})
+    counts = call("predict", part=part, **others, **values)
+    rows = Counter({"new": counts["images"]})
+    for row in read_table(part_file(output, part)):
+        rows["images"] += 1
+        if row.get("error"):
+            rows[f"not read: {re.sub('[0-9]+', 'N', row['error'])}"] += 1
+        elif str(row["abstained"]) in ("True", "1"):
+            rows["none of the classes"] += 1
+        similarity = row.get("similarity")
+        rows[f"similarity below {least_similarity:g}"] += (
+            similarity not in (None, "") and float(similarity) < least_similarity
+        )
+    reasons = [kind for kind, _ in rows.most_common() if kind.startswith("not read")]
+    for kind in reasons[MOST_REASONS:]:
+        rows["not read: other reasons"] += rows.pop(kind)
+    facts.rows = dict(rows)
+    facts.result = describe_labels(rows)

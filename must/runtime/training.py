@@ -48,7 +48,7 @@ def launch(values: dict[str, Any], processes: int) -> RunSummary:
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(values, file)
         file.flush()
-        command = [sys.executable, "-m", "must.method.distributed.torchrun", "--standalone"]
+        command = [sys.executable, "-m", "must.method.distributed", "--standalone"]
         command.append(f"--nproc-per-node={processes}")
         command += ["-m", "must", "train", "--config", file.name]
         child = subprocess.Popen(command, env=child_environment())
@@ -154,7 +154,7 @@ def train_job(job: str) -> None:
 def leave_process_group() -> None:
     """From now on this process, rank 0 after its training, works alone, with all cores of its node: `must refine` would
     wait for the others, which have ended. LOCAL_RANK stays: it names the GPU."""
-    from must.method.distributed.process_group import LAUNCHED
+    from must.method.distributed import LAUNCHED
 
     for name in (*LAUNCHED, "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)

@@ -12,7 +12,7 @@ import yaml
 from kfp import compiler
 
 from must.config import ExportConfig, GateConfig, ShardConfig
-from must_pipeline.cluster.config import ClusterConfig, load_cluster, spot_warning
+from must_pipeline.cluster import ClusterConfig, load_cluster, spot_warning
 from must_pipeline.dag import make_label_pipeline, make_pipeline
 from must_pipeline.files import LABELLING, documents
 

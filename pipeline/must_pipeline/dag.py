@@ -13,8 +13,8 @@ from kfp import dsl
 from must.config.defaults import list_parts
 from must_components import components
 from must_pipeline import DESCRIPTION
-from must_pipeline.cluster.config import ClusterConfig
-from must_pipeline.cluster.placement import configure_task, encode_nodes
+from must_pipeline.cluster import ClusterConfig
+from must_pipeline.placement import configure_task, encode_nodes
 
 RUN_ID = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # used by `submit --again` and by the run's notes
 

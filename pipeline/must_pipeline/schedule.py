@@ -9,8 +9,8 @@ from typing import Any
 from must.base.errors import UserError
 from must.base.parameters import convert_fields, read_mapping, require
 from must_pipeline import DESCRIPTION
+from must_pipeline.api import Kfp, api, api_errors
 from must_pipeline.files import name_pipeline
-from must_pipeline.server.api import Kfp, api, api_errors
 from must_pipeline.submit import OVER, check_parameters
 
 

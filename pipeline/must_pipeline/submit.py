@@ -19,8 +19,8 @@ from must.base.text import did_you_mean, printable, without_secrets
 from must.runtime.check import check_labelling, check_run
 from must.runtime.summary import Summary, summarize
 from must_components.cluster import failures, is_refused
+from must_pipeline.api import Kfp, api, api_errors, connect
 from must_pipeline.files import documents, name_pipeline
-from must_pipeline.server.api import Kfp, api, api_errors, connect
 
 LIMIT = 10_000  # bytes of all parameters together, in Kubeflow Pipelines
 KINDS: dict[str, Any] = {

@@ -17,7 +17,7 @@ from must.api.stages import as_python, configure
 from must.base.parameters import list_parameters
 from must.config import TrainConfig
 from must.data.format import load_index
-from must.method.distributed.process_group import Preempted
+from must.method.distributed import Preempted
 from must.method.model.classifier import load_text_classifier
 from must.method.train import trainer
 from must.method.train.recipe import resolve

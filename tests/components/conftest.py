@@ -16,9 +16,9 @@ from must.runtime.notes import Facts
 from must_components import train_job
 from must_components.cluster import KubernetesApi
 from must_components.train_job import train_on_nodes
-from must_pipeline.cluster.config import load_cluster
-from must_pipeline.cluster.placement import encode_nodes
+from must_pipeline.cluster import load_cluster
 from must_pipeline.files import CLUSTER
+from must_pipeline.placement import encode_nodes
 from tests.common import ROOT
 from tests.components.kube_api import Api
 from tests.components.trainer import now
@@ -103,7 +103,7 @@ def api(monkeypatch, tmp_path):
     monkeypatch.setattr(KubernetesApi, "of_this_pod", lambda: KubernetesApi(made.url, tmp_path))
     monkeypatch.setenv("MUST_RUN_ID", "r1")
     monkeypatch.setattr(train_job, "POLL_JOB", 0.05)
-    monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("must.base.storage.store.FIRST_PAUSE", 0.01)
     monkeypatch.setattr(train_job, "API_TIMEOUT", 20.0)
     yield made
     made.server.close()

@@ -16,8 +16,8 @@ from must.method.answers.answers_file import append
 from must.method.model.description import load_description
 from must.runtime.notes import Facts
 from must_components.train_job import train_on_nodes
-from must_pipeline.cluster.config import ClusterConfig, GpuPool, Training
-from must_pipeline.cluster.placement import encode_nodes
+from must_pipeline.cluster import ClusterConfig, GpuPool, Training
+from must_pipeline.placement import encode_nodes
 from tests.common import until
 from tests.components.conftest import start_launcher
 from tests.evaluation.digits import digits as make_digits

@@ -8,7 +8,7 @@ import yaml
 
 from must.stages import PODS
 from must_components.train_job import make_manifest
-from must_pipeline.cluster.config import load_cluster
+from must_pipeline.cluster import load_cluster
 from must_pipeline.files import CLUSTER, documents
 from tests.common import ROOT
 from tests.components.conftest import nodes

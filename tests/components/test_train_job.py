@@ -18,10 +18,10 @@ from must.runtime.training import plain
 from must_components import train_job
 from must_components.cluster import KubernetesApi
 from must_components.train_job import JobLog, Launch, make_manifest
-from must_pipeline.cluster.config import ClusterConfig as ClusterFile
-from must_pipeline.cluster.config import load_cluster
-from must_pipeline.cluster.placement import encode_nodes
+from must_pipeline.cluster import ClusterConfig as ClusterFile
+from must_pipeline.cluster import load_cluster
 from must_pipeline.files import CLUSTER
+from must_pipeline.placement import encode_nodes
 from tests.common import ROOT
 from tests.components.conftest import SUMMARY, completes, exit_code, fails, nodes, start_launcher, train
 
@@ -42,7 +42,7 @@ def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(name
     assert trainer["image"] == cluster.image("must-train") and trainer["numNodes"] == cluster.training.nodes
     assert limits[cluster.gpu.accelerator] == str(cluster.gpu.count)
     assert limits["memory"] == cluster.resources["train"].memory_limit
-    assert trainer["command"] == ["python", "-m", "must.method.distributed.torchrun"]
+    assert trainer["command"] == ["python", "-m", "must.method.distributed"]
     module = f"--nproc-per-node={cluster.training.processes} -m must.runtime.training gs://b/jobs/r1"
     assert trainer["args"] == module.split()
     (node,) = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]

@@ -8,7 +8,7 @@ import pytest
 
 from must.config import ExportConfig
 from must.deploy.export.export import export
-from must.deploy.predict.session import OnnxClassifier, threshold
+from must.deploy.onnx_model import OnnxClassifier, threshold
 from must.evaluation.evaluate import evaluate
 from must.method.answers.estimate import abstention, binomial_tail, first_count, upper_bound
 from tests.evaluation.digits import evaluation

@@ -284,7 +284,7 @@ def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path
 
 
 def test_a_report_that_cannot_be_drawn_does_not_take_the_numbers_with_it(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("must.evaluation.report.page.class_chart", lambda metrics: 1 / 0)
+    monkeypatch.setattr("must.evaluation.report.class_chart", lambda metrics: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(evaluation(digits, tmp_path))
     assert {file.name for file in tmp_path.iterdir()} == {"metrics.json", "predictions.csv"}

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from must.config import TrainConfig
 from must.config.work import LAST_FILE
-from must.method.distributed.process_group import StopSignal, init_distributed
+from must.method.distributed import StopSignal, init_distributed
 from must.method.model.bundle import LOG_FILE
 from must.method.train.trainer import Trainer
 from tests.method.train.lives import difference, training

@@ -28,10 +28,10 @@ from must.base.names import listed
 from must.runtime.notes import read_notes
 from must.runtime.summary import determine_outcome
 from must_pipeline import schedule, submit
+from must_pipeline.api import Kfp, api_errors, connect
 from must_pipeline.cli import add_server
-from must_pipeline.cluster.config import load_cluster
+from must_pipeline.cluster import load_cluster
 from must_pipeline.compile import compile_pipeline
-from must_pipeline.server.api import Kfp, api_errors, connect
 from must_pipeline.submit import copy_run, make_run, start
 
 KILL = """

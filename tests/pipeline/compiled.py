@@ -7,7 +7,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from must_pipeline.cluster.config import ClusterConfig, load_cluster
+from must_pipeline.cluster import ClusterConfig, load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.dag import make_pipeline
 from must_pipeline.files import documents

@@ -17,8 +17,8 @@ def server(monkeypatch):
     monkeypatch.delenv("KF_PIPELINES_SA_TOKEN_PATH", raising=False)
     monkeypatch.setenv("KFP_TOKEN", "me")
     monkeypatch.setattr(submit, "POLL", 0.01)
-    monkeypatch.setattr("must.base.storage.retry.FIRST_PAUSE", 0.01)
-    monkeypatch.setattr("must.base.storage.retry.LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr("must.base.storage.store.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("must.base.storage.store.LONGEST_PAUSE", 0.05)
     made = KfpServer(users={"Bearer me": {"vision"}})
     yield made
     made.close()

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from must.stages import PODS
-from must_pipeline.cluster.config import ClusterConfig, load_cluster, spot_warning
-from must_pipeline.cluster.placement import encode_nodes
+from must_pipeline.cluster import ClusterConfig, load_cluster, spot_warning
 from must_pipeline.files import CLUSTER
+from must_pipeline.placement import encode_nodes
 from tests.common import one_line
 from tests.pipeline.compiled import Compiled, compile_apart, compiled_for
 

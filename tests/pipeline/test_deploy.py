@@ -9,8 +9,8 @@ import yaml
 
 from must import __version__
 from must.api.cli import build_parser
-from must.method.distributed.torchrun import SHUTDOWN_TIMEOUT
-from must_pipeline.cluster.config import ClusterConfig
+from must.method.distributed import SHUTDOWN_TIMEOUT
+from must_pipeline.cluster import ClusterConfig
 from tests.common import ROOT
 
 DEPLOY = ROOT / "deploy"

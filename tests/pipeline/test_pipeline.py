@@ -17,7 +17,7 @@ from must_components import components as our_components
 from must_components.components import shard
 from must_pipeline.cli import COMMANDS
 from must_pipeline.cli import main as must_pipeline
-from must_pipeline.cluster.config import load_cluster
+from must_pipeline.cluster import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.dag import make_label_pipeline
 from must_pipeline.files import CLUSTER, COMPILED, LABELLING, documents

@@ -14,7 +14,7 @@ from must.base.lock import locked
 from must.deploy.promote import Registry
 from must.runtime.summary import escape
 from must.stages import PODS
-from must_pipeline.cluster.config import load_cluster
+from must_pipeline.cluster import load_cluster
 from must_pipeline.dag import make_label_pipeline
 from must_pipeline.run_local import COLOR, RUN_LOCK, StageOutput
 from tests.common import ROOT, read_csv

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from must.base.storage import retry
+from must.base.storage import store
 from must.runtime.notes import Facts, Failure, Note, write_note
 from must_components.cluster import failures, is_refused, parse_exit_code
 from must_pipeline import submit
@@ -125,8 +125,8 @@ def spoil_after_start(server, faults):
 
 
 def test_what_passes_by_does_not_end_the_waiting(server, waiting, capsys, monkeypatch):
-    monkeypatch.setattr(retry, "SILENT", 0)
-    monkeypatch.setattr(retry.Waiting, "last", -retry.LINE_PAUSE)
+    monkeypatch.setattr(store, "SILENT", 0)
+    monkeypatch.setattr(store.Waiting, "last", -store.LINE_PAUSE)
     spoil_after_start(server, ["lost"] * 4 + [502] * 9 + [503, 401])  # the client itself asks three times
     assert waiting() == 0 and not server.faults
     assert re.search(r"http://[^\n]*: no answer yet \([^\n]*; repeated for up to 900 s", capsys.readouterr().err)

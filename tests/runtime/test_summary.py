@@ -190,7 +190,7 @@ def test_without_access_to_the_notes_the_page_says_so(bucket_server, tmp_path, m
     """A run whose first stage had no credentials for the bucket either."""
     monkeypatch.setenv("MUST_RETRY_AUTH_ERRORS_AT", "")
     monkeypatch.delenv("MUST_RUN_AGAIN", raising=False)
-    monkeypatch.setattr("must.base.storage.retry.RETRY_TIMEOUT", 0.5)
+    monkeypatch.setattr("must.base.storage.store.RETRY_TIMEOUT", 0.5)
     work, page = f"{bucket_server.uri}/work", SimpleNamespace(path=str(tmp_path / "page.md"))
     bucket_server.faults.plan = ["403"] * 99
     summary_stage.python_func(SimpleNamespace(state="FAILED"), work, "7", page)

@@ -31,8 +31,17 @@ from must.base.storage.disk import (
     start_writing,
     walk,
 )  # fmt: skip
-from must.base.storage.retry import UnreachableError, is_transient, repeat, wait_for_credentials
-from must.base.storage.store import ConflictError, Entry, Generation, Store, Writable
+from must.base.storage.store import (
+    ConflictError,
+    Entry,
+    Generation,
+    Store,
+    UnreachableError,
+    Writable,
+    is_transient,
+    repeat,
+    wait_for_credentials,
+)
 from must.base.text import without_secrets
 
 __all__ = [

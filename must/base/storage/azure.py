@@ -18,8 +18,7 @@ from azure.storage.blob import BlobBlock, BlobServiceClient
 
 from must.base.errors import UserError
 from must.base.processes import per_process
-from must.base.storage.retry import HTTP_TIMEOUTS
-from must.base.storage.store import MARK, Entry, Generation, Head, Location, Store
+from must.base.storage.store import HTTP_TIMEOUTS, MARK, Entry, Generation, Head, Location, Store
 from must.base.text import one_line, without_secrets
 
 

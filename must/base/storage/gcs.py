@@ -21,9 +21,8 @@ from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
 from must.base.errors import UserError
 from must.base.processes import per_process
-from must.base.storage import retry
-from must.base.storage.retry import HTTP_TIMEOUTS
-from must.base.storage.store import MARK, Entry, Generation, Head, Location, Store
+from must.base.storage import store
+from must.base.storage.store import HTTP_TIMEOUTS, MARK, Entry, Generation, Head, Location, Store
 
 NO_CREDENTIALS = (
     "gs:// needs Google Cloud credentials and found none; log in with `gcloud auth application-default login`, "
@@ -88,10 +87,10 @@ class Gcs(Store):
             "checksum": "auto",
             "retry": Retry(  # the timeout counts from each part; DEFAULT_RETRY does not retry a damaged response
                 self.is_transient,
-                retry.FIRST_PAUSE,
-                retry.LONGEST_PAUSE,
-                timeout=retry.RETRY_TIMEOUT,
-                on_error=retry.Waiting(location.uri, retry.RETRY_TIMEOUT).log,
+                store.FIRST_PAUSE,
+                store.LONGEST_PAUSE,
+                timeout=store.RETRY_TIMEOUT,
+                on_error=store.Waiting(location.uri, store.RETRY_TIMEOUT).log,
             ),
             "timeout": HTTP_TIMEOUTS,
         }
@@ -120,7 +119,7 @@ class Gcs(Store):
 
     def translate(self, location: Location, error: Exception) -> Exception | None:
         if isinstance(error, api.RetryError):  # of a part
-            return retry.given_up(location.uri, error, retry.RETRY_TIMEOUT)
+            return store.given_up(location.uri, error, store.RETRY_TIMEOUT)
         return super().translate(location, error)
 
 

@@ -21,8 +21,7 @@ from botocore.config import Config
 
 from must.base.errors import UserError
 from must.base.processes import LONGEST_END, DaemonThreads, per_process
-from must.base.storage.retry import HTTP_TIMEOUTS
-from must.base.storage.store import MARK, ConflictError, Entry, Generation, Head, Location, Store
+from must.base.storage.store import HTTP_TIMEOUTS, MARK, ConflictError, Entry, Generation, Head, Location, Store
 from must.base.text import one_line, without_secrets
 
 NO_CREDENTIALS = (

@@ -10,7 +10,6 @@ from PIL import Image
 from must.base.errors import TransientError, UserError
 from must.base.text import one_line
 from must.data.image import limits
-from must.data.image.colors import check_colors, to_rgb
 from must.data.image.limits import (
     MAX_PIXELS,
     Cost,
@@ -22,6 +21,7 @@ from must.data.image.limits import (
     is_heic,
     refusal,
 )
+from must.data.image.preprocess import check_colors, to_rgb
 
 try:  # libjpeg-turbo: the pixels of Pillow in less time. For plain JPEGs only; damaged ones go to Pillow
     import simplejpeg

@@ -23,7 +23,7 @@ from PIL import Image
 from must.base.console import silence_pillow
 from must.base.errors import UserError
 from must.base.processes import KilledWorkerError, per_process
-from must.data.image.colors import strips
+from must.data.image.preprocess import strips
 
 MAX_PIXELS = 89_478_485
 """Default limit on width x height: Pillow's threshold for decompression bombs, 268 MB as RGB."""

@@ -24,7 +24,7 @@ from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.loading.reader import ShardReader
 from must.deploy.export.graph import LARGEST_DIFFERENCE, run_in_batches
-from must.deploy.predict.session import ABSTENTION, EMBEDDING, KNOWS_NONE, LABELS_FILE, OnnxClassifier
+from must.deploy.onnx_model import ABSTENTION, EMBEDDING, KNOWS_NONE, LABELS_FILE, OnnxClassifier
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.bundle import Bundle, load_bundle
 from must.method.model.description import Selection, get_preprocess, require_same_model

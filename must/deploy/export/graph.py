@@ -24,11 +24,11 @@ from must.base.console import quieted
 from must.base.parameters import require
 from must.data.image.preprocess import Preprocess, describe_preprocess, normalize_pixels
 from must.deploy.export.model_card import PARAMETERS_SHOWN
-from must.deploy.predict.session import EMBEDDING, LARGEST_MODEL, SIMILARITY, load_runtime
+from must.deploy.onnx_model import EMBEDDING, LARGEST_MODEL, SIMILARITY, load_runtime
 from must.method.model.bundle import Bundle
 from must.method.model.description import Description, get_preprocess
+from must.method.model.memory import flatten_tokens
 from must.method.model.towers import ClipTower, SelfAttention, is_residual
-from must.method.model.vectors import flatten_tokens
 
 LARGEST_DIFFERENCE = 1e-3  # in a probability, of float32 arithmetic
 

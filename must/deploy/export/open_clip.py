@@ -22,7 +22,7 @@ from must.config.work import CLASSIFIER_FILE, MODEL_FOLDER_FILE
 from must.data.augment import normalize
 from must.deploy.export.graph import LARGEST_DIFFERENCE, run_in_batches
 from must.deploy.export.model_card import README_FILE, front_matter, images_text, model_card
-from must.deploy.predict.session import LABELS_FILE
+from must.deploy.onnx_model import LABELS_FILE
 from must.evaluation.result import Metrics
 from must.method.model.backbone import Backbone, load_backbone, quiet_open_clip
 from must.method.model.bundle import Bundle

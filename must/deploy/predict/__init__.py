@@ -1,1 +1,1 @@
-"""Classifies images with an exported ONNX file."""
+"""Classifies images: `must predict`, with an ONNX file or, by torch, a bundle."""

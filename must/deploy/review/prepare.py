@@ -41,7 +41,7 @@ from must.method.answers.review import (
     order_by_coverage,
     random_order,
 )
-from must.method.distributed.process_group import init_distributed
+from must.method.distributed import init_distributed
 from must.method.memory.answers import find_answers
 from must.method.memory.features import Pool, TopLabels, read_features
 from must.method.memory.propagate import LARGEST_MEMORY, answer_rows, build_memory, find_neighbours, predict_left_out
@@ -49,7 +49,7 @@ from must.method.memory.refine import refine_pool
 from must.method.model.bundle import load_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess, require_classes
-from must.method.model.vectors import Neighbours
+from must.method.model.memory import Neighbours
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from must.base.text import printable
 from must.config.predict import ServeConfig
 from must.config.work import ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
 from must.data.image.preprocess import EvalView
-from must.deploy.predict.session import (
+from must.deploy.onnx_model import (
     KNOWS_NONE,
     OnnxClassifier,
     find_other_bundle,

@@ -18,7 +18,7 @@ from must.base.text import printable
 from must.data.image.decode import decode_view
 from must.data.image.limits import cost, detect_format, refusal
 from must.data.image.preprocess import EvalView
-from must.deploy.predict.session import STORED
+from must.deploy.onnx_model import STORED
 from must.deploy.predict.writer import Prediction, make_json
 
 LONGEST_REASON = 400  # characters of a reason, which may quote the request

@@ -11,7 +11,7 @@ Rows are written in parts while the pass runs: a program that is killed loses th
 at most FITTED pictures, whose tokens are in raw-*.safetensors until then, and stays until there are twice as many
 pictures as then. Rows of pictures that are gone leave when rows are next written.
 
-N pictures, D numbers of an embedding, V of a vector (vectors.py), F of flattened tokens, K classes.
+N pictures, D numbers of an embedding, V of a vector (must/method/model/memory.py), F of flattened tokens, K classes.
 
 What a model says about the unlabeled images: vectors and probabilities of all of them, for the memory and the
 labels; and what the predictions alone say about a model. N images, K classes."""
@@ -43,11 +43,10 @@ from must.data.augment import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import read_hashes
-from must.method.distributed.process_group import World
+from must.method.distributed import World
 from must.method.model.description import CheckResult
 from must.method.model.masked_vit import MaskedViT
-from must.method.model.memory import Memory
-from must.method.model.vectors import FITTED, Whitening, flatten_tokens, join_vectors
+from must.method.model.memory import FITTED, Memory, Whitening, flatten_tokens, join_vectors
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Refined labels of the unlabeled images: the model's probabilities, corrected by answers, then propagated.
 
-N images in G groups of near copies (vectors.py), K classes, C neighbours per group, A images with a person's answer.
+N images in G groups of near copies, K classes, C neighbours per group, A images with a person's answer.
 
 Near copies are no independent witnesses, so that a group is what one image would be: its P is the mean of its images',
 its vector the one of its first image. Label propagation, from the probabilities P [G, K] and a group's nearest
@@ -24,7 +24,7 @@ of the answers, a tenth at most, and its correction has a ridge of its own.
 
 Makes a memory (must/method/model/memory.py) of the unlabeled images: their vectors and refined labels.
 
-Shapes: N images in G groups of near copies (vectors.py), of which M are kept, K classes, C columns (K, or one more if
+Shapes: N images in G groups of near copies, of which M are kept, K classes, C columns (K, or one more if
 answers say "none of the classes"), V numbers a vector, S labels kept of an image."""
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ from torch import Tensor
 
 from must.method.memory.features import Pool, TopLabels
 from must.method.model.description import MemoryFacts
-from must.method.model.memory import Memory, apply_correction, as_probabilities
-from must.method.model.vectors import (
+from must.method.model.memory import (
+    Memory,
     Neighbours,
+    apply_correction,
+    as_probabilities,
     nearest,
     nearest_groups,
     neighbour_weights,

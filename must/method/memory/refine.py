@@ -43,14 +43,23 @@ from must.method.answers.estimate import (
     describe_classes,
 )
 from must.method.answers.kept import KeptLabels, write_kept
-from must.method.distributed.process_group import init_distributed
-from must.method.memory.alpha import CANDIDATES, best_candidate, check_ends, interpolate, load_trained
+from must.method.distributed import init_distributed
 from must.method.memory.answers import Answers, find_answers
 from must.method.memory.features import Features, Pool, TopLabels, compare_predictions, read_features
 from must.method.memory.measure import FEWEST_ANSWERS, NEVER, Measured, keep_labels, measure_answers
 from must.method.memory.names import Finding, find_missing, find_pairs
 from must.method.memory.propagate import answer_rows, build_memory, find_neighbours, look_up
-from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
+from must.method.model.bundle import (
+    CANDIDATES,
+    Bundle,
+    best_candidate,
+    check_ends,
+    interpolate,
+    load_bundle,
+    load_trained,
+    save_bundle,
+    zero_shot_bundle,
+)
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import (
     BY_ANSWERS,
@@ -62,8 +71,7 @@ from must.method.model.description import (
     require_classes,
 )
 from must.method.model.masked_vit import MaskedViT
-from must.method.model.memory import Memory
-from must.method.model.vectors import Neighbours
+from must.method.model.memory import Memory, Neighbours
 
 logger = logging.getLogger(__name__)
 

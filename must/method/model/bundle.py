@@ -1,26 +1,41 @@
-"""The adapted model on disk: ``model.safetensors`` and ``model.json``. Evaluating and exporting need nothing else."""
+"""The adapted model on disk, ``model.safetensors`` and ``model.json``: evaluating and exporting need nothing else; the
+zero-shot model that it comes from; and the weights between the two (WiSE-FT, arXiv 2109.01903).
 
+Training writes the model at `--alpha` between the zero-shot weights (0) and the trained ones (1), and the fully trained
+one beside it, in OUTPUT/adapted, from which `must refine --alpha` makes another. There are three candidates: 0, ALPHA
+and 1."""
+
+import copy
 import hashlib
 import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors.torch import load, save
+from torch import Tensor
 
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.config.work import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
+from must.config.defaults import ALPHA
+from must.config.work import ADAPTED, DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
 from must.data.image.preprocess import Preprocess
-from must.method.distributed.process_group import pick_device
+from must.method.answers.estimate import difference
+from must.method.distributed import pick_device
 from must.method.model.backbone import Backbone, build_visual, check_fetches_nothing, load_backbone
 from must.method.model.classifier import TextClassifier, load_class_set, text_classifier
-from must.method.model.description import Description, load_description, require_weights
+from must.method.model.description import Description, get_preprocess, load_description, require_weights
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.memory import Memory, MemoryClassifier, parse_memory
 
 MEMORY_PREFIX = "memory."  # of the memory's tensors in model.safetensors
 LOG_FILE = "train_log.jsonl"  # the training log, beside them; not every bundle has one
+CANDIDATES = (0.0, ALPHA, 1.0)  # for alpha
+CLASSIFIER_PREFIXES = ("visual.", "classifier")  # the other weights are for training only
+
+Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -130,3 +145,51 @@ def named_bundle(model: str, classes: str | list[Any], device: str = "auto") -> 
     classifier = text_classifier(backbone, class_set, pick_device(device))
     backbone.clip.cpu()
     return untrained(backbone, classifier, backbone.model, backbone.pretrained, backbone.logit_scale)
+
+
+def best_candidate(correct: np.ndarray, default: int) -> int:
+    """The row of bool [C, A] with the highest accuracy, but `default` unless another is better by more than one
+    standard error."""
+    best = int(correct.mean(1).argmax())
+    return best if difference(correct[default], correct[best], z=1).low > 0 else default
+
+
+def load_trained(model: str) -> Bundle:
+    """The fully trained bundle of a bundle: the one in its folder adapted/, or itself where its alpha is 1."""
+    folder = storage.join(model, ADAPTED)
+    if storage.exists(storage.join(folder, DESCRIPTION_FILE)):
+        return load_bundle(folder)
+    bundle = load_bundle(model)
+    selection = bundle.description.provenance.selection
+    if not bundle.description.provenance.config or (selection and selection.alpha != 1):
+        raise UserError(f"--model {model}: has no trained weights in {ADAPTED}/, so that alpha cannot change")
+    return bundle
+
+
+def check_ends(model: str, trained: Bundle, zero_shot: Bundle) -> None:
+    """The zero-shot model must be one that the trained one may have begun with: of the same shapes and pixels."""
+    ends = trained, zero_shot
+    shapes, other_shapes = ({name: value.shape for name, value in b.model.state_dict().items()} for b in ends)
+    pixels, other_pixels = (get_preprocess(b.description) for b in ends)
+    require(
+        shapes == other_shapes and pixels == other_pixels,
+        f"--classifier: is of {zero_shot.description.backbone}, --model {model} is a {trained.description.backbone} of "
+        "another shape; take the classifier file that the model was trained with",
+    )
+
+
+def interpolate(zero_shot: MaskedViT, trained: MaskedViT, alpha: float) -> MaskedViT:
+    """A network with the weights zero-shot + alpha (trained - zero-shot), at 0 and 1 exactly those of the ends, and the
+    trained one's logit factor and training-only weights (decoder, mask token, patch norm)."""
+    network = copy.deepcopy(zero_shot)
+    network.logit_factor = trained.logit_factor
+    start, end = zero_shot.state_dict(), trained.state_dict()
+    start |= {name: value for name, value in end.items() if not name.startswith(CLASSIFIER_PREFIXES)}
+    weights = end if alpha else start
+    if alpha not in (0, 1):
+        weights = {
+            name: torch.lerp(value, end[name].to(value), alpha) if value.is_floating_point() else value
+            for name, value in start.items()
+        }
+    network.load_state_dict(weights)
+    return network.eval()

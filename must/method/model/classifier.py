@@ -76,7 +76,7 @@ class TextClassifier(ClassifierHeader):
 
 def classifier(config: ClassifierConfig) -> TextClassifier:
     """The stage: reads the class file, runs the text tower, writes the classifier file."""
-    from must.method.distributed.process_group import pick_device
+    from must.method.distributed import pick_device
     from must.method.model.backbone import load_backbone
     from must.method.model.folder import default_models_folder, save_model
 

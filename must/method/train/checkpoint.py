@@ -29,7 +29,7 @@ from must.base.parameters import require
 from must.config import TrainConfig
 from must.config.work import LAST_FILE
 from must.data.format import Index
-from must.method.distributed.process_group import World
+from must.method.distributed import World
 from must.method.model.classifier import TextClassifier
 from must.method.train.recipe import run_identity
 from must.method.train.step import MustStep

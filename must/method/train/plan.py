@@ -18,8 +18,7 @@ from must.base.program import bar
 from must.base.text import duration
 from must.config import PlanConfig
 from must.data.loading.loader import TrainBatch
-from must.method.distributed.cpu import prepare_machine
-from must.method.distributed.process_group import init_distributed
+from must.method.distributed import init_distributed, prepare_machine
 from must.method.train.checkpoint import RunTimer
 from must.method.train.log import GB
 from must.method.train.trainer import Trainer

@@ -20,12 +20,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from must.data.loading.loader import EvalSource
-from must.method.distributed.process_group import World
+from must.method.distributed import World
 from must.method.memory.features import read_features
 from must.method.memory.propagate import RARE, ROUNDS
 from must.method.model.masked_vit import MaskedViT
-from must.method.model.memory import SMALLEST_PROBABILITY
-from must.method.model.vectors import NEIGHBOURS, nearest, neighbour_weights
+from must.method.model.memory import NEIGHBOURS, SMALLEST_PROBABILITY, nearest, neighbour_weights
 
 TOP = 16
 IMAGES_AT_ONCE = 4096

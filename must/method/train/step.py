@@ -20,8 +20,7 @@ from must.config import TrainConfig
 from must.data.augment import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loading.loader import TrainBatch
-from must.method.distributed.cpu import auto_precision
-from must.method.distributed.process_group import World, apply_ddp, gradient_sync
+from must.method.distributed import World, apply_ddp, auto_precision, gradient_sync
 from must.method.model.masked_vit import MaskedViT, StudentOutput, patchify
 from must.method.model.towers import take
 from must.method.train.propagated import PropagatedLabels

@@ -26,12 +26,28 @@ from must.data.augment import TrainViews, normalize
 from must.data.loading.loader import PREFETCH, EvalSource, TrainBatch, TrainDataset, grouped, train_batches
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import open_reader
-from must.method.distributed.cpu import division, loader_processes, own_cores, prepare_machine, share_cores
-from must.method.distributed.process_group import Preempted, StopSignal, World, init_distributed
-from must.method.memory.alpha import Weights, interpolate, load_trained
+from must.method.distributed import (
+    Preempted,
+    StopSignal,
+    World,
+    division,
+    init_distributed,
+    loader_processes,
+    own_cores,
+    prepare_machine,
+    share_cores,
+)
 from must.method.memory.features import TopLabels, compare_predictions, read_features
 from must.method.memory.propagate import LARGEST_MEMORY, build_memory
-from must.method.model.bundle import Bundle, load_bundle, save_bundle, zero_shot_bundle
+from must.method.model.bundle import (
+    Bundle,
+    Weights,
+    interpolate,
+    load_bundle,
+    load_trained,
+    save_bundle,
+    zero_shot_bundle,
+)
 from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.description import BY_HAND, BY_TRAINING, Description, RunSummary, Selection, get_preprocess
 from must.method.train.checkpoint import RunTimer, TrainState, exclusive_checkpoints

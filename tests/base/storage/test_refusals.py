@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from must.base import storage
-from must.base.storage import gcs, retry
+from must.base.storage import gcs
+from must.base.storage import store as common
 from tests.local_server import Answer, Request, serving
 from tests.stores import empty_bucket, use_server
 
@@ -41,7 +42,7 @@ def refused(
     kind: type[ValueError] = ValueError, patience: float = 1.0,
 ) -> str:  # fmt: skip
     """What is said; it must be one line, and of that kind."""
-    monkeypatch.setattr(retry, "RETRY_TIMEOUT", patience)
+    monkeypatch.setattr(common, "RETRY_TIMEOUT", patience)
     with answering(status, code, store) as url:
         use_server(monkeypatch, store, url)
         with pytest.raises(kind) as error:
@@ -77,9 +78,9 @@ def test_a_refusal_is_one_line_whatever_was_called(monkeypatch, store, status, c
 @pytest.mark.parametrize("call", ["read", "write"])
 @pytest.mark.parametrize("store", ["gs", "s3", "az"])
 def test_a_store_that_is_waited_for_is_said_once_a_minute(monkeypatch, caplog, store, call):
-    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(retry, "SILENT", 0.05)
-    monkeypatch.setattr(retry.Waiting, "last", -retry.LINE_PAUSE)
+    monkeypatch.setattr(common, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(common, "SILENT", 0.05)
+    monkeypatch.setattr(common.Waiting, "last", -common.LINE_PAUSE)
     for _ in range(2):
         refused(monkeypatch, store, 503, "SlowDown", call, storage.TransientError, patience=0.2)
     (line,) = caplog.messages
@@ -89,7 +90,7 @@ def test_a_store_that_is_waited_for_is_said_once_a_minute(monkeypatch, caplog, s
 @pytest.mark.parametrize("call", CALLS)
 def test_a_key_google_no_longer_knows_is_one_line(monkeypatch, tmp_path, call):
     """A key file whose key was withdrawn, as an expired login: the server of tokens refuses."""
-    monkeypatch.setattr(retry, "RETRY_TIMEOUT", 1.0)
+    monkeypatch.setattr(common, "RETRY_TIMEOUT", 1.0)
     secret = rsa.generate_private_key(65537, 2048).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     key = {"type": "service_account", "client_email": "a@b", "project_id": "p", "private_key": secret.decode()}
     with answering(400, "invalid_grant", "gs") as url:
@@ -114,7 +115,7 @@ def test_credentials_that_are_refused_for_a_while_are_waited_for_where_the_run_h
 ):
     server = empty_bucket(request, monkeypatch, store)
     work = f"{server.uri}/work"
-    monkeypatch.setenv(retry.RETRY_AUTH_ERRORS_AT, "")
+    monkeypatch.setenv(common.RETRY_AUTH_ERRORS_AT, "")
     storage.wait_for_credentials(work, "")
     storage.write_bytes(f"{work}/name", b"x" * 10)
     server.faults.plan = [status, status, "", status, "", "", status]
@@ -135,7 +136,7 @@ def test_credentials_that_are_refused_for_a_while_are_waited_for_where_the_run_h
     ],
 )  # fmt: skip
 def test_credentials_that_stay_refused_where_they_have_worked_are_transient(monkeypatch, store, status, code, call):
-    monkeypatch.setenv(retry.RETRY_AUTH_ERRORS_AT, f"{store}://bucket")
+    monkeypatch.setenv(common.RETRY_AUTH_ERRORS_AT, f"{store}://bucket")
     said = refused(monkeypatch, store, status, code, call, storage.TransientError, patience=0.05)
     assert said.endswith("credentials worked before, and were tried for minutes; run this again when they work")
 
@@ -144,7 +145,7 @@ def test_credentials_that_stay_refused_where_they_have_worked_are_transient(monk
 def test_a_right_that_was_never_there_is_not_waited_for(request, monkeypatch, store):
     """What is beside the proven place, also where its name begins with the same letters; a key never seen to work."""
     server = empty_bucket(request, monkeypatch, store)
-    monkeypatch.setenv(retry.RETRY_AUTH_ERRORS_AT, "")
+    monkeypatch.setenv(common.RETRY_AUTH_ERRORS_AT, "")
     storage.wait_for_credentials(f"{server.uri}/work")
     storage.write_bytes(f"{server.uri}/work/name", b"x")
     server.faults.plan = ["403"]

@@ -141,7 +141,7 @@ def test_an_object_above_what_one_request_copies_moves_whole(remote, monkeypatch
 def test_an_upload_longer_than_our_patience_goes_on_where_it_was(remote, tmp_path, monkeypatch, fault):
     """Patience is with one request, of which a long upload has many; the last one's answer is lost, besides."""
     monkeypatch.setattr(storage.remote(remote.uri), "RANGE", 1 << 20)
-    monkeypatch.setattr("must.base.storage.retry.RETRY_TIMEOUT", 1.5)
+    monkeypatch.setattr("must.base.storage.store.RETRY_TIMEOUT", 1.5)
     data = os.urandom(12 << 20)
     (tmp_path / "state").write_bytes(data)
     pieces = 12 + 1 + remote.uri.startswith("s3://")  # one begins it; S3 and Azure end it with one more

@@ -22,7 +22,7 @@ from must.data.image.preprocess import EvalView
 from must.data.loading.loader import EvalSource, TrainDataset
 from must.data.loading.reader import ShardReader
 from must.deploy.predict.found import Found
-from must.deploy.predict.images import read_pixels
+from must.deploy.predict.predict import read_pixels
 from must.deploy.serve.protocol import Refused, decode_pixels
 from tests import zoo
 from tests.data.augment.test_views import PREPROCESS, SETTINGS

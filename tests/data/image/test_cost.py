@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks import image_cost as hard
 from must.data.augment import TrainViews
-from must.data.image import colors, limits
+from must.data.image import limits, preprocess
 from must.data.image.decode import check, decode, identify
 from must.data.image.limits import MAX_PARTS, MAX_SCANS
 from must.data.loading.loader import EvalSource, TrainDataset
@@ -124,17 +124,17 @@ VARIANTS = {
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_strips_give_the_pixels_of_the_whole(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     image = VARIANTS[kind](np.random.default_rng(0).integers(0, 256, (97, 61, 4), np.uint8))
-    whole = np.asarray(colors.to_rgb(image))
+    whole = np.asarray(preprocess.to_rgb(image))
     for pixels in (1, 61 * 10, 61 * 96):
-        monkeypatch.setattr(colors, "STRIP", pixels)
-        assert np.array_equal(np.asarray(colors.to_rgb(image)), whole)
-        colors.check_colors(image)
+        monkeypatch.setattr(preprocess, "STRIP", pixels)
+        assert np.array_equal(np.asarray(preprocess.to_rgb(image)), whole)
+        preprocess.check_colors(image)
 
 
 def test_one_value_that_is_not_finite_is_found_in_any_strip(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.zeros((97, 61), np.float32)
     values[90, 3] = np.nan
-    monkeypatch.setattr(colors, "STRIP", 61 * 10)
+    monkeypatch.setattr(preprocess, "STRIP", 61 * 10)
     for function in (decode, lambda data: check(identify(data))):
         with pytest.raises(ValueError, match="not finite"):
             function(zoo.encoded(Image.fromarray(values), "TIFF"))

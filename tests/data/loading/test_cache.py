@@ -23,9 +23,8 @@ from must.config import EvaluateConfig, TrainConfig
 from must.data.augment import TrainViews
 from must.data.format import Shard, load_index, load_offsets
 from must.data.loading.cache import SPARE, ShardCache
-from must.data.loading.loader import TrainDataset, train_batches
+from must.data.loading.loader import ShardPrefetcher, TrainDataset, train_batches
 from must.data.loading.order import GlobalBatches
-from must.data.loading.prefetch import ShardPrefetcher
 from must.data.loading.reader import ShardReader, open_reader
 from must.evaluation.evaluate import evaluate
 from must.method.train.trainer import train

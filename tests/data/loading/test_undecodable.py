@@ -13,7 +13,7 @@ from must.data.image import decode
 from must.data.loading.loader import REPLACEMENTS, TrainDataset, train_batches
 from must.data.loading.order import GlobalBatches
 from must.data.loading.reader import ShardReader
-from must.evaluation.report.page import training_log
+from must.evaluation.report import training_log
 from must.method.train.trainer import train
 from tests import zoo
 from tests.data.augment.test_views import SETTINGS

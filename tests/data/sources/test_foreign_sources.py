@@ -20,7 +20,7 @@ from must.config import PredictConfig, TrainConfig
 from must.data.sources import archives
 from must.data.sources.archives import Archives, unzipped
 from must.data.sources.files import ListingReport, UnreadableError
-from must.deploy.infer.predict import predict
+from must.deploy.predict.predict import predict
 from must.method.model.classifier import load_class_set, load_text_classifier
 from must.method.model.description import load_description
 from tests import zoo

@@ -20,7 +20,7 @@ from must.data.augment import normalize
 from must.data.image.preprocess import normalize_pixels
 from must.deploy.export import graph
 from must.deploy.export.export import LEAST_COSINE, compare, export, reference, require_check, smallest_cosine
-from must.deploy.predict.session import OnnxClassifier
+from must.deploy.onnx_model import OnnxClassifier
 from must.method.model.bundle import load_bundle
 from must.method.model.description import RunSummary, get_preprocess
 from tests.deploy.export.conftest import files_up_to

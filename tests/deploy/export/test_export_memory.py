@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from must.data.augment import normalize
 from must.data.image.preprocess import Preprocess
 from must.deploy.export.graph import InferenceModel, SplitAttention, add_metadata, check_graph, quantize, to_graph
-from must.deploy.predict.session import OnnxClassifier
+from must.deploy.onnx_model import OnnxClassifier
 from must.method.model.backbone import build_visual, load_backbone
 from must.method.model.bundle import Bundle
 from must.method.model.description import Description

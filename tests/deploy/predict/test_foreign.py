@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from must.config import PredictConfig
-from must.deploy.infer.predict import predict
-from must.deploy.predict.session import OnnxClassifier
+from must.deploy.onnx_model import OnnxClassifier
+from must.deploy.predict.predict import predict
 from must.deploy.predict.writer import Prediction, list_columns, make_cells, open_table, print_row
 from tests.common import one_line
 

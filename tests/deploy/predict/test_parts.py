@@ -14,9 +14,9 @@ import pytest
 
 import must
 from must.config import PredictConfig
-from must.deploy.infer.predict import predict
-from must.deploy.predict import images as labelling
+from must.deploy.predict import predict as labelling
 from must.deploy.predict.found import Found
+from must.deploy.predict.predict import predict
 from must.deploy.predict.stream import read_batches
 from must.deploy.predict.writer import read_table
 from tests.common import one_line
@@ -26,11 +26,11 @@ from tests.zoo import put
 PARTS = 3
 KILLED = """
 import os, signal, sys
-from must.deploy.predict import images
-rank = images.rank_batch
+from must.deploy.predict import predict
+rank = predict.rank_batch
 def killing(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
-images.rank_batch = killing
+predict.rank_batch = killing
 from must.api.cli import main
 main(sys.argv[1:])
 """

@@ -18,9 +18,8 @@ import must
 from must.api.cli import main
 from must.base.storage import UnreachableError
 from must.config import PredictConfig
-from must.deploy.infer.predict import predict
-from must.deploy.predict.images import classify
-from must.deploy.predict.session import ABSTENTION, Classified, OnnxClassifier, threshold
+from must.deploy.onnx_model import ABSTENTION, Classified, OnnxClassifier, threshold
+from must.deploy.predict.predict import classify, predict
 from must.deploy.predict.writer import Options
 from must.evaluation.evaluate import evaluate
 from tests.common import ended, one_line, read_csv, until
@@ -164,7 +163,7 @@ def test_globs_and_names_or_a_picture_on_standard_input(digits, exported, monkey
 def test_a_bucket_that_does_not_answer_is_no_fault_of_its_images(digits, exported, tmp_path, monkeypatch):
     """Else a table without most of the images would look complete."""
     unreachable = Mock(side_effect=UnreachableError("the server could not be reached"))
-    monkeypatch.setattr("must.deploy.predict.images.storage.read_bytes", unreachable)
+    monkeypatch.setattr("must.deploy.predict.predict.storage.read_bytes", unreachable)
     images, output = [str(digits.images / "test/zero")], tmp_path / "out.csv"
     with pytest.raises(UnreachableError):
         predict(PredictConfig(model=str(exported[1]), images=images, output=str(output)))
@@ -203,7 +202,7 @@ def test_after_an_error_no_other_image_is_read(monkeypatch):
         raised.wait()
         return None, "late"
 
-    monkeypatch.setattr("must.deploy.predict.images.READERS", 3)
+    monkeypatch.setattr("must.deploy.predict.predict.READERS", 3)
     with pytest.raises(UnreachableError):
         list(classify(Sevens(), ((str(n), n) for n in range(400)), read, Options(1, 0.0, 200)))
     raised.set()

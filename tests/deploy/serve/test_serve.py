@@ -18,7 +18,7 @@ from must.base.program import WRONG_INPUT, find_exit_code
 from must.config import ServeConfig
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels
-from must.deploy.predict.session import KNOWS_NONE, OnnxClassifier
+from must.deploy.onnx_model import KNOWS_NONE, OnnxClassifier
 from must.deploy.serve.models import ServedModel
 from must.deploy.serve.serve import listen
 from tests.common import ended

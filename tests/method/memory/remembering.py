@@ -12,7 +12,7 @@ from must.data.shards.build import shard
 from must.method.memory.features import Pool
 from must.method.memory.propagate import answer_rows, build_memory
 from must.method.model.bundle import Bundle
-from must.method.model.vectors import Whitening, flatten_tokens, join_vectors
+from must.method.model.memory import Whitening, flatten_tokens, join_vectors
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from must.data.loading.reader import open_reader
 from must.data.shards.build import shard
 from must.deploy.review.prepare import compute_review
 from must.evaluation.evaluate import evaluate
-from must.method.distributed.process_group import World
+from must.method.distributed import World
 from must.method.memory import features as module
 from must.method.memory.features import TopLabels, read_features
 from must.method.model.bundle import load_bundle
@@ -139,7 +139,7 @@ def test_rows_of_a_whitening_that_is_gone_are_not_read_with_the_next_one(digits,
     whole = read(digits, tmp_path / "features")
     next((tmp_path / "features").rglob("whitening.*")).unlink()
     monkeypatch.setattr(module, "FITTED", 64)
-    monkeypatch.setattr("must.method.model.vectors.FITTED", 64)
+    monkeypatch.setattr("must.method.model.memory.FITTED", 64)
     first, again = (read(digits, tmp_path / "features") for _ in range(2))
     assert torch.equal(first.vectors, again.vectors) and not torch.equal(first.vectors, whole.vectors)
 
@@ -149,7 +149,7 @@ def test_a_pass_that_is_killed_goes_on_and_ends_with_the_same_bytes(digits, tmp_
     """Parts of 32 pictures; killed before each of its writes."""
     monkeypatch.setattr(module, "PART", 32)
     monkeypatch.setattr(module, "FITTED", 64)
-    monkeypatch.setattr("must.method.model.vectors.FITTED", 64)
+    monkeypatch.setattr("must.method.model.memory.FITTED", 64)
     whole = read(digits, tmp_path / "whole")
     assert passes.pop("classify") == 150
     writes, write_bytes = [], storage.write_bytes

@@ -30,8 +30,17 @@ from must.method.memory.propagate import (
 from must.method.memory.refine import describe_lacking, refine_pool
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import MemoryFacts
-from must.method.model.memory import Memory, MemoryClassifier, apply_correction, parse_memory
-from must.method.model.vectors import NEIGHBOURS, SHARPNESS, Whitening, nearest, neighbour_weights
+from must.method.model.memory import (
+    NEIGHBOURS,
+    SHARPNESS,
+    Memory,
+    MemoryClassifier,
+    Whitening,
+    apply_correction,
+    nearest,
+    neighbour_weights,
+    parse_memory,
+)
 from tests.method.memory.remembering import remember
 from tests.method.train.lives import same
 

@@ -20,12 +20,11 @@ from must.data.image.preprocess import EvalView
 from must.data.loading.reader import ShardReader
 from must.data.shards.build import shard
 from must.deploy.export.export import export
-from must.deploy.predict.session import OnnxClassifier
+from must.deploy.onnx_model import OnnxClassifier
 from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import append, hash_answers
 from must.method.memory import refine as refine_module
-from must.method.memory.alpha import best_candidate, interpolate
-from must.method.model.bundle import load_bundle, save_bundle
+from must.method.model.bundle import best_candidate, interpolate, load_bundle, save_bundle
 from must.method.model.description import MemoryFacts, get_preprocess, load_description
 from tests.common import ended, read_csv
 from tests.data.shards.test_shard import tree

@@ -39,7 +39,7 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     from must.config import ExportConfig, TrainConfig
     from must.data.loading.loader import TrainBatch
     from must.deploy.export.export import export
-    from must.method.distributed.process_group import World
+    from must.method.distributed import World
     from must.method.model.backbone import load_backbone
     from must.method.model.bundle import load_bundle, save_bundle
     from must.method.model.description import load_description

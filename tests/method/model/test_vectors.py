@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from must.method.model import vectors as module
-from must.method.model.vectors import (
+from must.method.model import memory as module
+from must.method.model.memory import (
     TOKENS_SHARE,
     Whitening,
     find_groups,

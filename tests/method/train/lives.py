@@ -45,7 +45,7 @@ def newest_state(checkpoints: Checkpoints) -> dict[str, Any] | None:
 def command(digits: Any, output: Path, processes: int = 1, torchrun: tuple = (), **changes: Any) -> list[str]:
     values = {"shards": digits.shards, "classifier": digits.classifier, "output": output, **SETTINGS, **changes}
     flags = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    launcher = ["-m", "must.method.distributed.torchrun", "--standalone", f"--nproc-per-node={processes}", *torchrun]
+    launcher = ["-m", "must.method.distributed", "--standalone", f"--nproc-per-node={processes}", *torchrun]
     return [sys.executable, *(launcher if processes > 1 else []), "-m", "must", "train", *flags]
 
 

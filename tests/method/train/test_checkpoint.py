@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from must.base import lock, storage
-from must.method.distributed.process_group import init_distributed
+from must.method.distributed import init_distributed
 from must.method.train import checkpoint as checkpoint_module
 from must.method.train.checkpoint import CHECKPOINTS_LOCK, Checkpoints, DamagedCheckpointError, load_state
 from must.method.train.trainer import train
@@ -131,7 +131,7 @@ def test_a_full_disk_leaves_the_older_checkpoints_whole(tmp_path, capsys):
 def test_a_bucket_that_stays_away_ends_it_and_the_older_checkpoints_are_whole(bucket_server, monkeypatch, capsys):
     uri = bucket_server.uri + "/run"
     checkpoints = saved(uri, 1)
-    monkeypatch.setattr("must.base.storage.retry.RETRY_TIMEOUT", 0.3)
+    monkeypatch.setattr("must.base.storage.store.RETRY_TIMEOUT", 0.3)
     bucket_server.faults.plan = ["503"]
     checkpoints.save(2, state(2))
     with pytest.raises(storage.UnreachableError, match=r"could not be reached for 0.3 s") as error:
@@ -177,7 +177,7 @@ def test_a_checkpoint_that_cannot_be_fetched_is_no_damaged_one(bucket_server, mo
     uri = bucket_server.uri + "/run"
     listed = saved(uri, 1, 2).steps()
     monkeypatch.setattr(Checkpoints, "steps", lambda self: listed)  # the bucket goes away after the listing
-    monkeypatch.setattr("must.base.storage.retry.RETRY_TIMEOUT", 0.2)
+    monkeypatch.setattr("must.base.storage.store.RETRY_TIMEOUT", 0.2)
     bucket_server.faults.plan = ["503"]
     with pytest.raises(storage.UnreachableError):
         newest_state(Checkpoints(uri))

@@ -8,13 +8,12 @@ import torch
 from must.data.augment import normalize
 from must.data.loading.loader import EvalSource
 from must.data.loading.reader import open_reader
-from must.method.distributed.process_group import init_distributed
+from must.method.distributed import init_distributed
 from must.method.memory.propagate import RARE
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess
-from must.method.model.memory import SMALLEST_PROBABILITY
-from must.method.model.vectors import nearest, neighbour_weights
+from must.method.model.memory import SMALLEST_PROBABILITY, nearest, neighbour_weights
 from must.method.train import propagated, trainer
 from must.method.train.propagated import TOP, PropagatedLabels
 from must.method.train.trainer import find_threshold, start_mask_token

@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from must.api.cli import main
 from must.config import RefineConfig, ShardConfig, TrainConfig
 from must.data.shards.build import shard
-from must.evaluation.report.page import training_log
-from must.method.distributed.process_group import Preempted
+from must.evaluation.report import training_log
+from must.method.distributed import Preempted
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle
 from must.method.model.classifier import load_text_classifier

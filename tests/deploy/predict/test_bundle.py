@@ -10,7 +10,7 @@ import must
 from must.api.cli import main
 from must.base import storage
 from must.config import PredictConfig
-from must.deploy.infer.predict import predict
+from must.deploy.predict.predict import predict
 from must.evaluation.result import ModelRecord, write_metrics
 from must.method.answers.estimate import Abstention
 from must.method.model.bundle import load_bundle, save_bundle

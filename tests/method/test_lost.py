@@ -9,7 +9,7 @@ import time
 import pytest
 
 from must.api.stages import call
-from must.method.distributed.process_group import init_distributed
+from must.method.distributed import init_distributed
 from tests.common import ROOT
 from tests.method.train import lives
 from tests.method.train.lives import ENVIRONMENT, SETTINGS, finish, log_of, ranks, start, wait_for_step
@@ -54,7 +54,7 @@ def fail_on_a_rank(failing):
 @pytest.mark.slow
 def test_the_first_error_is_in_torchruns_report(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text("from tests.method.distributed.test_lost import fail_on_a_rank\nfail_on_a_rank(1)\n")
+    script.write_text("from tests.method.test_lost import fail_on_a_rank\nfail_on_a_rank(1)\n")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, check=False)
     root_cause = done.stderr.partition("Root Cause")[2]

@@ -6,9 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from must.method.distributed import cpu
-from must.method.distributed.cpu import MOST_LOADERS, division, loader_processes, multiplies_bf16
-from must.method.distributed.process_group import pick_device
+from must.method import distributed
+from must.method.distributed import MOST_LOADERS, division, loader_processes, multiplies_bf16, pick_device
 from must.method.train.checkpoint import TrainProgress
 from must.method.train.trainer import Trainer
 from tests.method.train.lives import training
@@ -24,8 +23,8 @@ config = partial(training, epochs=1, batch_size=25, seed=1, log_every=2)
 )  # fmt: skip
 def test_threads_and_loaders_follow_the_cores_and_the_model(monkeypatch, cores, processes, small, large, on_gpu):
     """(threads, loaders) of one of so many processes, with the bundled tiny ViT and with ViT-B/16, on a CPU."""
-    monkeypatch.setattr(cpu, "cores", lambda: cores)
-    monkeypatch.setattr(cpu, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(distributed, "cores", lambda: cores)
+    monkeypatch.setattr(distributed, "multiplies_bf16", lambda: True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert division(1e8) == (*small, "fp32")
     assert division(1.4e11) == (*large, "bf16")
@@ -46,7 +45,7 @@ def test_the_processor_says_whether_it_multiplies_bf16(tmp_path):
 )  # fmt: skip
 def test_a_run_that_goes_on_keeps_threads_and_precision(digits, tmp_path, monkeypatch, progress, threads, precision):
     """Those of its checkpoint, but never more threads than cores."""
-    monkeypatch.setattr(cpu, "cores", lambda: 4)
+    monkeypatch.setattr(distributed, "cores", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     trainer = Trainer(config(digits, tmp_path), ALONE)
     trainer.state.progress = TrainProgress(**progress)
@@ -57,7 +56,7 @@ def test_a_run_that_goes_on_keeps_threads_and_precision(digits, tmp_path, monkey
 
 
 def test_loaders_leave_half_of_the_shared_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr(cpu, "cores", lambda: 12)
+    monkeypatch.setattr(distributed, "cores", lambda: 12)
     free = shutil.disk_usage(tmp_path).free
     assert loader_processes(free // 9, tmp_path) == 4
     assert loader_processes(2 * free, tmp_path) == 1

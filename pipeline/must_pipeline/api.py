@@ -18,7 +18,7 @@ from must.base.errors import TransientError, UserError
 from must.base.storage import is_transient, object_or_none
 from must.base.text import one_line
 from must_pipeline import DESCRIPTION
-from must_pipeline.cluster.config import load_cluster
+from must_pipeline.cluster import load_cluster
 
 __all__ = ["Kfp", "api", "api_errors"]
 

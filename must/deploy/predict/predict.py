@@ -1,4 +1,5 @@
-"""`must predict` of an ONNX model: images -> classes (numpy, Pillow, onnxruntime; no torch)."""
+"""The stage `must predict`: images -> classes, with an ONNX file, a bundle, a classifier file, or a model's name and
+class names. Without torch, unless the model is no ONNX file."""
 
 import hashlib
 import logging
@@ -6,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from multiprocessing.pool import AsyncResult, ThreadPool
@@ -18,17 +20,35 @@ from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.processes import cores
-from must.base.program import bar
+from must.base.program import bar, load_torch
 from must.base.text import printable
 from must.config import PredictConfig
 from must.config.defaults import parse_part
-from must.config.work import METRICS_FILE, PREDICTIONS_FILE, REFINED_FILE
+from must.config.work import (
+    DESCRIPTION_FILE,
+    METRICS_FILE,
+    MODEL_FOLDER_FILE,
+    ONNX_FILE,
+    PREDICTIONS_FILE,
+    RECORD_FILE,
+    REFINED_FILE,
+    find_part,
+    is_work,
+)
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.sources.files import ListingReport, UnreadableError, hash_name, not_read
-from must.deploy.predict.found import Found, find_images
-from must.deploy.predict.parts import OWN_COLUMNS, Known, part_file, parts_folder, require_same_parts, select_part
-from must.deploy.predict.session import ImageClassifier, threshold
+from must.deploy.onnx_model import ImageClassifier, open_onnx, threshold
+from must.deploy.predict.found import Found, find_images, require_images
+from must.deploy.predict.parts import (
+    OWN_COLUMNS,
+    Known,
+    join_parts,
+    part_file,
+    parts_folder,
+    require_same_parts,
+    select_part,
+)
 from must.deploy.predict.stream import classify_many, rank_batch
 from must.deploy.predict.writer import (
     Options,
@@ -46,6 +66,68 @@ OTHERS_FILES = REFINED_FILE, METRICS_FILE  # beside another predictions.csv
 READERS = min(32, cores() + 4)  # threads
 FEW = 64  # images for which no processes are started
 MOST_UNREADABLE = 5  # images of a new part that may all be unreadable
+
+
+def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = None) -> dict[str, int]:
+    """`predict_images` with the model at --model; or joins the parts of --output, if there are some."""
+    require_images(config.images)
+    require_own_place(config.output)
+    if config.output and not (config.part or config.known) and (rows := join_parts(config.output)) >= 0:
+        return {"images": rows, "unreadable": 0}
+    return predict_images(config, open_model(config), take)
+
+
+def open_model(config: PredictConfig, classes: list[Any] | None = None) -> ImageClassifier:
+    """The model at --model, or in the folder there. Imports torch only if it is no ONNX file. `classes`: entries of a
+    class file, used in place of --classes."""
+    model = config.model
+    files = [name for name in (DESCRIPTION_FILE, ONNX_FILE) if storage.exists(storage.join(model, name))]
+    if config.classes:
+        require(
+            not files and not is_work(model),
+            f"--classes: the model in {model} has classes of its own; leave --classes out",
+        )
+        return open_with_torch(config, classes=classes)
+    if DESCRIPTION_FILE in files:
+        return open_with_torch(config)
+    if ONNX_FILE in files or model.lower().endswith(".onnx"):
+        return open_onnx(config)
+    if model.lower().endswith(".safetensors"):
+        return open_with_torch(config, zero_shot=True)
+    for kind in ("bundle", "onnx", "classifier"):
+        if uri := find_part(model, kind):
+            require(
+                kind != "classifier" or not storage.exists(storage.join(model, RECORD_FILE)),
+                f"--model {model}: its model is not there; the same `must adapt` again makes it",
+            )
+            config = replace(config, model=uri)
+            return open_onnx(config) if kind == "onnx" else open_with_torch(config, zero_shot=kind == "classifier")
+    require(
+        not any(storage.exists(storage.join(model, name)) for name in (MODEL_FOLDER_FILE, "config.json")),
+        f"--model {model}: is a CLIP model that was not adapted; say which classes there are: --classes cat,dog,horse",
+    )
+    require(
+        not (storage.is_remote(model) or storage.local(model).is_dir()),
+        f"--model {model}: holds no model: neither model.onnx of `must export` nor model.json of `must train`",
+    )
+    require(
+        not storage.exists(model),
+        f"--model {model}: is neither model.onnx of `must export` nor a classifier file; nor is it a folder of a model",
+    )
+    raise UserError(
+        f"--model {model}: no such file or folder; for the zero-shot answers of a CLIP model of that name say which "
+        "classes there are: --classes cat,dog,horse"
+    )
+
+
+def open_with_torch(
+    config: PredictConfig, zero_shot: bool = False, classes: list[Any] | None = None
+) -> ImageClassifier:
+    """A bundle; with `zero_shot` the model of a classifier file; with --classes the CLIP model of the name --model."""
+    load_torch("predict")
+    from must.deploy.predict.bundle import open_bundle
+
+    return open_bundle(config, zero_shot, classes)
 
 
 def predict_images(

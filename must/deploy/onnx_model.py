@@ -1,7 +1,7 @@
 """Runs an exported model with onnxruntime and numpy, without torch; reads its threshold for abstaining.
 
 `must evaluate` or `must refine` finds the threshold (must/method/answers/estimate.py). `must export` writes it to the
-ONNX file's metadata under `abstention`; for a bundle, infer/bundle.py finds the same one."""
+ONNX file's metadata under `abstention`; for a bundle, predict/bundle.py finds the same one."""
 
 import importlib.util
 import json

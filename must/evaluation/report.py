@@ -16,9 +16,17 @@ from must.base import storage
 from must.base.parameters import StageConfig, flag, get_default, list_parameters
 from must.config import EvaluateConfig, ReviewConfig, TrainConfig
 from must.config.work import METRICS_FILE, find_adapted, find_work, shorten_path
-from must.evaluation.report import charts
-from must.evaluation.report.charts import ChartLine, points, signed
-from must.evaluation.report.gallery import SMALL_SIDE, Features, Pictures, draw_map
+from must.evaluation.figures import (
+    SMALL_SIDE,
+    ChartLine,
+    Features,
+    Pictures,
+    draw_map,
+    line_chart,
+    points,
+    reliability_chart,
+    signed,
+)
 from must.evaluation.result import Metrics, RefinedLabels
 from must.evaluation.scores import Samples, Scores
 from must.evaluation.table import percent, verdict
@@ -44,7 +52,7 @@ def template() -> jinja2.Template:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=visible
     )
     environment.filters |= {"percent": percent, "points": points}
-    return environment.from_string(resources.files("must.evaluation.report").joinpath("report.html").read_text("utf-8"))
+    return environment.from_string(resources.files("must.evaluation").joinpath("report.html").read_text("utf-8"))
 
 
 def render_report(
@@ -151,7 +159,7 @@ def class_chart(metrics: Metrics) -> dict[str, Any] | None:
 def reliability(metrics: Metrics) -> Markup | None:
     models = ((metrics.baseline_name, "baseline", metrics.baseline), ("adapted", "adapted", metrics.adapted))
     shown = [(name, style, model.reliability) for name, style, model in models if model]
-    return charts.reliability_chart("Accuracy over confidence", shown) if shown else None
+    return reliability_chart("Accuracy over confidence", shown) if shown else None
 
 
 def histogram(metrics: Metrics) -> list[tuple[str, int, int]]:
@@ -200,7 +208,7 @@ def training_curves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 plotted.append(ChartLine(name, f"curve-{number}", values))
         if plotted:
             zero = title in ("Images a second", "Learning rate")
-            chart = charts.line_chart(title, plotted, percent=is_share, zero=zero)
+            chart = line_chart(title, plotted, percent=is_share, zero=zero)
             curves.append({"title": title, "lines": plotted, "chart": chart})
     return curves
 

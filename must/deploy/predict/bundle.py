@@ -15,9 +15,9 @@ from must.config.work import PARTS, find_part, is_measured
 from must.data.augment import normalize
 from must.deploy.export.export import measured_abstention
 from must.deploy.export.graph import InferenceModel
-from must.deploy.predict.session import ABSTENTION, Classified, name_outputs
+from must.deploy.onnx_model import ABSTENTION, Classified, name_outputs
 from must.evaluation.result import read_metrics
-from must.method.distributed.process_group import pick_device
+from must.method.distributed import pick_device
 from must.method.model.bundle import Bundle, load_bundle, named_bundle, zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess

@@ -12,7 +12,7 @@ from must.base.parameters import require
 from must.base.program import ERROR_FILE
 from must.runtime.supervise import Policy
 from must.stages import GPU_IMAGE, LAUNCHER_IMAGE, PODS
-from must_pipeline.cluster.config import ClusterConfig, Resources, Toleration, parse_quantity
+from must_pipeline.cluster import ClusterConfig, Resources, Toleration, parse_quantity
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
 KEY_FOLDER = "/var/secrets/google"

@@ -1,1 +1,0 @@
-"""Processes: joining them, stopping them together, naming a lost one, and the settings of a CPU."""
