@@ -2,7 +2,7 @@
 
 The cost of decoding a JPEG, PNG or WebP is estimated from its header. If it is low, the process that needs the image
 decodes it; all other images, and headers that understate the cost, meet the limits on memory and time of a process
-that is ended by them. This module does not use Pillow."""
+that is ended by them."""
 
 import importlib.util
 import os

@@ -53,6 +53,7 @@ from must.deploy.predict.stream import classify_many, rank_batch
 from must.deploy.predict.writer import (
     Options,
     Prediction,
+    Row,
     Unreadable,
     list_columns,
     make_cells,
@@ -69,12 +70,16 @@ MOST_UNREADABLE = 5  # images of a new part that may all be unreadable
 
 
 def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = None) -> dict[str, int]:
-    """`predict_images` with the model at --model; or joins the parts of --output, if there are some."""
+    """Classifies images, prints a table or writes a file; or joins the parts of --output, if there are some.
+
+    Returns the numbers of images read and not readable. An image that cannot be read is reported on stderr; it has no
+    row, but in a Parquet file or one that is continued. `take`: is called with each prediction; then no table is
+    printed."""
     require_images(config.images)
     require_own_place(config.output)
     if config.output and not (config.part or config.known) and (rows := join_parts(config.output)) >= 0:
         return {"images": rows, "unreadable": 0}
-    return predict_images(config, open_model(config), take)
+    return Labelling(config, open_model(config), take).run()
 
 
 def open_model(config: PredictConfig, classes: list[Any] | None = None) -> ImageClassifier:
@@ -130,90 +135,111 @@ def open_with_torch(
     return open_bundle(config, zero_shot, classes)
 
 
-def predict_images(
-    config: PredictConfig, classifier: ImageClassifier, take: Callable[[Prediction], None] | None = None
-) -> dict[str, int]:
-    """Classifies images, prints a table or writes a file; returns the numbers of images read and not readable. An image
-    that cannot be read is reported on stderr; it has no row, but in a Parquet file or one that is continued.
-    `take`: is called with each prediction; then no table is printed."""
-    options = Options(config.top_k, threshold(config.abstain, classifier, classifier.where), config.batch_size)
-    view, counts, abstained, kept = EvalView(classifier.preprocess), {"images": 0, "unreadable": 0}, 0, 0
-    output, continued = config.output, bool(config.part or config.known)
-    model = hashlib.sha256(f"{classifier.identity} {options.abstain:g}".encode()).hexdigest()[:12]
-    more = OWN_COLUMNS if continued or output.lower().endswith(".parquet") else []
-    columns = list_columns(
-        output, min(config.top_k, len(classifier.classes)), [*more, *["embedding"] * config.embeddings]
-    )
+class Labelling:
+    """One call of `must predict`. A table is continued if --part or --known is given."""
 
-    def report(name: str, why: str) -> None:
+    def __init__(
+        self, config: PredictConfig, classifier: ImageClassifier, take: Callable[[Prediction], None] | None
+    ) -> None:
+        self.config, self.classifier, self.take = config, classifier, take
+        self.options = Options(config.top_k, threshold(config.abstain, classifier, classifier.where), config.batch_size)
+        self.model = hashlib.sha256(f"{classifier.identity} {self.options.abstain:g}".encode()).hexdigest()[:12]
+        self.continued = bool(config.part or config.known)
+        self.output = part_file(config.output, config.part) if config.part else config.output
+        self.more = OWN_COLUMNS if self.continued or config.output.lower().endswith(".parquet") else []
+        further = [*self.more, *["embedding"] * config.embeddings]
+        self.columns = list_columns(self.output, min(config.top_k, len(classifier.classes)), further)
+        self.counts, self.abstained, self.kept = {"images": 0, "unreadable": 0}, 0, 0
+        self.table: Known | None = None
+        self.pending = deque[Found]()  # images without a result yet, in order
+
+    def run(self) -> dict[str, int]:
+        problems, config = ListingReport(self.report), self.config
+        with ExitStack() as stack:
+            found = self.select(find_images(config.images, problems, stack))
+            at_once = 0 if "-" in config.images and not self.continued else max(FEW, self.options.batch_size)
+            first = list(islice(found, at_once))
+            if self.table and not first and self.table.is_complete:
+                logger.info(f"{self.output}: {len(self.table.seen):,} images, nothing new")
+                return self.counts
+            predictions = self.classify(self.note(chain(first, found)), len(first))
+            quiet = not self.output  # not amid rows
+            progress = stack.enter_context(bar(unit="img", desc="predict", leave=False, quiet=quiet))
+            write = stack.enter_context(open_table(self.output, self.columns)) if self.output else None
+            for prediction in predictions:
+                progress.update()
+                self.finish(prediction, write)
+            if self.table and write:
+                for row in self.table.kept():
+                    write(row)
+                    self.kept += 1
+            if problems.skipped and self.counts["images"]:
+                tqdm.write(f"other files, not read: {not_read(problems.skipped)}", file=sys.stderr)
+            before = self.table and (len(self.table.own) or len(self.table.others))
+            few = self.continued and self.counts["unreadable"] <= MOST_UNREADABLE
+            require(bool(self.counts["images"] or before or few), "none of the images could be read")
+        if self.output:
+            self.summarize()
+        return self.counts
+
+    def report(self, name: str, why: str) -> None:
+        """Of a file or a source that the listing refuses."""
         lost = "with --part or --known that is an error, as rows that are there would be left out"
-        require(not (continued and name in config.images), f"{name}: {why}; {lost}")  # a disk that is not mounted?
-        if is_in_part(name, config.part):
-            warn(name, why, counts)
+        refused = self.continued and name in self.config.images  # a disk that is not mounted?
+        require(not refused, f"{name}: {why}; {lost}")
+        if is_in_part(name, self.config.part):
+            warn(name, why, self.counts)
 
-    problems = ListingReport(report)
-    pending = deque[Found]()  # images without a result yet, in order
-    with ExitStack() as stack:
-        found = find_images(config.images, problems, stack)
+    def select(self, found: Iterator[Found]) -> Iterator[Found]:
+        """The images of the part that have no row yet."""
+        config = self.config
         if config.part:
-            require_same_parts(output, config.part)
-            storage.remove_leftovers(parts_folder(output))
-            found, output = select_part(found, config.part), part_file(output, config.part)
-        table = Known(output, config.output, config.known, columns, model, config.relabel) if continued else None
-        found = filter(table.is_new, found) if table else found
-        first = list(islice(found, 0 if "-" in config.images and not continued else max(FEW, options.batch_size)))
-        if table and not first and table.is_complete:
-            logger.info(f"{output}: {len(table.seen):,} images, nothing new")
-            return counts
-        images = note(chain(first, found), pending)
-        if len(first) >= FEW and (workers := count_workers(config)):
-            predictions = classify_many(classifier, images, view, read_pixels, options, workers)
+            require_same_parts(config.output, config.part)
+            storage.remove_leftovers(parts_folder(config.output))
+            found = select_part(found, config.part)
+        if self.continued:
+            self.table = Known(self.output, config.output, config.known, self.columns, self.model, config.relabel)
+            found = filter(self.table.is_new, found)
+        return found
+
+    def note(self, found: Iterable[Found]) -> Iterator[Found]:
+        """The same images; each is also added to `pending`."""
+        for one in found:
+            self.pending.append(one)
+            yield one
+
+    def classify(self, images: Iterator[Found], known: int) -> Iterator[Prediction | Unreadable]:
+        """In processes, if so many images are known to be there that it is worth it."""
+        view = EvalView(self.classifier.preprocess)
+        if known >= FEW and (workers := count_workers(self.config)):
+            return classify_many(self.classifier, images, view, read_pixels, self.options, workers)
+        named, read = ((one.name, one) for one in images), partial(read_pixels, view=view)
+        return classify(self.classifier, named, read, self.options, read_ahead="-" not in self.config.images)
+
+    def finish(self, prediction: Prediction | Unreadable, write: Callable[[Row], None] | None) -> None:
+        """Writes, prints or hands over what came of the next image."""
+        version = self.pending.popleft().version
+        own = {"model": self.model, "version": version} if self.more else {}
+        if isinstance(prediction, Unreadable):
+            warn(prediction.image, prediction.reason, self.counts)
+            if write and self.more:
+                write({"image": prediction.image, "error": prediction.reason, **own})
+            return
+        self.counts["images"] += 1
+        self.abstained += prediction.abstained
+        if write and not self.take:
+            write(make_cells(self.output, prediction) | own)
         else:
-            read = partial(read_pixels, view=view)
-            named, ahead = ((one.name, one) for one in images), "-" not in config.images
-            predictions = classify(classifier, named, read, options, read_ahead=ahead)
-        progress = stack.enter_context(bar(unit="img", desc="predict", leave=False, quiet=not output))  # not amid rows
-        write = stack.enter_context(open_table(output, columns)) if output else None
-        for prediction in predictions:
-            version = pending.popleft().version
-            own = {"model": model, "version": version} if more else {}
-            progress.update()
-            if isinstance(prediction, Unreadable):
-                warn(prediction.image, prediction.reason, counts)
-                if write and more:
-                    write({"image": prediction.image, "error": prediction.reason, **own})
-                continue
-            counts["images"] += 1
-            abstained += prediction.abstained
-            if write and not take:
-                write(make_cells(output, prediction) | own)
-            else:
-                (take or print_row)(prediction)
-        if table and write:
-            for row in table.kept():
-                write(row)
-                kept += 1
-        if problems.skipped and counts["images"]:
-            tqdm.write(f"other files, not read: {not_read(problems.skipped)}", file=sys.stderr)
-        before = table and (len(table.own) or len(table.others))
-        some = counts["images"] or before or (continued and counts["unreadable"] <= MOST_UNREADABLE)
-        require(bool(some), "none of the images could be read")
-    if output:
-        left_out = table.left_out + int((~table.seen).sum()) if table else 0
+            (self.take or print_row)(prediction)
+
+    def summarize(self) -> None:
+        left_out = self.table.left_out + int((~self.table.seen).sum()) if self.table else 0
         numbers = {
-            "without a class": abstained, "could not be read": counts["unreadable"], "known before": kept,
-            "left out, of images that are gone or labelled again": left_out,
+            "without a class": self.abstained, "could not be read": self.counts["unreadable"],
+            "known before": self.kept, "left out, of images that are gone or labelled again": left_out,
         }  # fmt: skip
         also = "".join(f", {count:,} {what}" for what, count in numbers.items() if count)
-        logger.info(f"{counts['images']:,} images{also} -> {output}")
-    return counts
-
-
-def note(found: Iterable[Found], pending: deque[Found]) -> Iterator[Found]:
-    """The same images; each is also added to `pending`."""
-    for one in found:
-        pending.append(one)
-        yield one
+        logger.info(f"{self.counts['images']:,} images{also} -> {self.output}")
 
 
 def count_workers(config: PredictConfig) -> int:

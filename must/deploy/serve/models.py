@@ -164,7 +164,7 @@ def find_champion(registry: Registry, config: ServeConfig) -> str:
 
 
 def load_version(registry: Registry, config: ServeConfig, version: str) -> ServedModel:
-    """The model of a version, verified. Raises DamagedError: it was downloaded, and cannot be served."""
+    """The model of a version, verified. Raises DamagedVersionError: it was downloaded, and cannot be served."""
     uri, stored = registry.make_uri(version, ONNX), registry.checksums(version)
     require(ONNX in stored, f"{version} was promoted without its ONNX file (`must promote --onnx`)")
     # A file without a name: a killed server leaves no file in the pod's /tmp, which outlives the container.
