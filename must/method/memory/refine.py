@@ -150,66 +150,86 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     if answers.known:
         contents = read_hashes(config.shards, source.index, config.split)
         refined.memory.answered = torch.from_numpy(contents[list(answers.known)].view(np.int64))
-    origin, measured = bundle.description.provenance, refined.measured
-    selection = origin.selection or Selection(alpha=1.0 if origin.config else 0.0)
-    check = compare_predictions(refined.zero_shot, refined.labels, bundle.description.classes)
-    accuracy, unsure = (measured.accuracy, measured.abstention) if measured else (None, None)
-    origin = replace(origin, selection=replace(selection, check=check, measured=accuracy, abstention=unsure))
-    if not origin.config:  # else the images that it was trained on
-        origin = replace(origin, index_sha256=source.index.sha256)
+    similarity = look_up(refined.memory, pool)[1]
     if hash_weights(config.model) != before:
         raise HeldError(
             f"--model {config.model}: another program has written a model there meanwhile, which stays; run this again"
         )
-    similarity = look_up(refined.memory, pool)[1]
-    description = replace(bundle.description, provenance=origin)
+    description = add_findings(bundle.description, refined, source.index.sha256)
     description = save_bundle(config.model, bundle.model, description, refined.memory)
     if refined.kept not in (None, answers.kept) and not storage.is_remote(config.answers):
         with suppress(OSError, UserError):  # answers of others, which are not written to
             write_kept(config.answers, refined.kept, description.classes)
-    misfits = [
-        finding.to_dict(description.classes, pool.sources) | {"samples": pool.numbers[list(finding.rows)].tolist()}
-        for finding in refined.misfits
-    ]
-    summary = {
-        "must_version": __version__,
-        "weights_sha256": description.weights_sha256,  # of --model
-        "images": len(pool.numbers),
+    summary = summarize(description, pool, refined, similarity) | {
         "undecodable": features.undecodable,
         "answers": len(answers.known),
         "answers_sha256": answers_sha256,
-        "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
-        "accepted": measured and measured.accepted.to_dict(),
-        "classes": refined.describe_classes(description.classes, pool.numbers),
-        "misfits": misfits,
-        "unusual": list_unusual(pool, similarity),
         "index_sha256": source.index.sha256,  # of the shards that `samples` are in
         "config": config.to_dict(),
     }
     images, rows = features.find_rows()
     names = source.reader.sources(images)
     order = source.reader.sort_as_source(images.tolist(), names)
-    columns = {"similarity": [f"{value:.4f}" for value in similarity[rows[order]].tolist()]}
-    table = predictions_csv([names[n] for n in order], rows[order], description.classes, refined, trained, columns)
+    names, rows = [names[n] for n in order], rows[order]
+    columns = {"similarity": [f"{value:.4f}" for value in similarity[rows].tolist()]}
+    table = predictions_csv(names, rows, description.classes, refined, trained, columns)
     storage.write_bytes(join(config.output, PREDICTIONS_FILE), table)
-    copies = copies_csv([names[n] for n in order], rows[order], pool, refined.near)
-    storage.write_bytes(join(config.output, COPIES_FILE), copies)
+    storage.write_bytes(join(config.output, COPIES_FILE), copies_csv(names, rows, pool, refined.near))
     storage.write_bytes(join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))
-    similar = len(pool.numbers) - len(refined.near.first)
+    print_summary(config, summary, refined, description)
+    return summary
+
+
+def add_findings(description: Description, refined: RefineResult, index_sha256: str) -> Description:
+    """The model's description with what was measured and found. `index_sha256`: of the shards."""
+    origin, measured = description.provenance, refined.measured
+    selection = origin.selection or Selection(alpha=1.0 if origin.config else 0.0)
+    check = compare_predictions(refined.zero_shot, refined.labels, description.classes)
+    accuracy, unsure = (measured.accuracy, measured.abstention) if measured else (None, None)
+    origin = replace(origin, selection=replace(selection, check=check, measured=accuracy, abstention=unsure))
+    if not origin.config:  # else the images that it was trained on
+        origin = replace(origin, index_sha256=index_sha256)
+    return replace(description, provenance=origin)
+
+
+def summarize(description: Description, pool: Pool, refined: RefineResult, similarity: Tensor) -> dict[str, Any]:
+    """What refined.json says of the labels. `similarity`: float [N], of `look_up`."""
+    classes, numbers = description.classes, pool.numbers
+    misfits = [
+        finding.to_dict(classes, pool.sources) | {"samples": numbers[list(finding.rows)].tolist()}
+        for finding in refined.misfits
+    ]
+    return {
+        "must_version": __version__,
+        "weights_sha256": description.weights_sha256,  # of --model
+        "images": len(numbers),
+        "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
+        "accepted": refined.measured and refined.measured.accepted.to_dict(),
+        "classes": refined.describe_classes(classes, numbers),
+        "misfits": misfits,
+        "unusual": list_unusual(pool, similarity),
+    }
+
+
+def print_summary(
+    config: RefineConfig, summary: dict[str, Any], refined: RefineResult, description: Description
+) -> None:
+    measured, facts, answers = refined.measured, refined.memory.facts, summary["answers"]
+    similar = summary["images"] - len(refined.near.first)
     logger.info(
         f"refined labels of {summary['images']:,} images, {summary['changed']:.1%} other than zero-shot's"
-        f"{', using ' + counted(len(answers.known), 'answer') if answers.known else ''} -> {config.output}\n"
+        f"{', using ' + counted(answers, 'answer') if answers else ''} -> {config.output}\n"
         f"{measured.accuracy.text() + chr(10) + measured.accepted.text() + chr(10) if measured else ''}"
-        f"{measured.none + chr(10) if measured and refined.memory.facts.none else ''}"
-        f"a memory of {refined.memory.facts.images:,} images"
+        f"{measured.none + chr(10) if measured and facts.none else ''}"
+        f"a memory of {facts.images:,} images"
         f"{f'; {similar:,} are too similar to others to vote beside them' if similar else ''}"
         f" -> {config.model}"
     )
     if lacking := describe_lacking(refined.memory, description.classes):
         logger.info(lacking)
-    for warning in check.warnings:
+    selection = description.provenance.selection
+    for warning in selection.check.warnings if selection and selection.check else ():
         logger.warning(f"warning: {warning}")
-    return summary
 
 
 def describe_lacking(memory: Memory, classes: list[str]) -> str:
