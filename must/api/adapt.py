@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from must.api.inputs import ImageSource, fingerprint_source, identify_model, read_classes, to_source
 from must.api.model import Adapted
 from must.api.stages import call, check_device, require_apart, resumable
@@ -166,25 +168,14 @@ def steps(
                 named = {"classes": file, "model": model, "pretrained": pretrained, "device": device}
                 call("classifier", **named, output=state.part(CLASSIFIER_FILE))
             if test_images:
-                if not (state.part(TEST) / INDEX_FILE).exists():
-                    is_table = test_images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(test_images).is_file()
-                    labels = {"labels": "csv" if is_table else "folder", "split": {"test": 1.0}}
-                    shard("--test-images", source=test_images, **labels, **pack, output=state.part(TEST))
-                check_labels(test_images, state)
+                pack_test(state, test_images, pack)
         except BaseException:
             state.abandon()
             raise
         if state.why:
             logger.info(state.why)
         if not (state.part(SHARDS) / INDEX_FILE).exists():
-            uri: str | Path = source.source
-            if (written := Path(uri)).parent == scratch:  # images that were in memory, or the list of their paths
-                uri = state.part(written.name)
-                if not uri.exists():  # else of a call that was interrupted, with the same key
-                    written.rename(uri)
-            if not (state.adds_only(str(uri), found.files) and append(state, uri, len(found.files), pack)):
-                shard("--images", source=uri, output=state.part(SHARDS), **pack)
-            state.record_files(found.files)
+            pack_images(state, source.source, scratch, found.files, pack)
         state.compare_images()
         state.keep_trained()
         common = {"shards": state.part(SHARDS), "features": state.part(FEATURES), "device": device, "workers": workers}
@@ -204,12 +195,7 @@ def steps(
         if up_to_date and not state.changed and not state.damaged and not state.exports:
             logger.info("nothing has changed")
         state.finish()
-        for to, made in state.exports.items():
-            try:
-                call("export", model=folder, to=to, output=folder / to, **made)
-            except UserError as error:
-                logger.warning(f"warning: {folder / to} was not made again: {error}; make it: must export {folder}")
-        state.end_exports()
+        export_again(state)
     return Adapted(folder)
 
 
@@ -240,6 +226,37 @@ def shard(flag: str, **values: Any) -> None:
     except UserError as error:
         error.args = (re.sub("^--source", flag, str(error)),)
         raise
+
+
+def pack_test(state: WorkState, test_images: str, pack: dict[str, Any]) -> None:
+    if not (state.part(TEST) / INDEX_FILE).exists():
+        is_table = test_images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(test_images).is_file()
+        labels = {"labels": "csv" if is_table else "folder", "split": {"test": 1.0}}
+        shard("--test-images", source=test_images, **labels, **pack, output=state.part(TEST))
+    check_labels(test_images, state)
+
+
+def pack_images(state: WorkState, source: str, scratch: Path, files: np.ndarray, pack: dict[str, Any]) -> None:
+    """Makes the shards, or appends to those that there are. `files`: of the source (must/api/inputs.py)."""
+    uri: str | Path = source
+    if (written := Path(source)).parent == scratch:  # images that were in memory, or the list of their paths
+        uri = state.part(written.name)
+        if not uri.exists():  # else of a call that was interrupted, with the same key
+            written.rename(uri)
+    if not (state.adds_only(str(uri), files) and append(state, uri, len(files), pack)):
+        shard("--images", source=uri, output=state.part(SHARDS), **pack)
+    state.record_files(files)
+
+
+def export_again(state: WorkState) -> None:
+    """The exports of a model that was replaced, from the new one, with the parameters of before."""
+    for to, made in state.exports.items():
+        output = state.work / to
+        try:
+            call("export", model=state.work, to=to, output=output, **made)
+        except UserError as error:
+            logger.warning(f"warning: {output} was not made again: {error}; make it: must export {state.work}")
+    state.end_exports()
 
 
 def append(state: WorkState, source: str | Path, files: int, pack: dict[str, Any]) -> bool:
