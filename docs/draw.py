@@ -16,7 +16,7 @@ import numpy as np
 from must.api.demo import demo, digit_parts, name_image
 from must.api.stages import call
 from must.config import DemoConfig
-from must.deploy.predict.session import OnnxClassifier
+from must.deploy.onnx_model import OnnxClassifier
 
 ANSWERS = 200
 LARGEST = 8_000_000  # bytes of all files
@@ -26,7 +26,11 @@ def main() -> None:
     package, output = map(Path, sys.argv[1:])
     example = output / "example"
     demo(DemoConfig(output=str(example)))
-    words = {"images": example / "images/unlabeled", "classes": example / "classes.yaml", "model": example / "model"}
+    words: dict[str, object] = {
+        "images": example / "images/unlabeled",
+        "classes": example / "classes.yaml",
+        "model": example / "model",
+    }
     words |= {"output": example / "work", "test_images": example / "images/test", "train": "no"}
     texts = {name: str(value) for name, value in words.items()}
     call("adapt", **texts)

@@ -13,11 +13,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pictures_dag import dag
-from pictures_report import annotate, photograph
-
+from docs.pictures_dag import dag
+from docs.pictures_report import annotate, photograph
 from must.data.loading.order import EpochOrder
 
 INK, GREY, PALE = "#1f2933", "#7b8794", "#e4e7eb"

@@ -62,7 +62,7 @@ def photograph(url: str, review: Path) -> list[Image.Image]:
     frames = list[Image.Image]()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport=SIZE)
+        page = browser.new_page(viewport={"width": SIZE["width"], "height": SIZE["height"]})
 
         def take() -> None:
             page.wait_for_timeout(600)

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +34,7 @@ def main() -> None:
     dead: list[str] = []
     for page in docs.rglob("*.md"):
         source = ROOT / "docs" / page.relative_to(docs)
-        page.write_text(LINK.sub(lambda match, source=source: out(match, source, dead), page.read_text()))
+        page.write_text(LINK.sub(partial(out, source=source, dead=dead), page.read_text()))
     config = (ROOT / "mkdocs.yml").read_text()
     config += f"repo_url: {repository()}\nrepo_name: {repository().split('/')[-1]}\n" if repository() else ""
     (BUILD / "mkdocs.yml").write_text(config.replace("site_dir: build/site", "site_dir: site"))
