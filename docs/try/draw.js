@@ -5,13 +5,14 @@ const $ = (id) => document.getElementById(id), canvas = $("draw"), pen = canvas.
 const SIDE = 32, BLOCKS = 8; // pixels of the model's input; the example's digits have 8 x 8
 const NEAREST = 6; // pictures
 const CLASSES = "zero one two three four five six seven eight nine".split(" ");
-let model, pool, busy = false, again = false;
+let model, pool, busy = false, again = false, drawn = 0; // how often it was cleared: a result of before is not shown
 
 function clear() {
   pen.fillStyle = "#000";
   pen.fillRect(0, 0, canvas.width, canvas.height);
   $("said").textContent = "Draw a digit.";
   $("nearest").replaceChildren();
+  again = false, drawn += 1;
 }
 
 // As the example's digits were made: the box around the ink, in 8 x 8 mean values, enlarged to 32 x 32. Null: no ink.
@@ -39,8 +40,10 @@ async function name(image = input()) {
   if (busy) return void (again = true);
   if (!model || !image) return;
   busy = true;
+  const before = drawn;
   const { probability, similarity, embedding } = await model.run({ image });
   busy = false;
+  if (drawn !== before) return again ? name() : undefined;
   const best = [...probability.data].map((value, at) => [value, CLASSES[at]]).sort((a, b) => b[0] - a[0]).slice(0, 3);
   $("said").textContent = best.map(([value, label]) => `${label} ${Math.round(100 * value)}%`).join(", ") + `; similarity to the images of the memory: ${similarity.data[0].toFixed(2)}. The nearest of them:`;
   showNearest(embedding.data);

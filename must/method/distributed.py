@@ -30,9 +30,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.nn.parallel import DistributedDataParallel
 
 from must.base.console import attach
@@ -52,7 +50,7 @@ SHARED_MEMORY = Path("/dev/shm")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 REPORTED_CODES = (WRONG_INPUT, HELD, PREEMPTED)  # exit codes of processes that printed the reason themselves
 # Out of memory, the machine was reclaimed, or NCCL's watchdog found that a collective timed out.
-KILL_CODES = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGABRT)
+KILL_CODES = (-9, -signal.SIGTERM, -signal.SIGABRT)  # Windows, where a bundle predicts, has no name for the first
 SHUTDOWN_TIMEOUT = "120"  # seconds that stopped processes have to save a checkpoint (torchrun: 30)
 
 
@@ -318,6 +316,10 @@ def loader_processes(batch_bytes: int = 0, shared: Path = SHARED_MEMORY) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs torchrun; returns the exit code."""
+    from torch.distributed import run as torchrun  # slow to import
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     attach()
     if PARENT in os.environ:
         end_with_parent()
