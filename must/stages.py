@@ -1,4 +1,4 @@
-"""The table of stages: what each is called, what runs it, and what it needs. Nothing is imported here but types.
+"""The table of stages: what each is called, what runs it, and what it needs. It imports nothing of must.
 
 From a row come the command and its help, the function at `must`, the lines that name what to type next, and, where a
 row has a Pod, the component's image and function, its place in cluster.yaml and its resources in the pipelines. The
@@ -24,7 +24,7 @@ class Pod(NamedTuple):
     # batch of 64 took 1.5 (x86-64, PyTorch); ViT-L has three times the weights. `must shard` may take a GB per worker
     # for decoding.
     memory: int
-    function: str = LIBRARY
+    function: str = LIBRARY  # close and summary run none in a process of its own
     gpu: bool = False  # can use a GPU, if cluster.yaml's gpu.stages names it
     loaders: bool = False  # PyTorch's loader processes pass tensors through /dev/shm
     retried: bool = True  # False for the exit task, whose own failures would hide the run's

@@ -1,5 +1,5 @@
 """The Kubeflow components, in the order of the DAG: each hands its parameters and the paths of its artifacts to the
-stage's function of the same name, whose parameters have the same names (must/runtime/stages.py), and returns metadata.
+function that its stage's row names (must/stages.py), whose parameters have the same names, and returns metadata.
 None is answered from Kubeflow's cache: what it reads may change, and what it wrote may be gone.
 
 All share `work_uri` and `run_id`. `index_sha256` names the shards; others are refused. cluster.yaml's registry, tag and

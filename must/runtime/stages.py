@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 MOST_REASONS = 8  # why images cannot be read, that are reported one by one
 
 
-def library(facts: Facts, work_uri: str, *, stage: str, values: dict[str, Any]) -> None:
+def library(facts: Facts, work_uri: str, *, stage: str, **values: Any) -> None:
     """Runs the library's stage of that name; the stage itself checks its parameters `values`.
 
     The result lists the numbers that the stage returns."""

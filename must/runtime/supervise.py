@@ -101,9 +101,9 @@ def run_stage(stage: str, arguments: dict[str, Any], function: str = "", without
     values = {name: getattr(value, "path", value) for name, value in arguments.items() if name not in without}
     run_id, work_uri = values.pop("run_id"), values.pop("work_uri")
     function = function or PODS[stage].function
-    note = part_name(stage, values["part"]) if "part" in values else stage
     if function == LIBRARY:
-        values = {"stage": stage, "values": values}
+        values["stage"] = stage
+    note = part_name(stage, values["part"]) if "part" in values else stage
     return supervised(note, function, run_id, work_uri, **values)
 
 
