@@ -126,7 +126,7 @@ def unit_of(module):
     return [*module.split("."), ""][2]
 
 
-FRONT = {"must", "must.__main__", "must.stages"}  # the module itself, its program, and the table, which imports nothing
+FRONT = {"must", "must.__main__", "must.stages"}  # the module itself, its program, and the table
 
 
 def dependencies():
@@ -174,6 +174,16 @@ def test_the_units_of_a_package_import_what_its_plan_allows(package):
     assert not [f"{a} -> {b}" for a, b in found if unit_of(b) not in units[unit_of(a)]]
     used = {unit: {unit_of(b) for a, b in found if unit_of(a) == unit} for unit in units}
     assert units == used, "the plan allows more than is used"
+
+
+def test_the_table_of_stages_imports_nothing_of_must():
+    code = "import sys, must; print(*sorted(name for name in sys.modules if name.startswith('must')))"
+    assert printed(sys.executable, "-c", code, cwd=ROOT).split() == [
+        "must",
+        "must.base",
+        "must.base.errors",
+        "must.stages",
+    ]
 
 
 def test_no_cycle_between_modules():

@@ -49,8 +49,6 @@ LARGE_WORK = 1e10  # operations to train on an image; above, a model is large: V
 SHARED_MEMORY = Path("/dev/shm")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 REPORTED_CODES = (WRONG_INPUT, HELD, PREEMPTED)  # exit codes of processes that printed the reason themselves
-# Out of memory, the machine was reclaimed, or NCCL's watchdog found that a collective timed out.
-KILL_CODES = (-9, -signal.SIGTERM, -signal.SIGABRT)  # Windows, where a bundle predicts, has no name for the first
 SHUTDOWN_TIMEOUT = "120"  # seconds that stopped processes have to save a checkpoint (torchrun: 30)
 
 
@@ -340,7 +338,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if code not in REPORTED_CODES and not stopped:
                 outcome = f"ended with code {code}" if code > 0 else f"was killed by {signal.Signals(-code).name}"
                 logger.warning(f"rank {rank} (pid {failure.pid}) {outcome}")
-        if first.exitcode in KILL_CODES:
+        # Out of memory, the machine was reclaimed, or NCCL's watchdog found that a collective timed out.
+        if first.exitcode in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGABRT):
             return PREEMPTED
         return first.exitcode if first.exitcode > 0 else 1
     except SignalException:  # passed on to the processes, which saved a checkpoint
