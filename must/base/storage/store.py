@@ -49,7 +49,7 @@ class UnreachableError(TransientError):
 
 Result = TypeVar("Result")
 KEY, RIGHT = "key", "right"
-RETRY_SECONDS = 2.0  # seconds between two renewals of the client: many threads are refused at once
+LOGIN_PAUSE = 2.0  # seconds between two renewals of the client: many threads are refused at once
 WORKED_BEFORE = ". The same credentials worked before, and were tried for minutes; run this again when they work"
 MARK = "mustwrite"  # the object's metadata field with the identifier of the write that made it
 FIRST_PAUSE = 0.2  # seconds: upper limit of the first random pause; the limit doubles with each attempt
@@ -284,7 +284,7 @@ class Store(ABC):
         refused = self.refused(error)
         worked = bool(refused) and may_retry_auth_error(location.uri)
         worked = worked or (refused == KEY and (location.account, location.bucket) in self.worked)
-        if worked and time.monotonic() - self.logged_in > RETRY_SECONDS:
+        if worked and time.monotonic() - self.logged_in > LOGIN_PAUSE:
             self.logged_in = time.monotonic()
             self.clients.drop()
         return worked or self.is_transient(error)

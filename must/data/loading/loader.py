@@ -39,9 +39,9 @@ Value = TypeVar("Value")
 PREFETCH = 4  # batches that each loader process prepares in advance
 MAX_WARNINGS = 5  # warnings about replaced samples per loader process
 REPLACEMENTS = 16  # the number of consecutive undecodable samples that is an error
-THREADS = 4  # that download shards
+DOWNLOAD_THREADS = 4  # that download shards
 SHARDS_AHEAD = 4  # shards that evaluation downloads ahead; training downloads a window
-PAUSE = 1.0  # seconds until a retry, after no room for a shard or while another process downloads it
+DOWNLOAD_PAUSE = 1.0  # seconds until a retry, after no room for a shard or while another process downloads it
 
 
 class TrainBatch(NamedTuple):
@@ -284,7 +284,7 @@ class ShardPrefetcher:
             self.release(first)
             self.changed.notify_all()
         if not self.threads:  # not earlier: loader processes must not inherit pinned files
-            self.threads = [threading.Thread(target=self.work, daemon=True) for _ in range(THREADS)]
+            self.threads = [threading.Thread(target=self.work, daemon=True) for _ in range(DOWNLOAD_THREADS)]
             for thread in self.threads:
                 thread.start()
 
@@ -303,7 +303,7 @@ class ShardPrefetcher:
         while True:
             with self.changed:
                 while not self.closed and (chosen := self.choose()) is None:
-                    self.changed.wait(PAUSE)
+                    self.changed.wait(DOWNLOAD_PAUSE)
                 if self.closed:
                     return
                 assert chosen is not None
@@ -318,7 +318,7 @@ class ShardPrefetcher:
             with self.changed:
                 self.busy.discard(position)
                 if descriptor is None:
-                    self.not_before[position] = time.monotonic() + PAUSE
+                    self.not_before[position] = time.monotonic() + DOWNLOAD_PAUSE
                 elif self.closed or position < self.first:
                     self.cache.release(descriptor)
                 else:

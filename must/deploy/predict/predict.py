@@ -146,8 +146,8 @@ class Labelling:
         self.model = hashlib.sha256(f"{classifier.identity} {self.options.abstain:g}".encode()).hexdigest()[:12]
         self.continued = bool(config.part or config.known)
         self.output = part_file(config.output, config.part) if config.part else config.output
-        self.more = OWN_COLUMNS if self.continued or config.output.lower().endswith(".parquet") else []
-        further = [*self.more, *["embedding"] * config.embeddings]
+        self.own_columns = OWN_COLUMNS if self.continued or config.output.lower().endswith(".parquet") else []
+        further = [*self.own_columns, *["embedding"] * config.embeddings]
         self.columns = list_columns(self.output, min(config.top_k, len(classifier.classes)), further)
         self.counts, self.abstained, self.kept = {"images": 0, "unreadable": 0}, 0, 0
         self.table: Known | None = None
@@ -162,7 +162,7 @@ class Labelling:
             if self.table and not first and self.table.is_complete:
                 logger.info(f"{self.output}: {len(self.table.seen):,} images, nothing new")
                 return self.counts
-            predictions = self.classify(self.note(chain(first, found)), len(first))
+            predictions = self.classify(self.track(chain(first, found)), len(first))
             quiet = not self.output  # not amid rows
             progress = stack.enter_context(bar(unit="img", desc="predict", leave=False, quiet=quiet))
             write = stack.enter_context(open_table(self.output, self.columns)) if self.output else None
@@ -202,7 +202,7 @@ class Labelling:
             found = filter(self.table.is_new, found)
         return found
 
-    def note(self, found: Iterable[Found]) -> Iterator[Found]:
+    def track(self, found: Iterable[Found]) -> Iterator[Found]:
         """The same images; each is also added to `pending`."""
         for one in found:
             self.pending.append(one)
@@ -219,10 +219,10 @@ class Labelling:
     def finish(self, prediction: Prediction | Unreadable, write: Callable[[Row], None] | None) -> None:
         """Writes, prints or hands over what came of the next image."""
         version = self.pending.popleft().version
-        own = {"model": self.model, "version": version} if self.more else {}
+        own = {"model": self.model, "version": version} if self.own_columns else {}
         if isinstance(prediction, Unreadable):
             warn(prediction.image, prediction.reason, self.counts)
-            if write and self.more:
+            if write and self.own_columns:
                 write({"image": prediction.image, "error": prediction.reason, **own})
             return
         self.counts["images"] += 1

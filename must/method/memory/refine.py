@@ -38,10 +38,7 @@ from must.config.work import (
 from must.data.loading.loader import EvalSource
 from must.data.shards.history import read_hashes
 from must.method.answers.answers_file import NO_CLASS, hash_answers
-from must.method.answers.estimate import (
-    SET,
-    describe_classes,
-)
+from must.method.answers.estimate import SET, describe_classes
 from must.method.answers.kept import KeptLabels, write_kept
 from must.method.distributed import init_distributed
 from must.method.memory.answers import Answers, find_answers

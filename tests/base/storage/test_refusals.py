@@ -173,7 +173,7 @@ def test_a_key_renewed_while_the_program_runs_is_read_again(monkeypatch, tmp_pat
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "keys"))
         monkeypatch.setenv("AWS_REGION", "us-east-1")
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        monkeypatch.setattr("must.base.storage.store.RETRY_SECONDS", 0.1)
+        monkeypatch.setattr("must.base.storage.store.LOGIN_PAUSE", 0.1)
         keys("AKIDOLD")
         assert storage.read_bytes("s3://bucket/name") == b"data"
         accepted[0] = "AKIDNEW"
