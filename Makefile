@@ -228,7 +228,7 @@ sbom: images must-tools  ## Write a bill of materials of each image to build/sbo
 .PHONY: audit
 audit: must-tools  ## Check the locked packages for known vulnerabilities
 	@$(ENGINE) run --rm --interactive --volume "$(CURDIR)/images/locks:/locks:ro" $(PREFIX)must-tools:$(TAG) \
-		python - shard kfp torch train torch-cuda serve < images/audit.py
+		python - shard torch train torch-cuda serve < images/audit.py
 
 .PHONY: lock
 lock: must-tools  ## Update the lock files of the images (LOCK_ARGS=... for uv)

@@ -63,7 +63,7 @@ def collect(spec: Any, dag: Any, waits: dict[str, set[str]], groups: list[Any], 
         component = spec["components"][task["componentRef"]["name"]]
         if "dag" in component:
             # All tasks below wait for the stages in the condition.
-            deciders = {stage for stage in PODS if f"pipelinechannel--{stage}-Output" in str(task.get("triggerPolicy"))}
+            deciders = {stage for stage in PODS if f"pipelinechannel--{stage}-action" in str(task.get("triggerPolicy"))}
             inner = collect(spec, component["dag"], waits, groups, above | deciders)
             if inner and "condition" in task.get("triggerPolicy", {}):
                 groups.insert(0, (task["taskInfo"]["name"], inner))

@@ -20,7 +20,6 @@ compile=--no-compile
     --disable-pip-version-check --root-user-action=ignore $requirements "$@"
 find /opt/must/lib -type d \( -name tests -o -path '*/numpy/f2py' -o -path '*/numpy/distutils' \) -prune \
     -exec rm -r {} +
-find /opt/must/lib -type f -path '*/kfp/*' -name '*_test.py' -delete
 for kind in h hpp cuh a pxd pyi proto; do
     find /opt/must/lib -type f -name "*.$kind" -delete
 done
@@ -31,4 +30,4 @@ find /opt/must/lib -mindepth 1 -path '*/botocore/data/*' -prune -type d ! -name 
 find /opt/must/lib -type f -name dateutil-zoneinfo.tar.gz -delete
 # The program with which TensorBoard's page reads faster goes: events are written without it.
 find /opt/must/lib -type f -path '*/tensorboard_data_server/bin/*' -delete
-[ "$imports" = all ] || PYTHONDONTWRITEBYTECODE="" _KFP_RUNTIME=true /opt/must/bin/python -c "import $imports"
+[ "$imports" = all ] || PYTHONDONTWRITEBYTECODE="" /opt/must/bin/python -c "import $imports"

@@ -25,7 +25,6 @@ project=../../pyproject.toml
 {
     lock build.txt build.in
     lock tools.txt tools.in
-    lock kfp.txt --no-deps kfp.in
     lock shard.txt --extra gcs --extra s3 --extra azure $project
     lock torch.txt --extra gcs --extra s3 --extra azure --extra export --extra serve --constraint shard.txt $without_torch $project
     lock train.txt --extra gcs --extra s3 --extra azure --extra train --constraint torch.txt $without_torch $project

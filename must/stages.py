@@ -1,33 +1,49 @@
 """The table of stages: what each is called, what runs it, and what it needs. It imports nothing of must.
 
 From a row come the command and its help, the function at `must`, the lines that name what to type next, and, where a
-row has a Pod, the component's image and function, its place in cluster.yaml and its resources in the pipelines. The
-parameters of a stage are a dataclass in must/config, the edges of the pipelines are in must_pipeline/dag.py."""
+row has a Pod, the component, its place in cluster.yaml and its resources in the pipelines. The parameters of a stage
+are a dataclass in must/config, the edges of the pipelines are in must_pipeline/dag.py."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from must.base.parameters import StageConfig
 
 
-LIBRARY: Final = "must.runtime.stages:library"  # runs a command with the component's arguments as its parameters
+LIBRARY: Final = "must.runtime.stages:library"  # runs the command; the parameters are those of its dataclass
+
+
+NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class Pod(NamedTuple):
-    """What a stage needs in a pipeline."""
+    """What a stage needs in a pipeline, and the interface of its component.
+
+    The component's parameters are those of the function, by name, type and default, with `work_uri` and `run_id`; its
+    description is the function's docstring. Artifacts are {name: one of kfp's types, such as Model}; the function gets
+    their paths. It returns a JSON object: {name of an output: its value, or an artifact's metadata}."""
 
     image: str  # one of IMAGES; on a GPU it is GPU_IMAGE instead
     # The memory limit in GiB if cluster.yaml sets none. ViT-B/16 in float32 with a copy of its weights and a forward
     # batch of 64 took 1.5 (x86-64, PyTorch); ViT-L has three times the weights. `must shard` may take a GB per worker
     # for decoding.
     memory: int
-    function: str = LIBRARY  # close and summary run none in a process of its own
+    function: str = LIBRARY
+    reads: Mapping[str, str] = NONE  # artifacts of earlier stages
+    writes: Mapping[str, str] = NONE  # artifacts
+    shows: Mapping[str, str] = NONE  # artifacts without a file: metadata for Kubeflow's page
+    returns: Mapping[str, type] = NONE  # output parameters
     gpu: bool = False  # can use a GPU, if cluster.yaml's gpu.stages names it
     loaders: bool = False  # PyTorch's loader processes pass tensors through /dev/shm
+    supervised: bool = True  # has a process of its own, and a note; False for what takes a second
     retried: bool = True  # False for the exit task, whose own failures would hide the run's
+    of: str = ""  # the stage whose other component it is: with its resources, limits and note
+    title: str = ""  # its name in Kubeflow's graph, if that is not the row's
 
 
 class Stage(NamedTuple):
@@ -55,7 +71,7 @@ def import_name(place: str) -> Any:
 
 IMAGES: Final = ("must-shard", "must-torch", "must-train", "must-serve")
 GPU_IMAGE: Final = "must-train"  # has torch with CUDA
-LAUNCHER_IMAGE: Final = "must-shard"  # of the stage train, if it is a TrainJob
+JUDGED: Final = {"bundle": "Model", "details": "Artifact"}  # what is decided about: a model, and what was measured
 
 STAGES: Final[dict[str, Stage]] = {
     "adapt": Stage(
@@ -63,20 +79,28 @@ STAGES: Final[dict[str, Stage]] = {
         "must.config.adapt:AdaptConfig", "must.api.adapt:command", python="must.api.adapt:adapt",
         next="must predict FOLDER --model {output}; must review {output}; must export {output}",
     ),
-    "inputs": Stage(pod=Pod("must-torch", 8, "must_components.cluster:check_inputs")),
+    "inputs": Stage(pod=Pod("must-torch", 8, "must_components.cluster:check_inputs", returns={"fingerprint": str})),
     "shard": Stage(
         "Pack images into WebDataset shards with an index, ready to train on.",
         "must.config.shard:ShardConfig", "must.data.shards.build:shard",
         next="must classifier --classes FILE --model ViT-B-16/datacomp_xl_s13b_b90k --output classifier.safetensors",
-        pod=Pod("must-shard", 32, "must.runtime.stages:shard"),
+        pod=Pod(
+            "must-shard", 32, "must.runtime.stages:shard", writes={"index": "Dataset"}, returns={"index_sha256": str}
+        ),
     ),
+    "shard-part": Stage(pod=Pod("must-shard", 32, "must.runtime.stages:shard_part", of="shard")),
     "classifier": Stage(
         "Turn class names and prompt templates into zero-shot text classifier weights.",
         "must.config.shard:ClassifierConfig", "must.method.model.classifier:classifier", torch=True,
         next="must train --shards SHARDS --classifier {output} --output model",
-        pod=Pod("must-torch", 16, "must.runtime.stages:classifier", gpu=True),
+        pod=Pod("must-torch", 16, "must.runtime.stages:classifier", writes={"weights": "Model"}, gpu=True),
     ),
-    "champion": Stage(pod=Pod("must-torch", 8, "must.runtime.stages:champion")),
+    "champion": Stage(
+        pod=Pod(
+            "must-torch", 8, "must.runtime.stages:champion", reads={"classifier": "Model"},
+            returns=dict.fromkeys(("action", "version", "bundle_uri", "key", "split"), str),
+        ),
+    ),
     "plan": Stage(
         "Estimate steps, hours, memory and disk of `must train` on this machine; trains nothing.",
         "must.config.train:PlanConfig", "must.method.train.plan:plan", torch=True,
@@ -85,7 +109,16 @@ STAGES: Final[dict[str, Stage]] = {
         "Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST).",
         "must.config.train:TrainConfig", "must.method.train.trainer:train", torch=True,
         next="must evaluate --model {output} --baseline {classifier} --shards {shards} --output report",
-        pod=Pod("must-train", 48, "must.runtime.stages:train", gpu=True, loaders=True),
+        pod=Pod(
+            "must-train", 48, "must.runtime.training:train", reads={"classifier": "Model"}, writes={"bundle": "Model"},
+            shows={"training": "Metrics"}, gpu=True, loaders=True,
+        ),
+    ),
+    "train-on-nodes": Stage(
+        pod=Pod(
+            "must-shard", 16, "must_components.train_job:train_on_nodes", reads={"classifier": "Model"},
+            writes={"bundle": "Model"}, shows={"training": "Metrics"}, of="train", title="train",
+        ),
     ),
     "refine": Stage(
         "Give the model a memory of the unlabeled images and of people's answers, and the images better labels.",
@@ -102,28 +135,41 @@ STAGES: Final[dict[str, Stage]] = {
         next="must gate --metrics {output}/metrics.json --output decision.json; must export --model {model} "
         "--shards {shards} --split {split} --metrics {output}/metrics.json --output onnx",
         next_in_work="must gate {work}; must export {work}",
-        pod=Pod("must-torch", 32, "must.runtime.stages:evaluate", gpu=True, loaders=True),
+        pod=Pod(
+            "must-torch", 32, "must.runtime.stages:evaluate", reads={"bundle": "Model", "classifier": "Model"},
+            writes={"details": "Artifact", "report": "HTML"}, returns={"top1": float},
+            shows={"figures": "Metrics", "confusion": "ClassificationMetrics"}, gpu=True, loaders=True,
+        ),
     ),
     "export": Stage(
         "Write the model as ONNX, or as a folder that open_clip loads; checked against PyTorch.",
         "must.config.export:ExportConfig", "must.deploy.export.export:export", torch=True,
         next="must predict FOLDER --model {output}; must serve --model {output}",
-        pod=Pod("must-torch", 32, "must.runtime.stages:export", loaders=True),
+        pod=Pod(
+            "must-torch", 32, "must.runtime.stages:export", reads=JUDGED, writes={"onnx": "Model"}, loaders=True,
+        ),
     ),
     "gate": Stage(
         "Decide from metrics.json whether the adapted model may replace the one in use, and say why.",
         "must.config.evaluate:GateConfig", "must.evaluation.gate:gate",
-        pod=Pod("must-torch", 32, "must.runtime.stages:gate", gpu=True, loaders=True),
+        pod=Pod(
+            "must-torch", 32, "must.runtime.stages:gate", reads=JUDGED, returns={"outcome": str},
+            writes={"decision": "Artifact", "reasons": "Markdown"}, gpu=True, loaders=True,
+        ),
     ),
     "promote": Stage(
         "Copy a model to the registry and make it the champion, the one in use; --rollback restores the one before.",
         "must.config.export:PromoteConfig", "must.deploy.promote:promote",
-        pod=Pod("must-shard", 16, "must.runtime.stages:promote"),
+        pod=Pod(
+            "must-shard", 16, "must.runtime.stages:promote", reads=JUDGED | {"onnx": "Model", "decision": "Artifact"},
+            writes={"promoted": "Model"}, returns={"version": str},
+        ),
     ),
     "predict": Stage(
         "Classify images, few or many, with the ONNX file alone (no PyTorch) or with a bundle.",
         "must.config.predict:PredictConfig", "must.deploy.predict.predict:predict",
     ),
+    "model": Stage(pod=Pod("must-shard", 4, "must.runtime.stages:choose_model")),
     "label": Stage(pod=Pod("must-serve", 16, "must.runtime.stages:label", gpu=True)),
     "serve": Stage(
         "Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch).",
@@ -144,14 +190,21 @@ STAGES: Final[dict[str, Stage]] = {
         "must.config.adapt:QuickstartConfig", "must.api.demo:quickstart",
         next="must adapt PHOTOS --classes FILE --output work",
     ),
-    "close": Stage(pod=Pod("must-shard", 1)),
-    "summary": Stage(pod=Pod("must-shard", 4, retried=False)),
+    "close": Stage(pod=Pod("must-shard", 1, "must_components.cluster:close", supervised=False)),
+    "summary": Stage(
+        pod=Pod(
+            "must-shard", 4, "must_components.cluster:summarize_run", writes={"run_summary": "Markdown"},
+            supervised=False, retried=False,
+        ),
+    ),
 }  # fmt: skip
 
 COMMANDS: Final = {name: stage for name, stage in STAGES.items() if stage.parameters}
 """The library's stages: the commands `must NAME`, and the functions `must.NAME`."""
-PODS: Final = {name: stage.pod for name, stage in STAGES.items() if stage.pod}
-"""The stages of the pipelines."""
+COMPONENTS: Final = {name: stage.pod for name, stage in STAGES.items() if stage.pod}
+"""The components of the pipelines."""
+PODS: Final = {name: pod for name, pod in COMPONENTS.items() if not pod.of}
+"""The stages of the pipelines: the names in cluster.yaml."""
 ERRORS: Final = ("MustError", "TransientError", "UserError")  # classes at `must`, of base/errors
 NOT_STAGES: Final = {"load": "must.api.model:load"}  # functions at `must` that are not stages
 PYTHON_FUNCTIONS: Final = NOT_STAGES | {name: stage.python for name, stage in COMMANDS.items() if stage.python}

@@ -31,32 +31,23 @@ def hello(config: HelloConfig) -> dict[str, int]:
 """,
 }
 ROW = """    "hello": Stage(
-        "Greet.", "must.evaluation.hello:HelloConfig", "must.evaluation.hello:hello", pod=Pod("must-shard", 4),
+        "Greet.", "must.evaluation.hello:HelloConfig", "must.evaluation.hello:hello",
+        pod=Pod("must-shard", 4, writes={"output": "Artifact"}),
     ),
-"""
-HELLO = """@component("hello")
-def hello(work_uri: str, run_id: str, name: str, output: dsl.Output[dsl.Artifact]) -> None:
-    arguments = dict(locals())
-    from must.runtime.supervise import run_stage
-
-    run_stage("hello", arguments)
-
-
 """
 EDITS = {  # file: (before what, what)
     "must/stages.py": ('    "plan": Stage(', ROW),
-    "components/must_components/components.py": ('@component("inputs")', HELLO),
     "pipeline/must_pipeline/dag.py": (
         '            weights = add("classifier"', '            add("hello", name="world", **run)\n'),
 }  # fmt: skip
 MADE = ("must/__init__.pyi", "pipeline/must_pipeline.yaml")
 COMPONENT = """
-from kfp import local
-from must_components.components import hello
+from must_components.run import run_component
 
-local.init(local.SubprocessRunner(use_venv=False), pipeline_root="runs")
-task = hello(work_uri="work", run_id="7", name="world")
-print("WROTE", open(task.outputs["output"].path).read())
+values = {"work_uri": "work", "run_id": "7", "name": "world"}
+places = {"output": {"artifacts": [{"uri": "runs/hello.txt"}]}}
+run_component("hello", {"inputs": {"parameterValues": values}, "outputs": {"artifacts": places}})
+print("WROTE", open("runs/hello.txt").read())
 """
 
 

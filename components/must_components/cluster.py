@@ -1,5 +1,5 @@
 """Kubernetes' API with a pod's service account: what an Argo workflow says about a run's stages, and the end of a run
-in the stage summary. Standard library only, because not every image has a client.
+in the stage summary. Standard library only, because not every image has a client. And the three stages that it is for.
 
 Kubeflow deletes pods half a second after a run is stopped, before a launcher can end its TrainJob or a stage can write
 its last note. `settle_run` completes the notes from the cluster's state and deletes the TrainJob; if its requests fail,
@@ -23,8 +23,9 @@ from typing import Any
 from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.program import BUG, format_error
-from must.base.storage import is_transient, object_or_none
+from must.base.storage import is_transient, object_or_none, wait_for_credentials
 from must.runtime.notes import Facts, Failure, Note, read_notes, write_note
+from must.runtime.summary import summarize, write_page
 
 logger = logging.getLogger(__name__)
 
@@ -169,15 +170,46 @@ class KubernetesApi:
         return workflow if status == 200 else None
 
 
-def check_inputs(facts: Facts, work_uri: str, *, runtime: str, **parameters: Any) -> str:
-    """The stage inputs: also checks whether the cluster would refuse a TrainJob. `parameters`: the run's."""
+def check_inputs(
+    facts: Facts, work_uri: str, *, source: str, classes: str, model: str, pretrained: str = "", test_source: str = "",
+    labels: str = "none", split: str = "train=1", append: bool = False, shard_settings: dict[str, Any] | None = None,
+    preset: str = "", epochs: int = 0, settings: dict[str, Any] | None = None, answers: str = "",
+    evaluate_split: str = "", precision: str = "fp32", gate: str = "auto", gate_settings: dict[str, Any] | None = None,
+    registry_uri: str = "", model_name: str = "model", runtime: str = "",
+) -> dict[str, str]:  # fmt: skip
+    """Checks the run's parameters, its input files and the folders that it writes to, before a later stage would refuse
+    them; and whether the cluster would refuse a TrainJob.
+
+    Args:
+        runtime: of the TrainJob; '' if training is none.
+
+    Returns:
+        fingerprint: a sha256 of class file and model."""
+    values = {name: value for name, value in locals().items() if name not in ("facts", "runtime")}
     from must.runtime import check  # not in the image of the launcher
 
-    result = check.check_inputs(parameters | {"work_uri": work_uri}, work_uri)
+    fingerprint = check.check_inputs(values, work_uri)
     if runtime and (cluster := KubernetesApi.of_this_pod()) is not None:
         cluster.check_trainer(runtime)
     facts.result = "as the stages take them"
-    return result
+    return {"fingerprint": fingerprint}
+
+
+def summarize_run(work_uri: str, *, run_id: str, status: dict[str, Any], run_summary: str) -> None:
+    """The exit task: summarizes the stages' notes: which one failed, its last lines, whether and how to resume.
+
+    Args:
+        status: of the run, from Kubeflow."""
+    wait_for_credentials(work_uri)
+    again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
+    page = summarize(work_uri, run_id, str(status.get("state", "")), again, settle_run(work_uri, run_id))
+    print(page.to_text())
+    write_page(page, run_summary)
+
+
+def close(*, what: str) -> None:
+    """Prints what the stage champion found, beside the group of stages that runs only if there is something new."""
+    print(what)
 
 
 def failures(workflow: dict[str, Any]) -> dict[str, list[str]]:

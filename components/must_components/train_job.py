@@ -91,13 +91,18 @@ LINES = 30  # of a failed job's log and of its events, for its last message
 
 def train_on_nodes(
     facts: Facts, work_uri: str, *, index_sha256: str, classifier: str, bundle: str, nodes: dict[str, Any],
-    preset: str = "", settings: dict[str, Any], epochs: int = 0, model_name: str = "", answers: str = "",
+    preset: str = "", settings: dict[str, Any] | None = None, epochs: int = 0, model_name: str = "", answers: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """Trains in the run's TrainJob. Exits with the nodes' code if it fails, with 75 if this process is stopped.
+    """Trains in the run's TrainJob, which a retry follows. Exits with the nodes' code if it fails, with 75 if this
+    process is stopped.
+
+    Args:
+        nodes: from cluster.yaml.
+        model_name: a label of the job.
 
     Raises ValueError: the cluster refuses the job; TransientError: Kubernetes' API gave no answer for API_TIMEOUT."""
     run_id = os.environ.get(RUN_ID, "")
-    key, values = job_values(work_uri, index_sha256, classifier, preset, settings, epochs)
+    key, values = job_values(work_uri, index_sha256, classifier, preset, settings or {}, epochs)
     job = WorkUri(work_uri).job(run_id or key)
     facts.trainjob = f"must-train-{hashlib.sha256(job.uri.encode()).hexdigest()[:12]}"
     facts.checkpoints = values["checkpoints"]

@@ -1,8 +1,8 @@
 """The stages of both pipelines, one function each. Each runs in its own process (supervise.py).
 
-The rows of must/stages.py name them, and the other process imports them; tests/components/test_calls.py compares the
-arguments. A function gets the stage's Facts, which it fills; it raises the library's exceptions and
-returns a JSON value. A stage without special facts needs no function here: `library` runs it."""
+The rows of must/stages.py name them. A function's parameters and its docstring are the component's; it gets the stage's
+Facts, which it fills, raises the library's exceptions, and returns {output's name: value, or an artifact's metadata} in
+JSON. A stage without special facts needs no function here: `library` runs it."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from must.api.stages import call
 from must.base import storage
@@ -36,12 +36,8 @@ from must.method.train.recipe import run_key
 from must.runtime.check import check_fit, inputs_fingerprint, labelling_settings, sharding_settings, training_settings
 from must.runtime.notes import Facts, WorkUri, read_note
 from must.runtime.summary import NOTHING_NEW, describe_labels
-from must.runtime.training import origin, plain, train
+from must.runtime.training import origin, plain
 
-__all__ = [
-    "champion", "choose_model", "classifier", "evaluate", "export", "gate", "label", "library", "promote", "shard",
-    "train",
-]  # fmt: skip
 logger = logging.getLogger(__name__)
 
 MOST_REASONS = 8  # why images cannot be read, that are reported one by one
@@ -57,33 +53,50 @@ def library(facts: Facts, work_uri: str, *, stage: str, **values: Any) -> None:
 
 
 def shard(
-    facts: Facts, work_uri: str, *, source: str, test_source: str, labels: str, split: str, append: bool,
-    settings: dict[str, Any], index: str = "", part: str = "",
+    facts: Facts, work_uri: str, *, source: str, index: str, test_source: str = "", labels: str = "none",
+    split: str = "train=1", append: bool = False, settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Makes the shards; after parallel parts, those of all parts. A `part` only packs its own images.
+    """Packs images into WebDataset shards below work_uri; after parallel parts, those of all parts.
 
-    Returns the index's sha256, the shards' URI, the index's revision and the number of images; nothing for a part."""
+    Args:
+        settings: other parameters of `must shard` by name.
+
+    Returns:
+        index: a copy of the shards' index.
+        index_sha256: names the shards; the later stages refuse others."""
     uri = WorkUri(work_uri).shards
     inputs = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
-    result = call("shard", **sharding_settings(settings, inputs | {"output": uri}), part=part or None)
-    if part:
-        facts.result = "done"
-        return {}
+    result = call("shard", **sharding_settings(settings or {}, inputs | {"output": uri}))
     images = sum(shard.samples for shard in result.shards)
     facts.result = f"{images:,} images, revision {result.revision}"
     storage.write_bytes(index, storage.read_bytes(storage.join(uri, INDEX_FILE)))
-    return {"sha256": result.sha256, "shards": uri, "revision": result.revision, "images": images}
+    return {"index": {"shards": uri, "revision": result.revision, "images": images}, "index_sha256": result.sha256}
+
+
+def shard_part(
+    facts: Facts, work_uri: str, *, part: str, source: str, test_source: str = "", labels: str = "none",
+    split: str = "train=1", append: bool = False, settings: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Reads, checks and packs this part's share of the images, by a hash of their names.
+
+    Args:
+        part: I/N, such as 1/4.
+        settings: other parameters of `must shard` by name."""
+    inputs = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
+    call("shard", **sharding_settings(settings or {}, inputs | {"output": WorkUri(work_uri).shards}), part=part)
+    facts.result = "done"
 
 
 def classifier(
-    facts: Facts, work_uri: str, *, classes: str, model: str, pretrained: str, fingerprint: str, weights: str
+    facts: Facts, work_uri: str, *, classes: str, model: str, weights: str, pretrained: str = "", fingerprint: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """Writes the classifier file to `weights`: a copy of the file that an earlier run made of the same inputs, if that
-    is intact, else a new one; its model is written to WORK_URI/models. Returns the file's sha256, the number of classes
-    and the model's folder.
+    """Computes the zero-shot classifier, or copies the file that an earlier run made of the same inputs, if that is
+    intact. The model itself is written to WORK_URI/models.
 
     The orchestrator's cache is not enough: it does not notice that a rule of the bucket has deleted an artifact.
-    `fingerprint`: a hash of the contents of class file and model; '' to compute it."""
+
+    Args:
+        fingerprint: what the stage inputs returns; '' to compute it."""
     work = WorkUri(work_uri)
     # `weights` is a path of the orchestrator, without an extension
     file = storage.join(work.classifier(fingerprint or inputs_fingerprint(classes, model, pretrained)), CLASSIFIER_FILE)
@@ -93,8 +106,9 @@ def classifier(
     header, data = read_header(file), storage.read_bytes(file)
     storage.write_bytes(weights, data)
     facts.result = f"{len(header.classes)} classes{', made by an earlier run' if intact else ''}"
-    sha256 = hashlib.sha256(data).hexdigest()
-    return {"sha256": sha256, "classes": len(header.classes), "model_folder": header.model_folder}
+    name = f"zero-shot classifier, {len(header.classes)} classes"
+    made_of = {"model": model, "pretrained": pretrained, "fingerprint": fingerprint}
+    return {"weights": {"display_name": name, "classes": len(header.classes), **made_of}}
 
 
 def is_intact(file: str) -> bool:
@@ -107,11 +121,12 @@ def is_intact(file: str) -> bool:
 
 
 def champion(
-    facts: Facts, work_uri: str, *, registry_uri: str, model_name: str, index_sha256: str, classifier: str, preset: str,
-    settings: dict[str, Any], epochs: int, only_new: bool, gate: str, gate_settings: dict[str, Any] | None = None,
-    evaluate_split: str = "", answers: str = "", processes: int = 1,
+    facts: Facts, work_uri: str, *, index_sha256: str, classifier: str, model_name: str, registry_uri: str = "",
+    preset: str = "", settings: dict[str, Any] | None = None, epochs: int = 0, only_new: bool = False,
+    gate: str = "auto", gate_settings: dict[str, Any] | None = None, evaluate_split: str = "", answers: str = "",
+    processes: int = 1,
 ) -> dict[str, str]:  # fmt: skip
-    """Reads the registry, which may be empty, and checks before the training that the run can be evaluated.
+    """Reads the registry, which may be empty, and checks before the training that the run can train and be evaluated.
 
     Args:
         only_new: do not train if there is a decision on a run with the same data, classes, settings, answers and gate.
@@ -119,23 +134,24 @@ def champion(
         processes: of the training, on all nodes together.
 
     Returns:
+        action: train, or nothing new.
         version: of the champion; none before the first promotion.
-        bundle: URI of the model to compare with; '' if there is none, or it has other classes.
+        bundle_uri: of the model to compare with; '' if there is none, or it has other classes.
         key: of this run's data, settings, answers and gate.
-        split, action: on which the run evaluates; train, or nothing new."""
+        split: on which the run evaluates."""
     work = WorkUri(work_uri)
     models = Registry(work.registry(registry_uri), model_name)
     index = load_index(work.shards, index_sha256)
     split = evaluate_split or ("test" if "test" in index.splits else "train")
     index.list_shards(split)  # refuses one that is not there
-    gate_settings = with_underscores(gate_settings)
+    gate_settings = with_underscores(gate_settings or {})
     labelled, least = index.splits[split]["labelled"], GateConfig(metrics="-", **gate_settings).min_images
     require(
         gate != "labelled" or labelled >= least,
         f"gate labelled: the split {split} has {counted(labelled, 'labelled image')}, min_images is {least}; give "
         "test_source and labels, or gate: auto",
     )
-    recipe = training_settings(settings, preset, epochs)
+    recipe = training_settings(settings or {}, preset, epochs)
     check_fit(index, work.shards, split, classifier, recipe, processes)
     latest = models.latest().version
     key = run_key(index_sha256, classifier, recipe)
@@ -155,20 +171,21 @@ def champion(
         facts.result += f"; nothing new: {facts.why}"
     logger.info(facts.result)
     action = NOTHING_NEW if decided else "train"
-    return {"version": latest or "none", "bundle": bundle, "key": key, "split": split, "action": action}
+    return {"action": action, "version": latest or "none", "bundle_uri": bundle, "key": key, "split": split}
 
 
 def evaluate(
-    facts: Facts, work_uri: str, *, index_sha256: str, bundle: str, classifier: str, split: str, details: str,
-    report: str,
+    facts: Facts, work_uri: str, *, index_sha256: str, bundle: str, classifier: str, details: str, report: str,
+    split: str = "test",
 ) -> dict[str, Any]:  # fmt: skip
-    """Evaluates against the zero-shot model. The report is also copied to `report`, which Kubeflow shows, and to the
-    run's notes, for the summary.
+    """Compares the adapted model with the zero-shot one on one split, labelled or not.
 
     Returns:
-        top1: accuracy of the adapted model, 0..1; -1 without labels.
+        details: the folder that `must evaluate` writes.
+        report: a page, also copied to the run's notes, for the summary.
+        top1: accuracy of the adapted model, 0..1; -1 if the split has no labels.
         figures: the numbers on Kubeflow's page.
-        classes, confusion: names and matrix of the adapted model; empty without labels or with too many classes."""
+        confusion: matrix of the adapted model; empty without labels or with too many classes."""
     metrics: Metrics = call(
         "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
         features=WorkUri(work_uri).features, split=split, output=details,
@@ -183,8 +200,12 @@ def evaluate(
     if len(scores) == 2:
         facts.result += f", zero-shot {facts.before:.1%}"
     matrix = metrics.confusion.get("adapted", {}).get("matrix") or []
-    top1 = scores.get("top1", -1.0)
-    return {"top1": top1, "figures": figures(metrics), "classes": metrics.classes, "confusion": matrix}
+    confusion: dict[str, Any] = {}
+    if matrix:  # as kfp's ClassificationMetrics has it
+        rows, names = [{"row": row} for row in matrix], [{"displayName": name} for name in metrics.classes]
+        confusion = {"confusionMatrix": {"annotationSpecs": names, "rows": rows}}
+        confusion["display_name"] = "confusion matrix of the adapted model"
+    return {"top1": scores.get("top1", -1.0), "figures": figures(metrics), "confusion": confusion}
 
 
 def figures(metrics: Metrics) -> dict[str, float]:
@@ -205,16 +226,24 @@ def accuracy(metrics: Metrics) -> dict[str, float]:
 
 
 def gate(
-    facts: Facts, work_uri: str, *, bundle: str, details: str, registry_uri: str, model_name: str, key: str,
-    champion: str, champion_uri: str, gate: str, gate_settings: dict[str, Any], split: str, decision: str, reasons: str,
-) -> Literal["promote", "stop"]:  # fmt: skip
-    """The stage. If there is a champion, the model is also evaluated against it, and must pass that gate too.
+    facts: Facts, work_uri: str, *, bundle: str, details: str, key: str, model_name: str, decision: str, reasons: str,
+    registry_uri: str = "", champion: str = "none", champion_uri: str = "", gate: str = "auto",
+    gate_settings: dict[str, Any] | None = None, split: str = "test",
+) -> dict[str, str]:  # fmt: skip
+    """Compares the model with the zero-shot one, and with the champion if any: it must pass both.
 
     The champion itself is compared with the zero-shot model only, so that a run that failed after promotion can resume;
     so is a model whose classes are not the champion's.
-    `champion_uri`: '' if there is no champion, or one with other classes."""
+
+    Args:
+        details: what `must evaluate` wrote.
+        key: under which a stopped model is recorded.
+        champion_uri: '' if there is no champion, or one with other classes.
+
+    Returns:
+        outcome: promote or stop."""
     metrics, against = storage.join(details, METRICS_FILE), "the zero-shot model"
-    settings = with_underscores(gate_settings)
+    settings = with_underscores(gate_settings or {})
     replaces, champion_metrics = champion != "none", ""
     with tempfile.TemporaryDirectory() as folder:
         if replaces and champion == version_name(bundle, load_description(bundle)):
@@ -250,20 +279,27 @@ def gate(
     facts.reasons = result.reasons
     facts.result = f"{facts.outcome} ({result.gate}), compared with {against}"
     logger.info(facts.result)
-    return "promote" if result.passed else "stop"
+    return {"outcome": "promote" if result.passed else "stop"}
 
 
 def promote(
-    facts: Facts, work_uri: str, *, bundle: str, onnx: str, details: str, decision: str, registry_uri: str,
-    model_name: str, key: str, champion: str, promoted: str,
+    facts: Facts, work_uri: str, *, bundle: str, onnx: str, details: str, decision: str, promoted: str, key: str,
+    model_name: str, registry_uri: str = "", champion: str = "none",
 ) -> dict[str, Any]:  # fmt: skip
-    """Promotes the model, records the decision for this data, and writes the version's metadata to `promoted`. If the
-    gate stopped the model, there is nothing to do, and the metadata is empty."""
+    """Copies the model to the registry and sets LATEST, unless another run has changed it; records the decision for
+    this data. Nothing, if the gate stopped the model.
+
+    Args:
+        champion: the version that the model was compared with.
+
+    Returns:
+        version: the new one, or none.
+        promoted: metadata of the version, in a file."""
     decided = read_decision(decision)
     if not decided.passed:
         facts.result = "nothing is promoted" + ("" if champion == "none" else f": {champion} stays")
         logger.info(facts.result)
-        return {}
+        return {"version": "none"}
     uri, metrics = WorkUri(work_uri).registry(registry_uri), storage.join(details, METRICS_FILE)
     registry, kept = Registry(uri, model_name), ""
     try:
@@ -288,7 +324,10 @@ def promote(
     again = latest.version == champion
     facts.result = f"{latest.version} is the champion already{kept}" if again else f"promoted as {latest.version}"
     facts.action, facts.version = NOTHING_NEW if again else "", latest.version
-    return metadata
+    return {
+        "version": latest.version,
+        "promoted": metadata | {"display_name": f"{model_name} {latest.version}"},
+    }
 
 
 def model_metadata(bundle: str, details: str) -> dict[str, Any]:
@@ -298,20 +337,26 @@ def model_metadata(bundle: str, details: str) -> dict[str, Any]:
 
 
 def export(
-    facts: Facts, work_uri: str, *, index_sha256: str, bundle: str, details: str, onnx: str, precision: str,
-    embeddings: bool,
+    facts: Facts, work_uri: str, *, index_sha256: str, bundle: str, details: str, onnx: str, precision: str = "fp32",
+    embeddings: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Returns the metadata of the ONNX artifact."""
+    """Exports the model as ONNX with its class names and preprocessing, and checks it on images of the shards."""
     call(
         "export", model=bundle, output=onnx, precision=precision, embeddings=embeddings, index_sha256=index_sha256,
         shards=WorkUri(work_uri).shards, metrics=storage.join(details, METRICS_FILE),
     )  # fmt: skip
     facts.result = f"ONNX, {precision}" + (", with embeddings" if embeddings else "")
-    return {"precision": precision, "framework": "onnx", **model_metadata(bundle, details)}
+    metadata = {"precision": precision, "framework": "onnx", **model_metadata(bundle, details)}
+    return {"onnx": metadata | {"display_name": f"adapted model {metadata['sha256'][:12]} (ONNX, {precision})"}}
 
 
-def choose_model(facts: Facts, work_uri: str, *, kind: str, model: str, model_name: str, registry_uri: str) -> None:
-    """Notes the URI of `model`, or of the champion's ONNX file or bundle (`kind`)."""
+def choose_model(
+    facts: Facts, work_uri: str, *, kind: str, model: str = "", model_name: str = "model", registry_uri: str = ""
+) -> None:
+    """The model that labels in all parts: `model`, or the champion of the registry. Its URI is in the run's note.
+
+    Args:
+        kind: onnx, or bundle for torch on a GPU."""
     if not model:
         registry = Registry(WorkUri(work_uri).registry(registry_uri), model_name)
         version = registry.latest().version
@@ -321,17 +366,21 @@ def choose_model(facts: Facts, work_uri: str, *, kind: str, model: str, model_na
 
 
 def label(
-    facts: Facts, work_uri: str, *, part: str, source: str, output: str, only_new: bool, least_similarity: float,
-    settings: dict[str, Any],
+    facts: Facts, work_uri: str, *, part: str, source: str, output: str, only_new: bool = False,
+    least_similarity: float = 0.5, settings: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
     """Labels the images of this part that have no row yet; those of another model again, unless `only_new`.
 
-    The model is that of the note: in a loop kfp's local runner (2.17) takes the item for any other task's output."""
+    The model is that of the note: in a loop kfp's local runner (2.17) takes the item for any other task's output.
+
+    Args:
+        part: I/N, such as 1/4.
+        least_similarity: images below it are counted in the summary."""
     chosen = read_note(work_uri, os.environ.get(RUN_ID, ""), "model")
     require(chosen is not None, f"{work_uri}: the note of the stage model cannot be read")
     model = chosen.facts.result if chosen else ""
     others = {"known": output} if only_new else {"relabel": True}
-    values = labelling_settings(settings, {"images": [source], "output": output, "model": model})
+    values = labelling_settings(settings or {}, {"images": [source], "output": output, "model": model})
     counts = call("predict", part=part, **others, **values)
     rows = Counter({"new": counts["images"]})
     for row in read_table(part_file(output, part)):

@@ -5,7 +5,6 @@ The backend's retries are not enough: installations differ, and none distinguish
 only for pods that vanish. This process imports no torch; what the stage prints passes through it, so that its last
 lines are known even if it is killed."""
 
-import importlib
 import json
 import logging
 import os
@@ -40,7 +39,7 @@ from must.base.program import (
 from must.base.storage import wait_for_credentials
 from must.base.text import without_secrets
 from must.runtime.notes import FACTS_FILE, Facts, Failure, Note, parse_failure, part_name, read_note, write_note
-from must.stages import LIBRARY, PODS
+from must.stages import COMPONENTS, LIBRARY, import_name
 
 logger = logging.getLogger(__name__)
 
@@ -95,16 +94,18 @@ def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **value
         return json.loads((Path(folder) / "result.json").read_text())
 
 
-def run_stage(stage: str, arguments: dict[str, Any], function: str = "", without: tuple[str, ...] = ()) -> Any:
-    """`supervised` for a component's arguments, in which an artifact stands for its path; `without` those names. With
-    `part` among them, the note is that of the part. `function`: "" for that of the stage's row in must/stages.py."""
-    values = {name: getattr(value, "path", value) for name, value in arguments.items() if name not in without}
+def run_stage(name: str, values: dict[str, Any]) -> Any:
+    """Calls the function of a row of must/stages.py with the component's parameters and the paths of its artifacts, in
+    another process (`supervised`) unless the row says otherwise. With a `part`, the note is that of the part."""
+    pod = COMPONENTS[name]
+    if not pod.supervised:
+        return import_name(pod.function)(**values)
+    values = dict(values)
     run_id, work_uri = values.pop("run_id"), values.pop("work_uri")
-    function = function or PODS[stage].function
-    if function == LIBRARY:
-        values["stage"] = stage
-    note = part_name(stage, values["part"]) if "part" in values else stage
-    return supervised(note, function, run_id, work_uri, **values)
+    if pod.function == LIBRARY:
+        values["stage"] = name
+    note = part_name(pod.of or name, values["part"]) if "part" in values else pod.of or name
+    return supervised(note, pod.function, run_id, work_uri, **values)
 
 
 class Supervisor:
@@ -256,8 +257,7 @@ def work(folder: Path) -> None:
     job, facts = json.loads((folder / "job.json").read_text()), Facts()
     with exiting(job["stage"]):
         try:
-            module, name = job["function"].split(":")
-            result = getattr(importlib.import_module(module), name)(facts, **job["values"])
+            result = import_name(job["function"])(facts, **job["values"])
             (folder / "result.json").write_text(json.dumps(result))  # `exiting` may end this process
         finally:
             facts.save()

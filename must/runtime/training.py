@@ -80,10 +80,14 @@ def job_values(
 
 def train(
     facts: Facts, work_uri: str, *, index_sha256: str, classifier: str, bundle: str, preset: str = "",
-    settings: dict[str, Any], epochs: int = 0, processes: str = "auto", answers: str = "",
+    settings: dict[str, Any] | None = None, epochs: int = 0, processes: str = "auto", answers: str = "",
 ) -> dict[str, Any]:  # fmt: skip
-    """Trains, or resumes training. `answers`: URI of people's answers about the images, or ''."""
-    key, job = job_values(work_uri, index_sha256, classifier, preset, settings, epochs)
+    """Trains MUST; a retry resumes from the newest checkpoint.
+
+    Args:
+        processes: a number, or auto for one per GPU; several run under torchrun.
+        answers: URI of people's answers about the images, or ''."""
+    key, job = job_values(work_uri, index_sha256, classifier, preset, settings or {}, epochs)
     count = parse_processes(processes)
     facts.checkpoints = job["checkpoints"]
     facts.save()
@@ -98,10 +102,13 @@ def train(
 
 
 def describe_bundle(output: str, summary: RunSummary) -> dict[str, Any]:
-    """For Kubeflow: the numbers of the run (`summary`), and the metadata of the bundle (see `origin`)."""
+    """For Kubeflow's page: the numbers of the run (`training`), and where the `bundle` comes from (see `origin`)."""
     numbers, made_from = plain(asdict(summary)), origin(output)
     name = {"display_name": f"adapted model {made_from['sha256'][:12]}"}
-    return {"summary": numbers, "metadata": plain(made_from) | numbers | name}
+    return {
+        "training": {key: float(value) for key, value in numbers.items()},
+        "bundle": plain(made_from) | numbers | name,
+    }
 
 
 def teach(job: dict[str, Any], bundle: str, answers: str, labels: str) -> None:

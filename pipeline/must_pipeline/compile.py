@@ -1,7 +1,6 @@
 """Compiles the DAG for a cluster: must-pipeline compile [--cluster FILE] [--output FILE]."""
 
 import argparse
-import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,18 +26,8 @@ def compile_pipeline(
         text = compiled.read_text()
     header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))  # kfp reads it
     spec, *platform = documents(text)
-    shorten(spec)
     offer_choices(spec)
     output.write_text(header + yaml.safe_dump_all([spec, *platform], sort_keys=True, width=WIDTH))
-
-
-def shorten(spec: dict[str, Any]) -> None:
-    """Removes docstrings from the embedded programs (the file has them as descriptions), and the blanks with which kfp
-    pads a command."""
-    for executor in spec["deploymentSpec"]["executors"].values():
-        command = executor["container"]["command"]
-        command[:-1] = [re.sub(" {2,}", " ", line) for line in command[:-1]]
-        command[-1] = re.sub(r'\n    """.*?"""(?=\n)', "", command[-1], count=1, flags=re.DOTALL)
 
 
 def offer_choices(spec: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from kfp import dsl
 
 from must.config.defaults import list_parts
-from must_components import components
+from must_components.components import COMPONENTS
 from must_pipeline import DESCRIPTION
 from must_pipeline.cluster import ClusterConfig
 from must_pipeline.placement import configure_task, encode_nodes
@@ -19,14 +19,12 @@ from must_pipeline.placement import configure_task, encode_nodes
 RUN_ID = dsl.PIPELINE_JOB_ID_PLACEHOLDER  # used by `submit --again` and by the run's notes
 
 
-def add_task(
-    cluster: ClusterConfig, stage: str, component: str = "", title: str = "", after: Any = None, **inputs: Any
-) -> Any:
-    """A task of the stage; `component` and `title` (shown in the graph) if they are not called as it is."""
-    task = getattr(components, component or stage)(**inputs)
+def add_task(cluster: ClusterConfig, name: str, /, after: Any = None, **inputs: Any) -> Any:
+    """A task of the component `name`, with its place in the cluster."""
+    task = COMPONENTS[name](**inputs)
     if after is not None:
         task.after(after)
-    return configure_task(task, stage, cluster, title)
+    return configure_task(task, name, cluster)
 
 
 def make_label_pipeline(cluster: ClusterConfig) -> Any:
@@ -60,8 +58,8 @@ def make_label_pipeline(cluster: ClusterConfig) -> Any:
         run: dict[str, Any] = {"work_uri": work_uri, "run_id": RUN_ID}
         with dsl.ExitHandler(add("summary", **run), name="stages"):
             chosen = add(
-                "label", "label_model", "model", kind="bundle" if cluster.uses_gpu("label") else "onnx", model=model,
-                model_name=model_name, registry_uri=registry_uri, **run,
+                "model", kind="bundle" if cluster.uses_gpu("label") else "onnx", model=model, model_name=model_name,
+                registry_uri=registry_uri, **run,
             )  # fmt: skip
             with dsl.ParallelFor(list_parts(cluster.label.pods), name="parts") as part:
                 add(
@@ -144,25 +142,24 @@ def make_pipeline(cluster: ClusterConfig) -> Any:
                 runtime=cluster.training.runtime if cluster.trains_in_trainjob else "",
                 **names, **images, **recipe, **registry, **rules, **judging,
             )  # fmt: skip
-            weights = add("classifier", fingerprint=inputs.output, **names).outputs["weights"]
+            weights = add("classifier", fingerprint=inputs.outputs["fingerprint"], **names).outputs["weights"]
             images |= {"settings": shard_settings, **run}
             previous = inputs
             if cluster.shard.pods > 1:
                 with dsl.ParallelFor(list_parts(cluster.shard.pods), name="shard parts") as part:
-                    previous = add("shard", "shard_part", "shard part", inputs, part=part, **images)
-            index_sha256 = add("shard", after=previous, **images).outputs["Output"]
+                    previous = add("shard-part", inputs, part=part, **images)
+            index_sha256 = add("shard", previous, **images).outputs["index_sha256"]
             champion = add(
                 "champion", index_sha256=index_sha256, classifier=weights, processes=cluster.training_processes,
                 only_new=only_new, **run, **recipe, **registry, **rules, **judging,
             ).outputs  # fmt: skip
             shards = {"index_sha256": index_sha256, **run}
-            with dsl.If(champion["Output"] == "train", name="something new"):
-                pods: dict[str, Any] = {"processes": cluster.training.processes}
+            with dsl.If(champion["action"] == "train", name="something new"):
+                train, pods = "train", dict[str, Any](processes=cluster.training.processes)
                 if cluster.trains_in_trainjob:
-                    pods = {"nodes": encode_nodes(cluster), "model_name": model_name}
-                bundle = add(
-                    "train", classifier=weights, answers=answers, **pods, **shards, **recipe,
-                ).outputs["bundle"]  # fmt: skip
+                    train, pods = "train-on-nodes", {"nodes": encode_nodes(cluster), "model_name": model_name}
+                trained = add(train, classifier=weights, answers=answers, **pods, **shards, **recipe)
+                bundle = trained.outputs["bundle"]
                 details = add("evaluate", bundle=bundle, classifier=weights, split=champion["split"], **shards).outputs[
                     "details"
                 ]
@@ -175,6 +172,6 @@ def make_pipeline(cluster: ClusterConfig) -> Any:
                 onnx = add("export", bundle=bundle, details=details, **graph, **shards).outputs["onnx"]
                 add("promote", onnx=onnx, decision=decision["decision"], **judged, **run, **registry)
             # Kubeflow marks a group as complete when a task in it ends, which none would do after the skipped group.
-            add("close", what=champion["Output"])
+            add("close", what=champion["action"])
 
     return must_pipeline

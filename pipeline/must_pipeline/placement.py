@@ -11,7 +11,7 @@ from kfp import dsl, kubernetes
 from must.base.parameters import require
 from must.base.program import ERROR_FILE
 from must.runtime.supervise import Policy
-from must.stages import GPU_IMAGE, LAUNCHER_IMAGE, PODS
+from must.stages import COMPONENTS, GPU_IMAGE, PODS
 from must_pipeline.cluster import ClusterConfig, Resources, Toleration, parse_quantity
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
@@ -21,14 +21,14 @@ TERMINATION_LOG = "/dev/termination-log"  # its content becomes a part of the po
 REQUESTS = Resources(cpu="500m", memory="1Gi")  # requests of a stage that cluster.yaml does not mention
 
 
-def configure_task(task: dsl.PipelineTask, stage: str, cluster: ClusterConfig, title: str = "") -> dsl.PipelineTask:
-    """`stage` is a name of must/stages.py, under which cluster.yaml has the task's resources and timeout;
-    `title` is shown instead of its name."""
-    row = PODS[stage]
-    task.set_display_name(title or stage).set_caching_options(False)
-    launcher = stage == "train" and cluster.trains_in_trainjob
-    gpu = cluster.uses_gpu(stage) and not launcher
-    task.set_container_image(cluster.image(LAUNCHER_IMAGE if launcher else GPU_IMAGE if gpu else row.image))
+def configure_task(task: dsl.PipelineTask, name: str, cluster: ClusterConfig) -> dsl.PipelineTask:
+    """`name` is that of the component's row in must/stages.py."""
+    row = COMPONENTS[name]
+    stage = row.of or name  # in cluster.yaml
+    task.set_display_name(row.title or name).set_caching_options(False)
+    launcher = name == "train-on-nodes"
+    gpu = row.gpu and cluster.uses_gpu(stage)
+    task.set_container_image(cluster.image(GPU_IMAGE if gpu else row.image))
     if cluster.pull_policy:
         kubernetes.set_image_pull_policy(task, cluster.pull_policy)
     if cluster.pull_secrets:
@@ -44,11 +44,11 @@ def configure_task(task: dsl.PipelineTask, stage: str, cluster: ClusterConfig, t
         task.set_accelerator_type(cluster.gpu.accelerator).set_accelerator_limit(cluster.gpu.count)
     # A launcher only waits and passes the model on; its nodes get cluster.yaml's resources of training.
     if launcher:
-        set_resources(task, Resources(), PODS["promote"].memory)
+        set_resources(task, Resources(), row.memory)
     else:
         set_resources(task, cluster.resources.get(stage, Resources()), estimate_limit(stage, cluster))
     kubernetes.set_security_context(task, run_as_non_root=True)  # Pipelines 2.17 sets the rest of `restricted`
-    if cluster.shm and row.loaders and not launcher:
+    if cluster.shm and row.loaders:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=cluster.shm)
     set_access(task, cluster)
     set_persistence(task, stage, cluster, launcher)

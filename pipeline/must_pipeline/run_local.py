@@ -57,13 +57,11 @@ def restart_command() -> str:
 def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose: bool) -> dict[str, Path]:
     """Runs the compiled pipeline; returns the paths of its artifacts by name. Raises ValueError: a stage failed."""
     from kfp import components, local
-    from kfp.local import subprocess_task_handler
 
     stages = Stages()
-    subprocess_task_handler.run_local_subprocess = stages.run
-    treat_outputs_as_data()
+    replace_runner(stages)
+    mend_conditions()
     dag = components.load_component_from_text(local_spec(pipeline))
-    warnings.filterwarnings("ignore", message="You may be attemping to run a task")  # in an image without Python
     warnings.filterwarnings("ignore", message=r"Task '.*': settings \[.*\] have no effect")  # display names
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*SOURCE_FOLDERS, os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("PYTHONUNBUFFERED", "1")  # a stage's lines show when they are printed
@@ -98,22 +96,23 @@ class Stages:
         self.running = set[subprocess.Popen[str]]()
         self.stopped = False
 
-    def run(self, full_command: list[str], env_vars: dict[str, str] | None = None) -> int:
+    def run(self, command: list[str], environment: dict[str, str]) -> int:
         """Runs a stage to its end, prints its output, returns its exit code."""
         if self.stopped:  # a loop's next part, in another thread
             return BUG
+        command = [sys.executable if word == "python3" else word for word in command]
         process = subprocess.Popen(
-            full_command, env=os.environ | (env_vars or {}), process_group=0, text=True, errors="replace",
+            command, env=os.environ | environment, process_group=0, text=True, errors="replace",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.running.add(process)
         try:
             assert process.stdout
             for line in process.stdout:
-                print(line, end="")
+                sys.stdout.write(line)  # kfp has replaced `print`
             return process.wait()
         except BaseException:
-            print(process.communicate()[0], end="")  # it was asked to end, and may save its state first
+            sys.stdout.write(process.communicate()[0])  # it was asked to end, and may save its state first
             raise
         finally:
             self.running.remove(process)
@@ -130,6 +129,23 @@ class Stages:
             raise KeyboardInterrupt("interrupted" if by == signal.SIGINT else f"stopped by {by.name}")
 
 
+def replace_runner(stages: Stages) -> None:
+    """kfp's own runner of subprocesses takes no command of an image, and leaves its processes behind."""
+    from kfp.local import status, subprocess_task_handler
+
+    class Handler:
+        def __init__(
+            self, image: str, full_command: list[str], pipeline_root: str, runner: Any, env_vars: dict[str, str]
+        ) -> None:
+            self.command, self.environment = full_command, env_vars
+
+        def run(self) -> Any:
+            done = stages.run(self.command, self.environment) == 0
+            return status.Status.SUCCESS if done else status.Status.FAILURE
+
+    subprocess_task_handler.SubprocessTaskHandler = Handler
+
+
 def local_spec(pipeline: Path) -> str:
     """The pipeline's YAML without retries, except that training is retried at once, from its checkpoint."""
     spec, *platform = documents(pipeline.read_text())
@@ -144,25 +160,29 @@ def local_spec(pipeline: Path) -> str:
     return yaml.safe_dump_all([spec, *platform])
 
 
-def treat_outputs_as_data() -> None:
-    """kfp before 2.18.1 puts outputs into a condition as they are and evaluates it, so that an output is a program
-    (GHSA-rhjm-6347-5x33). Numbers and true or false stay as they are; of anything else, which kfp puts between quotes,
-    each character is escaped."""
+def mend_conditions() -> None:
+    """kfp finds an output in a condition only if it is called Output (2.17.3). And before 2.18.1 it puts outputs into a
+    condition as they are and evaluates it, so that an output is a program (GHSA-rhjm-6347-5x33): numbers and true or
+    false stay as they are; of anything else, which kfp puts between quotes, each character is escaped."""
     import kfp
-
-    if [int(part) for part in re.findall(r"\d+", kfp.__version__)[:3]] >= [2, 18, 1]:
-        return
     from kfp.local.orchestrator.enhanced_dag_orchestrator import ConditionEvaluator
 
     resolve = ConditionEvaluator._resolve_pipeline_channel
-    if resolve.__module__ != __name__:  # not yet replaced
+    if resolve.__module__ == __name__:  # already replaced
+        return
+    evaluates = [int(part) for part in re.findall(r"\d+", kfp.__version__)[:3]] < [2, 18, 1]
 
-        def escape(*where: Any) -> Any:
-            if (value := resolve(*where)) is None or isinstance(value, int | float):
-                return value
-            return "".join(f"\\U{ord(character):08x}" for character in str(value))
+    def find(channel: str, store: Any) -> Any:
+        task, _, output = channel.removeprefix("pipelinechannel--").rpartition("-")
+        try:
+            value = store.get_task_output(task, output)
+        except (ValueError, KeyError):
+            value = resolve(channel, store)
+        if value is None or isinstance(value, int | float) or not evaluates:
+            return value
+        return "".join(f"\\U{ord(character):08x}" for character in str(value))
 
-        ConditionEvaluator._resolve_pipeline_channel = staticmethod(escape)
+    ConditionEvaluator._resolve_pipeline_channel = staticmethod(find)
 
 
 class StageOutput(io.TextIOBase):
@@ -171,9 +191,7 @@ class StageOutput(io.TextIOBase):
     def __init__(self, target: TextIO) -> None:
         self.target = target
         self.pending = ""
-        self.skipping_json = False
         self.in_runner_text = False
-        self.indent = "    "  # the runner's, in front of a stage's lines; longer inside a loop
 
     def write(self, text: str) -> int:
         self.pending += text
@@ -195,17 +213,7 @@ class StageOutput(io.TextIOBase):
             if stage := re.match(r"Executing task '(.*)'", text):
                 return f"\n== {stage.group(1)} =="
             return text if level != "INFO" else None
-        if (text := line.lstrip(" ")).startswith("[KFP Executor"):  # a stage's first line
-            self.indent = line.removesuffix(text)
-            self.skipping_json = "Got executor_input" in text
-            return None
-        stage_line = line.removeprefix(self.indent)
-        if self.skipping_json:
-            self.skipping_json = stage_line != "}"
-            return None
-        if self.in_runner_text or not stage_line.strip() or set(line) == {"-"}:
-            return None
-        return stage_line
+        return None if self.in_runner_text or not line.strip() or set(line) == {"-"} else line
 
 
 def summary(artifacts: dict[str, Path], seconds: float) -> str:

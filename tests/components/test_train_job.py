@@ -72,7 +72,7 @@ def test_a_job_is_followed_to_its_end_and_its_model_fetched(api, work, capfd):
     trained = train(work, facts := Facts(), model_name="digits-v2.")
     shown = capfd.readouterr().out.splitlines()
     assert [line for line in shown if line.startswith("step ")] == [f"step {number}" for number in range(30)]
-    assert trained["summary"] == NUMBERS and len(trained["metadata"]["sha256"]) == 64
+    assert trained["training"] == NUMBERS and len(trained["bundle"]["sha256"]) == 64
     assert (work.parent / "bundle" / "model.safetensors").exists()
     job = yaml.safe_load((work / "jobs" / "r1" / "job.yaml").read_text())
     assert job["train"]["lr"] == 1e-3 and job["train"]["checkpoints"].startswith(f"{work}/checkpoints/")
@@ -106,7 +106,7 @@ def test_a_retry_replaces_a_failed_job_when_all_of_it_is_gone(api, work, failed_
     api.lag, api.on_start = 4, completes(work, "going on after step 5")
     if killed:
         KubernetesApi.of_this_pod().delete_job(api.jobs[failed_job])
-    assert train(work)["summary"] == NUMBERS
+    assert train(work)["training"] == NUMBERS
     assert not api.rebuilt and api.deleted == [(failed_job, "Background")]
     assert [job["metadata"]["name"] for job in api.created] == [failed_job] * 2
     assert killed or "failed before; starting it again from its checkpoints" in capfd.readouterr().out
@@ -127,8 +127,8 @@ def test_the_next_launcher_follows_the_job_of_a_lost_one_or_takes_its_result(api
         train(work)
     (name,) = api.jobs
     completes(work)(api, name)
-    assert train(work)["summary"] == NUMBERS and f"following the TrainJob {name}" in capfd.readouterr().out
-    assert train(work)["summary"] == NUMBERS and f"following the TrainJob {name} (Complete)" in capfd.readouterr().out
+    assert train(work)["training"] == NUMBERS and f"following the TrainJob {name}" in capfd.readouterr().out
+    assert train(work)["training"] == NUMBERS and f"following the TrainJob {name} (Complete)" in capfd.readouterr().out
     assert len(api.created) == 1 and not api.deleted
     shutil.rmtree(work / "jobs" / "r1" / "bundle")
     api.on_start = completes(work)
@@ -256,7 +256,7 @@ def test_a_job_in_a_queue_is_waited_for(api, work, capfd):
 
     api.queued, api.on_start = True, completes(work)
     threading.Thread(target=admit, daemon=True).start()
-    assert train(work)["summary"] == NUMBERS
+    assert train(work)["training"] == NUMBERS
     assert capfd.readouterr().out.count("waits in its queue; its time does not count yet") == 1
 
 

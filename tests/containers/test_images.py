@@ -12,10 +12,10 @@ from tests.containers.engine import IMAGES, ROOT_LOCKS, VERSION, engine, image, 
 MB = 10**6
 SIZES = {"must-shard": 270 * MB, "must-torch": 1300 * MB, "must-serve": 400 * MB}
 LOCKS = {
-    "must-shard": ("shard", "kfp"),
-    "must-torch": ("shard", "kfp", "torch"),
-    "must-train": ("shard", "kfp", "train"),
-    "must-serve": ("shard", "kfp", "serve"),
+    "must-shard": ("shard",),
+    "must-torch": ("shard", "torch"),
+    "must-train": ("shard", "train"),
+    "must-serve": ("shard", "serve"),
 }
 LIST_PACKAGES = """
 import importlib.metadata, json, re

@@ -25,6 +25,9 @@ def compiled_for(cluster: Path) -> Path:
     return made_once(f"compiled-{cluster.stem}", lambda to: compile_apart(load_cluster(cluster), to / name)) / name
 
 
+OF_LABELLING = {"model", "label"}  # stages of the second pipeline alone
+
+
 class Compiled:
     """A compiled pipeline: the containers, tasks and Kubernetes settings of a stage."""
 

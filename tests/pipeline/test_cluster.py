@@ -14,7 +14,7 @@ from must_pipeline.cluster import ClusterConfig, load_cluster, spot_warning
 from must_pipeline.files import CLUSTER
 from must_pipeline.placement import encode_nodes
 from tests.common import one_line
-from tests.pipeline.compiled import Compiled, compile_apart, compiled_for
+from tests.pipeline.compiled import OF_LABELLING, Compiled, compile_apart, compiled_for
 
 CLUSTERS = Path(CLUSTER).with_name("clusters")
 RESOURCES = ("CpuRequest", "CpuLimit", "MemoryRequest", "MemoryLimit")
@@ -74,7 +74,7 @@ def test_image_resources_gpus_and_time_limits(stage, image, resources, gpus, shm
 def test_what_all_pods_of_a_cluster_have(name):
     cluster, found = load_cluster(CLUSTERS / f"{name}.yaml"), example(name)
     retries, volume = cluster.retries, cluster.volume
-    for stage in PODS.keys() - {"label"}:  # of the second pipeline, by the same function
+    for stage in PODS.keys() - OF_LABELLING:  # of the second pipeline, by the same function
         settings = found.platform[f"exec-{stage}"]
         assert settings.get("podMetadata", {}).get("labels", {}) == cluster.labels
         assert [one["secretName"] for one in settings.get("imagePullSecret", [])] == cluster.pull_secrets

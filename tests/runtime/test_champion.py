@@ -47,7 +47,7 @@ def ask(tmp_path, classes=("cat", "dog"), settings=None, only_new=False, splits=
 
 def test_an_empty_registry_has_no_champion(tmp_path):
     found = ask(tmp_path, only_new=True)
-    assert (found["version"], found["bundle"], found["action"]) == ("none", "", "train")
+    assert (found["version"], found["bundle_uri"], found["action"]) == ("none", "", "train")
 
 
 def test_what_was_decided_is_not_trained_again_and_what_failed_is(place, tmp_path):
@@ -100,7 +100,7 @@ def test_the_split_to_evaluate_on_is_known_before_the_training(tmp_path, splits,
 def test_a_champion_with_other_classes_is_not_compared(place, tmp_path):
     promote(tmp_path / "registry", "--model", make_bundle(tmp_path / "bundle"), "--version", "v0")
     found = ask(tmp_path)
-    assert (found["version"], found["bundle"]) == ("v0", place.bundle("v0"))
+    assert (found["version"], found["bundle_uri"]) == ("v0", place.bundle("v0"))
     found = ask(tmp_path, classes=("cat", "dog", "fox"), facts=(facts := Facts()))
-    assert (found["version"], found["bundle"]) == ("v0", "")
+    assert (found["version"], found["bundle_uri"]) == ("v0", "")
     assert "it has other classes, so the model is compared with zero-shot only" in facts.result

@@ -1,6 +1,5 @@
 """A classifier that an earlier run made is used again if it is whole; and what an artifact may tell of itself."""
 
-import hashlib
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from must.base import storage
 from must.config import ClassifierConfig
 from must.config.work import CLASSIFIER_FILE, MODEL_FOLDER_FILE
-from must.method.model.classifier import TextClassifier, save_classifier
+from must.method.model.classifier import TextClassifier, read_header, save_classifier
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.runtime import stages
 from must.runtime.notes import Facts
@@ -48,8 +47,8 @@ def ask(work, output, key="k"):
 def test_what_an_earlier_run_made_is_used_again(made, tmp_path, bucket_server, place):
     work = tmp_path / "work" if place == "folder" else bucket_server.uri
     first, _ = ask(work, tmp_path / "a")
-    sha256 = hashlib.sha256(made[0]).hexdigest()
-    assert first == {"sha256": sha256, "classes": 2, "model_folder": f"{work}/models/ViT-B-16"}
+    assert first["weights"]["display_name"] == "zero-shot classifier, 2 classes"
+    assert read_header(str(tmp_path / "a")).model_folder == f"{work}/models/ViT-B-16"
     assert ask(work, tmp_path / "b") == (first, True) and (tmp_path / "b").read_bytes() == made[0]
     assert not ask(work, tmp_path / "c", key="other classes")[1] and len(made) == 2
 

@@ -34,7 +34,7 @@ def promoted(tmp_path, given, champion, facts=None):
 
 def ask(tmp_path, given, facts=None, **more):
     asked = {"gate": "labelled", "gate_settings": {}, "split": "test", "reasons": str(tmp_path / "page.md")}
-    return gate(facts or Facts(), str(tmp_path / "work"), **given, **asked | more)
+    return gate(facts or Facts(), str(tmp_path / "work"), **given, **asked | more)["outcome"]
 
 
 def test_the_champion_itself_is_compared_with_zero_shot_and_promoted_again(tmp_path, given, capsys):
@@ -97,7 +97,7 @@ def test_a_champion_with_other_classes_is_replaced_by_a_gain_over_zero_shot_only
     if kept:
         others = {"onnx": str(tmp_path / "onnx"), "promoted": str(tmp_path / "promoted.json")}
         stays = promote(said := Facts(), str(tmp_path / "work"), **given, **others, champion=champion["champion"])
-        assert stays == {} and said.result == "nothing is promoted: r0000-0123456789ab stays"
+        assert stays == {"version": "none"} and said.result == "nothing is promoted: r0000-0123456789ab stays"
         assert not (tmp_path / "registry" / "digits" / "LATEST").exists()
         ended = determine_outcome([Note("gate", "done", facts=facts), Note("promote", "done", facts=said)], None)
         assert ended.headline.endswith("the champion, r0000-0123456789ab, stays")

@@ -3,14 +3,13 @@ those that Kubeflow Pipelines 2.17 was seen to give (COMPLETE, RUNNING, FAILED),
 others that it may give. The page must not depend on them."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 
 from must.base.storage import exists
 from must.runtime.notes import Facts, Failure, Note, read_notes, write_note
 from must.runtime.summary import determine_outcome, summarize
-from must_components.components import summary as summary_stage
+from must_components.cluster import summarize_run
 
 STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", None]
 BEFORE = ["inputs", "shard", "classifier", "champion"]
@@ -191,9 +190,9 @@ def test_without_access_to_the_notes_the_page_says_so(bucket_server, tmp_path, m
     monkeypatch.setenv("MUST_RETRY_AUTH_ERRORS_AT", "")
     monkeypatch.delenv("MUST_RUN_AGAIN", raising=False)
     monkeypatch.setattr("must.base.storage.store.RETRY_TIMEOUT", 0.5)
-    work, page = f"{bucket_server.uri}/work", SimpleNamespace(path=str(tmp_path / "page.md"))
+    work, page = f"{bucket_server.uri}/work", str(tmp_path / "page.md")
     bucket_server.faults.plan = ["403"] * 99
-    summary_stage.python_func(SimpleNamespace(state="FAILED"), work, "7", page)
+    summarize_run(work, run_id="7", status={"state": "FAILED"}, run_summary=page)
     text = (tmp_path / "page.md").read_text()
     assert "Run ended, but" in capfd.readouterr().out
     assert text.startswith(f"# Run ended, but the notes of its stages in {work} cannot be read\n\n- **Why**: ")

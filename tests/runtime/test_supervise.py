@@ -15,7 +15,7 @@ from must.runtime import supervise
 from must.runtime.notes import part_name, read_notes
 from must.runtime.summary import summarize
 from must.runtime.supervise import LONGEST_WAIT, Policy, run_stage, supervised
-from must.stages import LIBRARY, PODS, Pod
+from must.stages import COMPONENTS, LIBRARY, Pod
 from tests.base.test_lock import hold
 from tests.common import ROOT, until
 from tests.deploy.promote.bundles import make_bundle
@@ -274,7 +274,7 @@ def test_keys_that_are_refused_for_a_while_cost_no_try_no_note_and_no_page(bucke
 
 
 def test_a_part_of_a_stage_of_the_library_has_a_note_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setitem(PODS, "shard", Pod("must-shard", 4))
+    monkeypatch.setitem(COMPONENTS, "shard", Pod("must-shard", 4))
     (tmp_path / "images").mkdir()
     for number in range(8):
         Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / f"images/{number}.png")

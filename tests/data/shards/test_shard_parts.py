@@ -6,7 +6,6 @@ import signal
 import subprocess
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ import must
 from must.base import lock
 from must.data.format import load_index, verify
 from must.runtime.notes import read_notes
-from must_components.components import shard, shard_part
+from must.runtime.supervise import run_stage
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples, tree
 from tests.data.shards.test_shard_gcs import FAULTS, upload
@@ -150,13 +149,14 @@ SETTINGS = {"samples_per_shard": 4, "workers": 1}
 
 
 def pack(number, source, work):
-    shard_part.python_func(f"{number}/2", str(source), str(work), "7", settings=SETTINGS)
+    given = {"work_uri": str(work), "run_id": "7", "source": str(source), "settings": SETTINGS}
+    run_stage("shard-part", given | {"part": f"{number}/2"})
 
 
 def join(source, work, tmp_path, run="7"):
-    artifact = SimpleNamespace(path=str(tmp_path / "index"), metadata={})
-    sha256 = shard.python_func(str(source), str(work), run, artifact, settings=SETTINGS)
-    return sha256, artifact.metadata["images"]
+    given = {"work_uri": str(work), "run_id": run, "source": str(source), "settings": SETTINGS}
+    made = run_stage("shard", given | {"index": str(tmp_path / "index")})
+    return made["index_sha256"], made["index"]["images"]
 
 
 def test_the_stage_after_the_parts_makes_their_shards(tmp_path, capfd):
