@@ -63,7 +63,7 @@ results
 stages      results
 demo        stages
 inputs
-work_state  inputs
+work_state
 sort
 model       inputs results stages work_state
 adapt       inputs model stages work_state

@@ -23,9 +23,9 @@ from must.base.names import listed
 from must.base.parameters import require
 from must.base.program import BUG, HELD, PREEMPTED, TIME_OVER, WRONG_INPUT, Ended, handling
 from must.base.text import one_line
-from must.config.work import DESCRIPTION_FILE
+from must.config.work import DESCRIPTION_FILE, WorkUri
 from must.method.model.description import summary_at
-from must.runtime.notes import Facts, WorkUri, parse_failure
+from must.runtime.notes import Facts, parse_failure
 from must.runtime.training import describe_bundle, job_values, report_labels
 from must_components.cluster import RUN, TRAINER, KubernetesApi, is_stopped
 

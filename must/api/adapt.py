@@ -26,7 +26,6 @@ from must.api.work_state import (
     BUNDLE,
     FEATURES,
     LABELS,
-    OF_CLASSIFIER,
     REPORT,
     SHARDS,
     TEST,
@@ -45,7 +44,7 @@ from must.base.processes import check_processes, describe_machine
 from must.base.program import load_torch
 from must.base.text import counted, duration
 from must.config import AdaptConfig, TrainConfig
-from must.config.work import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, NEXT_PREFIX
+from must.config.work import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, NEXT_PREFIX, OF_CLASSIFIER, PARTS
 from must.data.format import load_index
 from must.method.model.classifier import read_header
 from must.method.model.description import load_description
@@ -163,7 +162,7 @@ def steps(
         try:
             if not all(state.part(name).exists() for name in (CLASSIFIER_FILE, MODELS_FOLDER)):  # without it, no pass
                 if not file:
-                    file = str(state.part("classes.yaml"))
+                    file = str(state.part(PARTS["classes"].path))
                     storage.write_bytes(file, content)
                 named = {"classes": file, "model": model, "pretrained": pretrained, "device": device}
                 call("classifier", **named, output=state.part(CLASSIFIER_FILE))

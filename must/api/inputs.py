@@ -16,6 +16,7 @@ from PIL import Image
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
+from must.config.work import PARTS
 from must.data.image.decode import decode, identify, orientation, upright
 from must.data.image.preprocess import is_transparent, to_rgb
 from must.data.shards.history import as_numbers
@@ -27,8 +28,7 @@ ACCEPTED = (
     "a folder, a list or a Series of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch "
     "Dataset of images or (image, label) pairs"
 )
-MANIFEST = "adapt-images.jsonl"  # paths, and
-FOLDER = "adapt-images"  # images that were in memory, as they are written to WORK
+MANIFEST, FOLDER = PARTS["list"].path, PARTS["images"].path  # as images of a program are written to WORK
 FOLDER_NAMES = "folders"  # the value of `classes` for the names of the folders of images
 
 

@@ -15,19 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from must.api.inputs import FOLDER, MANIFEST
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import counted
 from must.config.work import (
+    AGAIN,
     CHECKPOINTS,
     CLASSIFIER_FILE,
     DESCRIPTION_FILE,
     INDEX_FILE,
+    MADE_FROM,
     METRICS_FILE,
     NEXT_PREFIX,
+    OF_MODEL,
     ONNX_FILE,
+    PARTS,
     PREDICTIONS_FILE,
     RECORD_FILE,
     REFINED_FILE,
@@ -41,31 +44,13 @@ from must.data.shards.history import joined, read_contents, source_place
 from must.data.shards.workdir import WORK_FOLDER
 from must.method.answers.answers_file import hash_answers
 from must.method.model.description import complete_save
-from must.method.model.folder import MODELS_FOLDER
 
 logger = logging.getLogger(__name__)
 
-SHARDS, TEST, BUNDLE, LABELS, REPORT = "shards", "test", "model", "labels", "report"
-FILES = "images.hashes"  # uint64: of the files that the shards were made of; of a folder
-ANSWERS = "review"  # of people; they stay where they are, as they belong to a picture's sha256
-FEATURES = "features"  # stay, too, unless all is made anew: they belong to a picture's sha256, and to a tower
-AGAIN = "again"
-OF_CLASSIFIER = ("classes", "model", "pretrained")
-MADE_FROM = {
-    "classes.yaml": ("classes",),
-    CLASSIFIER_FILE: OF_CLASSIFIER,
-    MODELS_FOLDER: OF_CLASSIFIER,
-    FOLDER: ("images",),
-    MANIFEST: ("images",),
-    SHARDS: ("images",),
-    FILES: ("images",),
-    TEST: ("test_images",),
-    FEATURES: (AGAIN,),
-    BUNDLE: ("images", *OF_CLASSIFIER, "settings"),
-    LABELS: ("images", *OF_CLASSIFIER, "settings"),
-    REPORT: ("images", *OF_CLASSIFIER, "settings", "test_images"),
-}
-"""By part: the inputs whose change makes it outdated."""
+SHARDS, TEST, BUNDLE, LABELS, FILES, ANSWERS, FEATURES = (
+    PARTS[name].path for name in ("shards", "test", "bundle", "labels", "files", "answers", "features")
+)
+REPORT = "report"
 PATHS_IN = (
     f"{BUNDLE}/{DESCRIPTION_FILE}",
     f"{LABELS}/{REFINED_FILE}",
@@ -73,8 +58,7 @@ PATHS_IN = (
     f"{REPORT}/{REPORT_FILE}",
 )
 """Files that name the folders that a stage was given."""
-EXPORTS = ("onnx", "open_clip")  # of a model; `must export` made them
-DERIVED = (*EXPORTS, "decision.json")  # go with a model that is replaced
+EXPORTS = tuple(PARTS[name].path for name in ("onnx", "open_clip"))  # of a model; `must export` made them
 BEFORE, EXCHANGE, ASIDE = "before", "exchange.json", "old"
 GUIDE = """\
 # What `must adapt` made
@@ -242,7 +226,9 @@ class WorkState:
         if self.folder != self.work:
             folder, new = self.folder, [name for name in (*MADE_FROM, RECORD_FILE) if (self.folder / name).exists()]
         old = [name for name in self.outdated if (self.work / name).exists()]
-        old += [name for name in DERIVED if (self.work / name).exists() and not derived_from(self.work / name, weights)]
+        old += [
+            name for name in OF_MODEL if (self.work / name).exists() and not derived_from(self.work / name, weights)
+        ]
         old += [RECORD_FILE] if old and new and (self.work / RECORD_FILE).exists() else []
         for file in PATHS_IN:
             if new and (path := folder / file).exists():
@@ -361,5 +347,5 @@ def check_places(folder: Path, inputs: dict[str, Any]) -> None:
             hint = "the model in it" if label == "--model" else "the photographs, or the shards in it"
             require(not other, f"{label} {value}: is a folder of `must adapt`; give {hint}")
             part = path.relative_to(work).parts[0] if path.is_relative_to(work) else ""
-            is_free = part not in (*MADE_FROM, *DERIVED, BEFORE)
+            is_free = part not in (*MADE_FROM, *OF_MODEL, BEFORE)
             require(is_free, f"{label} {value}: is in {work}, in a folder that must adapt writes; move it elsewhere")

@@ -1,7 +1,20 @@
-"""WORK, the folder of one adaptation: `must adapt` makes it, and so do single stages whose outputs have these names.
+"""What lies where: in WORK, the folder of one adaptation, and at WORK_URI, the place of a pipeline's runs.
 
-A stage whose `model` is WORK, or the bundle WORK/model, gets the paths that are not given from the table PARTS.
-The names of files that several packages use stand here, too."""
+`must adapt` makes WORK, and so do single stages whose outputs have these names. A stage whose `model` is WORK, or the
+bundle WORK/model, gets the paths that are not given from the table PARTS. The names of files that several packages use
+stand here, too.
+
+    WORK_URI/shards              of all runs, with index.json
+             classifiers/KEY     zero-shot classifiers, by a hash of their inputs
+             models/NAME-KEY     the models of the classifiers: later stages need no hub
+             checkpoints/KEY     of training, by data, classes, start and settings: a retry finds them
+             labels/KEY          refined labels of the images, of a run with answers, by the key of its checkpoints
+             features/TOWER      of the pictures, by image tower: each picture passes once through a tower
+             jobs/RUN_ID         what a run's TrainJob reads, and the model that it writes
+             notes/RUN_ID        one note per stage, a copy of the report, and the run's summary page
+             registry            promoted models, unless the run has another registry_uri
+
+security.md lists who may write there."""
 
 import logging
 import os
@@ -40,24 +53,77 @@ NEXT_PREFIX = ".next-"  # of the folder in WORK in which a later call of `must a
 
 class WorkPart(NamedTuple):
     path: str  # in WORK
-    marker: str  # the file in it that identifies it; "" if `path` is the file
-    words: str
-    by_adapt: bool = False  # whether `must adapt` makes it
+    marker: str = ""  # the file in it that identifies it; "" if `path` is the file
+    words: str = ""  # in messages; "" if no stage is given it
+    made_from: tuple[str, ...] = ()  # by `must adapt`: the inputs whose change makes it outdated
+    of_model: bool = False  # goes with a model that is replaced
 
 
+AGAIN = "again"  # of `must adapt`: everything anew
+OF_CLASSIFIER = ("classes", "model", "pretrained")
+OF_LABELS = ("images", *OF_CLASSIFIER, "settings")
 PARTS = {
-    "bundle": WorkPart("model", DESCRIPTION_FILE, "model of `must train` or `must refine`", True),
-    "classifier": WorkPart(CLASSIFIER_FILE, "", "classifier file of `must classifier`", True),
-    "shards": WorkPart("shards", INDEX_FILE, "shards of `must shard`", True),
-    "test": WorkPart("test", INDEX_FILE, "labelled images of `must adapt`"),
-    "features": WorkPart("features", "", "features of the images"),
-    "labels": WorkPart("labels", REFINED_FILE, "labels of `must refine`", True),
-    "metrics": WorkPart(f"report/{METRICS_FILE}", "", "report of `must evaluate`", True),
-    "onnx": WorkPart("onnx", ONNX_FILE, "ONNX file of `must export`"),
-    "answers": WorkPart("review", ANSWERS_FILE, "answers of `must review`"),
-    "decision": WorkPart("decision.json", "", "decision of `must gate`"),
+    "classes": WorkPart("classes.yaml", made_from=("classes",)),
+    "classifier": WorkPart(CLASSIFIER_FILE, "", "classifier file of `must classifier`", OF_CLASSIFIER),
+    "models": WorkPart("models", made_from=OF_CLASSIFIER),  # beside the classifier file
+    "images": WorkPart("adapt-images", made_from=("images",)),  # that were in memory, or
+    "list": WorkPart("adapt-images.jsonl", made_from=("images",)),  # their paths
+    "shards": WorkPart("shards", INDEX_FILE, "shards of `must shard`", ("images",)),
+    "files": WorkPart("images.hashes", made_from=("images",)),  # uint64: of the files of a folder that were packed
+    "test": WorkPart("test", INDEX_FILE, "labelled images of `must adapt`", ("test_images",)),
+    "features": WorkPart("features", "", "features of the images", (AGAIN,)),  # by a picture's sha256 and the tower
+    "bundle": WorkPart("model", DESCRIPTION_FILE, "model of `must train` or `must refine`", OF_LABELS),
+    "labels": WorkPart("labels", REFINED_FILE, "labels of `must refine`", OF_LABELS),
+    "metrics": WorkPart(f"report/{METRICS_FILE}", "", "report of `must evaluate`", (*OF_LABELS, "test_images")),
+    "answers": WorkPart("review", ANSWERS_FILE, "answers of `must review`"),  # stay: they belong to a picture's sha256
+    "onnx": WorkPart("onnx", ONNX_FILE, "ONNX file of `must export`", of_model=True),
+    "open_clip": WorkPart("open_clip", of_model=True),
+    "decision": WorkPart("decision.json", "", "decision of `must gate`", of_model=True),
 }
 """By the names that the metadata `work` of a parameter has."""
+MADE_FROM = {part.path.partition("/")[0]: part.made_from for part in PARTS.values() if part.made_from}
+"""What `must adapt` makes in WORK, by the file or folder that a later call exchanges."""
+OF_MODEL = tuple(part.path for part in PARTS.values() if part.of_model)
+
+
+class WorkUri:
+    """A path that all stages of a pipeline can access, or gs://bucket/prefix."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.shards, self.models, self.features = (
+            storage.join(uri, PARTS[name].path) for name in ("shards", "models", "features")
+        )
+
+    def notes(self, run_id: str) -> str:
+        """The notes of one run. Runs without an id share one folder."""
+        return storage.join(self.uri, "notes", run_id or "run")
+
+    def classifier(self, key: str) -> str:
+        return storage.join(self.uri, "classifiers", key)
+
+    def checkpoints(self, key: str) -> str:
+        return storage.join(self.uri, CHECKPOINTS, key)
+
+    def labels(self, key: str) -> str:
+        return storage.join(self.uri, PARTS["labels"].path, key)
+
+    def job(self, run_id: str) -> "JobUri":
+        return JobUri(storage.join(self.uri, "jobs", run_id))
+
+    def registry(self, registry_uri: str = "") -> str:
+        """`registry_uri`, or the default if that is ''."""
+        return registry_uri or storage.join(self.uri, "registry")
+
+
+class JobUri:
+    """The files that a TrainJob's launcher and its nodes exchange: their pods share no disk."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.description = storage.join(uri, "job.yaml")  # the parameters of training
+        self.classifier = storage.join(uri, CLASSIFIER_FILE)
+        self.bundle = storage.join(uri, "bundle")  # the model that the nodes write
 
 
 def find_part(work: str, kind: str) -> str:
@@ -85,8 +151,8 @@ def is_measured(work: str) -> bool:
 
 
 def is_work(folder: str) -> bool:
-    """Whether anything of PARTS is there."""
-    return any(find_part(folder, kind) for kind in PARTS)
+    """Whether anything of PARTS that a stage can be given is there."""
+    return any(find_part(folder, kind) for kind, part in PARTS.items() if part.words)
 
 
 def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any]:
@@ -157,9 +223,9 @@ def find_value(work: str, field: Field[Any], values: dict[str, Any]) -> str:
         logger.info(f"{model}: {measure}")
         return ""
     part = PARTS[kinds[-1]]
-    again = part.by_adapt and Path(work, RECORD_FILE).exists()
+    again = bool(part.made_from) and Path(work, RECORD_FILE).exists()
     command = re.search("`(.+)`", part.words)
-    make = f"`{command[1]} {shlex.quote(work)}` makes it" if command and not part.by_adapt else "make it"
+    make = f"`{command[1]} {shlex.quote(work)}` makes it" if command and not part.made_from else "make it"
     make = "the same `must adapt` again makes it" if again else make
     message = f"--model {model}: no {part.words} is in it; {make}, or name it with {flag(field.name)}"
     require(bool(path) or (field.name != "model" and not is_required(field)), message)

@@ -21,7 +21,7 @@ from must.base.parameters import load, require, require_settings, with_name, wit
 from must.base.program import format_error
 from must.base.text import brief, counted
 from must.config import ExportConfig, GateConfig, PredictConfig, ShardConfig, TrainConfig
-from must.config.work import ANSWERS_FILE, INDEX_FILE
+from must.config.work import ANSWERS_FILE, INDEX_FILE, WorkUri
 from must.data.format import Index
 from must.data.loading.order import check_batch
 from must.data.loading.reader import open_reader
@@ -34,7 +34,6 @@ from must.method.answers.answers_file import read_answers
 from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.hub import HUB, OPEN_CLIP_WEIGHTS, check_model_name, is_folder, parse_model_name
 from must.method.train.recipe import AUTO, choose_batch, published, resolve
-from must.runtime.notes import WorkUri
 
 DRAWN = frozenset({"mask_patch_size", "mask_ratio", "randaugment", "randaugment_ops"})  # must fit the image tower
 NAMED = 5  # labels in a message

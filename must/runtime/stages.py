@@ -21,7 +21,7 @@ from must.base.lock import RUN_ID
 from must.base.parameters import require, with_underscores
 from must.base.text import counted, encoded
 from must.config import GateConfig
-from must.config.work import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE
+from must.config.work import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE, WorkUri
 from must.data.format import load_index
 from must.deploy.predict.parts import part_file
 from must.deploy.predict.writer import read_table
@@ -34,7 +34,7 @@ from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.recipe import run_key
 from must.runtime.check import check_fit, inputs_fingerprint, labelling_settings, sharding_settings, training_settings
-from must.runtime.notes import Facts, WorkUri, read_note
+from must.runtime.notes import Facts, read_note
 from must.runtime.summary import NOTHING_NEW, describe_labels
 from must.runtime.training import origin, plain
 

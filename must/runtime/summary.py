@@ -14,8 +14,8 @@ from typing import NamedTuple
 from must.base import storage
 from must.base.program import HELD, KILLED, LONGEST_LINE, PREEMPTED, TIME_OVER, WRONG_INPUT, format_error
 from must.base.text import printable, printable_page
-from must.config.work import LAST_FILE
-from must.runtime.notes import Facts, Note, WorkUri, read_notes
+from must.config.work import LAST_FILE, WorkUri
+from must.runtime.notes import Facts, Note, read_notes
 from must.runtime.supervise import OVERTAKEN
 
 logger = logging.getLogger(__name__)

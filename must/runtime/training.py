@@ -21,11 +21,11 @@ from must.base import storage
 from must.base.parameters import require
 from must.base.processes import check_processes, child_environment, end_with_parent
 from must.base.program import BUG, PREEMPTED, exiting, handling
-from must.config.work import DESCRIPTION_FILE, REFINED_FILE
+from must.config.work import DESCRIPTION_FILE, REFINED_FILE, JobUri, WorkUri
 from must.method.model.description import RunSummary, load_description, summary_at
 from must.method.train.recipe import run_key
 from must.runtime.check import training_settings
-from must.runtime.notes import Facts, JobUri, WorkUri
+from must.runtime.notes import Facts
 
 
 def parse_processes(text: str) -> int:

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.config.work import MODEL_FOLDER_FILE
+from must.config.work import MODEL_FOLDER_FILE, PARTS
 from must.method.model.hub import OPEN_CLIP_WEIGHTS, ensure_local, first_line
 from must.method.model.transformers_folder import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from must.method.model.backbone import Backbone
 
-MODELS_FOLDER = "models"  # beside the classifier file
+MODELS_FOLDER = PARTS["models"].path  # beside the classifier file
 
 
 def save_model(backbone: Backbone, models: str) -> tuple[str, str]:
