@@ -1,5 +1,5 @@
 """The steps of "Adding a stage" (docs/architecture.md), taken in a copy of the tree: a command, a function, a component
-and a task of the DAG come of them."""
+and a task of the DAG come of them. And those of a loss and a gate (CONTRIBUTING.md)."""
 
 import os
 import re
@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from must.evaluation.result import write_metrics
 from tests.common import ROOT, printed
+from tests.evaluation.measured import MEASURED
 
 PAGE = (ROOT / "docs/architecture.md").read_text()
 RECIPE = PAGE[PAGE.index("## Adding a stage") : PAGE.index("## Tests")]
@@ -40,6 +42,21 @@ EDITS = {  # file: (before what, what)
     "pipeline/must_pipeline/dag.py": (
         '            weights = add("classifier"', '            add("hello", name="world", **run)\n'),
 }  # fmt: skip
+MORE = {  # the same, of a loss and a gate
+    "must/method/train/step.py": (
+        '    ImageLoss("alignment"', '    ImageLoss("new", "new_weight", lambda it, _: -it.logits.abs().mean()),\n'),
+    "must/config/train.py": ("    align_weight: float", '    new_weight: float = param("of the new loss", 0.5)\n'),
+    "must/evaluation/gate.py": (
+        "RULES = {", """def weekday_gate(metrics: Metrics, config: GateConfig) -> Decision:
+    return decide("weekday", (False, "not on Fridays"))
+
+
+"""),
+}  # fmt: skip
+CHANGES = {
+    "must/evaluation/gate.py": ('"none": no_gate}', '"none": no_gate, "weekday": weekday_gate}'),
+    "must/config/evaluate.py": ('"label-free", "none"]', '"label-free", "none", "weekday"]'),
+}
 MADE = ("must/__init__.pyi", "pipeline/must_pipeline.yaml")
 COMPONENT = """
 from must_components.run import run_component
@@ -61,10 +78,11 @@ def tree(tmp_path_factory):
     shutil.copy(ROOT / "pyproject.toml", tree)
     for file, text in NEW.items():
         (tree / file).write_text(f'"""Greets."""\n{text}')
-    for file, (before, more) in EDITS.items():
+    added = [(file, before, more + before) for file, (before, more) in (EDITS | MORE).items()]
+    for file, before, after in [*added, *((file, *change) for file, change in CHANGES.items())]:
         text = (tree / file).read_text()
         assert text.count(before) == 1, f"{file}: {before}"
-        (tree / file).write_text(text.replace(before, more + before))
+        (tree / file).write_text(text.replace(before, after))
     for command in ("pipeline/compile.py", "docs/reference.py"):
         run(tree, *command.split())
     return tree
@@ -100,3 +118,33 @@ def test_a_component_that_runs_and_a_task_of_the_dag(tree):
     assert "WROTE hello, world" in run(tree, "-c", COMPONENT)
     assert '"result": "greetings 1"' in (tree / "work/notes/7/hello.json").read_text()
     assert "comp-hello:" in (tree / "pipeline/must_pipeline.yaml").read_text()
+
+
+LOSSES = """
+import torch
+from must.config import TrainConfig
+from must.method.model.masked_vit import StudentOutput
+from must.method.train.step import must_losses, pseudo_labels
+
+output = StudentOutput(torch.ones(2, 3), torch.zeros(2, 1, 192), torch.zeros(2, 1))
+labels = pseudo_labels(torch.eye(3)[:2], 0.5)
+for weight in (0.0, 1.0):
+    config = TrainConfig(shards="-", classifier="-", output="-", new_weight=weight)
+    found = must_losses(output, labels, torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, dtype=int), config)
+    print(round(found.total.item(), 3), found.values["loss_new"].item(), round(found.values["loss"].item(), 3))
+"""
+
+
+@pytest.mark.slow
+def test_a_loss_is_in_the_total_and_in_the_log(tree):
+    (total, value, logged), (more, _, more_logged) = (line.split() for line in run(tree, "-c", LOSSES).splitlines())
+    assert total == logged and more == more_logged
+    assert float(value) == -1 and float(more) == pytest.approx(float(total) - 1)
+
+
+@pytest.mark.slow
+def test_a_gate_of_the_command_and_of_kubeflows_menu(tree, tmp_path):
+    write_metrics(str(tmp_path / "metrics.json"), MEASURED)
+    said = run(tree, "-m", "must", "gate", "--metrics", str(tmp_path / "metrics.json"), "--gate", "weekday")
+    assert "gate (weekday): stopped" in said and "STOP  not on Fridays" in said
+    assert "- weekday" in (tree / "pipeline/must_pipeline.yaml").read_text()

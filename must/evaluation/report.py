@@ -186,9 +186,10 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-CURVES = (
+CURVES_SHOWN = 3  # in one chart
+CURVES: tuple[tuple[str, dict[str, str], bool], ...] = (
     ("Self-training loss", {"loss_self_training": "cross entropy with the pseudo-labels"}, False),
-    ("Image losses", {"loss_reconstruction": "reconstruction", "loss_alignment": "alignment"}, False),
+    ("Image losses", {}, False),  # every other loss
     ("Class balance", {"loss_fairness": "fairness loss, smaller is nearer to equal shares, or those given"}, False),
     ("Confident pseudo-labels", {"confident": "share of a batch"}, True),
     ("Same class", {"agreement": "teacher and zero-shot", "stability": "student and teacher"}, True),
@@ -199,9 +200,11 @@ CURVES = (
 
 def training_curves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One chart per group of CURVES of which train_log.jsonl has values."""
-    curves = []
+    curves, known = [], {name for _, names, _ in CURVES for name in names} | {"loss"}
+    others = {key: key.removeprefix("loss_") for line in lines for key in line if key.startswith("loss_")}
     for title, names, is_share in CURVES:
         plotted = []
+        names = names or dict([(key, name) for key, name in others.items() if key not in known][:CURVES_SHOWN])
         for number, (key, name) in enumerate(names.items(), start=1):
             values = [(line["step"], line[key]) for line in lines if is_number(line.get(key))]
             if len(values) > 1:

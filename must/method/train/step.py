@@ -3,11 +3,11 @@ learning rates, and the teacher's moving average. Learning rates, decays and the
 
 The gradient on N processes, averaged as DistributedDataParallel averages it, equals the gradient of one process on
 the global batch: the self-training loss is a mean over the confident images of all processes and the class balance is
-that of the global batch. This needs one all-reduce of K + 6 numbers."""
+that of the global batch. This needs one all-reduce of K + 4 numbers and one for each of the L rows of IMAGE_LOSSES."""
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,14 +34,30 @@ class PseudoLabels(NamedTuple):
     probabilities: Tensor  # [B, K]
 
 
+class ImageLoss(NamedTuple):
+    """A loss that is a mean over images. From its row come its part of the total, `loss_NAME` in the log, the sum over
+    processes and its curve in the report."""
+
+    name: str
+    weight: str  # a parameter of `must train`
+    mean: Callable[[StudentOutput, Tensor], Tensor]  # of the output and the masked patches' pixels [B, M, D]; scalar
+
+
+IMAGE_LOSSES = (
+    ImageLoss(
+        "reconstruction", "reconstruction_weight", lambda it, pixels: (upcast(it.reconstruction) - pixels).abs().mean()
+    ),
+    ImageLoss("alignment", "align_weight", lambda it, _: upcast(it.alignment).mean()),
+)
+
+
 class LossSums(NamedTuple):
     """Sums over some images of one process; differentiable."""
 
     cross_entropy: Tensor  # of the confident images
     confident: Tensor  # number of them
     images: Tensor
-    reconstruction: Tensor
-    alignment: Tensor
+    image_losses: Tensor  # [L]
     probability: Tensor  # [K]
 
 
@@ -101,50 +117,43 @@ def must_losses(
     # The value is the global batch's; the gradient is that of these images, times `world`, which DDP's mean cancels.
     balance, local = sums.probability / sums.images, world * terms.probability / sums.images
     fairness, running = fairness_loss(local + (balance - local).detach(), class_balance, prior)
-    pixels = config.reconstruction_weight * terms.reconstruction + config.align_weight * terms.alignment
-    total = self_training + config.fairness_weight * fairness + world * pixels / sums.images
+    weights = [getattr(config, loss.weight) for loss in IMAGE_LOSSES]
+    of_images = sum(weight * loss for weight, loss in zip(weights, terms.image_losses, strict=True))
+    total = self_training + config.fairness_weight * fairness + world * of_images / sums.images
 
-    values = {
-        "loss_self_training": self_training_value,
-        "loss_fairness": fairness.detach(),
-        "loss_reconstruction": sums.reconstruction / sums.images,
-        "loss_alignment": sums.alignment / sums.images,
-        "confident": sums.confident / sums.images,
-    }
-    values["loss"] = (
-        values["loss_self_training"]
-        + config.fairness_weight * values["loss_fairness"]
-        + config.reconstruction_weight * values["loss_reconstruction"]
-        + config.align_weight * values["loss_alignment"]
-    )
-    return Losses(total, values, running)
+    values = {"loss_self_training": self_training_value, "loss_fairness": fairness.detach()}
+    values["loss"] = values["loss_self_training"] + config.fairness_weight * values["loss_fairness"]
+    for loss, weight, value in zip(IMAGE_LOSSES, weights, sums.image_losses / sums.images, strict=True):
+        values[f"loss_{loss.name}"] = value
+        values["loss"] = values["loss"] + weight * value
+    return Losses(total, values | {"confident": sums.confident / sums.images}, running)
 
 
 def loss_sums(student: StudentOutput, labels: PseudoLabels, strong_images: Tensor, masked: Tensor) -> LossSums:
     """The sums from which the losses are computed; arguments as in `must_losses`."""
     logits = upcast(student.logits)
     patch = round((student.reconstruction.shape[-1] / 3) ** 0.5)
-    target = take(patchify(strong_images, patch), masked)
+    pixels = take(patchify(strong_images, patch), masked)
     count = len(logits)
     return LossSums(
         cross_entropy=(F.cross_entropy(logits, labels.label, reduction="none") * labels.confident).sum(),
         confident=labels.confident.sum().to(logits.dtype),
         images=torch.full((), count, dtype=logits.dtype, device=logits.device),
-        reconstruction=count * (upcast(student.reconstruction) - target).abs().mean(),
-        alignment=count * upcast(student.alignment).mean(),
+        image_losses=torch.stack([count * loss.mean(student, pixels) for loss in IMAGE_LOSSES]),
         probability=logits.softmax(-1).sum(0),
     )
 
 
 def all_reduce_sums(parts: list[LossSums]) -> GlobalSums:
-    """Sums over this process's micro-batches and over all processes: one all-reduce of K + 6 numbers."""
+    """Sums over this process's micro-batches and over all processes: one all-reduce of K + L + 4 numbers."""
     local = LossSums(*(torch.stack(values).sum(0).detach() for values in zip(*parts, strict=True)))
     rank_mean = local.cross_entropy / local.confident.clamp(min=1)
-    packed = torch.cat([torch.stack([*local[:-1], rank_mean]), local.probability])
+    packed = torch.cat([value.reshape(-1) for value in (*local, rank_mean)])
     if dist.is_initialized():
         dist.all_reduce(packed)
-    values, probability = packed[: len(local)], packed[len(local) :]
-    return GlobalSums(LossSums._make([*values[:-1], probability]), values[-1], local.confident)
+    *summed, rank_means = packed.split([value.numel() for value in (*local, rank_mean)])
+    sums = LossSums._make(value.reshape(one.shape) for value, one in zip(summed, local, strict=True))
+    return GlobalSums(sums, rank_means[0], local.confident)
 
 
 def fairness_loss(balance: Tensor, running: Tensor | None, prior: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
