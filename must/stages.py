@@ -34,6 +34,7 @@ class Pod(NamedTuple):
     # for decoding.
     memory: int
     function: str = LIBRARY
+    takes: str = ""  # a dataclass with more parameters, for a function with **values
     reads: Mapping[str, str] = NONE  # artifacts of earlier stages
     writes: Mapping[str, str] = NONE  # artifacts
     shows: Mapping[str, str] = NONE  # artifacts without a file: metadata for Kubeflow's page
@@ -79,7 +80,12 @@ STAGES: Final[dict[str, Stage]] = {
         "must.config.adapt:AdaptConfig", "must.api.adapt:command", python="must.api.adapt:adapt",
         next="must predict FOLDER --model {output}; must review {output}; must export {output}",
     ),
-    "inputs": Stage(pod=Pod("must-torch", 8, "must_components.cluster:check_inputs", returns={"fingerprint": str})),
+    "inputs": Stage(
+        pod=Pod(
+            "must-torch", 8, "must_components.cluster:check_inputs", takes="must.config.run:RunParameters",
+            returns={"fingerprint": str},
+        ),
+    ),
     "shard": Stage(
         "Pack images into WebDataset shards with an index, ready to train on.",
         "must.config.shard:ShardConfig", "must.data.shards.build:shard",

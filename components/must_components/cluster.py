@@ -170,13 +170,7 @@ class KubernetesApi:
         return workflow if status == 200 else None
 
 
-def check_inputs(
-    facts: Facts, work_uri: str, *, source: str, classes: str, model: str, pretrained: str = "", test_source: str = "",
-    labels: str = "none", split: str = "train=1", append: bool = False, shard_settings: dict[str, Any] | None = None,
-    preset: str = "", epochs: int = 0, settings: dict[str, Any] | None = None, answers: str = "",
-    evaluate_split: str = "", precision: str = "fp32", gate: str = "auto", gate_settings: dict[str, Any] | None = None,
-    registry_uri: str = "", model_name: str = "model", runtime: str = "",
-) -> dict[str, str]:  # fmt: skip
+def check_inputs(facts: Facts, work_uri: str, *, runtime: str = "", **run: Any) -> dict[str, str]:
     """Checks the run's parameters, its input files and the folders that it writes to, before a later stage would refuse
     them; and whether the cluster would refuse a TrainJob.
 
@@ -185,10 +179,9 @@ def check_inputs(
 
     Returns:
         fingerprint: a sha256 of class file and model."""
-    values = {name: value for name, value in locals().items() if name not in ("facts", "runtime")}
     from must.runtime import check  # not in the image of the launcher
 
-    fingerprint = check.check_inputs(values, work_uri)
+    fingerprint = check.check_inputs(run | {"work_uri": work_uri}, work_uri)
     if runtime and (cluster := KubernetesApi.of_this_pod()) is not None:
         cluster.check_trainer(runtime)
     facts.result = "as the stages take them"

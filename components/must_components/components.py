@@ -11,46 +11,48 @@ from typing import Any, get_args, get_origin, get_type_hints
 from kfp import dsl
 
 from must import __version__, stages
-from must.stages import LIBRARY, Pod
+from must.stages import LIBRARY, Pod, Stage
 
 NO_DEFAULT = inspect.Parameter.empty
+NOT_THE_USERS = ("facts", "passed", "stage")  # parameters that a stage gets from the supervisor
 EXECUTOR_INPUT = "{{$}}"  # Kubeflow replaces it with the parameters' values and the artifacts' places, in JSON
 
 
 def make_component(name: str) -> Any:
     """The component of a row: an image, a command (must_components/run.py), and its function's interface."""
     row, pod = stages.STAGES[name], stages.COMPONENTS[name]
-    source: Any = row.config if pod.function == LIBRARY else stages.import_name(pod.function)
+    function = stages.import_name(pod.function)
 
     def describe(*_: Any) -> dsl.ContainerSpec:
         command = ["python3", "-m", "must_components.run"]
         return dsl.ContainerSpec(f"{pod.image}:{__version__}", command, [name, EXECUTOR_INPUT])
 
     describe.__name__ = (pod.title or name).replace("-", "_")
-    describe.__doc__ = row.help if pod.function == LIBRARY else inspect.getdoc(source)
-    interface = sorted(list_interface(pod, source), key=lambda one: one.default is not NO_DEFAULT)  # stable
+    describe.__doc__ = row.help if pod.function == LIBRARY else inspect.getdoc(function)
+    interface = sorted(list_interface(row, pod, function), key=lambda one: one.default is not NO_DEFAULT)  # stable
     vars(describe)["__signature__"] = inspect.Signature(interface)
     return dsl.container_component(describe)
 
 
-def list_interface(pod: Pod, source: Any) -> Iterator[inspect.Parameter]:
-    """The parameters and artifacts of a component, as kfp reads them. `source`: a function, or the dataclass of a
-    command's parameters."""
+def list_interface(row: Stage, pod: Pod, function: Any) -> Iterator[inspect.Parameter]:
+    """The parameters and artifacts of a component, as kfp reads them."""
     kinds: dict[str, Any] = {"work_uri": str, "run_id": str} if pod.supervised else {}
-    hints = get_type_hints(source)
-    kinds |= {name: find_kind(hints[name]) for name in inspect.signature(source).parameters}
+    takes = pod.takes or (row.parameters if pod.function == LIBRARY else "")
+    defaults = dict[str, Any]()
+    for source in filter(None, (stages.import_name(takes) if takes else None, function)):
+        hints = get_type_hints(source)
+        for name, one in inspect.signature(source).parameters.items():
+            if one.kind != inspect.Parameter.VAR_KEYWORD and name not in NOT_THE_USERS:
+                kinds[name], defaults[name] = find_kind(hints[name]), one.default
     kinds |= {"status": dsl.PipelineTaskFinalStatus} if "status" in kinds else {}  # of the run, for the exit task
-    defaults = {name: one.default for name, one in inspect.signature(source).parameters.items()}
     kinds |= {name: dsl.Input[getattr(dsl, kind)] for name, kind in pod.reads.items()}
     kinds |= {name: dsl.Output[getattr(dsl, kind)] for name, kind in {**pod.writes, **pod.shows}.items()}
     kinds |= {name: dsl.OutputPath(kind) for name, kind in pod.returns.items()}
     for name, kind in kinds.items():
         default = defaults.get(name, NO_DEFAULT)
-        if name not in ("facts", "passed"):  # which are not the user's
-            default = {} if kind is dict and default is None else default
-            if default is not NO_DEFAULT and kind in (str, int, float, bool) and not isinstance(default, kind):
-                default = None  # the stage has its own
-            yield inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
+        if default is not NO_DEFAULT and kind in (str, int, float, bool, dict) and not isinstance(default, kind):
+            default = {} if kind is dict else None  # None: the stage has its own
+        yield inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
 
 
 def find_kind(hint: Any) -> Any:
