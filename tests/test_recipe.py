@@ -40,7 +40,7 @@ ROW = """    "hello": Stage(
 EDITS = {  # file: (before what, what)
     "must/stages.py": ('    "plan": Stage(', ROW),
     "pipeline/must_pipeline/dag.py": (
-        '            weights = add("classifier"', '            add("hello", name="world", **run)\n'),
+        '            classifier = add("classifier"', '            add("hello", name="world")\n'),
 }  # fmt: skip
 MORE = {  # the same, of a loss and a gate
     "must/method/train/step.py": (
