@@ -1,7 +1,7 @@
 """Accuracy, calibration and confusion from scores and labels, with bootstrap intervals and paired tests.
 
 Pure functions of arrays. N images, K classes. The figures without labels (agreement, confidence, class balance) do not
-measure accuracy; docs/evaluation.md says how well they separated good adaptations from bad ones."""
+measure accuracy; docs/tried.md says that none told good adaptations from bad ones."""
 
 from dataclasses import dataclass, replace
 from typing import Any

@@ -6,7 +6,7 @@ Two kinds of findings:
 - pair: two names that the zero-shot model gives to the same images, or whose texts are almost the same to its text
   encoder. They mean almost the same, or the model cannot tell them apart. Found without labels or answers.
 
-How often they are right was measured on spoilt lists (docs/memory.md).
+How often they are right was measured on spoilt lists (docs/measured.md).
 
 Shapes: N images, K classes, D numbers of the joint space.
 """

@@ -1,7 +1,7 @@
 """`--pseudo-labels propagated`: labels corrected by similar images, computed anew in each step.
 
 It is label propagation with the neighbours' mean; `must refine` uses naive Bayes (must/method/memory/propagate.py),
-which is worse in training (docs/measured.md). For an image i, with the mean P_i of the zero-shot model's and the
+which is worse in training. For an image i, with the mean P_i of the zero-shot model's and the
 teacher's probabilities:
 
     Z_i = P_i L_i, scaled to sum 1;    L_i = (mean of Z_j over the neighbours j) / (mean of Z over all images)
