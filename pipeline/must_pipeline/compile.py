@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any, Final, get_args, get_type_hints
 
 import yaml
-from kfp import compiler
 
 from must.config import ExportConfig, GateConfig, ShardConfig
 from must_pipeline.cluster import ClusterConfig, load_cluster, spot_warning
-from must_pipeline.dag import make_label_pipeline, make_pipeline
 from must_pipeline.files import LABELLING, documents
 
 
-def compile_pipeline(
-    cluster: ClusterConfig, output: Path, make: Callable[[ClusterConfig], Any] = make_pipeline
-) -> None:
-    """Writes a compiled pipeline. The output is the same for the same source and cluster."""
+def compile_pipeline(cluster: ClusterConfig, output: Path, make: Callable[[ClusterConfig], Any] | None = None) -> None:
+    """Writes a compiled pipeline; `make` is a function of dag.py. The same source and cluster give the same bytes."""
+    from kfp import compiler  # takes half a second: errors in cluster.yaml come first
+
+    from must_pipeline.dag import make_pipeline
+
     with tempfile.TemporaryDirectory() as folder:
         compiled = Path(folder) / "pipeline.yaml"
-        compiler.Compiler().compile(make(cluster), str(compiled))
+        compiler.Compiler().compile((make or make_pipeline)(cluster), str(compiled))
         text = compiled.read_text()
     header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))  # kfp reads it
     spec, *platform = documents(text)
@@ -45,6 +45,8 @@ CHOICES: Final = {name: get_args(get_type_hints(config)[name]) for name, config 
 
 def main(options: argparse.Namespace) -> None:
     cluster = load_cluster(options.cluster)
+    from must_pipeline.dag import make_label_pipeline
+
     labelling = options.output.with_name(LABELLING.name)
     compile_pipeline(cluster, options.output)
     compile_pipeline(cluster, labelling, make_label_pipeline)
