@@ -28,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 import must
 from must.base.processes import cores
-from must.config.predict import MOST_WAITING, ServeConfig
+from must.config.deploy import MOST_WAITING, ServeConfig
 from must.deploy.onnx_model import STORED
 from must.deploy.predict.writer import Options, rank_classes
 from must.deploy.serve.metrics import ServerMetrics

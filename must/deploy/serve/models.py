@@ -22,7 +22,7 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.processes import DaemonThreads
 from must.base.text import printable
-from must.config.predict import ServeConfig
+from must.config.deploy import ServeConfig
 from must.config.work import ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
 from must.data.image.preprocess import EvalView
 from must.deploy.onnx_model import (
