@@ -44,7 +44,8 @@ format
 sources     image
 shards      format image sources
 augment     image
-loading     augment format image
+reader      format
+loader      augment format image reader
 """,
     "method": """
 distributed
@@ -82,7 +83,7 @@ def table(plan):
 PACKAGES = table(PLAN)
 UNITS = {package: table(plan) for package, plan in UNIT_PLANS.items()}
 NO_TORCH = (  # not in any function either
-    "data.shards", "deploy.onnx_model", "deploy.predict.parts", "deploy.predict.stream", "deploy.serve",
+    "data.shards", "deploy.onnx_model", "deploy.predict.stream", "deploy.predict.images", "deploy.serve",
     "evaluation.gate", "method.answers", "method.model.description",
 )  # fmt: skip
 

@@ -31,8 +31,8 @@ from benchmarks.shifts.pretrain import pretrain
 from benchmarks.shifts.tasks import COPIES, DEVELOPMENT, HELD_OUT, TOWERS, VARIANTS, Task, task, variant
 from must.config import ClassifierConfig, ShardConfig, TrainConfig
 from must.data.image.preprocess import Preprocess
-from must.data.loading.loader import EvalSource
-from must.data.loading.reader import ShardReader, open_reader
+from must.data.loader import EvalSource
+from must.data.reader import ShardReader, open_reader
 from must.data.shards.build import shard
 from must.deploy.review.prepare import LISTED_CLASSES
 from must.method.answers.review import SCHEDULE, order_by_coverage

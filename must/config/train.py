@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from must.base.errors import UserError
 from must.base.parameters import StageConfig, convert, param, require
 from must.config import defaults
 
@@ -327,3 +328,16 @@ class PlanConfig(TrainConfig):
     output: str = param("accepted as in `must train`; nothing is written", "", metavar="DIR", group="input and output")
     json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", kind="output file")
     seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S", above=0)
+
+
+def check_batch(samples: int, batch_size: int, world: int, micro_batches: int) -> None:
+    """Refuses a batch that a split of so many images, or so many processes, cannot have."""
+    local = batch_size // world
+    if batch_size % world:
+        raise UserError(f"--batch-size {batch_size}: must be a multiple of the number of processes ({world})")
+    if samples < batch_size:
+        raise UserError(
+            f"--batch-size {batch_size}: the split holds {samples} images only; use a batch of at most that many"
+        )
+    if local % micro_batches:
+        raise UserError(f"--accumulate {micro_batches}: must divide the {local} images that each process takes a step")

@@ -11,8 +11,8 @@ from must.base.text import cell, counted, encoded, format_csv, printable
 from must.config import EvaluateConfig
 from must.config.work import COPIES_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.data.format import Index, load_index
-from must.data.loading.loader import EvalSource
-from must.data.loading.reader import open_reader
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
 from must.data.shards.history import read_hashes
 from must.evaluation.figures import MAP_IMAGES
 from must.evaluation.metrics import measure

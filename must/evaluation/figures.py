@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from must.base.errors import MustError
 from must.config import EvaluateConfig
 from must.data.image.decode import decode
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from must.evaluation.result import Metrics, RefinedLabels
 from must.evaluation.scores import Samples, Scores
 from must.evaluation.table import NOTHING, percent

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from must.base.errors import UserError
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from must.method.memory.features import Features
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.memory import Memory

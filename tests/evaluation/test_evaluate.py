@@ -15,7 +15,7 @@ from PIL import Image
 from must.api.demo import CLASSES
 from must.config import GateConfig, RefineConfig, ShardConfig
 from must.data.augment import normalize
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from must.data.shards.build import shard
 from must.data.shards.history import read_hashes
 from must.evaluation.evaluate import evaluate

@@ -22,7 +22,7 @@ from must.config.work import CARD_FILE, ONNX_FILE
 from must.data.augment import normalize
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from must.deploy.export.graph import LARGEST_DIFFERENCE, run_in_batches
 from must.deploy.onnx_model import ABSTENTION, EMBEDDING, KNOWS_NONE, LABELS_FILE, OnnxClassifier
 from must.evaluation.result import Metrics, read_metrics

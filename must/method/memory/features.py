@@ -41,7 +41,7 @@ from must.base.program import bar, is_first_rank
 from must.base.text import counted, printable
 from must.data.augment import normalize
 from must.data.image.preprocess import Preprocess
-from must.data.loading.loader import EvalSource
+from must.data.loader import EvalSource
 from must.data.shards.history import read_hashes
 from must.method.distributed import World
 from must.method.model.description import CheckResult

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from must.data.loading.loader import EvalSource
+from must.data.loader import EvalSource
 from must.method.distributed import World
 from must.method.memory.features import read_features
 from must.method.memory.propagate import RARE, ROUNDS

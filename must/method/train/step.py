@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from must.config import TrainConfig
 from must.data.augment import normalize
 from must.data.image.preprocess import Preprocess
-from must.data.loading.loader import TrainBatch
+from must.data.loader import TrainBatch
 from must.method.distributed import World, apply_ddp, auto_precision, gradient_sync
 from must.method.model.masked_vit import MaskedViT, StudentOutput, patchify
 from must.method.model.towers import take

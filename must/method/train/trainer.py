@@ -23,9 +23,8 @@ from must.base.text import printable
 from must.config import TrainConfig
 from must.config.work import ADAPTED, DESCRIPTION_FILE
 from must.data.augment import TrainViews, normalize
-from must.data.loading.loader import PREFETCH, EvalSource, TrainBatch, TrainDataset, grouped, train_batches
-from must.data.loading.order import GlobalBatches
-from must.data.loading.reader import open_reader
+from must.data.loader import PREFETCH, EvalSource, GlobalBatches, TrainBatch, TrainDataset, grouped, train_batches
+from must.data.reader import open_reader
 from must.method.distributed import (
     Preempted,
     StopSignal,

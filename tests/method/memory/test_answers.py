@@ -14,7 +14,7 @@ from must.api.demo import asset_folder
 from must.api.model import load
 from must.config import ClassifierConfig, EvaluateConfig, ExportConfig, ShardConfig
 from must.data.format import load_index
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from must.data.shards.build import shard
 from must.data.shards.history import read_hashes
 from must.deploy.export.export import export, measured_abstention

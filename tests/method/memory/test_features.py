@@ -11,8 +11,8 @@ from must.api.demo import asset_folder
 from must.base import storage
 from must.config import ClassifierConfig, EvaluateConfig, ReviewConfig, ShardConfig
 from must.data.augment import normalize
-from must.data.loading.loader import EvalSource
-from must.data.loading.reader import open_reader
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
 from must.data.shards.build import shard
 from must.deploy.review.prepare import compute_review
 from must.evaluation.evaluate import evaluate

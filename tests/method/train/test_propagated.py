@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from must.data.augment import normalize
-from must.data.loading.loader import EvalSource
-from must.data.loading.reader import open_reader
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
 from must.method.distributed import init_distributed
 from must.method.memory.propagate import RARE
 from must.method.model.bundle import zero_shot_bundle
