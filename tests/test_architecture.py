@@ -36,7 +36,6 @@ lock        errors processes storage
 program     console errors lock processes text
 parameters  errors text
 flags       parameters program text
-names       errors parameters storage text
 """,
     "data": """
 image

@@ -206,7 +206,7 @@ class Adapted:
         from PIL import ImageOps
         from torchvision.transforms import Compose
 
-        from must.deploy.export.open_clip import whole_model
+        from must.deploy.export.export import whole_model
         from must.method.model.bundle import load_bundle
 
         bundle = load_bundle(str(self.bundle))

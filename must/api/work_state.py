@@ -41,7 +41,7 @@ from must.data.shards.history import joined, read_contents, source_place
 from must.data.shards.workdir import WORK_FOLDER
 from must.method.answers.answers_file import hash_answers
 from must.method.model.description import complete_save
-from must.method.model.folder import MODELS_FOLDER
+from must.method.model.hub import MODELS_FOLDER
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,7 @@ from tqdm import tqdm
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.names import SHA256, SHARD_NAME, TABLE, of_form
-from must.base.parameters import make_record, require
+from must.base.parameters import SHA256, make_record, of_form, require
 from must.base.program import bar
 from must.base.text import brief, printable
 from must.config.work import INDEX_FILE
@@ -29,6 +28,9 @@ from must.config.work import INDEX_FILE
 logger = logging.getLogger(__name__)
 
 
+SHARD = r"[^\W\d]\w*-[0-9]{6,12}"  # of any split
+SHARD_NAME, OFFSETS_NAME = re.compile(rf"{SHARD}\.tar"), re.compile(rf"{SHARD}\.npy")
+TABLE = re.compile(r"(names|contents)-[0-9]{4,12}\.npy")
 LARGEST_OFFSET = 2**53  # also of any other number; their sums in an index are far below 2^63
 MOST_CHUNKS = 2**30  # chunk numbers have 32 bits, and --append continues them
 

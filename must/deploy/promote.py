@@ -24,9 +24,8 @@ from typing import Any
 from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.lock import HeldError, Kind, LockLostError, locked
-from must.base.names import listed, require_no_links, safe_relative_path
 from must.base.parameters import require
-from must.base.storage import ConflictError
+from must.base.storage import ConflictError, listed, require_no_links, safe_relative_path
 from must.base.text import brief, printable
 from must.config import PromoteConfig
 from must.config.work import DESCRIPTION_FILE, ONNX_FILE, VERSION_FILE, WEIGHTS_FILE, find_work

@@ -15,10 +15,9 @@ from must.data.loader import EvalSource
 from must.data.reader import open_reader
 from must.data.shards.history import read_hashes
 from must.evaluation.figures import MAP_IMAGES
-from must.evaluation.metrics import measure
+from must.evaluation.metrics import Samples, Scores, measure, read_samples, score
 from must.evaluation.report import render_report
 from must.evaluation.result import Data, Metrics, ModelRecord, RefinedLabels, write_metrics
-from must.evaluation.scores import Samples, Scores, read_samples, score
 from must.evaluation.table import text_table, verdict
 from must.method.answers.estimate import abstention
 from must.method.distributed import World, init_distributed

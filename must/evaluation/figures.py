@@ -21,8 +21,8 @@ from must.base.errors import MustError
 from must.config import EvaluateConfig
 from must.data.image.decode import decode
 from must.data.reader import ShardReader
+from must.evaluation.metrics import Samples, Scores
 from must.evaluation.result import Metrics, RefinedLabels
-from must.evaluation.scores import Samples, Scores
 from must.evaluation.table import NOTHING, percent
 
 CHART_WIDTH, CHART_HEIGHT = 320, 200

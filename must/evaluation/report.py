@@ -27,8 +27,8 @@ from must.evaluation.figures import (
     reliability_chart,
     signed,
 )
+from must.evaluation.metrics import Samples, Scores
 from must.evaluation.result import Metrics, RefinedLabels
-from must.evaluation.scores import Samples, Scores
 from must.evaluation.table import percent, verdict
 from must.method.answers.estimate import LIGHTS
 from must.method.model.bundle import LOG_FILE

@@ -11,7 +11,6 @@ import jinja2
 import yaml
 
 from must.base.text import counted
-from must.config import ExportConfig
 from must.data.image.preprocess import describe_preprocess
 from must.evaluation.result import Metrics
 from must.method.model.description import BY_ANSWERS, Description, get_preprocess
@@ -63,11 +62,6 @@ def model_card(description: Description, exported: dict[str, Any], metrics: Metr
         licence=backbone_licence(description.pretrained),
         CLASSES_SHOWN=CLASSES_SHOWN,
     )
-
-
-def images_text(config: ExportConfig) -> str:
-    """The images that an export is compared on, in words."""
-    return f"{config.split} of {config.shards}" if config.shards else "random pixels"
 
 
 def describe_origin(description: Description, with_memory: bool) -> str:
