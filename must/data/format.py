@@ -1,4 +1,8 @@
-"""The format of shards, for writing and reading: index.json, tables of offsets in the tars, and `must index verify`.
+"""The format of shards, for writing and reading: index.json, its tables, and `must index verify`.
+
+Each shard has a table of offsets in its tar. Each revision adds two tables to the output, uint64 [n]:
+`names-NNNN.npy`, sorted hashes of its files' names and sources, and `contents-NNNN.npy`, the first 8 bytes of the
+sha256 of its samples' files, in the index's order.
 
 An index is untrusted: its names are used as paths and its numbers as sizes of memory, so every field is checked."""
 
@@ -9,7 +13,7 @@ import logging
 import re
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -279,3 +283,50 @@ def check_shard(uri: str, shard: Shard) -> None:
             check_samples(path, load_offsets(uri, shard))
     except FileNotFoundError:
         raise UserError("missing") from None
+
+
+def read_contents(uri: str, index: Index) -> list[tuple[str, np.ndarray]]:
+    """(split, uint64 [samples]: the first 8 bytes of the sha256 of each image) of each shard of the index."""
+    contents, ends = read_tables(uri, index, "contents"), np.cumsum([0, *(shard.samples for shard in index.shards)])
+    if len(contents) != ends[-1]:
+        raise UserError(f"{uri}: the tables contents-*.npy have another number of images than the index")
+    parts = np.split(contents, ends)[1:-1]
+    return [(shard.split, part) for shard, part in zip(index.shards, parts, strict=True)]
+
+
+def read_hashes(uri: str, index: Index, split: str) -> np.ndarray:
+    """Uint64 [n]: the first 8 bytes of the sha256 of each image of the split."""
+    return joined(part for name, part in read_contents(uri, index) if name == split)
+
+
+def read_tables(uri: str, index: Index, kind: str) -> np.ndarray:
+    return joined(read_table(uri, table) for table in index.tables if table["name"].startswith(f"{kind}-"))
+
+
+def joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.uint64), *arrays])
+
+
+def read_table(uri: str, table: dict[str, str]) -> np.ndarray:
+    """Raises ValueError: it is missing, or its checksum or format is wrong."""
+    hint = "without it --append cannot tell what is new"
+    data = read_file(uri, table["name"], table["sha256"], hint)
+    try:
+        values = np.load(io.BytesIO(data), allow_pickle=False)
+        require(values.ndim == 1 and values.dtype == np.uint64, "other numbers")
+        return values
+    except Exception:  # numpy has no common class for errors in a header
+        raise UserError(f"{storage.join(uri, table['name'])} is damaged; {hint}") from None
+
+
+def as_numbers(data: bytes | bytearray) -> np.ndarray:
+    """8-byte hashes, one after the other -> uint64 [n]."""
+    return np.frombuffer(data, ">u8").astype(np.uint64)
+
+
+def write_table(values: np.ndarray, uri: str) -> dict[str, str]:
+    """Writes a .npy file. Returns its name and checksum for the index."""
+    with storage.open_write(uri) as file:
+        table = storage.HashingFile(file)
+        np.lib.format.write_array(table, values, allow_pickle=False)
+    return {"name": uri.rpartition("/")[2], "sha256": table.sha256}

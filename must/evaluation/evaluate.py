@@ -10,10 +10,9 @@ from must.base import storage
 from must.base.text import cell, counted, encoded, format_csv, printable
 from must.config import EvaluateConfig
 from must.config.work import COPIES_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
-from must.data.format import Index, load_index
+from must.data.format import Index, load_index, read_hashes
 from must.data.loader import EvalSource
 from must.data.reader import open_reader
-from must.data.shards.history import read_hashes
 from must.evaluation.figures import MAP_IMAGES
 from must.evaluation.metrics import Samples, Scores, measure, read_samples, score
 from must.evaluation.report import render_report

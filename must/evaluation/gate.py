@@ -91,7 +91,7 @@ def automatic_gate(metrics: Metrics, config: GateConfig) -> Decision:
 
 
 def label_free_gate(metrics: Metrics, config: GateConfig, unknown: str = NO_LABELS) -> Decision:
-    """Stops a model that collapsed (must/method/memory/features.py): without labels nothing else can be known.
+    """Stops a model that collapsed (must/method/memory/predictions.py): without labels nothing else can be known.
 
     If the evaluated images are too few, it uses the check of the training images, which is in the bundle. `unknown`:
     why a model that passes may be no better."""

@@ -19,7 +19,8 @@ from must.base.errors import UserError
 from must.data.reader import ShardReader
 from must.evaluation.result import Accuracy, Compared, Interval, LabelFree, Metrics, ModelFigures, Paired
 from must.method.answers.estimate import binomial_tail, difference, share
-from must.method.memory.features import Features, TopLabels, compare_predictions, count_effective
+from must.method.memory.features import Features
+from must.method.memory.predictions import TopLabels, compare_predictions, count_effective
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.memory import Memory
 
@@ -285,7 +286,7 @@ def label_free(scores: Scores, classes: int) -> ModelFigures:
     """Label-free figures of one model. N images, K `classes`.
 
     - confidence: mean probability of the predicted class.
-    - histogram: predicted images a class [K]; effective_classes: see pool.count_effective."""
+    - histogram: predicted images a class [K]; effective_classes: see count_effective."""
     histogram = np.bincount(scores.prediction, minlength=classes)
     return ModelFigures(
         confidence=float(scores.confidence.mean(dtype=np.float64)),

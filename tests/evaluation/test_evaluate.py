@@ -15,9 +15,9 @@ from PIL import Image
 from must.api.demo import CLASSES
 from must.config import GateConfig, RefineConfig, ShardConfig
 from must.data.augment import normalize
+from must.data.format import read_hashes
 from must.data.reader import ShardReader
 from must.data.shards.build import shard
-from must.data.shards.history import read_hashes
 from must.evaluation.evaluate import evaluate
 from must.evaluation.gate import gate
 from must.evaluation.result import parse_metrics

@@ -29,8 +29,7 @@ from must.config.defaults import parse_part
 from must.config.work import INDEX_FILE
 from must.data import format as index
 from must.data.format import OFFSETS_NAME, SHARD_NAME, TABLE
-from must.data.shards.history import source_place
-from must.data.shards.listing import Listing, settings_json
+from must.data.shards.listing import Listing, settings_json, source_place
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,7 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import counted, encoded, printable, visible
 from must.config.defaults import list_parts, parse_part
-from must.data.shards.history import source_place
-from must.data.shards.listing import open_source
+from must.data.shards.listing import open_source, source_place
 from must.data.sources.archives import Archives, expanded
 from must.data.sources.files import (
     ARCHIVE,

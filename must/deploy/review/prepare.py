@@ -43,8 +43,9 @@ from must.method.answers.review import (
     random_order,
 )
 from must.method.distributed import init_distributed
-from must.method.memory.features import Pool, TopLabels, read_features
+from must.method.memory.features import Pool, read_features
 from must.method.memory.measure import find_answers
+from must.method.memory.predictions import TopLabels
 from must.method.memory.propagate import LARGEST_MEMORY, answer_rows, build_memory, find_neighbours, predict_left_out
 from must.method.memory.refine import refine_pool
 from must.method.model.bundle import load_bundle, zero_shot_bundle

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from must.base.text import counted
 from must.config import RefineConfig
-from must.data.format import load_index
-from must.data.shards.history import read_hashes
+from must.data.format import load_index, read_hashes
 from must.method.answers.answers_file import NO_CLASS, OUTDATED, RANDOM, Answer, read_answers
 from must.method.answers.estimate import (
     ROOM,
@@ -42,7 +41,8 @@ from must.method.answers.population import (
     read_population,
     shorten,
 )
-from must.method.memory.features import Pool, TopLabels
+from must.method.memory.features import Pool
+from must.method.memory.predictions import TopLabels
 from must.method.memory.propagate import answer_rows, look_up, predict_left_out
 from must.method.model.memory import Memory
 

@@ -35,13 +35,13 @@ from must.config.work import (
     REFINED_FILE,
     VERSION_FILE,
 )
+from must.data.format import read_hashes
 from must.data.loader import EvalSource
-from must.data.shards.history import read_hashes
 from must.method.answers.answers_file import NO_CLASS, hash_answers
 from must.method.answers.estimate import SET, describe_classes
 from must.method.answers.population import KeptLabels, write_kept
 from must.method.distributed import init_distributed
-from must.method.memory.features import Features, Pool, TopLabels, compare_predictions, read_features
+from must.method.memory.features import Features, Pool, read_features
 from must.method.memory.measure import (
     FEWEST_ANSWERS,
     NEVER,
@@ -51,7 +51,7 @@ from must.method.memory.measure import (
     keep_labels,
     measure_answers,
 )
-from must.method.memory.names import Finding, find_missing, find_pairs
+from must.method.memory.predictions import Finding, TopLabels, compare_predictions, find_missing, find_pairs
 from must.method.memory.propagate import answer_rows, build_memory, find_neighbours, look_up
 from must.method.model.bundle import (
     CANDIDATES,

@@ -36,8 +36,9 @@ from must.method.distributed import (
     prepare_machine,
     share_cores,
 )
-from must.method.memory.features import TopLabels, compare_predictions, read_features
-from must.method.memory.propagate import LARGEST_MEMORY, build_memory
+from must.method.memory.features import read_features
+from must.method.memory.predictions import TopLabels, compare_predictions
+from must.method.memory.propagate import LARGEST_MEMORY, PropagatedLabels, build_memory, count_bytes
 from must.method.model.bundle import (
     Bundle,
     Weights,
@@ -51,7 +52,6 @@ from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.description import BY_HAND, BY_TRAINING, Description, RunSummary, Selection, get_preprocess
 from must.method.train.checkpoint import RunTimer, TrainState, exclusive_checkpoints
 from must.method.train.log import GB, Size, TrainLog, in_words, summarize_run
-from must.method.train.propagated import PropagatedLabels, count_bytes
 from must.method.train.recipe import provenance, resolve
 from must.method.train.step import MustStep, make_teacher
 

@@ -18,7 +18,8 @@ from must.deploy.review.prepare import compute_review
 from must.evaluation.evaluate import evaluate
 from must.method.distributed import World
 from must.method.memory import features as module
-from must.method.memory.features import TopLabels, read_features
+from must.method.memory.features import read_features
+from must.method.memory.predictions import TopLabels
 from must.method.model.bundle import load_bundle
 from must.method.model.classifier import classifier
 from must.method.model.description import get_preprocess
