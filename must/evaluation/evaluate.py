@@ -14,10 +14,10 @@ from must.data.format import Index, load_index, read_hashes
 from must.data.loader import EvalSource
 from must.data.reader import open_reader
 from must.evaluation.figures import MAP_IMAGES
+from must.evaluation.gate import verdict
 from must.evaluation.metrics import Samples, Scores, measure, read_samples, score
 from must.evaluation.report import render_report
-from must.evaluation.result import Data, Metrics, ModelRecord, RefinedLabels, write_metrics
-from must.evaluation.table import text_table, verdict
+from must.evaluation.result import Data, Metrics, ModelRecord, RefinedLabels, text_table, write_metrics
 from must.method.answers.estimate import abstention
 from must.method.distributed import World, init_distributed
 from must.method.memory.features import Features, hash_tower, read_features, spread

@@ -22,8 +22,7 @@ from must.config import EvaluateConfig
 from must.data.image.decode import decode
 from must.data.reader import ShardReader
 from must.evaluation.metrics import Samples, Scores
-from must.evaluation.result import Metrics, RefinedLabels
-from must.evaluation.table import NOTHING, percent
+from must.evaluation.result import NOTHING, Metrics, RefinedLabels, percent
 
 CHART_WIDTH, CHART_HEIGHT = 320, 200
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 40, 16, 12, 26

@@ -20,8 +20,7 @@ from must.data.reader import ShardReader
 from must.data.shards.build import shard
 from must.evaluation.evaluate import evaluate
 from must.evaluation.gate import gate
-from must.evaluation.result import parse_metrics
-from must.evaluation.table import text_table
+from must.evaluation.result import parse_metrics, text_table
 from must.method.answers.answers_file import append
 from must.method.answers.population import record_population, shorten
 from must.method.memory.refine import refine
