@@ -35,7 +35,6 @@ storage     errors processes text
 lock        errors processes storage
 program     console errors lock processes text
 parameters  errors text
-flags       parameters program text
 """,
     "data": """
 image
