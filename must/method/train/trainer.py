@@ -309,7 +309,7 @@ class Trainer:
 def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device) -> None:
     """Initializes the mask token with the mean patch. Every process calls this and reads the same images. If none can
     be decoded, the token stays random, and training reports it."""
-    source.numbers = source.numbers[:MASK_TOKEN_IMAGES]
+    source = source.only(source.numbers[:MASK_TOKEN_IMAGES])
     sums = [normalize(batch.pixels, source.preprocess).sum(0) for batch in source]
     if sums:
         mean = torch.stack(sums).sum(0) / (len(source.numbers) - source.skipped)
