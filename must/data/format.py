@@ -43,19 +43,15 @@ def check_count(value: int) -> None:
     require(0 <= value < LARGEST_OFFSET, "must be a non-negative integer")
 
 
-def check_form(pattern: re.Pattern[str], noun: str) -> Callable[[str], object]:
-    return lambda value: of_form(pattern, value, noun)
-
-
 Count = Annotated[int, check_count]
-Sha256 = Annotated[str, check_form(SHA256, "sha256")]
+Sha256 = Annotated[str, partial(of_form, SHA256, noun="sha256")]
 
 
 @dataclass(frozen=True)
 class Shard:
     """One tar file and its table of offsets, `<name without .tar>.npy`."""
 
-    name: Annotated[str, check_form(SHARD_NAME, "valid shard name")]  # of the tar, relative to the index
+    name: Annotated[str, partial(of_form, SHARD_NAME, noun="valid shard name")]  # of the tar, relative to the index
     split: str
     samples: Count
     bytes: Count
