@@ -24,14 +24,14 @@ import torch
 import must
 from must.api.demo import CLASSES, asset_folder, digit_parts
 from must.config import RefineConfig
-from must.data.loading.loader import EvalSource
-from must.data.loading.reader import ShardReader
+from must.data.loader import EvalSource
+from must.data.reader import ShardReader
 from must.method.answers.answers_file import NO_CLASS
 from must.method.answers.estimate import ACCEPTED, SET, Sample, accept, fewest_answers, find_ranks
 from must.method.answers.population import ENTRY, NOTHING_GONE, Gone, choose_sample, forget_gone
 from must.method.distributed import World
-from must.method.memory.answers import Answers
 from must.method.memory.features import Pool, read_features
+from must.method.memory.measure import Answers
 from must.method.memory.refine import refine_pool
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier

@@ -13,8 +13,8 @@ import time
 import numpy as np
 import torch
 
-from must.method.memory.answers import Answers
 from must.method.memory.features import Pool
+from must.method.memory.measure import Answers
 from must.method.memory.refine import refine_pool
 from must.method.model.memory import NEIGHBOURS, Whitening, nearest
 

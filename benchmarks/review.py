@@ -21,7 +21,7 @@ import torch
 import must
 from must.api.demo import CLASSES, asset_folder, digit_parts
 from must.config import ReviewConfig
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from must.deploy.review.prepare import Images, compute_review
 from must.method.answers.estimate import share
 from must.method.answers.review import random_order

@@ -22,7 +22,7 @@ import torch
 from must.config import ExportConfig
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from must.deploy.export.export import export
 from must.deploy.onnx_model import OnnxClassifier
 from must.method.model.bundle import Bundle, load_bundle, save_bundle

@@ -129,7 +129,7 @@ def make_pictures(options, folder: Path) -> list[bytes]:
 
     folder.mkdir()
     if options.shards:
-        from must.data.loading.reader import ShardReader
+        from must.data.reader import ShardReader
 
         reader = ShardReader(options.shards, "train")
         images = [decode(reader.image(number)) for number in range(min(64, len(reader)))]

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from must.data.loading.order import GlobalBatches
+from must.data.loader import GlobalBatches
 
 WINDOWS = (1, 2, 4, 8, 16, 32, 64, 128)
 

@@ -71,8 +71,8 @@ def main() -> None:
 
 def read(uri: str, cache: str) -> dict[str, float]:
     """Reads all images of the split train in the order of an epoch, with the reader of training."""
-    from must.data.loading.order import EpochOrder
-    from must.data.loading.reader import open_reader
+    from must.data.loader import EpochOrder
+    from must.data.reader import open_reader
 
     reader = open_reader(uri, "train", cache)
     order = EpochOrder(reader.sizes, 0, 0, 4).take(0, len(reader))

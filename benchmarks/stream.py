@@ -39,9 +39,8 @@ from must.config import ShardConfig, TrainConfig
 from must.data.augment import AugmentParams, PatchMask, TrainViews, fill_color, posterize, seed_views
 from must.data.image.decode import decode
 from must.data.image.preprocess import CLIP_MEAN, CLIP_STD, Preprocess
-from must.data.loading.loader import TrainDataset, train_batches
-from must.data.loading.order import GlobalBatches
-from must.data.loading.reader import ShardReader
+from must.data.loader import GlobalBatches, TrainDataset, train_batches
+from must.data.reader import ShardReader
 from must.data.shards.build import shard
 
 SIZE, BATCH = 224, 64

@@ -153,7 +153,7 @@ def must_step(options: Any, variant: dict[str, Any], device: Any, visual: Any, c
 
     from must.config import TrainConfig
     from must.data.image.preprocess import Preprocess
-    from must.data.loading.loader import TrainBatch
+    from must.data.loader import TrainBatch
     from must.method.distributed import World, division, prepare_machine, share_cores
     from must.method.model.masked_vit import MaskedViT
     from must.method.train.step import MustStep

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from docs.pictures_dag import dag
 from docs.pictures_report import annotate, photograph
-from must.data.loading.order import EpochOrder
+from must.data.loader import EpochOrder
 
 INK, GREY, PALE = "#1f2933", "#7b8794", "#e4e7eb"
 SERIES = ("#0b63ce", "#b54708", "#0b7a4b", "#7a3fa8")

@@ -17,8 +17,8 @@ import yaml
 
 import must
 from must.api import results
+from must.api.cli import preset_text
 from must.api.stages import function_at_must
-from must.base.flags import preset_text
 from must.base.parameters import list_parameters
 from must.stages import COMMANDS, ERRORS, NOT_STAGES
 from must_pipeline import cli

@@ -88,7 +88,7 @@ STAGES: Final[dict[str, Stage]] = {
     ),
     "shard": Stage(
         "Pack images into WebDataset shards with an index, ready to train on.",
-        "must.config.shard:ShardConfig", "must.data.shards.build:shard",
+        "must.config.train:ShardConfig", "must.data.shards.build:shard",
         next="must classifier --classes FILE --model ViT-B-16/datacomp_xl_s13b_b90k --output classifier.safetensors",
         pod=Pod(
             "must-shard", 32, "must.runtime.stages:shard", writes={"index": "Dataset"}, returns={"index_sha256": str}
@@ -97,7 +97,7 @@ STAGES: Final[dict[str, Stage]] = {
     "shard-part": Stage(pod=Pod("must-shard", 32, "must.runtime.stages:shard_part", of="shard")),
     "classifier": Stage(
         "Turn class names and prompt templates into zero-shot text classifier weights.",
-        "must.config.shard:ClassifierConfig", "must.method.model.classifier:classifier", torch=True,
+        "must.config.train:ClassifierConfig", "must.method.model.classifier:classifier", torch=True,
         next="must train --shards SHARDS --classifier {output} --output model",
         pod=Pod("must-torch", 16, "must.runtime.stages:classifier", writes={"weights": "Model"}, gpu=True),
     ),
@@ -149,7 +149,7 @@ STAGES: Final[dict[str, Stage]] = {
     ),
     "export": Stage(
         "Write the model as ONNX, or as a folder that open_clip loads; checked against PyTorch.",
-        "must.config.export:ExportConfig", "must.deploy.export.export:export", torch=True,
+        "must.config.deploy:ExportConfig", "must.deploy.export.export:export", torch=True,
         next="must predict FOLDER --model {output}; must serve --model {output}",
         pod=Pod(
             "must-torch", 32, "must.runtime.stages:export", reads=JUDGED, writes={"onnx": "Model"}, loaders=True,
@@ -165,7 +165,7 @@ STAGES: Final[dict[str, Stage]] = {
     ),
     "promote": Stage(
         "Copy a model to the registry and make it the champion, the one in use; --rollback restores the one before.",
-        "must.config.export:PromoteConfig", "must.deploy.promote:promote",
+        "must.config.deploy:PromoteConfig", "must.deploy.promote:promote",
         pod=Pod(
             "must-shard", 16, "must.runtime.stages:promote", reads=JUDGED | {"onnx": "Model", "decision": "Artifact"},
             writes={"promoted": "Model"}, returns={"version": str},
@@ -173,13 +173,13 @@ STAGES: Final[dict[str, Stage]] = {
     ),
     "predict": Stage(
         "Classify images, few or many, with the ONNX file alone (no PyTorch) or with a bundle.",
-        "must.config.predict:PredictConfig", "must.deploy.predict.predict:predict",
+        "must.config.deploy:PredictConfig", "must.deploy.predict.predict:predict",
     ),
     "model": Stage(pod=Pod("must-shard", 4, "must.runtime.stages:choose_model")),
     "label": Stage(pod=Pod("must-serve", 16, "must.runtime.stages:label", gpu=True)),
     "serve": Stage(
         "Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch).",
-        "must.config.predict:ServeConfig", "must.deploy.serve.serve:serve",
+        "must.config.deploy:ServeConfig", "must.deploy.serve.serve:serve",
     ),
     "sort": Stage(
         "Put the labelled images into a folder for each class, as links or copies.",

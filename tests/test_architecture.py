@@ -32,8 +32,6 @@ storage     errors processes text
 lock        errors processes storage
 program     console errors lock processes text
 parameters  errors text
-flags       parameters program text
-names       errors parameters storage text
 """,
     "data": """
 image
@@ -41,7 +39,8 @@ format
 sources     image
 shards      format image sources
 augment     image
-loading     augment format image
+reader      format
+loader      augment format image reader
 """,
     "method": """
 distributed
@@ -79,7 +78,7 @@ def table(plan):
 PACKAGES = table(PLAN)
 UNITS = {package: table(plan) for package, plan in UNIT_PLANS.items()}
 NO_TORCH = (  # not in any function either
-    "data.shards", "deploy.onnx_model", "deploy.predict.parts", "deploy.predict.stream", "deploy.serve",
+    "data.shards", "deploy.onnx_model", "deploy.predict.stream", "deploy.predict.images", "deploy.serve",
     "evaluation.gate", "method.answers", "method.model.description",
 )  # fmt: skip
 

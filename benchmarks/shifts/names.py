@@ -21,11 +21,11 @@ from torch import Tensor
 from benchmarks.shifts.families import ROOT
 from benchmarks.shifts.run import order_review, prepare, truth
 from benchmarks.shifts.tasks import DEVELOPMENT, HELD_OUT, VARIANTS, task, variant
-from must.data.loading.loader import EvalSource
-from must.data.loading.reader import open_reader
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
 from must.method.distributed import World
-from must.method.memory.features import TopLabels, read_features
-from must.method.memory.names import Finding, find_missing, find_pairs
+from must.method.memory.features import read_features
+from must.method.memory.predictions import Finding, TopLabels, find_missing, find_pairs
 from must.method.memory.propagate import refine_probabilities
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier

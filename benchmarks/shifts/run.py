@@ -31,14 +31,15 @@ from benchmarks.shifts.pretrain import pretrain
 from benchmarks.shifts.tasks import COPIES, DEVELOPMENT, HELD_OUT, TOWERS, VARIANTS, Task, task, variant
 from must.config import ClassifierConfig, ShardConfig, TrainConfig
 from must.data.image.preprocess import Preprocess
-from must.data.loading.loader import EvalSource
-from must.data.loading.reader import ShardReader, open_reader
+from must.data.loader import EvalSource
+from must.data.reader import ShardReader, open_reader
 from must.data.shards.build import shard
 from must.deploy.review.prepare import LISTED_CLASSES
 from must.method.answers.review import SCHEDULE, order_by_coverage
 from must.method.distributed import World
-from must.method.memory.features import Pool, TopLabels, read_features
+from must.method.memory.features import Pool, read_features
 from must.method.memory.measure import bound_none
+from must.method.memory.predictions import TopLabels
 from must.method.memory.propagate import build_memory, find_neighbours, look_up
 from must.method.model.bundle import interpolate, load_bundle, load_trained, zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier

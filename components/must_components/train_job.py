@@ -19,9 +19,9 @@ import yaml
 from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.lock import RUN_ID
-from must.base.names import listed
 from must.base.parameters import require
 from must.base.program import BUG, HELD, PREEMPTED, TIME_OVER, WRONG_INPUT, Ended, handling
+from must.base.storage import listed
 from must.base.text import one_line
 from must.config.work import DESCRIPTION_FILE, WorkUri
 from must.method.model.description import summary_at

@@ -48,8 +48,7 @@ from must.config.work import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, NEXT_PREF
 from must.data.format import load_index
 from must.method.model.classifier import read_header
 from must.method.model.description import load_description
-from must.method.model.folder import MODELS_FOLDER
-from must.method.model.hub import check_model_name
+from must.method.model.hub import MODELS_FOLDER, check_model_name
 from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, published
 
 logger = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.config.work import PARTS
+from must.data.format import as_numbers
 from must.data.image.decode import decode, identify, orientation, upright
 from must.data.image.preprocess import is_transparent, to_rgb
-from must.data.shards.history import as_numbers
 from must.data.shards.listing import open_source
 from must.data.sources.files import Folder, ListingReport, Manifest, beside, no_images
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, ClassSet, load_class_set, make_class_set

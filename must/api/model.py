@@ -22,7 +22,7 @@ from must.config.work import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PR
 from must.data.image.preprocess import EvalView, to_rgb
 from must.data.sources.files import ListingReport
 from must.deploy.onnx_model import ImageClassifier, threshold
-from must.deploy.predict.found import Found, find_images
+from must.deploy.predict.images import Found, find_images
 from must.deploy.predict.predict import classify, open_model
 from must.deploy.predict.predict import read_pixels as pixels_of_file
 from must.deploy.predict.writer import Options, Prediction, Unreadable, import_pandas, to_frame
@@ -206,7 +206,7 @@ class Adapted:
         from PIL import ImageOps
         from torchvision.transforms import Compose
 
-        from must.deploy.export.open_clip import whole_model
+        from must.deploy.export.export import whole_model
         from must.method.model.bundle import load_bundle
 
         bundle = load_bundle(str(self.bundle))

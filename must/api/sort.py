@@ -17,7 +17,7 @@ from must.base.program import bar
 from must.base.text import NONE_OF_THESE, cell, counted, encoded, printable, uncell
 from must.config import SortConfig
 from must.config.work import PREDICTIONS_FILE, RECORD_FILE, WORDS
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 
 logger = logging.getLogger(__name__)
 

@@ -109,7 +109,7 @@ def check_input(config: Any, kind: str, value: str, flag: str) -> None:
 def check_classifier(config: Any, file: str, flag: str) -> None:
     """A classifier file, and its model folder unless the parameters name another model."""
     from must.method.model.classifier import read_header, require_shares
-    from must.method.model.folder import require_model
+    from must.method.model.hub import require_model
 
     header = read_header(file, flag)
     if not (getattr(config, "pretrained", "") or (hasattr(config, "pretrained") and config.model)):

@@ -39,8 +39,8 @@ from must.config.work import (
     WORDS,
     is_work,
 )
-from must.data.format import load_index
-from must.data.shards.history import joined, read_contents, source_place
+from must.data.format import joined, load_index, read_contents
+from must.data.shards.listing import source_place
 from must.data.shards.workdir import WORK_FOLDER
 from must.method.answers.answers_file import hash_answers
 from must.method.model.description import complete_save

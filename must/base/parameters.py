@@ -18,6 +18,8 @@ import yaml
 from must.base.errors import MustError, UserError
 from must.base.text import brief, did_you_mean, one_line, printable
 
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
 Config = TypeVar("Config", bound="StageConfig")
 Record = TypeVar("Record")
 get_hints: Callable[[Any], dict[str, Any]] = cache(partial(get_type_hints, include_extras=True))
@@ -351,3 +353,10 @@ def require(condition: bool, message: str) -> None:
     """Raises UserError(message) unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+def of_form(pattern: re.Pattern[str], value: object, noun: str) -> str:
+    """Returns `value` if the whole of it matches."""
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise UserError(f"{brief(value)} is not a {noun}")
+    return value

@@ -4,11 +4,9 @@ The command line, the YAML files (``--config``), the presets and the pipeline co
 Flags override the ``--config`` file, which overrides ``--preset``, which overrides the defaults."""
 
 from must.config.adapt import AdaptConfig, DemoConfig, QuickstartConfig, SortConfig
+from must.config.deploy import ExportConfig, PredictConfig, PromoteConfig, ServeConfig
 from must.config.evaluate import EvaluateConfig, GateConfig, RefineConfig, ReviewConfig
-from must.config.export import ExportConfig, PromoteConfig
-from must.config.predict import PredictConfig, ServeConfig
-from must.config.shard import ClassifierConfig, ShardConfig
-from must.config.train import PlanConfig, TrainConfig
+from must.config.train import ClassifierConfig, PlanConfig, ShardConfig, TrainConfig
 
 __all__ = [
     "AdaptConfig", "ClassifierConfig", "DemoConfig", "EvaluateConfig", "ExportConfig", "GateConfig", "PlanConfig",

@@ -1,4 +1,8 @@
-"""The format of shards, for writing and reading: index.json, tables of offsets in the tars, and `must index verify`.
+"""The format of shards, for writing and reading: index.json, its tables, and `must index verify`.
+
+Each shard has a table of offsets in its tar. Each revision adds two tables to the output, uint64 [n]:
+`names-NNNN.npy`, sorted hashes of its files' names and sources, and `contents-NNNN.npy`, the first 8 bytes of the
+sha256 of its samples' files, in the index's order.
 
 An index is untrusted: its names are used as paths and its numbers as sizes of memory, so every field is checked."""
 
@@ -9,7 +13,7 @@ import logging
 import re
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +24,7 @@ from tqdm import tqdm
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.names import SHA256, SHARD_NAME, TABLE, of_form
-from must.base.parameters import make_record, require
+from must.base.parameters import SHA256, make_record, of_form, require
 from must.base.program import bar
 from must.base.text import brief, printable
 from must.config.work import INDEX_FILE
@@ -29,6 +32,9 @@ from must.config.work import INDEX_FILE
 logger = logging.getLogger(__name__)
 
 
+SHARD = r"[^\W\d]\w*-[0-9]{6,12}"  # of any split
+SHARD_NAME, OFFSETS_NAME = re.compile(rf"{SHARD}\.tar"), re.compile(rf"{SHARD}\.npy")
+TABLE = re.compile(r"(names|contents)-[0-9]{4,12}\.npy")
 LARGEST_OFFSET = 2**53  # also of any other number; their sums in an index are far below 2^63
 MOST_CHUNKS = 2**30  # chunk numbers have 32 bits, and --append continues them
 
@@ -37,19 +43,15 @@ def check_count(value: int) -> None:
     require(0 <= value < LARGEST_OFFSET, "must be a non-negative integer")
 
 
-def check_form(pattern: re.Pattern[str], noun: str) -> Callable[[str], object]:
-    return lambda value: of_form(pattern, value, noun)
-
-
 Count = Annotated[int, check_count]
-Sha256 = Annotated[str, check_form(SHA256, "sha256")]
+Sha256 = Annotated[str, partial(of_form, SHA256, noun="sha256")]
 
 
 @dataclass(frozen=True)
 class Shard:
     """One tar file and its table of offsets, `<name without .tar>.npy`."""
 
-    name: Annotated[str, check_form(SHARD_NAME, "valid shard name")]  # of the tar, relative to the index
+    name: Annotated[str, partial(of_form, SHARD_NAME, noun="valid shard name")]  # of the tar, relative to the index
     split: str
     samples: Count
     bytes: Count
@@ -277,3 +279,50 @@ def check_shard(uri: str, shard: Shard) -> None:
             check_samples(path, load_offsets(uri, shard))
     except FileNotFoundError:
         raise UserError("missing") from None
+
+
+def read_contents(uri: str, index: Index) -> list[tuple[str, np.ndarray]]:
+    """(split, uint64 [samples]: the first 8 bytes of the sha256 of each image) of each shard of the index."""
+    contents, ends = read_tables(uri, index, "contents"), np.cumsum([0, *(shard.samples for shard in index.shards)])
+    if len(contents) != ends[-1]:
+        raise UserError(f"{uri}: the tables contents-*.npy have another number of images than the index")
+    parts = np.split(contents, ends)[1:-1]
+    return [(shard.split, part) for shard, part in zip(index.shards, parts, strict=True)]
+
+
+def read_hashes(uri: str, index: Index, split: str) -> np.ndarray:
+    """Uint64 [n]: the first 8 bytes of the sha256 of each image of the split."""
+    return joined(part for name, part in read_contents(uri, index) if name == split)
+
+
+def read_tables(uri: str, index: Index, kind: str) -> np.ndarray:
+    return joined(read_table(uri, table) for table in index.tables if table["name"].startswith(f"{kind}-"))
+
+
+def joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.uint64), *arrays])
+
+
+def read_table(uri: str, table: dict[str, str]) -> np.ndarray:
+    """Raises ValueError: it is missing, or its checksum or format is wrong."""
+    hint = "without it --append cannot tell what is new"
+    data = read_file(uri, table["name"], table["sha256"], hint)
+    try:
+        values = np.load(io.BytesIO(data), allow_pickle=False)
+        require(values.ndim == 1 and values.dtype == np.uint64, "other numbers")
+        return values
+    except Exception:  # numpy has no common class for errors in a header
+        raise UserError(f"{storage.join(uri, table['name'])} is damaged; {hint}") from None
+
+
+def as_numbers(data: bytes | bytearray) -> np.ndarray:
+    """8-byte hashes, one after the other -> uint64 [n]."""
+    return np.frombuffer(data, ">u8").astype(np.uint64)
+
+
+def write_table(values: np.ndarray, uri: str) -> dict[str, str]:
+    """Writes a .npy file. Returns its name and checksum for the index."""
+    with storage.open_write(uri) as file:
+        table = storage.HashingFile(file)
+        np.lib.format.write_array(table, values, allow_pickle=False)
+    return {"name": uri.rpartition("/")[2], "sha256": table.sha256}

@@ -24,9 +24,8 @@ from typing import Any
 from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.lock import HeldError, Kind, LockLostError, locked
-from must.base.names import listed, require_no_links, safe_relative_path
 from must.base.parameters import require
-from must.base.storage import ConflictError
+from must.base.storage import ConflictError, listed, require_no_links, safe_relative_path
 from must.base.text import brief, printable
 from must.config import PromoteConfig
 from must.config.work import DESCRIPTION_FILE, ONNX_FILE, VERSION_FILE, WEIGHTS_FILE, find_work
@@ -189,14 +188,11 @@ class Registry:
             content = json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode()
             storage.write_bytes(self.make_uri(LATEST), content, generation)
         except ConflictError:
-            raise (
-                moved
-                if back
-                else OvertakenError(
-                    f"{self.uri}: another run moved LATEST at the same moment; {version} is stored but is not the "
-                    "champion. Run again: it will be compared with the new champion"
-                )
-            ) from None
+            overtaken = OvertakenError(
+                f"{self.uri}: another run moved LATEST at the same moment; {version} is stored but is not the "
+                "champion. Run again: it will be compared with the new champion"
+            )
+            raise (moved if back else overtaken) from None
         return new
 
     def decision(self, key: str) -> dict[str, Any] | None:
@@ -297,7 +293,11 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
         "git_revision": provenance.git_revision,
     }
     expected = {"": None, "none": ""}.get(config.champion, config.champion)
-    require_onnx(registry, config, version, current)
+    require(
+        bool(config.onnx) or not registry.is_servable(current) or registry.is_servable(version),
+        f"{registry.uri}: `must serve` can serve the champion, {current}, and not this model, which has no ONNX file: "
+        f"{advise_export(config)}",
+    )
     if not config.version and expected not in (None, current) and current == version:
         logger.info(f"{registry.uri}: LATEST is this model, {current}: another run with the same data promoted it")
     else:
@@ -310,15 +310,6 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
         lack = f"without an ONNX file `must serve` cannot serve {version}"
         logger.warning(f"{registry.uri}: {lack}: {advise_export(config)}")
     return latest
-
-
-def require_onnx(registry: Registry, config: PromoteConfig, version: str, current: str) -> None:
-    """A champion that `must serve` can serve is not replaced by a model without an ONNX file."""
-    require(
-        bool(config.onnx) or not registry.is_servable(current) or registry.is_servable(version),
-        f"{registry.uri}: `must serve` can serve the champion, {current}, and not this model, which has no ONNX file: "
-        f"{advise_export(config)}",
-    )
 
 
 def advise_export(config: PromoteConfig) -> str:

@@ -10,16 +10,14 @@ from must.base import storage
 from must.base.text import cell, counted, encoded, format_csv, printable
 from must.config import EvaluateConfig
 from must.config.work import COPIES_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
-from must.data.format import Index, load_index
-from must.data.loading.loader import EvalSource
-from must.data.loading.reader import open_reader
-from must.data.shards.history import read_hashes
+from must.data.format import Index, load_index, read_hashes
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
 from must.evaluation.figures import MAP_IMAGES
-from must.evaluation.metrics import measure
+from must.evaluation.gate import verdict
+from must.evaluation.metrics import Samples, Scores, measure, read_samples, score
 from must.evaluation.report import render_report
-from must.evaluation.result import Data, Metrics, ModelRecord, RefinedLabels, write_metrics
-from must.evaluation.scores import Samples, Scores, read_samples, score
-from must.evaluation.table import text_table, verdict
+from must.evaluation.result import Data, Metrics, ModelRecord, RefinedLabels, text_table, write_metrics
 from must.method.answers.estimate import abstention
 from must.method.distributed import World, init_distributed
 from must.method.memory.features import Features, hash_tower, read_features, spread

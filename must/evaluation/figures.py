@@ -20,10 +20,9 @@ from PIL import Image, ImageOps
 from must.base.errors import MustError
 from must.config import EvaluateConfig
 from must.data.image.decode import decode
-from must.data.loading.reader import ShardReader
-from must.evaluation.result import Metrics, RefinedLabels
-from must.evaluation.scores import Samples, Scores
-from must.evaluation.table import NOTHING, percent
+from must.data.reader import ShardReader
+from must.evaluation.metrics import Samples, Scores
+from must.evaluation.result import NOTHING, Metrics, RefinedLabels, percent
 
 CHART_WIDTH, CHART_HEIGHT = 320, 200
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 40, 16, 12, 26

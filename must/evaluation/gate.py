@@ -1,11 +1,14 @@
 """Decides whether the adapted model may be promoted: pure functions of metrics.json that return a decision and reasons.
 
 By default labels decide, of a split that nothing was trained on; with fewer than --min-images, people's answers; with
-fewer than FEWEST_LABELS of these that decide nothing, the label-free gate, which stops a collapsed model only."""
+fewer than FEWEST_LABELS of these that decide nothing, the label-free gate, which stops a collapsed model only.
+
+`verdict` says in words, for the report, what the numbers say."""
 
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 from must.base import storage
 from must.base.errors import UserError
@@ -91,7 +94,7 @@ def automatic_gate(metrics: Metrics, config: GateConfig) -> Decision:
 
 
 def label_free_gate(metrics: Metrics, config: GateConfig, unknown: str = NO_LABELS) -> Decision:
-    """Stops a model that collapsed (must/method/memory/features.py): without labels nothing else can be known.
+    """Stops a model that collapsed (must/method/memory/predictions.py): without labels nothing else can be known.
 
     If the evaluated images are too few, it uses the check of the training images, which is in the bundle. `unknown`:
     why a model that passes may be no better."""
@@ -177,3 +180,132 @@ def as_markdown(decision: Decision, against: str) -> str:
         title = f"# {decision_text(decision).capitalize()} by the {decision.gate} gate"
     reasons = [reason.replace("`", "'") for reason in decision.reasons]  # names of classes must not end the code
     return "\n".join([title, "", f"Compared with: {against}", "", *(f"- `{reason}`" for reason in reasons), ""])
+
+
+class Verdict(NamedTuple):
+    tone: str  # good, bad or open
+    headline: str
+    text: str  # the statistics
+    plain: str = ""  # the same without statistics
+
+
+HELPS = " What helps: better class names or prompts, more images, or a model that knows such images."
+
+
+def verdict(metrics: Metrics) -> Verdict:
+    model, baseline = metrics.adapted, metrics.baseline
+    if not model:
+        return without_labels(metrics)
+    if baseline:
+        return with_labels(metrics, baseline.top1, model.top1)
+    low, high = model.intervals["top1"]
+    text = f"95% interval {low:.1%} to {high:.1%}, {metrics.labelled:,} labelled images. No baseline was given."
+    plain = f"{count_of(model.top1, metrics.labelled)} images are right."
+    return Verdict("open", f"{model.top1:.1%} top-1 accuracy", text, plain)
+
+
+def with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
+    name, images = metrics.baseline_name, metrics.labelled
+    low, high = metrics.intervals["top1"]
+    changed, compared = metrics.paired, metrics.label_free.compared
+    assert changed and compared
+    were, are = count(before, images, after), count_of(after, images, before)
+    guessing = 1 / len(metrics.classes)
+    chance = f" Guessing would be right about {count(guessing)} times in 100." if after < 2 * guessing else ""
+    if compared.agreement == 1:
+        text = f"All {images:,} images keep their class, so both have the same accuracy."
+        plain = f"{describe_same(metrics)} {are} images are right.{chance}"
+        return Verdict("open", f"The same as {name}", text, plain + HELPS)
+    p = "< 0.001" if changed.mcnemar_p < 0.001 else f"= {changed.mcnemar_p:.3f}"
+    facts = (
+        f"{100 * (after - before):+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f}): "
+        f"{changed.fixed:,} images fixed, {changed.broken:,} broken, of {images:,}; McNemar's exact test: p {p}."
+    )
+    now = f"{are} are right, before it was {were}.{chance}"
+    if images < FEWEST_LABELS:
+        text = f"{facts} Fewer than {FEWEST_LABELS} labelled images decide nothing."
+        return Verdict("open", "Too few labels to tell", text, f"{now} These are too few images to tell.")
+    if low > 0:
+        return Verdict("good", f"Better than {name}", facts, f"Better than before on these images: {now}")
+    if high < 0:
+        return Verdict("bad", f"Worse than {name}", facts, f"Worse than before on these images: {now}")
+    plain = f"No clear difference on these images: {now} That may be chance; more labelled images would tell."
+    return Verdict("open", f"No clear difference from {name}", facts + " The interval contains zero.", plain)
+
+
+def describe_same(metrics: Metrics) -> str:
+    """For a model that gives every image the baseline's class: this, and how many refined labels are others."""
+    text = f"The predictions have not changed: the model gives every image the class of {metrics.baseline_name}."
+    refined = metrics.refined or {}
+    if refined.get("changed"):
+        text += f" Of the {refined['images']:,} refined labels, {refined['changed']:,} differ from zero-shot."
+    return text
+
+
+def count(share: float, images: int = 100, other: float = -1.0) -> str:
+    """A share as a number of 100, with a decimal if it would otherwise equal `other`; as a number of fewer `images`."""
+    if images < 100:
+        return f"{images * share:.0f}"
+    same = share != other and round(100 * share) == round(100 * other)
+    return f"{100 * share:.1f}" if same else f"{100 * share:.0f}"
+
+
+def count_of(share: float, images: int, other: float = -1.0) -> str:
+    return f"{count(share, images, other)} of {min(images, 100)}"
+
+
+def describe_lack(metrics: Metrics) -> str:
+    return "All labelled images have answers that are in the model" if metrics.answered else "The images have no labels"
+
+
+def without_labels(metrics: Metrics) -> Verdict:
+    compared = metrics.label_free.compared
+    if not compared:
+        text = "Confidence and class balance are all that can be shown."
+        plain = f"{describe_lack(metrics)}, so the accuracy is unknown."
+        return Verdict("open", "No labels, no baseline", text, plain)
+    name, check = metrics.baseline_name, compared.check
+    selection = metrics.model.selection
+    measured = selection.decisive if selection and name.endswith("zero-shot") else None
+    text = measured.text() if measured else f"{describe_lack(metrics)}, so accuracy is unknown"
+    text += f". {compared.agreement:.1%} of the images keep their class."
+    if compared.agreement == 1:
+        plain = " ".join([describe_same(metrics), *([describe_answers(measured)] if measured else [])])
+        return Verdict("open", f"The same as {name}", text, plain + HELPS)
+    if check and check.warnings and not (measured and measured.better):  # as for `must gate`
+        signs = "; ".join(check.warnings)
+        return Verdict("bad", "Signs of harm", f"{text} But {signs}.", f"Do not use it: {signs}.")
+    # facts and no warnings: the zero-shot model may predict classes that are absent, and miss others
+    taking = "predicted more than three times as often, for over 20% of the images"
+    for numbers, words in ((compared.vanished, "hardly predicted any more"), (compared.dominant, taking)):
+        names = ", ".join(metrics.classes[i] for i in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
+        text += f" Classes that are {words}: {names}." if numbers else ""
+    if measured:
+        return judge_answers(measured, text)
+    by = f"the {name}" if name == "baseline" else name
+    changed = f"the model gives {count_of(1 - compared.agreement, metrics.images)} images another class than {by}"
+    tell = "Whether it is better only labels can tell"
+    tell += "; fifty answers give a first number (must review)." if name.endswith("zero-shot") else "."
+    if check is None or check.images < FEWEST_LABELS:
+        changed = changed[:1].upper() + changed[1:]
+        return Verdict("open", "Accuracy unknown", text, f"{changed}, and these are too few to see any harm. {tell}")
+    return Verdict("open", "No collapse, accuracy unknown", text, f"The model did not collapse: {changed}. {tell}")
+
+
+def judge_answers(measured: AccuracyEstimate, text: str) -> Verdict:
+    """By people's answers about images that were drawn at random."""
+    sentence, by = describe_answers(measured), f"by {counted(measured.answers, 'answer')}"
+    if measured.better is not None:
+        tone, headline = ("good", "Better than") if measured.better else ("bad", "Worse than")
+        return Verdict(tone, f"{headline} zero-shot, {by}", text, sentence)
+    plain = f"{sentence} The difference may be chance; more answers would tell."
+    return Verdict("open", f"Not decided yet, {by}", text, plain)
+
+
+def describe_answers(measured: AccuracyEstimate) -> str:
+    before, after = measured.zero_shot.value, (measured.with_answers or measured.model).value
+    images = measured.answers
+    model, other = count_of(after, images, before), count(before, images, after)
+    right = f"the model is right about {model} images, zero-shot about {other}"
+    labels = f"; of the labels, {count_of(measured.labels.value, 100)} are right" if measured.labels else ""
+    return f"By {counted(images, 'answer')}, {right}{labels}{measured.limit}."

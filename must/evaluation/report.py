@@ -27,23 +27,15 @@ from must.evaluation.figures import (
     reliability_chart,
     signed,
 )
-from must.evaluation.result import Metrics, RefinedLabels
-from must.evaluation.scores import Samples, Scores
-from must.evaluation.table import percent, verdict
+from must.evaluation.gate import verdict
+from must.evaluation.metrics import Samples, Scores
+from must.evaluation.result import Metrics, RefinedLabels, list_metrics, percent
 from must.method.answers.estimate import LIGHTS
 from must.method.model.bundle import LOG_FILE
 
 CLASSES_CHARTED = 30  # rows of the class chart at either end; the table below has all
 
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-METRIC_ROWS = (
-    ("top1", "Top-1", "share of images whose most probable class is the label"),
-    ("top5", "Top-5", "share of images whose label is among the five most probable classes"),
-    ("mean_per_class", "Mean per class", "mean of the classes' recalls"),
-    ("nll", "Negative log-likelihood", "mean of -ln of the label's probability; smaller is better"),
-    ("ece", "Calibration error", "expected |accuracy - confidence| over 15 bins; smaller is better"),
-)
 
 
 @cache
@@ -110,9 +102,7 @@ def summary_rows(metrics: Metrics) -> list[dict[str, Any]]:
     """One row per metric: both models with intervals, and the difference with its paired interval."""
     models = {name: one for name in ("baseline", "adapted") if (one := getattr(metrics, name))}
     rows = []
-    for key, title, hint in METRIC_ROWS if models else ():
-        if key == "top5" and len(metrics.classes) <= 5:
-            continue
+    for key, title, hint in list_metrics(metrics) if models else ():
         scale, digits, unit = (1, 3, "") if key == "nll" else (100, 1, "%")
         row: dict[str, Any] = {"title": title, "hint": hint, "baseline": None, "difference": None}
         for model, one in models.items():

@@ -21,10 +21,10 @@ from must.base.parameters import load, require, require_settings, with_name, wit
 from must.base.program import format_error
 from must.base.text import brief, counted
 from must.config import ExportConfig, GateConfig, PredictConfig, ShardConfig, TrainConfig
+from must.config.train import check_batch
 from must.config.work import ANSWERS_FILE, INDEX_FILE, WorkUri
 from must.data.format import Index
-from must.data.loading.order import check_batch
-from must.data.loading.reader import open_reader
+from must.data.reader import open_reader
 from must.data.shards.listing import open_source
 from must.data.sources.files import Folder, ListingReport, Manifest, no_images
 from must.data.sources.tables import Tables

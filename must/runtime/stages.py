@@ -23,7 +23,7 @@ from must.base.text import counted, encoded
 from must.config import GateConfig
 from must.config.work import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE, WorkUri
 from must.data.format import load_index
-from must.deploy.predict.parts import part_file
+from must.deploy.predict.images import part_file
 from must.deploy.predict.writer import read_table
 from must.deploy.promote import Latest, OtherOnnxError, Registry, version_name
 from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from must.api.cli import OneLineParser
 from must.base.console import attach
 from must.base.errors import MustError
-from must.base.flags import OneLineParser
 from must.base.lock import HeldError
 from must.base.program import HELD, INTERRUPTED, PREEMPTED, WRONG_INPUT, format_error
 from must_pipeline.files import CLUSTER, COMPILED, nearest

@@ -24,8 +24,7 @@ from must.base.lock import Kind, locked
 from must.base.parameters import read_mapping
 from must.base.program import BUG, handling
 from must.config.work import METRICS_FILE, ONNX_FILE, REPORT_FILE
-from must.evaluation.result import read_metrics
-from must.evaluation.table import text_table
+from must.evaluation.result import read_metrics, text_table
 from must_pipeline.files import documents
 from must_pipeline.submit import check_parameters
 

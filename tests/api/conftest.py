@@ -9,8 +9,7 @@ import pytest
 
 import must
 from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts
-from must.data.format import load_index
-from must.data.shards.history import read_hashes
+from must.data.format import load_index, read_hashes
 from must.method.answers.population import record_population, shorten
 from tests.once import made_once
 

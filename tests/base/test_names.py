@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from must.api.cli import main
 from must.base import storage
-from must.base.names import safe_relative_path
+from must.base.storage import safe_relative_path
 from must_components.train_job import copy_bundle
 from tests.deploy.promote.bundles import make_bundle
 from tests.stores import plant

@@ -15,7 +15,7 @@ from must.base.errors import UserError
 from must.base.processes import Job, KilledWorkerError, Workers, killed_workers, write_note
 from must.base.program import BUG, PREEMPTED, WRONG_INPUT, find_exit_code, format_error
 from must.base.storage import UnreachableError
-from must.data.loading.loader import iterate
+from must.data.loader import iterate
 
 FAULTS: dict[str, tuple[Exception | None, int, str]] = {
     "input": (UserError("--source x: cannot be read"), WRONG_INPUT, "--source x: cannot be read"),

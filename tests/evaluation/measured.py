@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from must.evaluation.metrics import Scores, score_batch
 from must.evaluation.result import Accuracy, Compared, Data, LabelFree, Metrics, ModelFigures, Paired
-from must.evaluation.scores import Scores, score_batch
 from must.method.model.description import CheckResult
 
 

@@ -15,13 +15,12 @@ from PIL import Image
 from must.api.demo import CLASSES
 from must.config import GateConfig, RefineConfig, ShardConfig
 from must.data.augment import normalize
-from must.data.loading.reader import ShardReader
+from must.data.format import read_hashes
+from must.data.reader import ShardReader
 from must.data.shards.build import shard
-from must.data.shards.history import read_hashes
 from must.evaluation.evaluate import evaluate
 from must.evaluation.gate import gate
-from must.evaluation.result import parse_metrics
-from must.evaluation.table import text_table
+from must.evaluation.result import parse_metrics, text_table
 from must.method.answers.answers_file import append
 from must.method.answers.population import record_population, shorten
 from must.method.memory.refine import refine

@@ -10,9 +10,8 @@ import torch
 from must.config import GateConfig
 from must.evaluation import gate
 from must.evaluation.evaluate import evaluate
-from must.evaluation.metrics import measure
+from must.evaluation.metrics import Samples, measure
 from must.evaluation.result import parse_metrics as metrics_from
-from must.evaluation.scores import Samples
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import load_description
 from tests.common import one_line

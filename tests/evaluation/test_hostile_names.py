@@ -12,7 +12,7 @@ from must.config import ShardConfig
 from must.data.format import verify
 from must.data.shards.build import shard, show_index
 from must.evaluation.evaluate import evaluate
-from must.evaluation.table import text_table
+from must.evaluation.result import text_table
 from tests.evaluation.digits import evaluation
 
 NAMES = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from must.evaluation import metrics
-from must.evaluation.scores import NO_LABEL
+from must.evaluation.metrics import NO_LABEL
 from tests.evaluation.measured import scores_of
 
 

@@ -11,11 +11,10 @@ import pytest
 
 from must.config import EvaluateConfig
 from must.evaluation.figures import lay_out
-from must.evaluation.metrics import MATRIX_LIMIT, measure
+from must.evaluation.gate import verdict
+from must.evaluation.metrics import MATRIX_LIMIT, Samples, measure
 from must.evaluation.report import command_line, list_worse, next_steps, render_report, training_log
 from must.evaluation.result import Data, ModelRecord
-from must.evaluation.scores import Samples
-from must.evaluation.table import verdict
 from must.method.answers.estimate import AccuracyEstimate
 from must.method.model.bundle import load_bundle, save_bundle
 from tests.evaluation.digits import evaluation

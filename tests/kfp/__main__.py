@@ -24,7 +24,7 @@ import kubernetes.stream
 
 from must.api.stages import call
 from must.base import storage
-from must.base.names import listed
+from must.base.storage import listed
 from must.runtime.notes import read_notes
 from must.runtime.summary import determine_outcome
 from must_pipeline import schedule, submit

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from must_pipeline.cli import COMMANDS
 from tests.common import ROOT
 

@@ -4,8 +4,7 @@ import hashlib
 import json
 import shutil
 
-from must.data.format import load_index
-from must.data.shards.history import read_hashes
+from must.data.format import load_index, read_hashes
 from must.method.answers.answers_file import append
 from must.method.answers.population import record_population, shorten
 from must.runtime.notes import Facts, Note, write_note

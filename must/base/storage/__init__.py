@@ -42,7 +42,7 @@ from must.base.storage.store import (
     repeat,
     wait_for_credentials,
 )
-from must.base.text import without_secrets
+from must.base.text import brief, without_secrets
 
 __all__ = [
     "TEMPORARY", "ConflictError", "Entry", "Generation", "HashingFile", "TransientError", "UnreachableError",
@@ -304,3 +304,29 @@ def read_json(path: str, flag: str) -> dict[str, Any]:
         return read_object(path, dict, UserError(f"{flag} {path}: is damaged or of another kind"))
     except FileNotFoundError:
         raise UserError(f"{flag} {path}: no such file") from None
+
+
+def safe_relative_path(name: object, where: str) -> str:
+    """Returns `name` if it is a relative path below its folder; "/" may separate folders. `where`: for the message."""
+    if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(name.split("/")):
+        return name
+    raise UserError(f"{where}: the name {brief(name)} leads out of its folder; it may not have been written by must")
+
+
+def listed(uri: str) -> list[str]:
+    """The names of the files below `uri`, checked by `safe_relative_path`, so that they can be copied.
+    Raises ValueError: a name leads out of the folder; then nothing should be copied; FileNotFoundError,
+    NotADirectoryError: there is no such local folder."""
+    return sorted(safe_relative_path(entry.name, uri) for entry in list_files(uri))
+
+
+def require_no_links(uri: str, flag: str) -> None:
+    """Raises ValueError: there is a link below the local folder `uri`, whose target must perhaps not be published."""
+    if is_remote(uri):
+        return
+    root = local(uri)
+    for folder, folders, files in os.walk(root):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            name = brief(str(path.relative_to(root)))
+            if path.is_symlink():
+                raise UserError(f"{flag} {uri}: {name} is a link; put the file itself there")

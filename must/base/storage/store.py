@@ -282,7 +282,8 @@ class Store(ABC):
         For credentials (KEY) a success in the same bucket is enough; for a permission (RIGHT) it must be for this URI.
         """
         refused = self.refused(error)
-        worked = bool(refused) and may_retry_auth_error(location.uri)
+        uri, proven = location.uri, proven_uris()
+        worked = bool(refused) and any(uri == folder or uri.startswith(f"{folder.rstrip('/')}/") for folder in proven)
         worked = worked or (refused == KEY and (location.account, location.bucket) in self.worked)
         if worked and time.monotonic() - self.logged_in > LOGIN_PAUSE:
             self.logged_in = time.monotonic()
@@ -299,10 +300,6 @@ def wait_for_credentials(*uris: str) -> None:
 
 def proven_uris() -> list[str]:
     return os.environ.get(RETRY_AUTH_ERRORS_AT, "").splitlines()
-
-
-def may_retry_auth_error(uri: str) -> bool:
-    return any(uri == folder or uri.startswith(folder.rstrip("/") + "/") for folder in proven_uris())
 
 
 def is_transient(status: int | None) -> bool:

@@ -26,8 +26,16 @@ from must.data.image.limits import describe_exit
 from must.data.shards import commit
 from must.data.shards.chunk import process_chunk
 from must.data.shards.commit import Task
-from must.data.shards.history import History
-from must.data.shards.listing import Chunk, Listing, cut_chunks, fingerprint, list_sources, open_sources, settings_json
+from must.data.shards.listing import (
+    Chunk,
+    History,
+    Listing,
+    cut_chunks,
+    fingerprint,
+    list_sources,
+    open_sources,
+    settings_json,
+)
 from must.data.shards.workdir import SHARDS_LOCK, Workdir, join_listings, make_run, read_parts, refuse_strays, work_root
 from must.data.sources.files import Source, is_within, not_read
 

@@ -27,11 +27,10 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.processes import write_note
 from must.config import ShardConfig
-from must.data.format import Shard
+from must.data.format import Shard, as_numbers, write_table
 from must.data.image import decode as images
 from must.data.image.limits import limits
-from must.data.shards.history import as_numbers, name_hash, source_place, write_table
-from must.data.shards.listing import Chunk, max_bytes
+from must.data.shards.listing import Chunk, max_bytes, name_hash, source_place
 from must.data.shards.workdir import Workdir
 from must.data.sources.files import Item, UnreadableError
 

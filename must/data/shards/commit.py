@@ -1,4 +1,6 @@
-"""Makes shards and an index from the chunks' records: finds duplicates, joins tars, lists rejected files."""
+"""Makes shards and an index from the chunks' records: finds duplicates, joins tars, lists rejected files.
+
+Byte-identical images are found among all chunks by 8-byte hashes in memory: 0.8 GB for 100 million files."""
 
 import json
 import math
@@ -18,11 +20,60 @@ from must.base.parameters import make_record, require
 from must.base.processes import Workers
 from must.base.text import printable
 from must.config import ShardConfig
-from must.data.format import REJECTED, Index, Shard
+from must.data.format import REJECTED, Index, Shard, joined, write_table
 from must.data.shards.chunk import ChunkResult, ShardJob, assemble
-from must.data.shards.history import Duplicates, History, find_duplicates, joined, name_hash, source_place, write_table
-from must.data.shards.listing import Chunk, Listing, fingerprint
+from must.data.shards.listing import Chunk, History, Listing, fingerprint, name_hash, source_place
 from must.data.shards.workdir import Run, Workdir
+
+OLD = -1  # the chunk number of samples in shards of earlier revisions
+DROP = np.dtype([("chunk", "<i4"), ("split", "<i2"), ("sample", "<i4"), ("kept_in", "<i2")])
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """`drops`: the samples to drop, DROP [n], sorted; `count`: all new samples that repeat another."""
+
+    splits: tuple[str, ...]
+    drops: np.ndarray
+    count: int
+
+    def among(self, chunk: int, split: str) -> np.ndarray:
+        """The samples of a chunk's split that are to be dropped, DROP [n]."""
+        first, last = np.searchsorted(self.drops["chunk"], [chunk, chunk + 1])
+        part = self.drops[first:last]
+        return part[part["split"] == self.splits.index(split)]
+
+
+def rank(split: str) -> int:
+    """Of an image in several splits, the one in the split of the lowest rank is kept."""
+    return {"test": 0, "train": 2}.get(split, 1)
+
+
+def find_duplicates(
+    history: History, new: Iterable[tuple[int, str, np.ndarray]], splits: tuple[str, ...], drop_all: bool
+) -> Duplicates:
+    """Finds byte-identical images, and decides which to drop. Takes about 50 bytes of memory an image.
+
+    Of identical images the first one is kept, in this order: in older shards, in the split `test`, in splits other than
+    `train`, in `train`. So no test image is in the training data, and nothing is added that an older shard holds.
+    `new`: (chunk, split, uint64 [samples]); `drop_all`: repeated new images within a split, too."""
+    hashes = chain(((OLD, *pair) for pair in history.contents), new)
+    groups = sorted(hashes, key=lambda group: (group[0] != OLD, rank(group[1]), group[0]))
+    ends = np.cumsum([len(values) for _, _, values in groups], dtype=np.int64)
+    contents = joined(values for _, _, values in groups)
+    _, first, inverse = np.unique(contents, return_index=True, return_inverse=True)
+    keepers = first[inverse]  # of each image, the position of the one of its content that is kept
+    repeats = np.flatnonzero(keepers != np.arange(len(keepers)))
+    chunk_numbers = np.array([chunk for chunk, _, _ in groups], np.int64)
+    split_numbers = np.array([splits.index(split) for _, split, _ in groups], np.int64)
+    repeat_groups, kept_groups = (np.searchsorted(ends, rows, side="right") for rows in (repeats, keepers[repeats]))
+    is_new, is_kept_old = (chunk_numbers[repeat_groups] != OLD), (chunk_numbers[kept_groups] == OLD)
+    gone = is_new & (drop_all | is_kept_old | (split_numbers[repeat_groups] != split_numbers[kept_groups]))
+    drops = np.empty(int(gone.sum()), DROP)
+    drops["chunk"], drops["split"] = chunk_numbers[repeat_groups][gone], split_numbers[repeat_groups][gone]
+    drops["sample"] = (repeats - np.concatenate([[0], ends])[repeat_groups])[gone]
+    drops["kept_in"] = split_numbers[kept_groups][gone]
+    return Duplicates(splits, np.sort(drops), int(is_new.sum()))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """All files of a run, shuffled and divided into chunks, and the settings that determine the bytes of its shards.
 
 Items are ordered by an 8-byte hash of their names. The lines of a listing are in a temporary file; the hashes and the
-lines' offsets are in memory, 16 bytes a file. The result is one file of items in order, and the offsets at which the
-chunks start, so that a worker reads only its own part."""
+lines' offsets are in memory, 16 bytes a file, and 8 bytes a file of earlier revisions. The result is one file of items
+in order, and the offsets at which the chunks start, so that a worker reads only its own part."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from must.base.parameters import require
 from must.base.text import brief
 from must.config import ShardConfig
 from must.config.defaults import parse_part
-from must.data.shards.history import History
+from must.data.format import Index, as_numbers, read_contents, read_tables
 from must.data.sources.archives import Archives, existing_files, expanded
 from must.data.sources.files import (
     ARCHIVE,
@@ -42,6 +42,38 @@ from must.data.sources.files import (
 from must.data.sources.tables import TABLE_FILE, Tables, is_table, name_tables
 
 logger = logging.getLogger(__name__)
+
+BATCH = 8192  # names that are searched at once
+
+
+class History:
+    """What earlier revisions hold, the tables of an index, by which --append knows a file by its name, an image by its
+    content."""
+
+    def __init__(self, uri: str, index: Index) -> None:
+        self.names, self.contents = np.sort(read_tables(uri, index, "names")), read_contents(uri, index)
+
+    def unseen(self, uri: str, items: Iterable[Item]) -> Iterator[Item]:
+        """The items that no earlier revision has accepted from the source `uri`."""
+        if not len(self.names):
+            yield from items
+            return
+        stream, source = iter(items), source_place(uri)
+        while batch := list(islice(stream, BATCH)):
+            hashes = as_numbers(b"".join(name_hash(source, item.name) for item in batch))
+            rows = np.minimum(np.searchsorted(self.names, hashes), len(self.names) - 1)
+            known = self.names[rows] == hashes
+            yield from (item for item, old in zip(batch, known, strict=True) if not old)
+
+
+def source_place(uri: str) -> str:
+    """What identifies a source, however its path is written: a bucket's URI, or the path without links."""
+    return uri.rstrip("/") if storage.is_remote(uri) else str(storage.local(uri).resolve())
+
+
+def name_hash(source: str, name: str) -> bytes:
+    """A hash of 8 bytes of a file's name and source, by which --append knows files of earlier revisions."""
+    return hashlib.blake2b(f"{source}\0{name}".encode("utf-8", "surrogateescape"), digest_size=8).digest()
 
 
 def open_source(

@@ -22,15 +22,14 @@ from typing import Any, Self
 from must.base import storage
 from must.base.errors import UserError
 from must.base.lock import Kind, pid_scope
-from must.base.names import OFFSETS_NAME, SHARD_NAME, TABLE
 from must.base.parameters import make_record, require
 from must.base.processes import is_running
 from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.config.work import INDEX_FILE
 from must.data import format as index
-from must.data.shards.history import source_place
-from must.data.shards.listing import Listing, settings_json
+from must.data.format import OFFSETS_NAME, SHARD_NAME, TABLE
+from must.data.shards.listing import Listing, settings_json, source_place
 
 logger = logging.getLogger(__name__)
 

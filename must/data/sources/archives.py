@@ -1,9 +1,11 @@
 """Images in tar and zip archives and in WebDataset shards, which are read without unpacking them.
 
-So a member's name is never used as a path."""
+So a member's name is never used as a path. Python's tarfile has two problems: it allocates as much memory as a header
+demands, and it stops silently at a header that it cannot read (`Headers`, `require_end`)."""
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import re
@@ -19,7 +21,6 @@ from typing import Any, BinaryIO
 from braceexpand import braceexpand
 
 from must.base import storage
-from must.base.names import Headers, require_end
 from must.base.parameters import require
 from must.base.text import brief, one_line
 from must.data.sources.files import (
@@ -234,3 +235,58 @@ def unzipped(path: str, item: Item, limit: int) -> bytes:
             raise UnreadableError("damaged in the archive: wrong checksum") from None
         except (zlib.error, struct.error, EOFError, ValueError) as error:
             raise UnreadableError(f"damaged in the archive: {one_line(error)}") from None
+
+
+LARGEST_HEADERS = {b"L": 1 << 20, b"K": 1 << 20, b"x": 1 << 16, b"g": 1 << 16, b"X": 1 << 16}
+"""Limit of the bytes that follow a header of that kind: a name, the name of a link, attributes."""
+
+GLOBAL = 1 << 16  # bytes of global attributes (they apply to all later members): tarfile copies them for each member
+BLOCKS = 64  # blocks of the headers of one member, which include those before it and the lists of a sparse file
+LARGEST_READ = 1 << 20  # bytes of any other read, such as a label
+ATTRIBUTES = (b"x", b"g", b"X")
+MANY_DIGITS = re.compile(rb"[0-9]{200}")  # in attributes: older versions of tarfile parse them in quadratic time
+NEGATIVE = re.compile(rb"(?:^|\n)[0-9]+ size=\s*-")  # newer versions of tarfile stop silently at it
+
+
+def require_end(file: BinaryIO, offset: int) -> None:
+    """Raises ReadError: tarfile stopped reading at `offset`, but the archive does not end there: a damaged header, a
+    truncated file, or several concatenated archives, of which tarfile reads only the first."""
+    file.seek(offset)
+    end = file.read(tarfile.BLOCKSIZE)
+    if len(end) < tarfile.BLOCKSIZE or any(end):
+        raise tarfile.ReadError(f"a damaged header, or cut off, at byte {offset}")
+    while following := file.read(1 << 20):
+        if any(following):
+            raise tarfile.ReadError(f"data after its end at byte {offset}; join archives with `tar -A`")
+
+
+class Headers(io.FileIO):
+    """A tar file with limits for each read: tarfile itself reads as many bytes as a header demands."""
+
+    kind = b""  # the type byte of the last block; when more than a block is read, that block was a header
+    blocks = 0  # blocks read for the current member
+    attributes = 0  # bytes of global attributes so far
+
+    def next(self, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+        """`tar.next()`, where `tar` reads this file."""
+        self.blocks = 0
+        return tar.next()
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= LARGEST_HEADERS.get(self.kind, LARGEST_READ) + tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("a header of impossible size")
+        data = super().read(size)
+        self.attributes += len(data) if self.kind == b"g" else 0
+        self.blocks += size == tarfile.BLOCKSIZE
+        if self.attributes > GLOBAL:
+            raise tarfile.ReadError(f"attributes of all members of more than {GLOBAL} bytes")
+        if self.blocks > BLOCKS:
+            raise tarfile.ReadError(f"a member with more than {BLOCKS} headers, or a sparse file")
+        if self.kind in ATTRIBUTES:
+            if MANY_DIGITS.search(data):
+                raise tarfile.ReadError("a header with a number of 200 digits")
+            if NEGATIVE.search(data):
+                raise tarfile.ReadError("a header with a negative size")
+        if size == tarfile.BLOCKSIZE:
+            self.kind = data[156:157]
+        return data

@@ -11,9 +11,8 @@ import jinja2
 import yaml
 
 from must.base.text import counted
-from must.config import ExportConfig
 from must.data.image.preprocess import describe_preprocess
-from must.evaluation.result import Metrics
+from must.evaluation.result import METRIC_ROWS, Metrics, percent
 from must.method.model.description import BY_ANSWERS, Description, get_preprocess
 
 README_FILE = "README.md"  # the model card for a hub, with a YAML header
@@ -41,7 +40,7 @@ def template() -> jinja2.Template:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
         finalize=escape,
     )  # fmt: skip
-    environment.filters["percent"] = lambda value, digits=1: f"{value:.{digits}%}"
+    environment.filters["percent"] = percent
     text = resources.files("must.deploy.export").joinpath("model_card.jinja").read_text("utf-8")
     return environment.from_string(text)
 
@@ -61,13 +60,9 @@ def model_card(description: Description, exported: dict[str, Any], metrics: Metr
         preprocess=describe_preprocess(get_preprocess(description)),
         training=training_rows(description, with_memory=to == "onnx"),
         licence=backbone_licence(description.pretrained),
+        rows=[row for row in METRIC_ROWS if row[0] in ("top1", "mean_per_class", "ece")],
         CLASSES_SHOWN=CLASSES_SHOWN,
     )
-
-
-def images_text(config: ExportConfig) -> str:
-    """The images that an export is compared on, in words."""
-    return f"{config.split} of {config.shards}" if config.shards else "random pixels"
 
 
 def describe_origin(description: Description, with_memory: bool) -> str:

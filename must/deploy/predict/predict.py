@@ -39,13 +39,15 @@ from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.sources.files import ListingReport, UnreadableError, hash_name, not_read
 from must.deploy.onnx_model import ImageClassifier, open_onnx, threshold
-from must.deploy.predict.found import Found, find_images, require_images
-from must.deploy.predict.parts import (
+from must.deploy.predict.images import (
     OWN_COLUMNS,
+    Found,
     Known,
+    find_images,
     join_parts,
     part_file,
     parts_folder,
+    require_images,
     require_same_parts,
     select_part,
 )

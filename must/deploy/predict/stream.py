@@ -12,7 +12,7 @@ import numpy as np
 from must.base.processes import Workers, per_process
 from must.data.image.preprocess import EvalView
 from must.deploy.onnx_model import Classified, ImageClassifier
-from must.deploy.predict.found import Found
+from must.deploy.predict.images import Found
 from must.deploy.predict.writer import Options, Prediction, Unreadable, rank_classes
 
 READERS = 16  # threads that read from a bucket for one process; each waits for the network most of the time

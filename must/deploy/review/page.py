@@ -21,7 +21,7 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.storage import parse_object
 from must.data.image.decode import decode
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from must.deploy.review.session import ACTIONS, Session
 from must.deploy.serve.http import Json, Refusal
 from must.deploy.serve.protocol import Refused, expect

@@ -19,17 +19,18 @@ from must.base.processes import cores
 from must.base.text import counted
 from must.config import RefineConfig, ReviewConfig
 from must.config.work import WEIGHTS_FILE
-from must.data.loading.loader import EvalSource
-from must.data.loading.reader import ShardReader
+from must.data.loader import EvalSource
+from must.data.reader import ShardReader
 from must.method.answers.answers_file import RANDOM, read_answers
 from must.method.answers.estimate import Accepted, Share
-from must.method.answers.kept import KeptLabels, write_kept
 from must.method.answers.population import (
+    KeptLabels,
     count_cohorts,
     find_cohorts,
     read_population,
     record_population,
     shorten,
+    write_kept,
 )
 from must.method.answers.review import (
     MOST_BY_COVERAGE,
@@ -42,8 +43,9 @@ from must.method.answers.review import (
     random_order,
 )
 from must.method.distributed import init_distributed
-from must.method.memory.answers import find_answers
-from must.method.memory.features import Pool, TopLabels, read_features
+from must.method.memory.features import Pool, read_features
+from must.method.memory.measure import find_answers
+from must.method.memory.predictions import TopLabels
 from must.method.memory.propagate import LARGEST_MEMORY, answer_rows, build_memory, find_neighbours, predict_left_out
 from must.method.memory.refine import refine_pool
 from must.method.model.bundle import load_bundle, zero_shot_bundle
@@ -153,7 +155,7 @@ class AnswerEffect:
     def compute(self) -> tuple[Progress, KeptLabels | None]:
         """The progress, and accepted labels that are to be written."""
         pool = self.images.pool
-        with quieted(logging.ERROR, "must.method.memory.answers"):  # what it says is about `must refine`
+        with quieted(logging.ERROR, "must.method.memory.measure"):  # what it says is about `must refine`
             answers = find_answers(self.config, self.images.classes).among(pool.numbers.tolist())
         refined = refine_pool(
             pool, self.images.columns, answers, CPU, LARGEST_MEMORY, self.config.risk, near=self.images.near

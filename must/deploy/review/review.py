@@ -42,7 +42,7 @@ from must.config import RefineConfig
 from must.config.evaluate import ReviewConfig
 from must.config.work import ANSWERS_FILE, PARTS, RECORD_FILE, WEIGHTS_FILE, find_work
 from must.data.format import load_index
-from must.data.loading.reader import ShardReader, open_reader
+from must.data.reader import ShardReader, open_reader
 from must.deploy.review.session import Session
 from must.method.answers.answers_file import ADDED, RANDOM, Answer, append_answers, read_answers
 from must.method.answers.population import POPULATION_FILE

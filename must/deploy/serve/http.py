@@ -8,14 +8,12 @@ GET  /v2/health/live, /v2/health/ready, /v2/models/NAME/ready, /metrics"""
 import asyncio
 import json
 import logging
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, count
-from queue import PriorityQueue
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,11 +26,11 @@ from starlette.types import Receive, Scope, Send
 
 import must
 from must.base.processes import cores
-from must.config.predict import MOST_WAITING, ServeConfig
+from must.config.deploy import MOST_WAITING, ServeConfig
 from must.deploy.onnx_model import STORED
 from must.deploy.predict.writer import Options, rank_classes
 from must.deploy.serve.metrics import ServerMetrics
-from must.deploy.serve.models import Models, ServedModel, fail
+from must.deploy.serve.models import Decoders, Models, ServedModel, fail
 from must.deploy.serve.protocol import (
     COST_OF_PIXELS,
     INPUT,
@@ -386,35 +384,3 @@ async def cancel_on_disconnect(coroutine: Coroutine[Any, Any, T], receive: Recei
     finally:
         working.cancel()
         leaving.cancel()
-
-
-class Decoders:
-    """Threads that decode. `memory`: bytes for all pictures that are decoded at a time; a single one may take more."""
-
-    def __init__(self, threads: int, memory: int) -> None:
-        self.memory, self.used = memory, 0
-        self.queue: PriorityQueue[tuple[float, int, int, Callable[[], None]]] = PriorityQueue()
-        self.numbers, self.used_changed = count(), threading.Condition()
-        for number in range(threads):
-            threading.Thread(target=self.work, name=f"decode-{number}", daemon=True).start()
-
-    def put(self, memory: int, job: Callable[[], None], delay: float = 0) -> None:
-        """Thread-safe. `job` is called once, in one of the threads; its place in the queue is as if it had arrived
-        `delay` seconds later."""
-        self.queue.put((time.monotonic() + delay, next(self.numbers), memory, job))
-
-    def work(self) -> None:
-        while True:
-            *_, memory, job = self.queue.get()
-            with self.used_changed:
-                while self.used and self.used + memory > self.memory:
-                    self.used_changed.wait()
-                self.used += memory
-            try:
-                job()
-            except Exception:  # a bug; it is logged, and the other pictures continue
-                logger.exception("must serve: a picture failed")
-            finally:
-                with self.used_changed:
-                    self.used -= memory
-                    self.used_changed.notify_all()

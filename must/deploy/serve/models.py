@@ -2,7 +2,9 @@
 
 A request uses one model from its beginning to its end. A thread downloads the next model, verifies its checksums, loads
 it and tries it; then one assignment in the event loop makes it the model of new requests. The old model is closed after
-its last request. If a version cannot be loaded, the old model is still served."""
+its last request. If a version cannot be loaded, the old model is still served.
+
+Pictures are decoded in threads of their own (`Decoders`)."""
 
 import asyncio
 import logging
@@ -11,8 +13,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from queue import SimpleQueue
+from queue import PriorityQueue, SimpleQueue
 from typing import Any, Self
 
 import numpy as np
@@ -22,7 +25,7 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.processes import DaemonThreads
 from must.base.text import printable
-from must.config.predict import ServeConfig
+from must.config.deploy import ServeConfig
 from must.config.work import ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
 from must.data.image.preprocess import EvalView
 from must.deploy.onnx_model import (
@@ -260,3 +263,35 @@ class Models:
         if line != self.last_log:
             self.last_log = line
             logger.warning(f"must serve: {printable(line, 2000)}")
+
+
+class Decoders:
+    """Threads that decode. `memory`: bytes for all pictures that are decoded at a time; a single one may take more."""
+
+    def __init__(self, threads: int, memory: int) -> None:
+        self.memory, self.used = memory, 0
+        self.queue: PriorityQueue[tuple[float, int, int, Callable[[], None]]] = PriorityQueue()
+        self.numbers, self.used_changed = count(), threading.Condition()
+        for number in range(threads):
+            threading.Thread(target=self.work, name=f"decode-{number}", daemon=True).start()
+
+    def put(self, memory: int, job: Callable[[], None], delay: float = 0) -> None:
+        """Thread-safe. `job` is called once, in one of the threads; its place in the queue is as if it had arrived
+        `delay` seconds later."""
+        self.queue.put((time.monotonic() + delay, next(self.numbers), memory, job))
+
+    def work(self) -> None:
+        while True:
+            *_, memory, job = self.queue.get()
+            with self.used_changed:
+                while self.used and self.used + memory > self.memory:
+                    self.used_changed.wait()
+                self.used += memory
+            try:
+                job()
+            except Exception:  # a bug; it is logged, and the other pictures continue
+                logger.exception("must serve: a picture failed")
+            finally:
+                with self.used_changed:
+                    self.used -= memory
+                    self.used_changed.notify_all()

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from must.base.console import TO_STDERR
 from must.base.errors import UserError
 from must.base.text import printable
-from must.config.predict import ServeConfig
+from must.config.deploy import ServeConfig
 from must.deploy.serve.http import CLIENT_TIMEOUT, Api, make_app
 from must.deploy.serve.metrics import ServerMetrics
 from must.deploy.serve.models import Models

@@ -27,8 +27,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.names import SHA256, of_form
-from must.base.parameters import require
+from must.base.parameters import SHA256, of_form, require
 from must.base.text import compose
 from must.config.work import ANSWERS_FILE
 from must.method.answers.population import population_file

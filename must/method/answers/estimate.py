@@ -13,9 +13,9 @@ The pictures without an answer are ordered by the confidence of their labels. Th
 of all pictures, are tested in this order, by the answers about pictures drawn at random whose labels are as sure, until
 a test fails (fixed sequence testing: Angelopoulos et al. 2021, "Learn then test", arXiv 2110.01052). The tests hold at
 every look, for a person who looks after each answer and stops when the result is good (`p_value`), so that labels that
-were accepted stay so (kept.py); and where the answered pictures are a large part of all. The label of a picture of none
-of the classes is wrong. Pictures with another answer, such as those answered by class, were not drawn, and count as
-right.
+were accepted stay so (population.py); and where the answered pictures are a large part of all. The label of a picture
+of none of the classes is wrong. Pictures with another answer, such as those answered by class, were not drawn, and
+count as right.
 
 The promise is kept with a probability of 95%, provided that
 

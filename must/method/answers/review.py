@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.names import SHA256, of_form
-from must.base.parameters import make_record, require
+from must.base.parameters import SHA256, make_record, of_form, require
 from must.base.text import counted
 from must.config.defaults import RISK
 from must.method.answers.answers_file import COVERAGE, NO_CLASS, RANDOM, Answer, read_answers

@@ -11,10 +11,7 @@ Rows are written in parts while the pass runs: a program that is killed loses th
 at most FITTED pictures, whose tokens are in raw-*.safetensors until then, and stays until there are twice as many
 pictures as then. Rows of pictures that are gone leave when rows are next written.
 
-N pictures, D numbers of an embedding, V of a vector (must/method/model/memory.py), F of flattened tokens, K classes.
-
-What a model says about the unlabeled images: vectors and probabilities of all of them, for the memory and the
-labels; and what the predictions alone say about a model. N images, K classes."""
+N pictures, D numbers of an embedding, V of a vector (must/method/model/memory.py), F of flattened tokens, K classes."""
 
 from __future__ import annotations
 
@@ -25,7 +22,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -40,21 +36,14 @@ from must.base.parameters import require
 from must.base.program import bar, is_first_rank
 from must.base.text import counted, printable
 from must.data.augment import normalize
+from must.data.format import read_hashes
 from must.data.image.preprocess import Preprocess
-from must.data.loading.loader import EvalSource
-from must.data.shards.history import read_hashes
+from must.data.loader import EvalSource
 from must.method.distributed import World
-from must.method.model.description import CheckResult
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.memory import FITTED, Memory, Whitening, flatten_tokens, join_vectors
 
 logger = logging.getLogger(__name__)
-
-
-FEWEST = 50  # images; with fewer there are no warnings
-ROUNDING = 0.01  # of the sum of an image's probabilities in half precision
-COLLAPSED = 1 / 3  # ratio of the effective numbers of classes after and before; a lower one is a warning
-DEAD = 0.005  # share of the images of a zero-shot class of which the model predicts none
 
 
 @dataclass
@@ -68,58 +57,6 @@ class Pool:
     others: Tensor  # float16 [M, N, K], of the other models
     tokens: Whitening
     embedding: Whitening
-
-
-class TopLabels(NamedTuple):
-    labels: Tensor  # int64 [N], the most probable class; -1: none of the classes is more probable
-    confidence: Tensor  # float [N], its probability
-
-    @classmethod
-    def from_probabilities(cls, probabilities: Tensor) -> Self:
-        """From [N, K]; what a row lacks of 1 is the probability of none of the classes."""
-        confidence, labels = probabilities.float().max(-1)
-        none = 1 - probabilities.float().sum(-1)
-        shown = (none > confidence) & (none > ROUNDING)
-        return cls(labels.where(~shown, -1), confidence.where(~shown, none))
-
-
-def compare_predictions(before: TopLabels, after: TopLabels, classes: list[str]) -> CheckResult:
-    """The check without labels: how many classes a model predicts, and whether it collapsed. `before`, `after`: of the
-    zero-shot and the adapted model for the same images.
-
-    No number without labels was found that tells a model that gained from one that lost (docs/tried.md), so the check
-    warns of collapse only."""
-    counts = [torch.bincount(p.labels[p.labels >= 0], minlength=len(classes)) for p in (before, after)]
-    images = len(before.labels)
-    dead = (counts[0] > max(1, DEAD * images)) & (counts[1] == 0)
-    effective = [count_effective(count) for count in counts]
-    warnings = []
-    if not bool(after.confidence.isfinite().all()):
-        warnings.append("the model's probabilities are not finite numbers")
-    elif images >= FEWEST and effective[1] < COLLAPSED * effective[0]:
-        warnings.append(
-            f"the model predicts few of the classes: effectively {effective[1]:.1f}, zero-shot {effective[0]:.1f}"
-        )
-    return CheckResult(
-        images=images,
-        changed=mean(before.labels != after.labels),
-        confidence_before=mean(before.confidence),
-        confidence_after=mean(after.confidence),
-        effective_before=round(effective[0], 2),
-        effective_after=round(effective[1], 2),
-        dead_classes=[classes[k] for k in torch.nonzero(dead).flatten().tolist()],
-        warnings=warnings,
-    )
-
-
-def count_effective(counts: Tensor) -> float:
-    """exp(entropy) of the classes' shares, `counts` [K]: K for equal shares, 1 for one class."""
-    shares = counts.double() / max(1, int(counts.sum()))
-    return float(torch.special.entr(shares).sum().exp())
-
-
-def mean(values: Tensor) -> float:
-    return round(float(values.float().mean()), 5) if len(values) else 0.0
 
 
 PART = 1_024  # pictures of a part, about

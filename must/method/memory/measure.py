@@ -1,33 +1,157 @@
-"""What people's answers say of labels: accuracies, which labels nobody has to look at, how often a picture gets none
-of the classes. The statistics are those of must/method/answers/estimate.py; here answered images are left out."""
+"""What people's answers say about the images of a split: accuracies, which labels nobody has to look at, how often a
+picture gets none of the classes. The statistics are those of must/method/answers/estimate.py; here answered images are
+left out. Answers also choose alpha, if nobody has given it."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from must.method.answers.answers_file import NO_CLASS
+from must.base.parameters import require
+from must.base.storage import exists, join
+from must.base.text import counted
+from must.config import RefineConfig
+from must.config.work import ADAPTED, DESCRIPTION_FILE
+from must.data.format import load_index, read_hashes
+from must.method.answers.answers_file import NO_CLASS, OUTDATED, RANDOM, Answer, read_answers
 from must.method.answers.estimate import (
     ROOM,
+    SET,
     Abstention,
     Accepted,
     AccuracyEstimate,
     Sample,
     abstention,
     accept,
+    fewest_answers,
     find_ranks,
     upper_bound,
 )
-from must.method.answers.kept import KeptLabels
-from must.method.memory.answers import Answers
-from must.method.memory.features import Pool, TopLabels
-from must.method.memory.propagate import answer_rows, look_up, predict_left_out
+from must.method.answers.population import (
+    NOTHING_GONE,
+    POPULATION_FILE,
+    Gone,
+    KeptLabels,
+    choose_sample,
+    read_kept,
+    read_population,
+    shorten,
+)
+from must.method.memory.features import Features, Pool
+from must.method.memory.predictions import TopLabels
+from must.method.memory.propagate import answer_rows, build_memory, look_up, predict_left_out
+from must.method.model.bundle import (
+    CANDIDATES,
+    Bundle,
+    best_candidate,
+    check_ends,
+    interpolate,
+    load_trained,
+    save_bundle,
+)
+from must.method.model.description import BY_ANSWERS, BY_HAND, Description, Selection
+from must.method.model.masked_vit import MaskedViT
 from must.method.model.memory import Memory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """{number in the split: class number, -1 for none of the classes}; `random`: those drawn at random, also OUTDATED
+    ones; `copies`: of other images with the same content as the `known` ones.
+
+    Of the images of the split: `contents`, uint64; `measured`, bool, those that the random answers say something about.
+    `measuring`: the numbers of those random answers that do."""
+
+    known: dict[int, int]
+    random: dict[int, int]
+    copies: dict[int, int]
+    contents: np.ndarray
+    measured: np.ndarray
+    measuring: frozenset[int] = frozenset()
+    gone: Gone = NOTHING_GONE
+    kept: KeptLabels | None = None  # of an earlier look, for the promise of the set
+
+    def among(self, numbers: Iterable[int]) -> Answers:
+        """Those about images with these numbers."""
+        images = {int(number) for number in numbers}
+        known, random, copies = (
+            {n: k for n, k in part.items() if n in images} for part in (self.known, self.random, self.copies)
+        )
+        return replace(self, known=known, random=random, copies=copies)
+
+    @property
+    def all(self) -> dict[int, int]:
+        """Of all images that somebody answered about."""
+        return self.copies | self.random | self.known
+
+
+def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
+    """The answers about images of the shards, which are known by their content. An answer that does not fit the classes
+    teaches nothing: its class is gone, or it is "none of the classes" and one was added. About a picture drawn at
+    random any label is wrong, as its image stays part of the sample; so does one that is gone, see `Gone`."""
+    if not config.answers:
+        return Answers({}, {}, {}, np.empty(0, np.uint64), np.empty(0, bool))
+    contents = read_hashes(config.shards, load_index(config.shards), config.split)
+    class_numbers = {name: number for number, name in enumerate(classes)}
+    numbers = defaultdict[int, list[int]](list)
+    for number, value in enumerate(contents.tolist()):
+        numbers[value].append(number)
+    known, random, copies, gone, unfit = dict[int, int](), dict[int, int](), dict[int, int](), 0, list[Answer]()
+    drawn = list[str]()
+    for sha256, answer in read_answers(config.answers).items():
+        if answer.unsure:
+            continue
+        if answer.sampled == RANDOM:
+            drawn.append(sha256)
+        number, *others = numbers.get(int(sha256[:16], 16), [-1])
+        if number < 0:
+            gone += 1
+            continue
+        label = answer.find_number(class_numbers)
+        if label == OUTDATED:
+            unfit.append(answer)
+        else:
+            known[number] = label
+            copies |= dict.fromkeys(others, label)
+        if answer.sampled == RANDOM:
+            random[number] = label
+    if gone:
+        logger.info(f"{counted(gone, 'answer')} left out: of images that are no longer there")
+    if renamed := sum(answer.label is not None for answer in unfit):
+        logger.warning(
+            f"{counted(renamed, 'answer')} with a class that is no longer there: they teach nothing, and those drawn "
+            "at random count as wrong; if a class has another name now, write it into answers.jsonl (docs/day-two.md)"
+        )
+    if earlier := len(unfit) - renamed:
+        logger.warning(
+            f"{counted(earlier, 'answer')} of none of the classes, from before a name was added: they teach nothing, "
+            "and those drawn at random count as wrong, until `must review` has asked about them again"
+        )
+    population = read_population(config.answers)
+    chosen, images, beyond = choose_sample(population, contents, shorten(sorted(drawn)), fewest_answers(config.risk))
+    if random and not len(population):
+        logger.warning(
+            f"{counted(len(random), 'answer')} drawn at random measure nothing: {POPULATION_FILE}, which `must review` "
+            "writes beside them, is not there"
+        )
+    if beyond.drawn:
+        logger.warning(
+            f"of the pictures drawn at random and answered more are no longer there than of the others: "
+            f"{beyond.drawn:,} of these answers count as wrong"
+        )
+    measuring = frozenset(numbers[value][0] for value in chosen.tolist())
+    kept = read_kept(config.answers, config.risk, classes) if config.promise == SET else None
+    return Answers(known, random, copies, contents, images, measuring, beyond, kept)
+
 
 FEWEST_ANSWERS = 20  # drawn at random; with fewer they choose no alpha and bound no rate
 
@@ -174,3 +298,48 @@ def bound_none(probabilities: Tensor, truth: Tensor) -> tuple[TopLabels, float, 
         text = f"no class for at most {most:.1f} in 100 pictures of a class ({count} random answers, 95% confidence)"
     predicted = probabilities / (total + none * math.exp(-margin))[:, None]
     return TopLabels.from_probabilities(predicted), margin, f"the model names {text}"
+
+
+def change_alpha(
+    config: RefineConfig, bundle: Bundle, zero_shot: Bundle, read: Callable[[MaskedViT], Features],
+    device: torch.device, answers: Answers,
+) -> Bundle:  # fmt: skip
+    """The bundle with the alpha that is given, or that the answers choose."""
+    provenance = bundle.description.provenance
+    if not provenance.config:
+        require(config.alpha in ("auto", 0.0), f"--alpha: {config.model} is not trained")
+        return bundle
+    now = provenance.selection or Selection()
+    if config.alpha == now.alpha:
+        return replace(bundle, description=with_selection(bundle.description, replace(now, by=BY_HAND)))
+    if config.alpha == "auto" and (now.by == BY_HAND or len(answers.random) < FEWEST_ANSWERS):
+        return bundle
+    trained = load_trained(config.model)
+    check_ends(config.model, trained, zero_shot)
+    if config.alpha == "auto":
+        alphas = sorted({*CANDIDATES, now.alpha})
+        networks = [interpolate(zero_shot.model, trained.model, alpha) for alpha in alphas]
+        correct = []
+        for network in networks:
+            pool = read(network).pool(network)
+            _, labels = build_memory(pool, answer_rows({}, pool.numbers), device)
+            correct.append(labels.argmax(1)[answer_rows(answers.random, pool.numbers)[0]].numpy())
+        truth = np.array([answers.random[n] for n in pool.numbers.tolist() if n in answers.random])
+        right = np.stack(correct) == truth
+        alpha, by = alphas[best_candidate(right, alphas.index(now.alpha))], BY_ANSWERS
+        found = ", ".join(f"{each:g} on {count}" for each, count in zip(alphas, right.sum(1), strict=True))
+        why = f"right without answers on {len(truth)} random answers: {found}; {now.alpha:g} stays unless clearly worse"
+        if alpha == now.alpha:
+            logger.info(f"alpha {alpha:g} ({why})")
+            return bundle
+    else:
+        alpha, by, why = float(config.alpha), BY_HAND, "--alpha"
+    if now.alpha == 1 and not exists(join(config.model, ADAPTED, DESCRIPTION_FILE)):
+        save_bundle(join(config.model, ADAPTED), trained.model, trained.description)
+    logger.info(f"alpha {alpha:g} ({why})")
+    description = with_selection(bundle.description, Selection(alpha=alpha, by=by))
+    return Bundle(interpolate(zero_shot.model, trained.model, alpha), description)
+
+
+def with_selection(description: Description, selection: Selection) -> Description:
+    return replace(description, provenance=replace(description.provenance, selection=selection))

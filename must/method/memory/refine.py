@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,32 +34,32 @@ from must.config.work import (
     REFINED_FILE,
     VERSION_FILE,
 )
-from must.data.loading.loader import EvalSource
-from must.data.shards.history import read_hashes
+from must.data.format import read_hashes
+from must.data.loader import EvalSource
 from must.method.answers.answers_file import NO_CLASS, hash_answers
 from must.method.answers.estimate import SET, describe_classes
-from must.method.answers.kept import KeptLabels, write_kept
+from must.method.answers.population import KeptLabels, write_kept
 from must.method.distributed import init_distributed
-from must.method.memory.answers import Answers, find_answers
-from must.method.memory.features import Features, Pool, TopLabels, compare_predictions, read_features
-from must.method.memory.measure import FEWEST_ANSWERS, NEVER, Measured, keep_labels, measure_answers
-from must.method.memory.names import Finding, find_missing, find_pairs
+from must.method.memory.features import Features, Pool, read_features
+from must.method.memory.measure import (
+    NEVER,
+    Answers,
+    Measured,
+    change_alpha,
+    find_answers,
+    keep_labels,
+    measure_answers,
+)
+from must.method.memory.predictions import Finding, TopLabels, compare_predictions, find_missing, find_pairs
 from must.method.memory.propagate import answer_rows, build_memory, find_neighbours, look_up
 from must.method.model.bundle import (
-    CANDIDATES,
     Bundle,
-    best_candidate,
-    check_ends,
-    interpolate,
     load_bundle,
-    load_trained,
     save_bundle,
     zero_shot_bundle,
 )
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import (
-    BY_ANSWERS,
-    BY_HAND,
     Description,
     Selection,
     get_preprocess,
@@ -272,51 +271,6 @@ def load_model(config: RefineConfig, zero_shot: Bundle) -> Bundle:
         f"--model {config.model}: has other preprocessing than --classifier; give its own classifier",
     )
     return bundle if bundle.description.provenance.config else zero_shot  # not trained: the classifier file counts
-
-
-def change_alpha(
-    config: RefineConfig, bundle: Bundle, zero_shot: Bundle, read: Callable[[MaskedViT], Features],
-    device: torch.device, answers: Answers,
-) -> Bundle:  # fmt: skip
-    """The bundle with the alpha that is given, or that the answers choose."""
-    provenance = bundle.description.provenance
-    if not provenance.config:
-        require(config.alpha in ("auto", 0.0), f"--alpha: {config.model} is not trained")
-        return bundle
-    now = provenance.selection or Selection()
-    if config.alpha == now.alpha:
-        return replace(bundle, description=with_selection(bundle.description, replace(now, by=BY_HAND)))
-    if config.alpha == "auto" and (now.by == BY_HAND or len(answers.random) < FEWEST_ANSWERS):
-        return bundle
-    trained = load_trained(config.model)
-    check_ends(config.model, trained, zero_shot)
-    if config.alpha == "auto":
-        alphas = sorted({*CANDIDATES, now.alpha})
-        networks = [interpolate(zero_shot.model, trained.model, alpha) for alpha in alphas]
-        correct = []
-        for network in networks:
-            pool = read(network).pool(network)
-            _, labels = build_memory(pool, answer_rows({}, pool.numbers), device)
-            correct.append(labels.argmax(1)[answer_rows(answers.random, pool.numbers)[0]].numpy())
-        truth = np.array([answers.random[n] for n in pool.numbers.tolist() if n in answers.random])
-        right = np.stack(correct) == truth
-        alpha, by = alphas[best_candidate(right, alphas.index(now.alpha))], BY_ANSWERS
-        found = ", ".join(f"{each:g} on {count}" for each, count in zip(alphas, right.sum(1), strict=True))
-        why = f"right without answers on {len(truth)} random answers: {found}; {now.alpha:g} stays unless clearly worse"
-        if alpha == now.alpha:
-            logger.info(f"alpha {alpha:g} ({why})")
-            return bundle
-    else:
-        alpha, by, why = float(config.alpha), BY_HAND, "--alpha"
-    if now.alpha == 1 and not exists(join(config.model, ADAPTED, DESCRIPTION_FILE)):
-        save_bundle(join(config.model, ADAPTED), trained.model, trained.description)
-    logger.info(f"alpha {alpha:g} ({why})")
-    description = with_selection(bundle.description, Selection(alpha=alpha, by=by))
-    return Bundle(interpolate(zero_shot.model, trained.model, alpha), description)
-
-
-def with_selection(description: Description, selection: Selection) -> Description:
-    return replace(description, provenance=replace(description.provenance, selection=selection))
 
 
 def refine_pool(

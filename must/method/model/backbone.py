@@ -1,18 +1,30 @@
-"""Loads CLIP models through open_clip: by name and pretrained tag, from a checkpoint file, or from a model folder."""
+"""Loads CLIP models through open_clip: by name and pretrained tag, from a checkpoint file, or from a model folder.
+Writes a classifier's model as such a folder, so that later stages need no hub:
 
+    MODELS/NAME-KEY/open_clip_config.json        architecture and preprocessing
+                    open_clip_model.safetensors  weights; in half precision where that loses nothing
+                    ...                          files of the tokenizer, if the model has its own
+
+KEY is a hash of the contents, so that classifiers of the same model share a folder."""
+
+import hashlib
+import json
 import logging
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import open_clip
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import nn
 
 from must.base import storage
@@ -271,3 +283,72 @@ def quick_gelu_option(model: str, pretrained: str) -> dict[str, bool]:
     """Options for weights that need QuickGELU: OpenAI's and some others, whatever the model's name is."""
     tag = open_clip.get_pretrained_cfg(model.replace("/", "-"), pretrained) if pretrained else {}
     return {"force_quick_gelu": True} if tag.get("quick_gelu") else {}
+
+
+def save_model(backbone: Backbone, models: str) -> tuple[str, str]:
+    """Writes the model to a folder below `models`, unless it exists; the configuration last, so that a folder
+    with it is complete. Returns that folder and the weights' sha256."""
+    names = [PurePosixPath(name).name for name in (backbone.model, backbone.pretrained)]
+    names[0] = re.sub(r"-[0-9a-f]{12}$", "", names[0])  # the key, if the model is such a folder
+    name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, names))) or "model"
+    models = hub.absolute(models)
+    beside = None if storage.is_remote(models) else storage.local(models)
+    if beside:
+        with storage.disk_errors(beside):
+            beside.mkdir(parents=True, exist_ok=True)
+        storage.remove_leftovers(beside)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=storage.TEMPORARY) as scratch:
+        write_files(backbone, Path(scratch))
+        files = sorted(path for path in Path(scratch).rglob("*") if path.is_file())
+        files.sort(key=lambda path: path.name == MODEL_FOLDER_FILE)
+        contents = {str(path.relative_to(scratch)): storage.compute_sha256(path) for path in files}
+        key = hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12]
+        target = storage.join(models, f"{name}-{key}")
+        if not is_complete(target, Path(scratch) / hub.OPEN_CLIP_WEIGHTS, contents[hub.OPEN_CLIP_WEIGHTS]):
+            for path, file in zip(files, contents, strict=True):
+                (storage.move if beside else storage.upload)(path, storage.join(target, file))
+    return target, contents[hub.OPEN_CLIP_WEIGHTS]
+
+
+def write_files(backbone: Backbone, folder: Path) -> None:
+    try:
+        save_file(compact(backbone.clip), folder / hub.OPEN_CLIP_WEIGHTS)
+    except SafetensorError as error:  # safetensors raises it instead of OSError
+        raise UserError(f"{folder.parent}: the model cannot be written: {hub.first_line(error)}") from error
+    config = {"model_cfg": backbone.config, "preprocess_cfg": open_clip.get_model_preprocess_cfg(backbone.clip)}
+    (folder / MODEL_FOLDER_FILE).write_text(json.dumps(config, indent=1, sort_keys=True))
+    if hasattr(backbone.tokenizer, "save_pretrained"):  # a tokenizer of transformers
+        backbone.tokenizer.save_pretrained(folder)
+    elif backbone.vocabulary:
+        (folder / TOKENIZER_FILE).write_bytes(backbone.vocabulary)
+    if "hf_model_name" in backbone.config["text_cfg"]:
+        text: Any = backbone.clip.text
+        text.config.save_pretrained(folder)
+    for path in folder.rglob("*"):  # safetensors makes files private, and pods of other users read them
+        if path.is_file():
+            shutil.copymode(folder / MODEL_FOLDER_FILE, path)
+
+
+def compact(clip: Any) -> dict[str, Any]:
+    """The weights, in half precision where that is exact, as for OpenAI's published weights."""
+    weights, pointers = {}, set()
+    for name, value in clip.state_dict().items():
+        value = value.detach().cpu().contiguous()
+        half = value.half() if value.dtype == torch.float32 else value
+        if torch.equal(half.to(value.dtype), value):
+            value = half
+        if value.data_ptr() in pointers:  # two names for one tensor, which safetensors refuses
+            value = value.clone()
+        pointers.add(value.data_ptr())
+        weights[name] = value
+    return weights
+
+
+def is_complete(folder: str, expected: Path, sha256: str) -> bool:
+    """Whether the folder exists with these weights; in a bucket only their size is compared."""
+    weights = storage.join(folder, expected.name)
+    if not storage.exists(storage.join(folder, MODEL_FOLDER_FILE)) or not storage.exists(weights):
+        return False
+    if storage.is_remote(folder):
+        return storage.size(weights) == expected.stat().st_size
+    return storage.compute_sha256(storage.local(weights)) == sha256

@@ -63,7 +63,7 @@ class ClassifierHeader:
 
     def find_model(self) -> tuple[str, str]:
         """(model, pretrained) of `load_backbone`: the model's own folder if it is as it was, else its name."""
-        from must.method.model.folder import verified
+        from must.method.model.hub import verified
 
         folder = self.model_folder
         return (verified(folder, self.model_sha256), "") if folder else (self.model, self.pretrained)
@@ -77,8 +77,8 @@ class TextClassifier(ClassifierHeader):
 def classifier(config: ClassifierConfig) -> TextClassifier:
     """The stage: reads the class file, runs the text tower, writes the classifier file."""
     from must.method.distributed import pick_device
-    from must.method.model.backbone import load_backbone
-    from must.method.model.folder import default_models_folder, save_model
+    from must.method.model.backbone import load_backbone, save_model
+    from must.method.model.hub import default_models_folder
 
     class_set = load_class_set(config.classes)
     if str(config.classes).endswith(".txt") and (commas := [name for name in class_set.names if "," in name]):
@@ -309,7 +309,7 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
 
 def read_header(uri: str, flag: str = "--classifier") -> ClassifierHeader:
     """The contents of a classifier file but its weights, without torch, with the current path of its model folder."""
-    from must.method.model.folder import resolve_folder
+    from must.method.model.hub import resolve_folder
 
     folder = not storage.is_remote(uri) and storage.local(uri).is_dir()
     require(

@@ -36,7 +36,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The check without labels (must/method/memory/features.py). Shares are from 0 to 1."""
+    """The check without labels (must/method/memory/predictions.py). Shares are from 0 to 1."""
 
     images: int
     changed: float  # share of the images whose class is not the zero-shot class

@@ -1,4 +1,5 @@
-"""What --model may name: a folder, a model on a hub or in a bucket, or an open_clip model; and its download, once.
+"""What --model may name: a folder, a model on a hub or in a bucket, or an open_clip model; its download, once; and
+where the model of a classifier file is.
 
 huggingface_hub waits a minute and more for a hub that does not respond; open_clip then tries other file names, and
 reports the error of the last one. Here each file is requested once, with a short timeout, before open_clip runs, so
@@ -20,10 +21,10 @@ from pathlib import Path, PurePosixPath
 from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.lock import in_turn
-from must.base.names import listed
 from must.base.parameters import require
+from must.base.storage import listed
 from must.base.text import close_to, one_line, without_secrets
-from must.config.work import MODEL_FOLDER_FILE
+from must.config.work import MODEL_FOLDER_FILE, PARTS
 from must.method.model.transformers_folder import CONFIG_FILE, PREPROCESSORS, WEIGHT_FILES
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 PATIENCE = 4  # seconds to wait for the hub's response about a file; HF_HUB_ETAG_TIMEOUT overrides it
 
 HUB = "hf-hub:"
+MODELS_FOLDER = PARTS["models"].path  # beside the classifier file: the models of classifiers (backbone.py)
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 OLD_WEIGHTS_FILE = "open_clip_pytorch_model.bin"  # a pickle, read with weights_only
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "spiece.model")
@@ -225,3 +227,45 @@ def cache_folder() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "must" / "models"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def default_models_folder(classifier: str) -> str:
+    """The default folder of a classifier's models: beside the classifier file."""
+    return storage.join(absolute(classifier).rpartition("/")[0], MODELS_FOLDER)
+
+
+def absolute(uri: str) -> str:
+    """The absolute path; URIs stay as they are."""
+    return uri if storage.is_remote(uri) else os.path.normpath(storage.local(uri).absolute())
+
+
+def resolve_folder(recorded: str, classifier: str) -> str:
+    """The model folder that a classifier file names: beside the file, which may have moved, else at the recorded path;
+    '' if it names none."""
+    if not recorded:
+        return ""
+    beside = storage.join(default_models_folder(classifier), PurePosixPath(recorded).name)
+    folders = beside, recorded
+    return next((folder for folder in folders if storage.exists(storage.join(folder, MODEL_FOLDER_FILE))), beside)
+
+
+def require_model(folder: str) -> None:
+    require(
+        not folder or storage.exists(storage.join(folder, MODEL_FOLDER_FILE)),
+        f"{folder}: the classifier's model is not there, nor in the folder {MODELS_FOLDER} beside the classifier file; "
+        f"put it back, {MODEL_FOLDER_FILE} and {OPEN_CLIP_WEIGHTS}, or make the classifier again with "
+        "`must classifier`, or the same `must adapt`",
+    )
+
+
+def verified(folder: str, sha256: str) -> str:
+    """The folder on this machine."""
+    require_model(folder)
+    path = Path(ensure_local(folder))
+    file = path / OPEN_CLIP_WEIGHTS
+    require(
+        file.is_file() and storage.compute_sha256(file) == sha256,
+        f"{storage.join(folder, OPEN_CLIP_WEIGHTS)}: is missing, damaged or of another model than when the classifier "
+        "was made (sha256); delete the folder and run `must classifier` again",
+    )
+    return str(path)

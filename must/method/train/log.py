@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from must.base.errors import UserError
 from must.base.program import bar
-from must.data.loading.loader import TrainBatch
-from must.data.loading.reader import ShardReader
+from must.data.loader import TrainBatch
+from must.data.reader import ShardReader
 from must.method.model.bundle import LOG_FILE
 from must.method.model.description import RunSummary
 from must.method.model.masked_vit import MaskedViT

@@ -17,7 +17,7 @@ from must.base import storage
 from must.base.program import bar
 from must.base.text import duration
 from must.config import PlanConfig
-from must.data.loading.loader import TrainBatch
+from must.data.loader import TrainBatch
 from must.method.distributed import init_distributed, prepare_machine
 from must.method.train.checkpoint import RunTimer
 from must.method.train.log import GB

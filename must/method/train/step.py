@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from must.config import TrainConfig
 from must.data.augment import normalize
 from must.data.image.preprocess import Preprocess
-from must.data.loading.loader import TrainBatch
+from must.data.loader import TrainBatch
 from must.method.distributed import World, apply_ddp, auto_precision, gradient_sync
+from must.method.memory.propagate import PropagatedLabels
 from must.method.model.masked_vit import MaskedViT, StudentOutput, patchify
 from must.method.model.towers import take
-from must.method.train.propagated import PropagatedLabels
 
 MANY_CLASSES = 512  # with so many the class balance is a running mean, as one batch cannot contain all classes
 

@@ -23,9 +23,8 @@ from must.base.text import printable
 from must.config import TrainConfig
 from must.config.work import ADAPTED, DESCRIPTION_FILE
 from must.data.augment import TrainViews, normalize
-from must.data.loading.loader import PREFETCH, EvalSource, TrainBatch, TrainDataset, grouped, train_batches
-from must.data.loading.order import GlobalBatches
-from must.data.loading.reader import open_reader
+from must.data.loader import PREFETCH, EvalSource, GlobalBatches, TrainBatch, TrainDataset, grouped, train_batches
+from must.data.reader import open_reader
 from must.method.distributed import (
     Preempted,
     StopSignal,
@@ -37,8 +36,9 @@ from must.method.distributed import (
     prepare_machine,
     share_cores,
 )
-from must.method.memory.features import TopLabels, compare_predictions, read_features
-from must.method.memory.propagate import LARGEST_MEMORY, build_memory
+from must.method.memory.features import read_features
+from must.method.memory.predictions import TopLabels, compare_predictions
+from must.method.memory.propagate import LARGEST_MEMORY, PropagatedLabels, build_memory, count_bytes
 from must.method.model.bundle import (
     Bundle,
     Weights,
@@ -52,7 +52,6 @@ from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.description import BY_HAND, BY_TRAINING, Description, RunSummary, Selection, get_preprocess
 from must.method.train.checkpoint import RunTimer, TrainState, exclusive_checkpoints
 from must.method.train.log import GB, Size, TrainLog, in_words, summarize_run
-from must.method.train.propagated import PropagatedLabels, count_bytes
 from must.method.train.recipe import provenance, resolve
 from must.method.train.step import MustStep, make_teacher
 
@@ -310,7 +309,7 @@ class Trainer:
 def start_mask_token(zero_shot: Bundle, source: EvalSource, device: torch.device) -> None:
     """Initializes the mask token with the mean patch. Every process calls this and reads the same images. If none can
     be decoded, the token stays random, and training reports it."""
-    source.numbers = source.numbers[:MASK_TOKEN_IMAGES]
+    source = source.only(source.numbers[:MASK_TOKEN_IMAGES])
     sums = [normalize(batch.pixels, source.preprocess).sum(0) for batch in source]
     if sums:
         mean = torch.stack(sums).sum(0) / (len(source.numbers) - source.skipped)

@@ -14,9 +14,8 @@ import pytest
 
 from must.base import storage
 from must.data.format import load_index, load_offsets, parse_index, verify
-from must.data.loading.cache import ShardCache
-from must.data.loading.reader import open_reader
-from must.data.shards.history import History
+from must.data.reader import ShardCache, open_reader
+from must.data.shards.listing import History
 from tests.data.shards.test_shard import sharded
 
 NAMES = ["/{home}/.bashrc", "../home/.bashrc", "a/../../home/.bashrc", "train-000000.tar/../../x", "", "x\0.npy"]

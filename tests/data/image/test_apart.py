@@ -19,9 +19,9 @@ from must.data.image import limits
 from must.data.image.decode import decode
 from must.data.image.limits import MAX_PIXELS, Helper
 from must.data.image.preprocess import EvalView
-from must.data.loading.loader import EvalSource, TrainDataset
-from must.data.loading.reader import ShardReader
-from must.deploy.predict.found import Found
+from must.data.loader import EvalSource, TrainDataset
+from must.data.reader import ShardReader
+from must.deploy.predict.images import Found
 from must.deploy.predict.predict import read_pixels
 from must.deploy.serve.protocol import Refused, decode_pixels
 from tests import zoo

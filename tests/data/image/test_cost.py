@@ -14,8 +14,8 @@ from must.data.augment import TrainViews
 from must.data.image import limits, preprocess
 from must.data.image.decode import check, decode, identify
 from must.data.image.limits import MAX_PARTS, MAX_SCANS
-from must.data.loading.loader import EvalSource, TrainDataset
-from must.data.loading.reader import ShardReader
+from must.data.loader import EvalSource, TrainDataset
+from must.data.reader import ShardReader
 from tests import zoo
 from tests.common import printed
 from tests.data.augment.test_views import PREPROCESS, SETTINGS

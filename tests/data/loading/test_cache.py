@@ -22,10 +22,8 @@ from must.base import storage
 from must.config import EvaluateConfig, TrainConfig
 from must.data.augment import TrainViews
 from must.data.format import Shard, load_index, load_offsets
-from must.data.loading.cache import SPARE, ShardCache
-from must.data.loading.loader import ShardPrefetcher, TrainDataset, train_batches
-from must.data.loading.order import GlobalBatches
-from must.data.loading.reader import ShardReader, open_reader
+from must.data.loader import GlobalBatches, TrainDataset, train_batches
+from must.data.reader import SPARE, ShardCache, ShardPrefetcher, ShardReader, open_reader
 from must.evaluation.evaluate import evaluate
 from must.method.train.trainer import train
 from tests.common import until
@@ -275,10 +273,10 @@ def test_a_reader_opens_few_files_and_goes_on_without_room(bucket_server: Server
 # their names before the reader goes.
 PROGRAM = """
 import ctypes, sys
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 reader = ShardReader(sys.argv[1], "train")
 print(len(reader.image(0)) > 0)
-for name in ("__main__", "must.data.loading.reader"):
+for name in ("__main__", "must.data.reader"):
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(sys.modules[name]))
 """
 

@@ -5,7 +5,7 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from must.data.loading.order import EpochOrder, GlobalBatches
+from must.data.loader import EpochOrder, GlobalBatches
 
 SIZES = [7, 30, 1, 25, 60, 13, 24]  # 160 samples
 

@@ -10,9 +10,8 @@ from must.base.processes import METHOD
 from must.config import TrainConfig
 from must.data.augment import TrainViews
 from must.data.image import decode
-from must.data.loading.loader import REPLACEMENTS, TrainDataset, train_batches
-from must.data.loading.order import GlobalBatches
-from must.data.loading.reader import ShardReader
+from must.data.loader import REPLACEMENTS, GlobalBatches, TrainDataset, train_batches
+from must.data.reader import ShardReader
 from must.evaluation.report import training_log
 from must.method.train.trainer import train
 from tests import zoo

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from must.base.names import Headers
 from must.base.parameters import read_yaml
 from must.base.program import WRONG_INPUT, find_exit_code, format_error
 from must.config import PredictConfig, TrainConfig
 from must.data.sources import archives
-from must.data.sources.archives import Archives, unzipped
+from must.data.sources.archives import Archives, Headers, unzipped
 from must.data.sources.files import ListingReport, UnreadableError
 from must.deploy.predict.predict import predict
 from must.method.model.classifier import load_class_set, load_text_classifier

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples
 from tests.data.shards.test_shard_gcs import upload

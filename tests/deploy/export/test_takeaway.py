@@ -111,7 +111,7 @@ def test_one_export_on_top_of_another(made, tmp_path):
 )
 def test_an_export_that_fails_leaves_what_was_there(made, tmp_path, monkeypatch, size, message):
     """A library that answers otherwise, and a full disk."""
-    from must.deploy.export import open_clip as kind
+    from must.deploy.export import export as kind
 
     tiny, output, features = made("clip"), tmp_path / "ours", kind.open_clip_features
     before = {path.name: path.read_bytes() for path in exported_folder(tiny, output).iterdir()}
@@ -123,7 +123,7 @@ def test_an_export_that_fails_leaves_what_was_there(made, tmp_path, monkeypatch,
 
 
 def test_a_folder_becomes_a_model_with_its_last_file(tmp_path):
-    from must.deploy.export.open_clip import publish
+    from must.deploy.export.export import publish
 
     put(tmp_path, {f"new/{name}": b"new" for name in ("open_clip_config.json", "open_clip_model.safetensors")})
     put(tmp_path, {"ours/open_clip_config.json": b"old", "ours/open_clip_model.safetensors/in": b"the way"})
@@ -133,7 +133,7 @@ def test_a_folder_becomes_a_model_with_its_last_file(tmp_path):
 
 
 def test_a_folder_that_is_not_loaded_or_another_models_classifier_is_one_line(made, tmp_path):
-    from must.deploy.export.open_clip import open_clip_features
+    from must.deploy.export.export import open_clip_features
 
     with pytest.raises(ValueError, match="whose image tower is of another shape"):
         exported_folder(made("clip")._replace(classifier=made("siglip").classifier), tmp_path / "ours")

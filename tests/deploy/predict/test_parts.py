@@ -15,7 +15,7 @@ import pytest
 import must
 from must.config import PredictConfig
 from must.deploy.predict import predict as labelling
-from must.deploy.predict.found import Found
+from must.deploy.predict.images import Found
 from must.deploy.predict.predict import predict
 from must.deploy.predict.stream import read_batches
 from must.deploy.predict.writer import read_table

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from must.config import ReviewConfig
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from must.deploy.review.prepare import compute_review
 from must.deploy.review.review import prepare_review
 from must.method.answers.review import Review

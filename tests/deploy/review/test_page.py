@@ -10,7 +10,7 @@ import threading
 import pytest
 import uvicorn
 
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from must.deploy.review.page import App
 from must.deploy.review.prepare import AnswerEffect
 from must.deploy.review.session import Session

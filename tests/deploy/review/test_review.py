@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from must.deploy.review.prepare import AnswerEffect, compute_review
 from must.deploy.review.review import read_corrections, review_at
 from must.deploy.review.review import review as must_review

@@ -9,7 +9,7 @@ import pytest
 from must.deploy.review.prepare import CPU, AnswerEffect
 from must.deploy.review.session import RESERVED_S, Session
 from must.method.answers.answers_file import AGAIN, COVERAGE, RANDOM, append, read_answers
-from must.method.memory.answers import find_answers
+from must.method.memory.measure import find_answers
 from must.method.memory.refine import refine_pool
 from tests.deploy.review.conftest import config_at, labels_of
 

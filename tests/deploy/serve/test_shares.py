@@ -14,8 +14,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from must.config import ServeConfig
 from must.deploy.serve import http
-from must.deploy.serve.http import LARGE_JSON, Api, Decoders, PendingRequest, cancel_on_disconnect
+from must.deploy.serve.http import LARGE_JSON, Api, PendingRequest, cancel_on_disconnect
 from must.deploy.serve.metrics import ServerMetrics
+from must.deploy.serve.models import Decoders
 from must.deploy.serve.protocol import Refused
 from tests.deploy.serve.server import SILENCE
 

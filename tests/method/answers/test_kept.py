@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from must.method.answers.kept import KeptLabels, kept_file, read_kept, write_kept
+from must.method.answers.population import KeptLabels, kept_file, read_kept, write_kept
 
 CLASSES = ["zero", "one"]
 PICTURES = np.arange(100, 200, dtype=np.uint64)  # as they are in the folder

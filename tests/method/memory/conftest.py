@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from tests.method.memory.remembering import unlabeled_digits
 
 

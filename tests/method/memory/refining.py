@@ -8,8 +8,7 @@ import shutil
 import numpy as np
 
 from must.config import RefineConfig
-from must.data.format import load_index
-from must.data.shards.history import read_hashes
+from must.data.format import load_index, read_hashes
 from must.method.answers.answers_file import append
 from must.method.answers.population import record_population, shorten
 from must.method.memory.refine import refine

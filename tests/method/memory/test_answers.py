@@ -13,10 +13,9 @@ import yaml
 from must.api.demo import asset_folder
 from must.api.model import load
 from must.config import ClassifierConfig, EvaluateConfig, ExportConfig, ShardConfig
-from must.data.format import load_index
-from must.data.loading.reader import ShardReader
+from must.data.format import load_index, read_hashes
+from must.data.reader import ShardReader
 from must.data.shards.build import shard
-from must.data.shards.history import read_hashes
 from must.deploy.export.export import export, measured_abstention
 from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import Answer, append, append_answers

@@ -11,14 +11,15 @@ from must.api.demo import asset_folder
 from must.base import storage
 from must.config import ClassifierConfig, EvaluateConfig, ReviewConfig, ShardConfig
 from must.data.augment import normalize
-from must.data.loading.loader import EvalSource
-from must.data.loading.reader import open_reader
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
 from must.data.shards.build import shard
 from must.deploy.review.prepare import compute_review
 from must.evaluation.evaluate import evaluate
 from must.method.distributed import World
 from must.method.memory import features as module
-from must.method.memory.features import TopLabels, read_features
+from must.method.memory.features import read_features
+from must.method.memory.predictions import TopLabels
 from must.method.model.bundle import load_bundle
 from must.method.model.classifier import classifier
 from must.method.model.description import get_preprocess

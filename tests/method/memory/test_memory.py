@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from must.method.answers.estimate import upper_bound
 from must.method.memory import propagate as module
 from must.method.memory import refine as refine_module
-from must.method.memory.answers import Answers
-from must.method.memory.features import FEWEST, Pool, TopLabels, compare_predictions, count_effective
-from must.method.memory.measure import NEVER, bound_none
+from must.method.memory.features import Pool
+from must.method.memory.measure import NEVER, Answers, bound_none
+from must.method.memory.predictions import FEWEST, TopLabels, compare_predictions, count_effective
 from must.method.memory.propagate import (
     FEW_IMAGES,
     LABELS_KEPT,

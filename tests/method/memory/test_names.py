@@ -6,8 +6,7 @@ import yaml
 
 from must.api.demo import CLASSES, TEMPLATES, asset_folder
 from must.config import ClassifierConfig, RefineConfig
-from must.method.memory.features import TopLabels
-from must.method.memory.names import find_missing, find_pairs
+from must.method.memory.predictions import TopLabels, find_missing, find_pairs
 from must.method.memory.refine import refine
 from must.method.model.classifier import classifier
 from tests.method.memory.remembering import unlabeled_digits

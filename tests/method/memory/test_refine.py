@@ -17,7 +17,7 @@ from must.config import EvaluateConfig, ExportConfig, ShardConfig
 from must.data.augment import normalize
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from must.data.shards.build import shard
 from must.deploy.export.export import export
 from must.deploy.onnx_model import OnnxClassifier

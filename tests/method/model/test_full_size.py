@@ -37,7 +37,7 @@ def main(name: str, bundle: str, shards: str, folder: str) -> None:
     from safetensors.torch import load_file, save_file
 
     from must.config import ExportConfig, TrainConfig
-    from must.data.loading.loader import TrainBatch
+    from must.data.loader import TrainBatch
     from must.deploy.export.export import export
     from must.method.distributed import World
     from must.method.model.backbone import load_backbone

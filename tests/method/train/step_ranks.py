@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from must.config import TrainConfig
 from must.data.image.preprocess import Preprocess
-from must.data.loading.loader import TrainBatch
+from must.data.loader import TrainBatch
 from must.method.distributed import World, init_distributed
 from must.method.model.masked_vit import MaskedViT
 from must.method.train import step as method_step

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from must.data.augment import normalize
-from must.data.loading.loader import EvalSource
-from must.data.loading.reader import open_reader
+from must.data.loader import EvalSource
+from must.data.reader import open_reader
 from must.method.distributed import init_distributed
-from must.method.memory.propagate import RARE
+from must.method.memory import propagate
+from must.method.memory.propagate import RARE, TOP, PropagatedLabels
 from must.method.model.bundle import zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess
 from must.method.model.memory import SMALLEST_PROBABILITY, nearest, neighbour_weights
-from must.method.train import propagated, trainer
-from must.method.train.propagated import TOP, PropagatedLabels
+from must.method.train import trainer
 from must.method.train.trainer import find_threshold, start_mask_token
 from tests.method.train.processes import on_ranks
 from tests.method.train.step_ranks import ALONE
@@ -66,7 +66,7 @@ def test_an_image_that_is_in_a_batch_twice_counts_once(monkeypatch):
     everything = torch.arange(IMAGES)
     torch.testing.assert_close(labels.dense(torch.tensor([3]))[0], P[4])
     torch.testing.assert_close(labels.total, labels.dense(everything).sum(0))
-    monkeypatch.setattr(propagated, "IMAGES_AT_ONCE", 7)
+    monkeypatch.setattr(propagate, "IMAGES_AT_ONCE", 7)
     torch.testing.assert_close(labels.sum_labels(everything), labels.total)
 
 

@@ -10,7 +10,7 @@ import pytest
 from must.base import storage
 from must.base.processes import METHOD
 from must.base.program import end_program, handling
-from must.data.loading.reader import ShardReader
+from must.data.reader import ShardReader
 from must.method.distributed import StopSignal, init_distributed
 from must.method.train import checkpoint
 from must.method.train.checkpoint import SHARE, Checkpoints, RunTimer, TrainProgress

@@ -8,7 +8,7 @@ import torch
 
 from must.config import TrainConfig
 from must.data.image.preprocess import Preprocess
-from must.data.loading.order import GlobalBatches
+from must.data.loader import GlobalBatches
 from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.model.description import load_description
 from must.method.train.step import MustStep, fairness_loss

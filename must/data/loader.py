@@ -1,6 +1,11 @@
 """Batches: for training, two views of every image and its mask; for evaluation, one view and the label.
 
-Shards are prefetched: a loader's samplers announce those to be read, threads download them and pin those in use."""
+The order of the samples is a pure function of (seed, epoch), whatever the number of processes or workers: shards are
+permuted; the samples of a window of consecutive shards are shuffled together; global step s of an epoch takes positions
+[s G, (s + 1) G) of the result, each rank a part of them. So N processes use the same batches as one, a run resumes at
+any step without reading earlier samples, and every rank has the same number of steps.
+
+A loader's samplers announce the shards that are to be read, so that those in a bucket are prefetched (reader.py)."""
 
 from __future__ import annotations
 
@@ -8,14 +13,11 @@ import copy
 import itertools
 import logging
 import os
-import threading
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
-from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,23 +27,103 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from must.base.errors import TransientError, UserError
 from must.base.processes import begin_worker, start_context
 from must.base.text import printable
+from must.config.train import check_batch
 from must.data.augment import TrainViews
 from must.data.format import Index, Shard
 from must.data.image.decode import decode_view, reason
 from must.data.image.preprocess import EvalView, Preprocess
-from must.data.loading.cache import ShardCache
-from must.data.loading.order import GlobalBatches
-from must.data.loading.reader import ShardReader, open_reader
+from must.data.reader import ShardReader, open_reader, prefetch
 
 logger = logging.getLogger(__name__)
-Value = TypeVar("Value")
 
+SHARDS_ORDER, WINDOW_ORDER = 0, 1  # seeds of the two uses of the generator
 PREFETCH = 4  # batches that each loader process prepares in advance
 MAX_WARNINGS = 5  # warnings about replaced samples per loader process
 REPLACEMENTS = 16  # the number of consecutive undecodable samples that is an error
-DOWNLOAD_THREADS = 4  # that download shards
 SHARDS_AHEAD = 4  # shards that evaluation downloads ahead; training downloads a window
-DOWNLOAD_PAUSE = 1.0  # seconds until a retry, after no room for a shard or while another process downloads it
+
+
+class EpochOrder:
+    """Sample numbers of one epoch by position. `sizes`: samples of each shard, in index order, in which samples are
+    numbered; `window`: shards that are shuffled together."""
+
+    def __init__(self, sizes: list[int], seed: int, epoch: int, window: int) -> None:
+        self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        self.seed, self.epoch, self.window = seed, epoch, max(1, window)
+        generator = np.random.default_rng((SHARDS_ORDER, seed, epoch))
+        self.shards = generator.permutation(len(sizes))
+        in_order = np.asarray(sizes, dtype=np.int64)[self.shards]
+        ends = np.cumsum(in_order)[self.window - 1 :: self.window]
+        total = int(in_order.sum())
+        self.window_ends = ends if len(ends) and ends[-1] == total else np.append(ends, total)
+        self.samples = lru_cache(maxsize=2)(self.window_samples)
+
+    def window_samples(self, number: int) -> np.ndarray:
+        shards = self.shards[number * self.window : (number + 1) * self.window]
+        samples = np.concatenate([np.arange(self.starts[s], self.starts[s + 1]) for s in shards])
+        np.random.default_rng((WINDOW_ORDER, self.seed, self.epoch, number)).shuffle(samples)
+        return samples
+
+    def window_at(self, position: int) -> int:
+        """Number of the window that contains a position."""
+        return int(np.searchsorted(self.window_ends, position, side="right"))
+
+    def take(self, start: int, stop: int) -> np.ndarray:
+        """Sample numbers at positions [start, stop): int64."""
+        parts = []
+        while start < stop:
+            number = self.window_at(start)
+            first = 0 if number == 0 else int(self.window_ends[number - 1])
+            end = min(stop, int(self.window_ends[number]))
+            parts.append(self.samples(number)[start - first : end - first])
+            start = end
+        return np.concatenate(parts)
+
+
+class GlobalBatches:
+    """A DataLoader's batch sampler: one rank's (epoch, sample) pairs for every step of a whole run, in `micro_batches`
+    equal parts a step. `first_step`: the step to resume at; skipping earlier steps takes no time."""
+
+    def __init__(
+        self,
+        sizes: list[int],
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        window: int = 16,
+        first_step: int = 0,
+        micro_batches: int = 1,
+    ) -> None:
+        samples = sum(sizes)
+        check_batch(samples, batch_size, world, micro_batches)
+        self.sizes, self.batch_size, self.seed, self.window = sizes, batch_size, seed, window
+        self.rank, self.local_size, self.micro_batches = rank, batch_size // world, micro_batches
+        self.steps_per_epoch = samples // batch_size
+        self.steps = self.steps_per_epoch * epochs
+        self.epochs, self.first_step = epochs, first_step
+        self.order = lru_cache(maxsize=2)(partial(EpochOrder, sizes, seed, window=window))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.first_step, self.steps):
+            epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+            start = step_of_epoch * self.batch_size + self.rank * self.local_size
+            samples = self.order(epoch).take(start, start + self.local_size)
+            for part in np.split(samples, self.micro_batches):
+                yield [(epoch, int(sample)) for sample in part]
+
+    def shard_range(self, number: int) -> tuple[int, int]:
+        """The positions [first, stop) in the run's sequence of shards of the windows of the n-th list of samples."""
+        epoch, step_of_epoch = divmod(self.first_step + number // self.micro_batches, self.steps_per_epoch)
+        start, shards = step_of_epoch * self.batch_size, len(self.sizes)
+        first, last = (self.order(epoch).window_at(position) for position in (start, start + self.batch_size - 1))
+        return epoch * shards + first * self.window, epoch * shards + min((last + 1) * self.window, shards)
+
+    def shard_at(self, position: int) -> int | None:
+        """Number of the shard at a position of that sequence; None past the run's end."""
+        epoch, number = divmod(position, len(self.sizes))
+        return int(self.order(epoch).shards[number]) if epoch < self.epochs else None
 
 
 class TrainBatch(NamedTuple):
@@ -240,96 +322,3 @@ def prefetch_samples(numbers: Sequence[int], reader: ShardReader, in_flight: int
 
     shards = dict(enumerate(reader.shards))
     return prefetch(numbers, reader, shards.get, SHARDS_AHEAD, shard_range, in_flight)
-
-
-def prefetch(
-    items: Iterable[Value],
-    reader: ShardReader,
-    shard_at: Callable[[int], Shard | None],
-    ahead: int,
-    shard_range: Callable[[int], tuple[int, int]],
-    in_flight: int,
-) -> Iterator[Value]:
-    """`shard_range`: the positions [first, stop) of the shards of the n-th item; for the others see ShardPrefetcher."""
-    if reader.cache is None:
-        yield from items
-        return
-    with closing(ShardPrefetcher(reader.cache, reader.uri, shard_at, ahead)) as prefetcher:
-        for number, item in enumerate(items):
-            prefetcher.use(shard_range(max(number - in_flight, 0))[0], shard_range(number)[1])
-            yield item
-
-
-class ShardPrefetcher:
-    """Download threads of one process. The processes of a node share the cache, so no shard is downloaded twice.
-    `shard_at`: the shard at a position of the sequence in which shards are used, None past its end; `ahead`: number of
-    shards to prefetch, besides those in use."""
-
-    def __init__(self, cache: ShardCache, uri: str, shard_at: Callable[[int], Shard | None], ahead: int) -> None:
-        self.cache, self.uri, self.shard_at, self.ahead = cache, uri, shard_at, ahead
-        self.first = self.stop = 0
-        self.pinned: dict[int, int] = {}  # position -> open file, which keeps the shard in the cache
-        self.busy: set[int] = set()
-        self.not_before: dict[int, float] = {}
-        self.closed = False
-        self.changed = threading.Condition()
-        self.threads: list[threading.Thread] = []
-
-    def use(self, first: int, stop: int) -> None:
-        """Announces that the shards at positions [first, stop) are read from now on."""
-        if (first, stop) == (self.first, self.stop):
-            return
-        with self.changed:
-            self.first, self.stop = first, stop
-            self.release(first)
-            self.changed.notify_all()
-        if not self.threads:  # not earlier: loader processes must not inherit pinned files
-            self.threads = [threading.Thread(target=self.work, daemon=True) for _ in range(DOWNLOAD_THREADS)]
-            for thread in self.threads:
-                thread.start()
-
-    def close(self) -> None:
-        """Releases everything. A running download ends by itself or with the process."""
-        with self.changed:
-            self.closed = True
-            self.release(None)
-            self.changed.notify_all()
-
-    def release(self, first: int | None) -> None:
-        for position in [position for position in self.pinned if first is None or position < first]:
-            self.cache.release(self.pinned.pop(position))
-
-    def work(self) -> None:
-        while True:
-            with self.changed:
-                while not self.closed and (chosen := self.choose()) is None:
-                    self.changed.wait(DOWNLOAD_PAUSE)
-                if self.closed:
-                    return
-                assert chosen is not None
-                position, shard = chosen
-                self.busy.add(position)
-            descriptor = None
-            try:
-                descriptor = self.cache.open(self.uri, shard, wait=False)
-                self.cache.offsets(self.uri, shard)
-            except (ValueError, OSError):
-                pass  # the reader of the shard gets the same error and reports it
-            with self.changed:
-                self.busy.discard(position)
-                if descriptor is None:
-                    self.not_before[position] = time.monotonic() + DOWNLOAD_PAUSE
-                elif self.closed or position < self.first:
-                    self.cache.release(descriptor)
-                else:
-                    self.pinned[position] = descriptor
-
-    def choose(self) -> tuple[int, Shard] | None:
-        """The first position that is neither pinned nor being downloaded, and its shard."""
-        now = time.monotonic()
-        for position in range(self.first, self.stop + self.ahead):
-            if position in self.pinned or position in self.busy or self.not_before.get(position, 0) > now:
-                continue
-            shard = self.shard_at(position)
-            return None if shard is None else (position, shard)
-        return None
