@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from must.method.model.backbone import architecture_from, build_visual, read_config
+from must.method.model.backbone import build_visual, read_config, select_architecture
 from must.method.model.masked_vit import MaskedViT
 from must.method.train.checkpoint import Checkpoints
 from must.method.train.step import build_optimizer, make_teacher, set_learning_rate, update_teacher
@@ -74,7 +74,7 @@ def measure(training: Training, checkpoints: Nothing, steps: int, every: int) ->
 class Training:
     def __init__(self, model: str, batch: int, device: torch.device) -> None:
         torch.manual_seed(0)
-        architecture = architecture_from(read_config(model, model, {}))
+        architecture = select_architecture(read_config(model, model, {}))
         classifier = torch.nn.functional.normalize(torch.randn(architecture["embed_dim"], 100), dim=0)
         self.student = MaskedViT(build_visual(architecture), classifier).to(device)
         self.teacher = make_teacher(self.student)

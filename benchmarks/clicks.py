@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import must
-from must.api.demo import asset_folder, demo, digit_parts, name_image
+from must.api.demo import demo, find_assets, load_digits, name_image
 from must.api.stages import configure
 from must.config import DemoConfig, ReviewConfig
 from must.deploy.review.prepare import AnswerEffect, Images, compute_review
@@ -58,8 +58,8 @@ def adapt_digits(folder: Path) -> tuple[Path, dict[str, str]]:
     """(WORK, image -> class)"""
     demo(DemoConfig(output=str(folder / "demo")))
     images, classes, work = folder / "demo/images/unlabeled", folder / "demo/classes.yaml", folder / "work"
-    must.adapt(images, classes=str(classes), model=asset_folder(), output=work, train="no")
-    return work, {name_image(number): label for number, (_, label) in enumerate(digit_parts()["unlabeled"])}
+    must.adapt(images, classes=str(classes), model=find_assets(), output=work, train="no")
+    return work, {name_image(number): label for number, (_, label) in enumerate(load_digits()["unlabeled"])}
 
 
 def answer_all(config: ReviewConfig, review: Review, images: Images, truth: dict[str, str]) -> tuple[Counter[str], int]:

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from must.api.demo import CLASSES, digit_parts
+from must.api.demo import CLASSES, load_digits
 from must.data.augment import normalize
-from must.method.model.bundle import Bundle, load_bundle, zero_shot_bundle
+from must.method.model.bundle import Bundle, load_bundle, make_zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess
 
@@ -45,7 +45,9 @@ def main() -> None:
     work = options.output.parent / "digits-work"
     prepare(work)
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
-    zero_shot = accuracy(zero_shot_bundle(load_text_classifier(str(work / "classifier.safetensors"))), options.part)
+    zero_shot = accuracy(
+        make_zero_shot_bundle(load_text_classifier(str(work / "classifier.safetensors"))), options.part
+    )
     print(f"zero-shot {zero_shot:.1f}", flush=True)
     for variant in options.variants.split(","):
         for seed in options.seeds.split(","):
@@ -82,7 +84,7 @@ def must(*arguments: object) -> None:
 
 def accuracy(bundle: Bundle, part: str) -> float:
     """Top-1 in percent."""
-    images, labels = zip(*digit_parts()[part], strict=True)
+    images, labels = zip(*load_digits()[part], strict=True)
     pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
     with torch.no_grad():
         predicted = bundle.model(normalize(pixels, get_preprocess(bundle.description))).argmax(-1)

@@ -31,12 +31,12 @@ import json, resource, sys, time
 from pathlib import Path
 from must.data.image import decode as d
 data = Path(sys.argv[1]).read_bytes()
-d.bounds.memory_limited = True  # in this process
+d.limits.memory_limited = True  # in this process
 d.Image.new("RGB", (64, 64)).convert("L")
 result = {}
 try:
-    from must.data.image.limits import cost
-    estimate = cost(data)
+    from must.data.image.limits import estimate_decoding
+    estimate = estimate_decoding(data)
     result = {"pixels": estimate.width * estimate.height, "memory": estimate.memory, "seconds": estimate.seconds}
 except (ValueError, ImportError) as error:
     result = {"why": str(error)}

@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.digits import accuracy, must, prepare
-from must.evaluation.report import training_log
-from must.method.model.bundle import load_bundle, zero_shot_bundle
+from must.evaluation.report import read_training_log
+from must.method.model.bundle import load_bundle, make_zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 
 RUNS = {"fp32": ("fp32", 0), "bf16": ("bf16", 0), "fp32, other seed": ("fp32", 1)}
@@ -31,14 +31,14 @@ def main() -> None:
     options = parser.parse_args()
     prepare(options.output)
     classifier = str(options.output / "classifier.safetensors")
-    print(f"zero-shot: top-1 {accuracy(zero_shot_bundle(load_text_classifier(classifier)), 'test'):.1f}")
+    print(f"zero-shot: top-1 {accuracy(make_zero_shot_bundle(load_text_classifier(classifier)), 'test'):.1f}")
     logs, base = {}, None
     for name, (precision, seed) in RUNS.items():
         folder = options.output / f"{precision}-{seed}-{options.epochs}"
         flags = ("--precision", precision, "--seed", seed, "--epochs", options.epochs, "--log-every", 10)
         must("train", "--preset", "digits", "--shards", options.output / "shards", "--classifier", classifier,
              "--output", folder, *flags)  # fmt: skip
-        logs[name] = training_log(str(folder))
+        logs[name] = read_training_log(str(folder))
         base = base or logs[name]
         distance = {
             value: sum(abs(line[value] - first[value]) for line, first in zip(logs[name], base, strict=True))

@@ -22,18 +22,18 @@ import numpy as np
 import torch
 
 import must
-from must.api.demo import CLASSES, asset_folder, digit_parts
+from must.api.demo import CLASSES, find_assets, load_digits
 from must.config import RefineConfig
 from must.data.loader import EvalSource
 from must.data.reader import ShardReader
 from must.method.answers.answers_file import NO_CLASS
-from must.method.answers.estimate import ACCEPTED, SET, Sample, accept, fewest_answers, find_ranks
+from must.method.answers.estimate import ACCEPTED, SET, Sample, accept, count_fewest_answers, find_ranks
 from must.method.answers.population import ENTRY, NOTHING_GONE, Gone, choose_sample, forget_gone
 from must.method.distributed import World
 from must.method.memory.features import Pool, read_features
 from must.method.memory.measure import Answers
 from must.method.memory.refine import refine_pool
-from must.method.model.bundle import zero_shot_bundle
+from must.method.model.bundle import make_zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess
 
@@ -148,7 +148,7 @@ def sample_of(state: State, risk: float) -> tuple[np.ndarray, np.ndarray, Gone]:
     if state.here.all():
         return np.array(sorted(state.drawn), np.int64), state.here, NOTHING_GONE
     here, drawn = np.flatnonzero(state.here).astype(np.uint64), np.array(sorted(state.drawn), np.uint64)
-    measuring, images, gone = choose_sample(state.population, here, drawn, fewest_answers(risk))
+    measuring, images, gone = choose_sample(state.population, here, drawn, count_fewest_answers(risk))
     measured = np.zeros(len(state.here), bool)
     measured[here[images].astype(np.int64)] = True
     return measuring.astype(np.int64), measured, gone
@@ -262,13 +262,13 @@ def read_digits(folder: Path) -> Digits:
     must.demo(output=folder)
     shards, classifier = (str(folder / name) for name in ("shards", "classifier.safetensors"))
     must.shard(source=str(folder / "images/unlabeled"), output=shards, workers=1)
-    must.classifier(classes=str(folder / "classes.yaml"), model=str(asset_folder()), output=classifier)
-    bundle = zero_shot_bundle(load_text_classifier(classifier))
+    must.classifier(classes=str(folder / "classes.yaml"), model=str(find_assets()), output=classifier)
+    bundle = make_zero_shot_bundle(load_text_classifier(classifier))
     config = RefineConfig(shards=shards, classifier=classifier, model="-", output="-", workers=0, device="cpu")
     source = EvalSource.open(config, get_preprocess(bundle.description))
     features = read_features(bundle.model, source, World(0, 1, torch.device("cpu")))
     pool = features.pool(bundle.model, [features.probabilities(bundle.model)])
-    reader, labels = ShardReader(shards, "train"), [CLASSES.index(label) for _, label in digit_parts()["unlabeled"]]
+    reader, labels = ShardReader(shards, "train"), [CLASSES.index(label) for _, label in load_digits()["unlabeled"]]
     truth = [labels[int(Path(reader.description(number)["source"]).stem)] for number in pool.numbers.tolist()]
     return Digits(pool, bundle.model.classifier.detach(), np.array(truth), np.ones(len(truth), np.int64))
 

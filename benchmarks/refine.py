@@ -16,7 +16,7 @@ import torch
 from must.method.memory.features import Pool
 from must.method.memory.measure import Answers
 from must.method.memory.refine import refine_pool
-from must.method.model.memory import NEIGHBOURS, Whitening, nearest
+from must.method.model.memory import NEIGHBOURS, Whitening, find_nearest
 
 PLAIN = 10_000  # images for the plain alternative
 
@@ -41,7 +41,7 @@ def main() -> None:
     device = torch.device(options.device)
     began = time.perf_counter()
     values = vectors.to(device).float()
-    nearest(values)
+    find_nearest(values)
     lap = time.perf_counter()
     count = len(pool.numbers)
     known = Answers(answers, answers, {}, np.zeros(count, np.int64), np.arange(count, dtype=np.uint64))
@@ -59,7 +59,7 @@ def main() -> None:
     began = time.perf_counter()
     plain(subset.numpy())
     lap = time.perf_counter()
-    nearest(subset)
+    find_nearest(subset)
     print(f"neighbours of {len(subset):,}: {(lap - began) / (time.perf_counter() - lap):.1f} times as fast as numpy")
 
 

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 
 import must
-from must.api.demo import CLASSES, asset_folder, digit_parts
+from must.api.demo import CLASSES, find_assets, load_digits
 from must.config import ReviewConfig
 from must.data.reader import ShardReader
 from must.deploy.review.prepare import Images, compute_review
 from must.method.answers.estimate import share
-from must.method.answers.review import random_order
-from must.method.model.bundle import save_bundle, zero_shot_bundle
+from must.method.answers.review import draw_order
+from must.method.model.bundle import make_zero_shot_bundle, save_bundle
 from must.method.model.classifier import load_text_classifier
 
 ANSWERS = (10, 50, 200)
@@ -45,7 +45,7 @@ def main() -> None:
     print(
         f"{'answers':>8}{'changed':>9}{'others right, before':>22}{'after':>8}{'measured':>11}{'width':>8}{'holds':>7}"
     )
-    orders = [random_order(usual.numpy(), seed) for seed in range(options.draws)]
+    orders = [draw_order(usual.numpy(), seed) for seed in range(options.draws)]
     for count in ANSWERS:
         rows = np.array([simulate(images, truth, order[:count]) for order in orders])
         changed, before, after, measured, width, holds = rows.mean(0)
@@ -58,15 +58,15 @@ def prepare_images(folder: Path, epochs: int) -> tuple[Images, torch.Tensor]:
     must.demo(output=folder)
     shards, classifier, model = (str(folder / name) for name in ("shards", "classifier.safetensors", "bundle"))
     must.shard(source=str(folder / "images/unlabeled"), output=shards, workers=1)
-    must.classifier(classes=str(folder / "classes.yaml"), model=str(asset_folder()), output=classifier)
+    must.classifier(classes=str(folder / "classes.yaml"), model=str(find_assets()), output=classifier)
     if epochs:
         must.train(shards=shards, classifier=classifier, output=model, epochs=epochs, workers=0)
     else:
-        bundle = zero_shot_bundle(load_text_classifier(classifier))
+        bundle = make_zero_shot_bundle(load_text_classifier(classifier))
         save_bundle(model, bundle.model, bundle.description)
     config = ReviewConfig(model=model, baseline=classifier, shards=shards, output=str(folder / "review"), workers=0)
     _, images = compute_review(config)
-    reader, labels = ShardReader(shards, "train"), [CLASSES.index(label) for _, label in digit_parts()["unlabeled"]]
+    reader, labels = ShardReader(shards, "train"), [CLASSES.index(label) for _, label in load_digits()["unlabeled"]]
     sources = [Path(reader.description(number)["source"]).stem for number in images.pool.numbers.tolist()]
     return images, torch.tensor([labels[int(source)] for source in sources])
 

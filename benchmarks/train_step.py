@@ -154,7 +154,7 @@ def must_step(options: Any, variant: dict[str, Any], device: Any, visual: Any, c
     from must.config import TrainConfig
     from must.data.image.preprocess import Preprocess
     from must.data.loader import TrainBatch
-    from must.method.distributed import World, division, prepare_machine, share_cores
+    from must.method.distributed import World, divide_cores, prepare_machine, share_cores
     from must.method.model.masked_vit import MaskedViT
     from must.method.train.step import MustStep
 
@@ -165,7 +165,7 @@ def must_step(options: Any, variant: dict[str, Any], device: Any, visual: Any, c
     preprocess, alone = Preprocess(size=visual.image_size[0]), World(0, 1, device)
     step = MustStep(student, preprocess, config, alone, 1000, 1000)
     if device.type == "cpu":
-        share_cores(division(step.work).threads)
+        share_cores(divide_cores(step.work).threads)
     weak, strong, masked = data
     batch = TrainBatch(weak, strong, masked, torch.arange(len(weak)), torch.tensor(0))
     return lambda number: step(number, [batch]), step.precision

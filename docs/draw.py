@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from must.api.demo import demo, digit_parts, name_image
+from must.api.demo import demo, load_digits, name_image
 from must.api.stages import call
 from must.config import DemoConfig
 from must.deploy.onnx_model import OnnxClassifier
@@ -35,7 +35,7 @@ def main() -> None:
     texts = {name: str(value) for name, value in words.items()}
     call("adapt", **texts)
     with (example / "answers.csv").open("w", newline="") as file:
-        labels = [label for _, label in digit_parts()["unlabeled"][:ANSWERS]]
+        labels = [label for _, label in load_digits()["unlabeled"][:ANSWERS]]
         csv.writer(file).writerows([("image", "class"), *((name_image(n), label) for n, label in enumerate(labels))])
     call("review", model=str(example / "work"), add=str(example / "answers.csv"))
     call("adapt", **texts)
@@ -56,7 +56,7 @@ def main() -> None:
 def list_pool(model: Path) -> np.ndarray:
     """Int8 [N, 1 + 64 + D], of each picture of the memory: the number of the class that the model gives it, its 8 x 8
     grey values (0 to 127), its embedding times one factor."""
-    images = [image for image, _ in digit_parts()["unlabeled"]]
+    images = [image for image, _ in load_digits()["unlabeled"]]
     pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
     probability, _, embedding = OnnxClassifier(model).outputs(pixels)
     grey = np.stack([np.asarray(image.resize((8, 8))).ravel() // 2 for image in images])

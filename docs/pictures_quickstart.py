@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from must.api.demo import CLASSES, digit_parts, name_image
+from must.api.demo import CLASSES, load_digits, name_image
 from must.base.storage import read_json
 
 LIMIT = 1_000_000  # bytes
@@ -58,7 +58,7 @@ def wait_for(lines: Any, beginning: str) -> str:
 def photograph(url: str, review: Path) -> list[Image.Image]:
     from playwright.sync_api import sync_playwright
 
-    truth = {name_image(number): label for number, (_, label) in enumerate(digit_parts()["unlabeled"])}
+    truth = {name_image(number): label for number, (_, label) in enumerate(load_digits()["unlabeled"])}
     frames = list[Image.Image]()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])

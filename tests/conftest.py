@@ -26,7 +26,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from must.base.console import attach
-from must.base.processes import cores
+from must.base.processes import count_cores
 from tests.gcs import gcs_process
 from tests.once import SHARED, made_once
 from tests.stores import azurite_process, bucket_server, moto_process
@@ -89,7 +89,7 @@ def pytest_generate_tests(metafunc):
 def pytest_xdist_auto_num_workers(config):
     """What --numprocesses auto means: one more than there are cores, as tests also wait. By our own count of them:
     xdist's needs psutil and sees no container's limit."""
-    return cores() + 1
+    return count_cores() + 1
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -124,13 +124,13 @@ LOSSES = """
 import torch
 from must.config import TrainConfig
 from must.method.model.masked_vit import StudentOutput
-from must.method.train.step import must_losses, pseudo_labels
+from must.method.train.step import compute_losses, make_pseudo_labels
 
 output = StudentOutput(torch.ones(2, 3), torch.zeros(2, 1, 192), torch.zeros(2, 1))
-labels = pseudo_labels(torch.eye(3)[:2], 0.5)
+labels = make_pseudo_labels(torch.eye(3)[:2], 0.5)
 for weight in (0.0, 1.0):
     config = TrainConfig(shards="-", classifier="-", output="-", new_weight=weight)
-    found = must_losses(output, labels, torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, dtype=int), config)
+    found = compute_losses(output, labels, torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, dtype=int), config)
     print(round(found.total.item(), 3), found.values["loss_new"].item(), round(found.values["loss"].item(), 3))
 """
 

@@ -27,10 +27,10 @@ from must.method.distributed import World
 from must.method.memory.features import read_features
 from must.method.memory.predictions import Finding, TopLabels, find_missing, find_pairs
 from must.method.memory.propagate import refine_probabilities
-from must.method.model.bundle import zero_shot_bundle
+from must.method.model.bundle import make_zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess
-from must.method.model.memory import nearest_groups
+from must.method.model.memory import find_nearest_groups
 
 SPOILT, GAPS, ANSWERS = 4, (0.05, 0.15), (0, 60, 120, 240)
 NEW = -2  # the number of a column that is no class
@@ -47,7 +47,7 @@ def main() -> None:
         data = variant(task(name), name, options.variant)
         shards, file = prepare(ROOT / "work" / f"{name}.{options.variant}.0", data)
         classifier = load_text_classifier(file)
-        bundle = zero_shot_bundle(classifier)
+        bundle = make_zero_shot_bundle(classifier)
         source = EvalSource(open_reader(shards, "train"), get_preprocess(bundle.description), 256, 0)
         features = read_features(bundle.model, source, World(0, 1, torch.device("cpu")))
         feature, vectors = features.embedding.float(), features.vectors.float()
@@ -98,7 +98,7 @@ def judge(
 ) -> tuple[set[str], list[float]]:
     """(of what there is of found, false and other among the findings; the shares right, none, none of the others)."""
     P = probabilities
-    near, listed = nearest_groups(vectors), {number: row for row, number in enumerate(numbers)}
+    near, listed = find_nearest_groups(vectors), {number: row for row, number in enumerate(numbers)}
     real = torch.tensor([listed.get(number, -1) for number in hidden.tolist()])
     answered = order_review(vectors, P, answers)
     given = torch.stack([answered, real[answered]])

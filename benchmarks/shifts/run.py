@@ -41,7 +41,7 @@ from must.method.memory.features import Pool, read_features
 from must.method.memory.measure import bound_none
 from must.method.memory.predictions import TopLabels
 from must.method.memory.propagate import build_memory, find_neighbours, look_up
-from must.method.model.bundle import interpolate, load_bundle, load_trained, zero_shot_bundle
+from must.method.model.bundle import interpolate, load_bundle, load_trained, make_zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
 from must.method.model.description import get_preprocess
 from must.method.model.masked_vit import MaskedViT
@@ -126,7 +126,7 @@ def measure(folder: str, shards: str, classifier_file: str, data: Task) -> dict[
     """The accuracy of each model on the test images: "present" with the classes' frequencies in the pool, "all" plain.
 
     Models: zero-shot, and the tower with each alpha; each without its memory, with it, and with answers in it."""
-    zero_shot = zero_shot_bundle(load_text_classifier(classifier_file))
+    zero_shot = make_zero_shot_bundle(load_text_classifier(classifier_file))
     trained = load_trained(folder) if Path(folder).exists() else zero_shot
     labels, hidden = truth(shards, "test", data.labels), torch.from_numpy(truth(shards, "train", data.hidden))
     counts = np.bincount(data.hidden[data.hidden >= 0], minlength=len(data.classes))

@@ -29,7 +29,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from benchmarks.shifts import families, photos
 from benchmarks.shifts.families import ROOT
 from benchmarks.shifts.pretrain import as_bytes, distort
-from must.api.demo import CLASSES, asset_folder, digit_parts
+from must.api.demo import CLASSES, find_assets, load_digits
 from must.api.demo import TEMPLATES as DIGIT_TEMPLATES
 
 DEVELOPMENT = ("digits", "grainy", "signs", "kana")
@@ -63,7 +63,7 @@ def task(name: str) -> Task:
         base = "kanji" if name == "faxed" else name
         return Task(tower(name), families.names_of(base), families.CAPTIONS, *render(name))
     parts = digits() if name == "digits" else mnist(name)
-    return Task(str(asset_folder()), list(CLASSES), list(DIGIT_TEMPLATES), *parts)
+    return Task(str(find_assets()), list(CLASSES), list(DIGIT_TEMPLATES), *parts)
 
 
 def tower(name: str) -> str:
@@ -91,7 +91,7 @@ def render(name: str) -> tuple[np.ndarray, ...]:
 def digits() -> tuple[np.ndarray, ...]:
     parts: list[np.ndarray] = []
     for part in ("unlabeled", "test"):
-        pairs = digit_parts()[part]
+        pairs = load_digits()[part]
         parts.append(np.stack([np.asarray(image) for image, _ in pairs]))
         parts.append(np.array([CLASSES.index(label) for _, label in pairs]))
     return tuple(parts)

@@ -23,7 +23,7 @@ from typing import Any
 from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.program import BUG, format_error
-from must.base.storage import is_transient, object_or_none, wait_for_credentials
+from must.base.storage import is_transient, parse_object_or_none, wait_for_credentials
 from must.runtime.notes import Facts, Failure, Note, read_notes, write_note
 from must.runtime.summary import summarize, write_page
 
@@ -52,7 +52,7 @@ class KubernetesApi:
     def request(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> tuple[int, Any]:
         """(HTTP status, JSON object). Raises TransientError: no response, or an error of the server."""
         status, content = self.send(method, path, body, kind)
-        return status, object_or_none(content, dict) or {}
+        return status, parse_object_or_none(content, dict) or {}
 
     def send(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> tuple[int, bytes]:
         headers = {"Authorization": f"Bearer {(self.account / 'token').read_text().strip()}", "Content-Type": kind}
@@ -205,7 +205,7 @@ def close(*, what: str) -> None:
     print(what)
 
 
-def failures(workflow: dict[str, Any]) -> dict[str, list[str]]:
+def list_failures(workflow: dict[str, Any]) -> dict[str, list[str]]:
     """By stage, the messages of its failed pods in an Argo workflow, the latest last. Kubeflow's own step before a
     stage has a name such as train-driver."""
     messages = dict[str, list[str]]()
@@ -251,7 +251,7 @@ def settle_run(work_uri: str, run_id: str) -> list[str]:
     try:
         if (cluster := KubernetesApi.of_this_pod()) is None:
             return []
-        reasons = failures(cluster.workflow(cluster.workflow_name() or "-") or {})
+        reasons = list_failures(cluster.workflow(cluster.workflow_name() or "-") or {})
         sentences = []
         for note in read_notes(work_uri, run_id):
             if note.state == "running" and note.stage in reasons:

@@ -22,7 +22,7 @@ def run_component(name: str, executor_input: dict[str, Any]) -> dict[str, Any]:
     pod, inputs, outputs = COMPONENTS[name], executor_input.get("inputs", {}), executor_input["outputs"]
     places = inputs.get("artifacts", {}) | outputs.get("artifacts", {})
     given = {key: places[key]["artifacts"][0] for key in (*pod.reads, *pod.writes, *pod.shows)}
-    paths = {key: local_path(given[key]["uri"]) for key in (*pod.reads, *pod.writes)}
+    paths = {key: find_local_path(given[key]["uri"]) for key in (*pod.reads, *pod.writes)}
     for key in pod.writes:
         Path(paths[key]).parent.mkdir(parents=True, exist_ok=True)
     result = run_stage(name, inputs.get("parameterValues", {}) | paths) or {}
@@ -34,7 +34,7 @@ def run_component(name: str, executor_input: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def local_path(uri: str) -> str:
+def find_local_path(uri: str) -> str:
     prefix = next((prefix for prefix in LOCAL if uri.startswith(prefix)), "")
     return LOCAL.get(prefix, "") + uri.removeprefix(prefix)
 

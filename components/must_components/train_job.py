@@ -21,12 +21,12 @@ from must.base.errors import TransientError, UserError
 from must.base.lock import RUN_ID
 from must.base.parameters import require
 from must.base.program import BUG, HELD, PREEMPTED, TIME_OVER, WRONG_INPUT, Ended, handling
-from must.base.storage import listed
-from must.base.text import one_line
+from must.base.storage import list_names
+from must.base.text import make_one_line
 from must.config.work import DESCRIPTION_FILE, WorkUri
-from must.method.model.description import summary_at
+from must.method.model.description import read_summary
 from must.runtime.notes import Facts, parse_failure
-from must.runtime.training import describe_bundle, job_values, report_labels
+from must.runtime.training import describe_bundle, make_job_values, report_labels
 from must_components.cluster import RUN, TRAINER, KubernetesApi, is_stopped
 
 NODE = "node"  # the replicated job and the container of Kubeflow Trainer's torch runtimes
@@ -65,12 +65,12 @@ def make_manifest(name: str, nodes: dict[str, Any], job: str, run_id: str, model
             "runtimeRef": {"name": nodes["runtime"]},
             "activeDeadlineSeconds": int(nodes["deadline"]),
             "trainer": trainer,
-            "runtimePatches": [{"manager": "must/launcher", "trainingRuntimeSpec": pod_patch(nodes)}],
+            "runtimePatches": [{"manager": "must/launcher", "trainingRuntimeSpec": make_pod_patch(nodes)}],
         },
     }
 
 
-def pod_patch(nodes: dict[str, Any]) -> dict[str, Any]:
+def make_pod_patch(nodes: dict[str, Any]) -> dict[str, Any]:
     """Selector, tolerations, volumes and service account, at the depth where a TrainJob has them."""
     mounts = nodes["mounts"]
     pod = nodes["pod"] | ({"containers": [{"name": NODE, "volumeMounts": mounts}]} if mounts else {})
@@ -102,7 +102,7 @@ def train_on_nodes(
 
     Raises ValueError: the cluster refuses the job; TransientError: Kubernetes' API gave no answer for API_TIMEOUT."""
     run_id = os.environ.get(RUN_ID, "")
-    key, values = job_values(work_uri, index_sha256, classifier, preset, settings or {}, epochs)
+    key, values = make_job_values(work_uri, index_sha256, classifier, preset, settings or {}, epochs)
     job = WorkUri(work_uri).job(run_id or key)
     facts.trainjob = f"must-train-{hashlib.sha256(job.uri.encode()).hexdigest()[:12]}"
     facts.checkpoints = values["checkpoints"]
@@ -116,7 +116,7 @@ def train_on_nodes(
         raise UserError("train: a TrainJob is submitted in a pod of the cluster only")
     Launch(cluster, make_manifest(facts.trainjob, nodes, job.uri, run_id, model_name), run_id, job.bundle).run()
     copy_bundle(job.bundle, bundle)
-    summary = summary_at(bundle)
+    summary = read_summary(bundle)
     facts.result = f"{summary.steps:,} steps on {int(nodes['nodes'])} nodes, {summary.images_per_s} images/s"
     if answers:
         report_labels(facts, labels)
@@ -124,7 +124,7 @@ def train_on_nodes(
 
 
 def copy_bundle(uri: str, folder: str) -> None:
-    for name in listed(uri):
+    for name in list_names(uri):
         storage.download(storage.join(uri, name), storage.join(folder, name))
 
 
@@ -191,7 +191,7 @@ class Launch:
         if status >= 400:
             hint = "; give the service account the role in deploy/trainjobs.yaml" if status == 403 else ""
             hint = "; is Kubeflow Trainer 2.2 or newer installed?" if status == 404 else hint
-            message = one_line(job.get("message") or "no reason")[:500]
+            message = make_one_line(job.get("message") or "no reason")[:500]
             raise UserError(f"the TrainJob {self.name} could not be submitted ({status}: {message}{hint})")
         if "runtimePatches" not in job["spec"]:  # Kubernetes silently drops unknown fields
             self.ask(partial(self.cluster.delete_job, job))
@@ -252,7 +252,7 @@ class Launch:
         failed, lines, title, events = list[FailedNode](), list(self.log.last), "rank 0", ["(no events)"]
         reason = f"the TrainJob {self.name} failed ({outcome})"
         with suppress(TransientError):
-            failed = failed_nodes(self.cluster, self.name)
+            failed = list_failed_nodes(self.cluster, self.name)
             if failed:
                 title = f"node {failed[0].node}, exit code {failed[0].code}"
                 lines = self.cluster.pod_log(failed[0].pod).splitlines()
@@ -333,7 +333,7 @@ class FailedNode(NamedTuple):
     reason: str  # what it said, or Kubernetes'
 
 
-def failed_nodes(cluster: KubernetesApi, name: str) -> list[FailedNode]:
+def list_failed_nodes(cluster: KubernetesApi, name: str) -> list[FailedNode]:
     """The failed containers, by time; those that ended because a peer failed come last."""
     failed: list[tuple[bool, str, FailedNode]] = []
     for pod in cluster.node_pods(name):

@@ -42,14 +42,14 @@ from must.base.lock import Kind, locked
 from must.base.parameters import check_names, naming_parameters, require
 from must.base.processes import check_processes, describe_machine
 from must.base.program import load_torch
-from must.base.text import counted, duration
+from must.base.text import format_duration, pluralize
 from must.config import AdaptConfig, TrainConfig
 from must.config.work import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, NEXT_PREFIX, OF_CLASSIFIER, PARTS
 from must.data.format import load_index
 from must.method.model.classifier import read_header
 from must.method.model.description import load_description
 from must.method.model.hub import MODELS_FOLDER, check_model_name
-from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, published
+from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, find_published
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def adapt(
         must.TransientError: the same call may work later."""
     training = train if isinstance(train, str) else "yes" if train else "no"
     with resumable("adapt"):
-        return steps(
+        return run_stages(
             images=images, classes=classes, output=os.fspath(output), model=os.fspath(model), pretrained=pretrained,
             test_images=os.fspath(test_images), train=training, device=device, again=again, max_rejected=max_rejected,
             settings={name: value for name, value in settings.items() if value is not None},
@@ -115,12 +115,12 @@ def adapt(
 
 def command(config: AdaptConfig) -> Adapted:
     """The stage `must adapt`; prints the paths of what was written."""
-    adapted = steps(**config.to_dict())
+    adapted = run_stages(**config.to_dict())
     logger.info(f"model: {adapted.bundle}\nlabels: {adapted.labels}\nreport: {adapted.report}")
     return adapted
 
 
-def steps(
+def run_stages(
     *, images: Any, classes: Any, output: str, model: str, pretrained: str, test_images: str, train: str, device: str,
     settings: dict[str, Any], again: bool, max_rejected: float,
 ) -> Adapted:  # fmt: skip
@@ -140,7 +140,7 @@ def steps(
     shown = replaced(
         rf"{re.escape(str(folder))}/{re.escape(NEXT_PREFIX)}\w+(/{APPENDED})?", str(folder)
     )  # as at the end
-    with shown, opened(folder) as scratch:
+    with shown, open_work(folder) as scratch:
         source = to_source(images, scratch)
         found = fingerprint_source(source, "--images", output, FEWEST_IMAGES)
         inputs = {
@@ -325,9 +325,9 @@ def should_train(
     if seconds <= WORTH_TRAINING:
         return True
     logger.info(
-        f"not trained{' again' if origin.config else ''}: training would take {duration(seconds)} on this machine "
-        "(--train yes). It paid on two of five tasks of others; fifty answers (must review) gained more on average. "
-        "The model and the labels are ready without it"
+        f"not trained{' again' if origin.config else ''}: training would take {format_duration(seconds)} on this "
+        "machine (--train yes). It paid on two of five tasks of others; fifty answers (must review) gained more on "
+        "average. The model and the labels are ready without it"
     )
     return False
 
@@ -344,13 +344,13 @@ def check_labels(test_images: str, state: WorkState) -> None:
     names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
     require(
         not unknown,
-        f"--test-images {test_images}: {counted(len(unknown), 'label')} not among the classes ({names}); rename them, "
-        "or add the class",
+        f"--test-images {test_images}: {pluralize(len(unknown), 'label')} not among the classes ({names}); rename "
+        "them, or add the class",
     )
 
 
 @contextmanager
-def opened(work: Path) -> Iterator[Path]:
+def open_work(work: Path) -> Iterator[Path]:
     """Locks WORK; yields a folder in it for what is written before the inputs are known to be right. At the end that is
     removed, and WORK if it is empty."""
     try:
@@ -368,7 +368,7 @@ def parse_settings(settings: dict[str, Any]) -> TrainConfig:
     check_names(TrainConfig, settings, "settings")
     wanted = TrainConfig(shards="-", classifier="-", output="-", **{"preset": AUTO} | settings)
     if wanted.preset not in ("", AUTO):
-        published(wanted.preset, "ViT-B-16")
+        find_published(wanted.preset, "ViT-B-16")
     if isinstance(wanted.workers, int):
         check_processes(wanted.workers, "--workers")
     return wanted

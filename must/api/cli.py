@@ -26,12 +26,12 @@ from must.base.parameters import (
     get_default,
     is_required,
     list_parameters,
+    list_with_headings,
     require,
-    with_headings,
 )
-from must.base.processes import cores, describe_machine, end_with_parent, memory_bytes
+from must.base.processes import count_cores, count_memory, describe_machine, end_with_parent
 from must.base.program import INTERRUPTED, WRONG_INPUT, exiting, is_first_rank
-from must.base.text import close_to, printable, printable_page
+from must.base.text import close_to, make_page_printable, make_printable
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
 from must.config.work import REFINED_FILE, REPORT_FILE, find_work, is_work
@@ -85,7 +85,7 @@ def print_misfits(labels: str) -> None:
     """Prints the names that do not fit, of the folder of `must refine`."""
     misfits = storage.read_json(storage.join(labels, REFINED_FILE), "output").get("misfits", [])
     for finding in misfits[:MISFITS_SHOWN]:
-        logger.info(printable(f"names: {finding['text']} ({', '.join(finding['examples'])})"))
+        logger.info(make_printable(f"names: {finding['text']} ({', '.join(finding['examples'])})"))
     if len(misfits) > MISFITS_SHOWN:
         logger.info(f"and {len(misfits) - MISFITS_SHOWN} more in the report")
 
@@ -102,7 +102,7 @@ def print_next(command: str, config: Any) -> None:
     if template:
         quoted = {name: shlex.quote(str(value).rstrip("/")) for name, value in values.items()}
         lines = template.format(**quoted).split("; ")
-        logger.info(printable_page("next: " + "\n      ".join(lines)), extra=TO_STDERR)
+        logger.info(make_page_printable("next: " + "\n      ".join(lines)), extra=TO_STDERR)
 
 
 def with_settings(options: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +124,9 @@ def refuse_no_model(images: list[str]) -> None:
     others = [shlex.quote(path) for path in images if path not in models[:1]] or ["FOLDER"]
     words = " ".join([*others[:3], *(["..."] if len(others) > 3 else [])])
     model = shlex.quote(models[0].rstrip("/")) if models else "WORK"
-    raise UserError(f"missing: --model; the command is: must predict {printable(words)} --model {printable(model)}")
+    raise UserError(
+        f"missing: --model; the command is: must predict {make_printable(words)} --model {make_printable(model)}"
+    )
 
 
 def run_index(options: dict[str, Any]) -> None:
@@ -138,7 +140,7 @@ def run_index(options: dict[str, Any]) -> None:
 
 
 def run_env(options: dict[str, Any]) -> None:
-    print(environment())
+    print(describe_environment())
 
 
 def run_completion(options: dict[str, Any]) -> None:
@@ -199,7 +201,7 @@ PACKAGES = (
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MUST_START_METHOD")
 
 
-def environment() -> str:
+def describe_environment() -> str:
     """The form of a bug report or of a benchmark's result: versions, system and devices, one per line, installed
     packages only; and the lines that a person fills in. Imports torch if it is installed."""
     revision = os.environ.get("MUST_GIT_REVISION")
@@ -207,11 +209,11 @@ def environment() -> str:
         "must": must.__version__ + (f" ({revision})" if revision else ""),
         "Python": f"{platform.python_version()} ({platform.python_implementation()})",
         "system": f"{platform.platform()} {platform.machine()}",
-        "cores": str(cores()),
+        "cores": str(count_cores()),
     }
     named = [fact.partition(": ")[2] for fact in describe_machine() if fact.startswith("model name")]
     rows["processor"] = named[0] if named else platform.processor() or "unknown"
-    rows["memory"] = f"{memory_bytes() / 2**30:.0f} GiB"
+    rows["memory"] = f"{count_memory() / 2**30:.0f} GiB"
     try:
         import torch
 
@@ -248,7 +250,7 @@ def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None
     The parsed namespace has no attribute for a flag that is not given."""
     hints = get_type_hints(stage)
     groups: dict[str, argparse._ActionsContainer] = {"": parser}
-    for title, parameter in with_headings(stage):
+    for title, parameter in list_with_headings(stage):
         target = groups[title] if title in groups else groups.setdefault(title, parser.add_argument_group(title))
         name, kind, metavar = parameter.name, hints[parameter.name], parameter.metadata["metavar"]
         value = describe_default(stage, parameter)
@@ -276,10 +278,10 @@ def describe_default(stage: type[StageConfig], parameter: Field[Any]) -> str:
         value = ",".join(f"{key}={item:g}" for key, item in default.items())
     elif isinstance(default, list):
         value = ",".join(map(str, default))
-    return preset_text(stage.by_preset[name], value) if name in stage.by_preset else value
+    return describe_preset(stage.by_preset[name], value) if name in stage.by_preset else value
 
 
-def preset_text(auto: str, published: str) -> str:
+def describe_preset(auto: str, published: str) -> str:
     """The default of a parameter that presets choose: its value in the preset auto ("" if computed), and published."""
     first = f"auto: {auto}" if auto not in ("", "auto") else auto or "by preset"
     return first + (f"; published: {published}" if published else "")

@@ -17,11 +17,11 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.config.work import PARTS
-from must.data.format import as_numbers
-from must.data.image.decode import decode, identify, orientation, upright
+from must.data.format import parse_hashes
+from must.data.image.decode import decode, identify, read_orientation, rotate_upright
 from must.data.image.preprocess import is_transparent, to_rgb
 from must.data.shards.listing import open_source
-from must.data.sources.files import Folder, ListingReport, Manifest, beside, no_images
+from must.data.sources.files import Folder, ListingReport, Manifest, describe_no_images, resolve_beside
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, ClassSet, load_class_set, make_class_set
 
 ACCEPTED = (
@@ -47,7 +47,9 @@ def to_source(images: Any, folder: Path) -> ImageSource:
     items, paths = list_items(images), list[Path]()
     for item in items:
         if not isinstance(item, str | os.PathLike):
-            as_image(item, f"images: number {len(paths)}")  # if it is none, the files before it need not be decoded
+            convert_image(
+                item, f"images: number {len(paths)}"
+            )  # if it is none, the files before it need not be decoded
             return write_images(chain(paths, [item], items), folder / FOLDER)
         paths.append(Path(item).absolute())
         require(paths[-1].is_file(), f"images: {paths[-1]}: no such file")
@@ -73,11 +75,11 @@ def fingerprint_source(source: ImageSource, label: str, exclude: str, fewest: in
     path, problems = storage.local(source.source), ListingReport(lambda _name, _reason: None)
     uri = source.source.removeprefix("file://")
     listing = open_source(uri, "none", label, exclude)
-    base = storage.join(uri, "") if path.is_dir() else beside(uri, "")
+    base = storage.join(uri, "") if path.is_dir() else resolve_beside(uri, "")
     names = sorted(name.removeprefix(base) for name in listing.files(problems))
     if isinstance(listing, Folder | Manifest):
         where = label if path.name in (MANIFEST, FOLDER) else f"{label} {source.source}"
-        require(len(names) > 0 or not fewest, f"{where}: {no_images(problems.skipped)}")
+        require(len(names) > 0 or not fewest, f"{where}: {describe_no_images(problems.skipped)}")
         enough = f"at least {fewest} are needed, and hundreds are better"
         require(len(names) >= fewest, f"{where}: too few images ({len(names)}); {enough}")
     if source.key:
@@ -89,7 +91,7 @@ def fingerprint_source(source: ImageSource, label: str, exclude: str, fewest: in
             line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape")
             digest.update(line)
             hashes += hashlib.blake2b(line, digest_size=8).digest()
-    files = np.sort(as_numbers(hashes)) if isinstance(listing, Folder) else Fingerprint("").files
+    files = np.sort(parse_hashes(hashes)) if isinstance(listing, Folder) else Fingerprint("").files
     return Fingerprint(digest.hexdigest(), files)
 
 
@@ -134,7 +136,7 @@ def write_images(items: Iterable[Any], folder: Path) -> ImageSource:
     """Writes each image as a PNG file; the key is a sha256 of the pixels."""
     digest = hashlib.sha256()
     for number, item in enumerate(items):
-        image = as_image(item, f"images: number {number}")
+        image = convert_image(item, f"images: number {number}")
         path = folder / f"{number // 10_000:04d}" / f"{number:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, compress_level=1)
@@ -142,7 +144,7 @@ def write_images(items: Iterable[Any], folder: Path) -> ImageSource:
     return ImageSource(str(folder), digest.hexdigest())
 
 
-def as_image(item: Any, where: str) -> Image.Image:
+def convert_image(item: Any, where: str) -> Image.Image:
     """An RGB or grey image as a viewer shows it: upright, transparent pixels on white.
     `item`: a PIL image; an array uint8 [H, W] or [H, W, 1|3|4]; a tensor [1|3, H, W], uint8, or float from 0 to 1; a
     path; or the bytes of a file, by themselves or as {"bytes": ...}. `where` begins the message of an error."""
@@ -153,7 +155,7 @@ def as_image(item: Any, where: str) -> Image.Image:
             item = Path(item).read_bytes()
         if isinstance(item, bytes):
             header = identify(item)
-            grey = header.mode == "L" and not is_transparent(header) and orientation(header) == 1
+            grey = header.mode == "L" and not is_transparent(header) and read_orientation(header) == 1
             item = decode(item).convert("L" if grey else "RGB")
         elif hasattr(item, "detach"):
             item = item.detach().cpu().numpy()
@@ -168,9 +170,9 @@ def as_image(item: Any, where: str) -> Image.Image:
             item = Image.fromarray(item[..., 0] if item.ndim == 3 and item.shape[2] == 1 else item)
         require(isinstance(item, Image.Image), f"{type(item).__name__} is no image")
         item.load()  # the orientation of a TIFF is known only after loading
-        rotation = orientation(item)
+        rotation = read_orientation(item)
         plain = item.mode in ("L", "RGB") and not is_transparent(item) and rotation == 1
-        return item if plain else upright(to_rgb(item), rotation)
+        return item if plain else rotate_upright(to_rgb(item), rotation)
     except Exception as error:  # Pillow raises anything for a damaged file
         raise UserError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
@@ -179,7 +181,7 @@ def read_classes(classes: Any, images: Any = "") -> tuple[str, bytes, str]:
     """(file name, content, key) of a class file. For names and prompts from Python the file name is '' and the content
     is that of a class file with them. The key is equal for the same names and prompts. `images`: for FOLDER_NAMES."""
     if isinstance(classes, str) and classes == FOLDER_NAMES:
-        classes = folder_names(images)
+        classes = list_folder_names(images)
     if isinstance(classes, str | os.PathLike):
         file = os.fspath(classes)
         if file == BUNDLED_SET:
@@ -202,14 +204,14 @@ def make_entries(classes: Any) -> list[Any]:
     """Classes from Python as entries of a class file, which `make_class_set` checks."""
     if isinstance(classes, dict):
         prompts = {name: [entry] if isinstance(entry, str) else entry for name, entry in classes.items()}
-        return [{"name": built_in(name), "prompts": built_in(entry)} for name, entry in prompts.items()]
+        return [{"name": convert_scalars(name), "prompts": convert_scalars(entry)} for name, entry in prompts.items()]
     if hasattr(classes, "tolist"):  # a numpy array or a pandas Series
         classes = classes.tolist()
     require(isinstance(classes, list | tuple), "classes: expected a list of names, a dictionary, or a file")
-    return built_in(classes)
+    return convert_scalars(classes)
 
 
-def folder_names(images: Any) -> list[str]:
+def list_folder_names(images: Any) -> list[str]:
     """The names of the folders in a folder of images, for classes="folders"."""
     path = isinstance(images, str | os.PathLike) and not storage.is_remote(os.fspath(images))
     require(path and Path(images).is_dir(), f"classes {FOLDER_NAMES}: the images must be a folder on this machine")
@@ -220,9 +222,13 @@ def folder_names(images: Any) -> list[str]:
     return names
 
 
-def built_in(value: Any) -> Any:
+def convert_scalars(value: Any) -> Any:
     """Subclasses of str and float, such as numpy's, as str and float, and collections as lists, for YAML."""
     for kind in (str, float):
         if isinstance(value, kind):
             return kind(value)
-    return [built_in(item) for item in value] if isinstance(value, Iterable) and not isinstance(value, dict) else value
+    return (
+        [convert_scalars(item) for item in value]
+        if isinstance(value, Iterable) and not isinstance(value, dict)
+        else value
+    )

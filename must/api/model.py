@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from must.api.inputs import as_image, make_entries
-from must.api.results import Exported, iframe
+from must.api.inputs import convert_image, make_entries
+from must.api.results import Exported, make_iframe
 from must.api.stages import run_stage
 from must.api.work_state import BUNDLE, LABELS, REPORT, SHARDS
 from must.base.errors import UserError
@@ -21,7 +21,7 @@ from must.config import PredictConfig
 from must.config.work import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.data.image.preprocess import EvalView, to_rgb
 from must.data.sources.files import ListingReport
-from must.deploy.onnx_model import ImageClassifier, threshold
+from must.deploy.onnx_model import ImageClassifier, choose_threshold
 from must.deploy.predict.images import Found, find_images
 from must.deploy.predict.predict import classify, open_model
 from must.deploy.predict.predict import read_pixels as pixels_of_file
@@ -70,13 +70,13 @@ class Model:
                 model. It also abstains where the model knows from answers that none of the classes is more probable."""
         require(top_k >= 1 and batch_size >= 1, "top_k and batch_size must be at least 1")
         require(0 <= abstain <= 1 or abstain == -1, "abstain must be from 0 to 1, or -1 for the model's own threshold")
-        unsure = threshold(abstain, self._classifier, self.where)
+        unsure = choose_threshold(abstain, self._classifier, self.where)
         settings = Options(min(top_k, len(self.classes)), unsure, batch_size)
         predictions = Predictions()
         problems = ListingReport(predictions.unreadable.__setitem__)
         predictions.skipped = problems.skipped
         with ExitStack() as stack:
-            named = named_images(images, problems, stack)
+            named = list_images(images, problems, stack)
             for prediction in classify(self._classifier, named, self._read, settings):
                 if isinstance(prediction, Unreadable):
                     predictions.unreadable[prediction.image] = prediction.reason
@@ -92,7 +92,7 @@ class Model:
         if isinstance(item, Found):
             return pixels_of_file(item, self._view)
         number, image = item
-        return self._view(as_image(image, f"image {number}").convert("RGB")), ""
+        return self._view(convert_image(image, f"image {number}").convert("RGB")), ""
 
 
 @naming_parameters()
@@ -127,7 +127,7 @@ def is_image(item: Any) -> bool:
     return isinstance(item, bytes | dict) or not isinstance(item, Iterable) or getattr(item, "ndim", 1) in (2, 3)
 
 
-def named_images(images: Any, problems: ListingReport, stack: ExitStack) -> Iterator[tuple[str, Any]]:
+def list_images(images: Any, problems: ListingReport, stack: ExitStack) -> Iterator[tuple[str, Any]]:
     """(name, file) of each file, and (number, (number, image)) of each image in memory."""
     single = isinstance(images, str | os.PathLike) or is_image(images)
     for number, item in enumerate([images] if single else images):
@@ -187,7 +187,7 @@ class Adapted:
 
     def _repr_html_(self) -> str:
         """A notebook shows the page of the report."""
-        return iframe(self.report.read_text(encoding="utf-8"))
+        return make_iframe(self.report.read_text(encoding="utf-8"))
 
     def predict(
         self, images: Any, *, top_k: int = 5, abstain: float = 0.0, batch_size: int = 32, device: str = "auto"
@@ -206,11 +206,11 @@ class Adapted:
         from PIL import ImageOps
         from torchvision.transforms import Compose
 
-        from must.deploy.export.export import whole_model
+        from must.deploy.export.export import load_whole_model
         from must.method.model.bundle import load_bundle
 
         bundle = load_bundle(str(self.bundle))
-        clip: Any = whole_model(str(self.output / CLASSIFIER_FILE), str(self.bundle), bundle).clip
+        clip: Any = load_whole_model(str(self.output / CLASSIFIER_FILE), str(self.bundle), bundle).clip
         preprocess_cfg = get_model_preprocess_cfg(clip)
         options = {name: preprocess_cfg[name] for name in ("mean", "std", "resize_mode", "interpolation", "fill_color")}
         transform = image_transform(preprocess_cfg["size"], is_train=False, **options)

@@ -85,7 +85,7 @@ class Evaluated:
     metrics: dict[str, Any] = field(repr=False)
 
     def _repr_html_(self) -> str:
-        return iframe(storage.read_bytes(self.report).decode())
+        return make_iframe(storage.read_bytes(self.report).decode())
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,6 @@ def make_result(config: StageConfig, output: Any) -> Any:
     return output
 
 
-def iframe(page: str) -> str:
+def make_iframe(page: str) -> str:
     """An HTML page inside a notebook: an iframe."""
     return f'<iframe srcdoc="{html.escape(page)}" width="100%" height="700" frameborder="0"></iframe>'

@@ -13,8 +13,8 @@ from pathlib import Path
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.base.program import bar
-from must.base.text import NONE_OF_THESE, cell, counted, encoded, printable, uncell
+from must.base.program import show_bar
+from must.base.text import NONE_OF_THESE, encode_utf8, escape_cell, make_printable, pluralize, unescape_cell
 from must.config import SortConfig
 from must.config.work import PREDICTIONS_FILE, RECORD_FILE, WORDS
 from must.data.reader import ShardReader
@@ -33,22 +33,24 @@ def sort(config: SortConfig) -> dict[str, int]:
     table = storage.join(config.labels, PREDICTIONS_FILE)
     try:
         rows = list(csv.DictReader(io.StringIO(storage.read_bytes(table).decode(), newline="")))
-        labels = [(row["image"], uncell(row["class"]) or NONE_OF_THESE) for row in rows]
+        labels = [(row["image"], unescape_cell(row["class"]) or NONE_OF_THESE) for row in rows]
     except (OSError, KeyError, AttributeError, ValueError, csv.Error):
         raise UserError(f"{table}: is missing or damaged; must refine writes it") from None
     photos, reader = find_photos(config.model), ShardReader(config.shards, config.split)
     names = reader.sources(range(len(reader)))
-    packed = {encoded(cell(name)).decode(): number for number, name in enumerate(names)}  # as the table has them
+    packed = {
+        encode_utf8(escape_cell(name)).decode(): number for number, name in enumerate(names)
+    }  # as the table has them
     folders = dict[str, str]()
     for label in dict.fromkeys(label for _, label in labels):
-        folders[label] = make_unique(as_folder(label), folders.values())
+        folders[label] = make_unique(make_folder_name(label), folders.values())
     half = target.with_name(f".{target.name}.must-sort")
     with suppress(FileNotFoundError):
         shutil.rmtree(half)  # of a call that was killed
-    for written, label in bar(labels, unit="img", desc="sort"):
+    for written, label in show_bar(labels, unit="img", desc="sort"):
         require(written in packed, f"{written}: is in the labels, and not in --shards {config.shards}")
         name = names[packed[written]]
-        file = half / folders[label] / as_path(name)
+        file = half / folders[label] / make_path(name)
         file.parent.mkdir(parents=True, exist_ok=True)
         if os.path.lexists(file):
             file = file.with_name(make_unique(file.name, [one.name for one in file.parent.iterdir()]))
@@ -61,7 +63,7 @@ def sort(config: SortConfig) -> dict[str, int]:
         target.rmdir()
     half.rename(target)
     counts = Counter(label for _, label in labels)
-    logger.info(printable(f"{counted(len(labels), 'image')} of {len(counts)} classes -> {target}"))
+    logger.info(make_printable(f"{pluralize(len(labels), 'image')} of {len(counts)} classes -> {target}"))
     return dict(counts)
 
 
@@ -74,7 +76,7 @@ def find_photos(model: str) -> Path | None:
     return Path(str(photos)).resolve() if is_folder else None
 
 
-def as_folder(label: str) -> str:
+def make_folder_name(label: str) -> str:
     """A class name as the name of a folder."""
     name = label.replace("/", "-").replace("\0", "")
     return f"-{name}" if name in ("", ".", "..") else name
@@ -88,7 +90,7 @@ def make_unique(name: str, taken: Iterable[str]) -> str:
     return name
 
 
-def as_path(name: str) -> str:
+def make_path(name: str) -> str:
     """An image's name as a path below a folder."""
     parts = [part for part in name.replace("\0", "").split("/") if part not in ("", ".", "..")]
     return "/".join(parts) or "image"

@@ -1,4 +1,4 @@
-"""Runs the library's stages, rows of must/stages.py: `call` from Python; `function_at_must` makes `must.NAME`.
+"""Runs the library's stages, rows of must/stages.py: `call` from Python; `find_function` makes `must.NAME`.
 
     from must.api.stages import call
     call("train", shards="shards/", classifier="classifier.safetensors", output="model/", preset="auto")
@@ -27,17 +27,25 @@ from must.base.parameters import (
     get_default,
     is_required,
     list_parameters,
+    list_with_headings,
     load,
     naming_parameters,
     read_yaml,
     require,
-    with_headings,
 )
 from must.base.processes import check_processes, killed_workers
 from must.base.program import load_torch
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
-from must.config.work import DESCRIPTION_FILE, METRICS_FILE, PARTS, RECORD_FILE, REFINED_FILE, with_words, with_work
+from must.config.work import (
+    DESCRIPTION_FILE,
+    METRICS_FILE,
+    PARTS,
+    RECORD_FILE,
+    REFINED_FILE,
+    complete_from_record,
+    complete_from_work,
+)
 from must.stages import COMMANDS, PYTHON_FUNCTIONS, Stage, import_name
 
 
@@ -78,11 +86,11 @@ def check_input(config: Any, kind: str, value: str, flag: str) -> None:
     """Reads what a parameter names, of one of KINDS."""
     from must.data.format import load_index
     from must.evaluation.result import read_metrics
-    from must.method.answers.answers_file import answers_file, read_answers
+    from must.method.answers.answers_file import find_answers_file, read_answers
     from must.method.model.classifier import BUNDLED_SET, load_class_set, read_header
     from must.method.model.description import load_description
     from must.method.model.hub import check_model_name
-    from must.method.train.recipe import AUTO, preset_rows, published
+    from must.method.train.recipe import AUTO, find_published, list_preset_rows
 
     assert kind in KINDS, kind
     if kind == "class set" and value != BUNDLED_SET:  # the bundled set is open_clip's, and reading it imports torch
@@ -100,9 +108,13 @@ def check_input(config: Any, kind: str, value: str, flag: str) -> None:
     elif kind == "shards":
         load_index(value, getattr(config, "index_sha256", "")).list_shards(config.split)
     elif kind == "preset" and value != AUTO:
-        published(value, config.model or ("" if "*" in preset_rows(value) else read_header(config.classifier).model))
+        find_published(
+            value, config.model or ("" if "*" in list_preset_rows(value) else read_header(config.classifier).model)
+        )
     elif kind == "answers":
-        require(storage.exists(answers_file(value)), f"{flag} {value}: no answers.jsonl there; `must review` writes it")
+        require(
+            storage.exists(find_answers_file(value)), f"{flag} {value}: no answers.jsonl there; `must review` writes it"
+        )
         read_answers(value)
 
 
@@ -154,9 +166,9 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
 
     The preset of training is `auto` if none is named."""
     config = COMMANDS[stage].config
-    values = with_work(config, (read_yaml(config, file) if file else {}) | values)
+    values = complete_from_work(config, (read_yaml(config, file) if file else {}) | values)
     if config is AdaptConfig:
-        values = with_words(values)
+        values = complete_from_record(values)
     if issubclass(config, TrainConfig):
         values = values | {"preset": values.get("preset") or "auto"}
     return load(config, values)
@@ -192,7 +204,7 @@ Raises:
     OSError: a path that cannot be read or written."""
 
 
-def function_at_must(name: str) -> Callable[..., Any]:
+def find_function(name: str) -> Callable[..., Any]:
     """`must.NAME`."""
     if name in PYTHON_FUNCTIONS:
         return import_name(PYTHON_FUNCTIONS[name])
@@ -203,8 +215,8 @@ def function_at_must(name: str) -> Callable[..., Any]:
 
     function.__name__ = function.__qualname__ = name
     function.__module__ = "must"  # where it is imported from, by pickle too
-    function.__doc__ = docstring(stage)
-    function.__signature__ = signature(name, stage)  # type: ignore[attr-defined]
+    function.__doc__ = make_docstring(stage)
+    function.__signature__ = make_signature(name, stage)  # type: ignore[attr-defined]
     return function
 
 
@@ -230,10 +242,10 @@ def resumable(name: str) -> Iterator[None]:
         raise TransientError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped
 
 
-def signature(name: str, stage: Stage) -> inspect.Signature:
+def make_signature(name: str, stage: Stage) -> inspect.Signature:
     """Keyword parameters: the required ones first, then the most used."""
     hints = get_type_hints(stage.config)
-    fields = sorted((field for _, field in with_headings(stage.config)), key=lambda field: not is_required(field))
+    fields = sorted((field for _, field in list_with_headings(stage.config)), key=lambda field: not is_required(field))
     parameters = []
     for field in fields:
         default = inspect.Parameter.empty if is_required(field) else get_default(field)
@@ -242,18 +254,18 @@ def signature(name: str, stage: Stage) -> inspect.Signature:
     return inspect.Signature(parameters, return_annotation=RESULTS.get(name, Any))
 
 
-def docstring(stage: Stage) -> str:
+def make_docstring(stage: Stage) -> str:
     """The stage's help, its parameters under their headings, and the errors."""
     groups: dict[str, list[str]] = {}
-    for heading, field in with_headings(stage.config):
-        text = f"{field.name}: {as_python(field.metadata['help'])}"
+    for heading, field in list_with_headings(stage.config):
+        text = f"{field.name}: {write_as_python(field.metadata['help'])}"
         lines = groups.setdefault(heading, [f"    {heading}:"] if heading else [])
         lines += textwrap.wrap(text, 110, initial_indent="    ", subsequent_indent=" " * 8)
     blocks = "\n\n".join(map("\n".join, groups.values()))
-    return f"{as_python(stage.help)}\n\nArgs:\n{blocks}\n{ENDING}"
+    return f"{write_as_python(stage.help)}\n\nArgs:\n{blocks}\n{ENDING}"
 
 
-def as_python(text: str) -> str:
+def write_as_python(text: str) -> str:
     """A help text with --flag-names replaced by the names of the parameters."""
 
     def parameter(match: re.Match[str]) -> str:

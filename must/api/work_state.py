@@ -18,7 +18,7 @@ import numpy as np
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.base.text import counted
+from must.base.text import pluralize
 from must.config.work import (
     AGAIN,
     CHECKPOINTS,
@@ -39,8 +39,8 @@ from must.config.work import (
     WORDS,
     is_work,
 )
-from must.data.format import joined, load_index, read_contents
-from must.data.shards.listing import source_place
+from must.data.format import join_arrays, load_index, read_contents
+from must.data.shards.listing import identify_source
 from must.data.shards.workdir import WORK_FOLDER
 from must.method.answers.answers_file import hash_answers
 from must.method.model.description import complete_save
@@ -175,7 +175,7 @@ class WorkState:
         added, gone = (int(np.maximum(more, 0).sum()) for more in (now - before, before - now))  # copies count
         same = not added and not gone and old_shards == new_shards
         if added or gone:
-            logger.info(f"{counted(added, 'new image')}, {gone:,} gone")
+            logger.info(f"{pluralize(added, 'new image')}, {gone:,} gone")
         else:
             logger.info(f"no image is new, and none gone{'' if same else '; names, order or copies of images changed'}")
         if same:
@@ -192,7 +192,9 @@ class WorkState:
         ):
             return False
         known = np.frombuffer(before.read_bytes(), "<u8")
-        same = source_place(load_index(str(shards)).source["uri"]) == source_place(source)  # names are known by place
+        same = identify_source(load_index(str(shards)).source["uri"]) == identify_source(
+            source
+        )  # names are known by place
         return same and bool(len(known)) and bool(np.isin(known, files).all())
 
     def record_files(self, files: np.ndarray) -> None:
@@ -215,7 +217,7 @@ class WorkState:
         return {
             name: read_export(self.work / name)
             for name in EXPORTS
-            if (self.work / name).exists() and not derived_from(self.work / name, weights)
+            if (self.work / name).exists() and not is_derived(self.work / name, weights)
         }
 
     def finish(self) -> None:
@@ -226,9 +228,7 @@ class WorkState:
         if self.folder != self.work:
             folder, new = self.folder, [name for name in (*MADE_FROM, RECORD_FILE) if (self.folder / name).exists()]
         old = [name for name in self.outdated if (self.work / name).exists()]
-        old += [
-            name for name in OF_MODEL if (self.work / name).exists() and not derived_from(self.work / name, weights)
-        ]
+        old += [name for name in OF_MODEL if (self.work / name).exists() and not is_derived(self.work / name, weights)]
         old += [RECORD_FILE] if old and new and (self.work / RECORD_FILE).exists() else []
         for file in PATHS_IN:
             if new and (path := folder / file).exists():
@@ -290,7 +290,7 @@ def read_export(folder: Path) -> dict[str, Any]:
     return made | {"embeddings": EMBEDDING in metadata}
 
 
-def derived_from(path: Path, weights: str) -> bool:
+def is_derived(path: Path, weights: str) -> bool:
     """Whether the cards of an export, or a decision, name these weights."""
     files = [path] if path.is_file() else path.glob("*.md")
     return any(weights.encode() in file.read_bytes() for file in files)
@@ -302,7 +302,7 @@ def is_trained(work: Path) -> bool:
 
 def value(file: Path, name: str) -> Any:
     """A value in a JSON file; None if there is none."""
-    return (storage.object_or_none(file.read_bytes(), dict) or {}).get(name) if file.is_file() else None
+    return (storage.parse_object_or_none(file.read_bytes(), dict) or {}).get(name) if file.is_file() else None
 
 
 def link_or_copy(source: str, target: str) -> None:
@@ -334,7 +334,7 @@ def read_shards(shards: Path) -> tuple[np.ndarray, list[str]]:
     names."""
     index = load_index(str(shards))
     checksums = [shard.sha256 for name in index.splits for shard in index.list_shards(name)]
-    return joined(part for _, part in read_contents(str(shards), index)), checksums
+    return join_arrays(part for _, part in read_contents(str(shards), index)), checksums
 
 
 def check_places(folder: Path, inputs: dict[str, Any]) -> None:

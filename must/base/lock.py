@@ -19,7 +19,7 @@ from pathlib import Path
 
 from must.base import storage
 from must.base.errors import MustError, UserError
-from must.base.processes import every, is_running
+from must.base.processes import is_running, run_periodically
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +72,15 @@ def locked(folder: str, kind: Kind) -> Iterator[Callable[[], None]]:
     key = os.getpid(), path if is_remote else str(Path(path).resolve())
     with changing:
         if key in held:
-            raise HeldError(kind.refusal(folder, owner_text()))
+            raise HeldError(kind.refusal(folder, describe_owner()))
         held.add(key)
     try:
         if is_remote:
             owner = BucketLock(path, kind)
             owner.acquire()
-            with every(LOCK_BEAT_S, owner.beat, owner.release):  # if the bucket cannot be reached, the lock expires
+            with run_periodically(
+                LOCK_BEAT_S, owner.beat, owner.release
+            ):  # if the bucket cannot be reached, the lock expires
                 yield owner.check
         else:
             with locked_file(Path(path), kind, folder):
@@ -120,7 +122,7 @@ def locked_file(path: Path, kind: Kind, folder: str) -> Iterator[None]:
         os.close(descriptor)
     try:
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, owner_text().encode())
+        os.write(descriptor, describe_owner().encode())
         yield
     finally:
         path.unlink(missing_ok=True)
@@ -151,21 +153,23 @@ class BucketLock:
     def __init__(self, uri: str, kind: Kind) -> None:
         self.uri, self.kind, self.count = uri, kind, 0
         self.generation: storage.Generation = 0
-        self.identity = {"who": owner_text(), "pid": str(os.getpid()), "id": uuid.uuid4().hex} | pid_scope()
+        self.identity = {"who": describe_owner(), "pid": str(os.getpid()), "id": uuid.uuid4().hex} | identify_machine()
         self.writing = threading.Lock()
         self.lost = False
         self.last_beat = time.monotonic()  # start time of the last successful heartbeat
 
     def acquire(self) -> None:
         """Takes the lock. If another run has it, first waits for its next heartbeat or for DEAD_AFTER seconds."""
-        first = generation = storage.generation(self.uri)
+        first = generation = storage.find_generation(self.uri)
         waits, deadline = first is not None and not self.is_free(), time.monotonic() + DEAD_AFTER
         if waits:
             logger.info(f"{self.uri} exists; watching its heartbeat for up to {DEAD_AFTER:g} s")
         while waits and time.monotonic() < deadline:
             time.sleep(LOOK_S)
-            generation = storage.generation(self.uri)
-            free = self.is_free() and storage.generation(self.uri) == generation  # else that is of the owner before
+            generation = storage.find_generation(self.uri)
+            free = (
+                self.is_free() and storage.find_generation(self.uri) == generation
+            )  # else that is of the owner before
             waits = generation is not None and not free
             if waits and generation != first:
                 self.refuse()
@@ -199,7 +203,7 @@ class BucketLock:
         owner = self.owner()
         if owner == RELEASED:
             return True
-        if any(owner.get(name, "") != value for name, value in pid_scope().items()):
+        if any(owner.get(name, "") != value for name, value in identify_machine().items()):
             return False
         try:
             pid = int(owner["pid"])
@@ -214,7 +218,7 @@ class BucketLock:
             self.count += 1
             content = json.dumps(self.identity | {"beat": self.count}).encode()
             try:
-                self.generation = storage.remote(self.uri).write_bytes(self.uri, content, self.generation)
+                self.generation = storage.find_store(self.uri).write_bytes(self.uri, content, self.generation)
                 self.last_beat = started
             except storage.ConflictError:
                 self.lost = True
@@ -230,10 +234,10 @@ class BucketLock:
         if not self.lost:
             with suppress(Exception):  # another run took it over after the last heartbeat, or the bucket is unreachable
                 content = json.dumps(RELEASED).encode()
-                storage.remote(self.uri).write_bytes(self.uri, content, self.generation)
+                storage.find_store(self.uri).write_bytes(self.uri, content, self.generation)
 
 
-def pid_scope() -> dict[str, str]:
+def identify_machine() -> dict[str, str]:
     """Identifies the machine and container in which a process id is valid: containers may share a host's name.
 
     The boot id and the process namespace are "" where the system does not have them."""
@@ -245,7 +249,7 @@ def pid_scope() -> dict[str, str]:
     return {"host": socket.gethostname(), "boot": boot, "pids": pids}
 
 
-def owner_text() -> str:
+def describe_owner() -> str:
     """The owner of a lock, for messages: the run of the pipeline, if there is one, and the process."""
     run = f"run {os.environ[RUN_ID]}, " if os.environ.get(RUN_ID) else ""
     return f"{run}process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"

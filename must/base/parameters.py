@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 import yaml
 
 from must.base.errors import MustError, UserError
-from must.base.text import brief, did_you_mean, one_line, printable
+from must.base.text import abbreviate, make_one_line, make_printable, suggest_name
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -149,7 +149,9 @@ class OnceLoader(yaml.SafeLoader):
         for name in (name for name, _ in node.value if isinstance(name, yaml.ScalarNode)):
             key, line = (name.tag, name.value), name.start_mark.line + 1
             if key in lines:
-                raise yaml.YAMLError(f"{brief(name.value)} is defined on line {lines[key]} and again on line {line}")
+                raise yaml.YAMLError(
+                    f"{abbreviate(name.value)} is defined on line {lines[key]} and again on line {line}"
+                )
             lines[key] = line
         return node
 
@@ -161,10 +163,10 @@ def parse_yaml(data: bytes, where: str) -> Any:
     except UnicodeDecodeError:
         raise UserError(f"{where}: is no text in UTF-8") from None
     except Exception as error:  # PyYAML raises exceptions of many types for an invalid number or date
-        raise UserError(f"{where}: not valid YAML: {printable(one_line(error), 300)}") from None
+        raise UserError(f"{where}: not valid YAML: {make_printable(make_one_line(error), 300)}") from None
 
 
-def with_underscores(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+def normalize_names(settings: Mapping[str, Any] | None) -> dict[str, Any]:
     """Settings by the names of parameters; people also write them as flags, min-gain."""
     found = dict[str, Any]()
     for name, value in (settings or {}).items():
@@ -178,16 +180,16 @@ def require_settings(
     stage: type[StageConfig], settings: Mapping[str, Any], where: str, fixed: Collection[str]
 ) -> dict[str, Any]:
     """Checks the names of a stage's `settings`, which the pipeline has under the name `where`; "-" becomes "_"."""
-    values = with_underscores(settings)
+    values = normalize_names(settings)
     known = [f.name for f in list_parameters(stage) if f.name not in fixed]
     for name in values:
         require(name not in fixed, f"{where}.{name}: is set by the pipeline or a parameter of it; take it out")
         if name not in known:
-            raise UserError(f"{where}.{name}: unknown; {did_you_mean(name, known)}")
+            raise UserError(f"{where}.{name}: unknown; {suggest_name(name, known)}")
     return values
 
 
-def with_name(where: str, stage: type[Config], **values: Any) -> Config:
+def check_settings_of(where: str, stage: type[Config], **values: Any) -> Config:
     """Checks a stage's parameters, with the placeholder "-" for required ones that are missing.
     The message of an error begins with `where`, which replaces a flag of that name; '' adds nothing."""
     placeholders = {f.name: "-" for f in list_parameters(stage) if is_required(f)}
@@ -204,7 +206,7 @@ def check_names(stage: type[StageConfig], values: dict[str, Any], where: str) ->
     known = [f.name for f in list_parameters(stage)]
     for name in values:
         if name not in known:
-            raise UserError(f"{where}: unknown name {brief(name)}; {did_you_mean(name, known)}")
+            raise UserError(f"{where}: unknown name {abbreviate(name)}; {suggest_name(name, known)}")
 
 
 def make_record(kind: type[Record], content: Any) -> Record:
@@ -234,7 +236,7 @@ def convert(value: Any, kind: Any, name: str, strict: bool = False) -> Any:
         return value
     if origin is Literal:
         known = ", ".join(map(str, arguments))
-        require(value in arguments, f"{name} must be one of {known} (got {brief(value)})")
+        require(value in arguments, f"{name} must be one of {known} (got {abbreviate(value)})")
         return value
     if origin in (Union, UnionType):
         return convert_either(value, arguments, name, strict)
@@ -242,25 +244,25 @@ def convert(value: Any, kind: Any, name: str, strict: bool = False) -> Any:
         return kind(*convert(value, GenericAlias(tuple, tuple(get_hints(kind).values())), name, strict))
     if origin in (list, tuple):
         items = [part for part in value.split(",") if part] if isinstance(value, str) and not strict else value
-        require(isinstance(items, list | tuple), f"{name}: expected a list, got {brief(value)}")
+        require(isinstance(items, list | tuple), f"{name}: expected a list, got {abbreviate(value)}")
         kinds = arguments if origin is tuple and arguments[1:] != (...,) else arguments[:1] * len(items)
-        require(len(kinds) == len(items), f"{name}: expected {len(kinds)} values, got {brief(value)}")
+        require(len(kinds) == len(items), f"{name}: expected {len(kinds)} values, got {abbreviate(value)}")
         where = f"{name}[{{}}]" if strict or dataclasses.is_dataclass(arguments[0]) else name
         return origin([convert(items[n], kinds[n], where.format(n), strict) for n in range(len(items))])
     if origin is dict:
         if isinstance(value, str) and not strict:
             pairs = [part.split("=", 1) for part in value.split(",") if part]
             valid = all(len(pair) == 2 for pair in pairs)
-            require(valid, f"{name}: expected NAME=VALUE,..., or in YAML a mapping, got {brief(value)}")
+            require(valid, f"{name}: expected NAME=VALUE,..., or in YAML a mapping, got {abbreviate(value)}")
             value = {key.strip(): item for key, item in pairs}
-        require(isinstance(value, dict), f"{name}: expected 'name: value' lines, got {brief(value)}")
+        require(isinstance(value, dict), f"{name}: expected 'name: value' lines, got {abbreviate(value)}")
         return {str(key): convert(item, arguments[1], f"{name}.{key}", strict) for key, item in value.items()}
     return convert_scalar(value, kind, name, strict)
 
 
 def convert_scalar(value: Any, kind: Any, name: str, strict: bool) -> Any:
     expected = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[kind]
-    message = f"{name}: expected {expected}, got {brief(value)}"
+    message = f"{name}: expected {expected}, got {abbreviate(value)}"
     if kind is bool and isinstance(value, str) and not strict:
         value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(value.lower())
     require(isinstance(value, str | int | float) and isinstance(value, bool) == (kind is bool), message)
@@ -279,7 +281,9 @@ def convert_scalar(value: Any, kind: Any, name: str, strict: bool) -> Any:
 def convert_fields(content: Any, kind: Any, where: str, strict: bool = False) -> Any:
     """Converts a mapping to a dataclass. `where`: its key in the file, '' for the whole file. A field `as_` is the key
     `as`."""
-    require(isinstance(content, dict), f"{where or 'the file'}: expected 'name: value' lines, got {brief(content)}")
+    require(
+        isinstance(content, dict), f"{where or 'the file'}: expected 'name: value' lines, got {abbreviate(content)}"
+    )
     known, values = {name.rstrip("_"): (name, hint) for name, hint in get_hints(kind).items()}, {}
     for key, value in content.items():
         path = f"{where}.{key}" if where else str(key)
@@ -287,7 +291,7 @@ def convert_fields(content: Any, kind: Any, where: str, strict: bool = False) ->
             name, hint = known[key]
             values[name] = convert(value, hint, path, strict)
         elif not strict:
-            raise UserError(f"{path}: unknown key; {did_you_mean(str(key), list(known))}")
+            raise UserError(f"{path}: unknown key; {suggest_name(str(key), list(known))}")
     for parameter in fields(kind):
         missing = parameter.name not in values and is_required(parameter)
         require(not missing, f"{where}.{parameter.name} is missing".lstrip("."))
@@ -315,7 +319,7 @@ def list_parameters(stage: type[StageConfig]) -> list[dataclasses.Field[Any]]:
     return [field for field in fields(stage) if "help" in field.metadata]
 
 
-def with_headings(stage: type[StageConfig]) -> list[tuple[str, dataclasses.Field[Any]]]:
+def list_with_headings(stage: type[StageConfig]) -> list[tuple[str, dataclasses.Field[Any]]]:
     """The stage's fields, each with its heading ('': no heading), those of MOST_USED first."""
     heading, pairs = "", list[tuple[str, dataclasses.Field[Any]]]()
     for parameter in list_parameters(stage):
@@ -355,8 +359,8 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def of_form(pattern: re.Pattern[str], value: object, noun: str) -> str:
+def match_form(pattern: re.Pattern[str], value: object, noun: str) -> str:
     """Returns `value` if the whole of it matches."""
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise UserError(f"{brief(value)} is not a {noun}")
+        raise UserError(f"{abbreviate(value)} is not a {noun}")
     return value

@@ -69,7 +69,7 @@ def end_with_parent() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def child_environment() -> dict[str, str]:
+def make_child_environment() -> dict[str, str]:
     """The environment of a child process that calls `end_with_parent`."""
     return os.environ | {PARENT: str(os.getpid())}
 
@@ -197,7 +197,7 @@ LONGEST_END = 3.0  # seconds that a program which ends by a signal waits for its
 
 
 @contextmanager
-def every(
+def run_periodically(
     seconds: float,
     work: Callable[[], object],
     last: Callable[[], object] | None = None,
@@ -241,12 +241,12 @@ PROCESS_MEMORY = 100_000_000  # bytes: what a process that decodes images takes 
 def check_processes(count: int, flag: str) -> None:
     """Raises ValueError: so many processes are more than the cores and the memory of this machine are for."""
     world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    most = max(2, min(PROCESSES_PER_CORE * cores(), memory_bytes() // PROCESS_MEMORY) // world)
+    most = max(2, min(PROCESSES_PER_CORE * count_cores(), count_memory() // PROCESS_MEMORY) // world)
     if count > most:
         raise UserError(f"{flag} {count}: more than the {most} that this machine has the cores and the memory for")
 
 
-def memory_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int:
+def count_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
     """The memory of the machine, or of its container."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**34
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # both versions of control groups
@@ -255,7 +255,7 @@ def memory_bytes(groups: Path = Path("/sys/fs/cgroup")) -> int:
     return memory
 
 
-def cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
+def count_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
     """The CPU cores, at least 1. The limit of a container is a quota of time, which the CPU affinity does not show."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):  # both versions of control groups
@@ -268,7 +268,7 @@ def cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
 
 def describe_machine() -> list[str]:
     """What the speed of a training depends on here: processor, cores, Nvidia's GPUs, torch's version. Without torch."""
-    facts = [f"{cores()} cores", os.environ.get("CUDA_VISIBLE_DEVICES", ""), str(Path("/dev/dxg").exists())]
+    facts = [f"{count_cores()} cores", os.environ.get("CUDA_VISIBLE_DEVICES", ""), str(Path("/dev/dxg").exists())]
     with suppress(importlib.metadata.PackageNotFoundError):
         facts.append(f"torch {importlib.metadata.version('torch')}")
     files = [Path("/proc/cpuinfo"), *sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]

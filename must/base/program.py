@@ -26,7 +26,7 @@ from must.base.console import TO_STDERR, Console, attach, is_heard
 from must.base.errors import MustError, TransientError, UserError
 from must.base.lock import HeldError, LockLostError
 from must.base.processes import DaemonThreads, without_collector
-from must.base.text import printable
+from must.base.text import make_printable
 
 logger = logging.getLogger(__name__)
 
@@ -125,13 +125,13 @@ def format_error(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         full = "; free some space, then run the same command again" if error.errno in (ENOSPC, EDQUOT) else ""
         where = f"{error.filename}: " if error.filename else ""
-        return printable(f"{where}{error.strerror}{full}", LONGEST_LINE)
+        return make_printable(f"{where}{error.strerror}{full}", LONGEST_LINE)
     text = str(error).strip()
     if isinstance(error, MemoryError):
         text = f"memory is full; give it more, or less to read{text and ': '}{text}"
     if "Original Traceback" in text:
         text = text.splitlines()[-1].partition(": ")[2]  # after the name of the class
-    return printable(" ".join(text.split()), LONGEST_LINE)
+    return make_printable(" ".join(text.split()), LONGEST_LINE)
 
 
 def end_program(command: str, number: int, frame: object) -> NoReturn:
@@ -196,7 +196,7 @@ class Bar(tqdm):  # type: ignore[type-arg]  # of no type at run time
         return None
 
 
-def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> "tqdm[Any]":
+def show_bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> "tqdm[Any]":
     """A bar with tqdm's `options`: tqdm.auto's bar in a notebook (it needs ipywidgets), else a bar in the terminal.
 
     Its attribute `disable` is true if no bar is shown, so that lines can be printed instead."""
@@ -210,9 +210,9 @@ def bar(iterable: Any = None, *, quiet: bool = False, **options: Any) -> "tqdm[A
 
 
 @contextmanager
-def parts(command: str, total: int) -> Iterator[Callable[[str], None]]:
+def show_parts(command: str, total: int) -> Iterator[Callable[[str], None]]:
     """Shows a bar of a stage's `total` parts; yields a function to call with the name of each part that begins."""
-    with bar(total=total, unit="part", desc=command, leave=False) as shown:
+    with show_bar(total=total, unit="part", desc=command, leave=False) as shown:
         names = list[str]()
 
         def begin(name: str) -> None:

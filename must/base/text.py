@@ -23,7 +23,7 @@ SETTING = re.compile(  # in a connection string, or in a query without its URI
 )
 
 
-def without_secrets(text: str) -> str:
+def remove_secrets(text: str) -> str:
     """Removes secrets from the URIs and settings in `text`: name and password (``s3://***@bucket``), the query of a
     signed URL (``https://host/a.png?***``), and the values of keys.
 
@@ -32,11 +32,11 @@ def without_secrets(text: str) -> str:
     shown = [first]
     for scheme, part in zip(parts[::2], parts[1::2], strict=True):
         address = re.split(r'[ \n\t<>"]', part, maxsplit=1)[0].rstrip(CLOSING)
-        shown.append(f"{scheme}://{public(scheme.lower(), address)}{part[len(address) :]}")
+        shown.append(f"{scheme}://{hide_credentials(scheme.lower(), address)}{part[len(address) :]}")
     return SETTING.sub(r"\1=***", "".join(shown))
 
 
-def public(scheme: str, text: str) -> str:
+def hide_credentials(scheme: str, text: str) -> str:
     """Removes secrets from `text`, the part of a URI after "SCHEME://"."""
     bucket = scheme in BUCKET_SCHEMES
     text, mark, query = text.partition("?")
@@ -52,10 +52,10 @@ def public(scheme: str, text: str) -> str:
     return authority + slash + path + ("?***" if signed else mark + query)
 
 
-def printable(text: object, limit: int = 0) -> str:
+def make_printable(text: object, limit: int = 0) -> str:
     """One line without secrets and without terminal control sequences: "?" replaces control characters, characters that
     change the direction of writing, and bytes that are no UTF-8. At most `limit` characters, if that is not 0."""
-    line = "".join(character if character.isprintable() else "?" for character in without_secrets(str(text)))
+    line = "".join(character if character.isprintable() else "?" for character in remove_secrets(str(text)))
     return line if not limit or len(line) <= limit else line[: limit - 1] + "…"
 
 
@@ -64,22 +64,22 @@ def compose(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def without_invisible(name: str) -> str:
+def remove_invisible(name: str) -> str:
     """The name without characters that only format the others, such as a space of no width."""
     return "".join(character for character in name if unicodedata.category(character) != "Cf")
 
 
-def one_line(error: object) -> str:
+def make_one_line(error: object) -> str:
     """The error's message without line breaks; the name of its type if the message is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def printable_page(text: str) -> str:
-    """`printable` for a text of several lines."""
-    return "\n".join(printable(line) for line in text.split("\n"))
+def make_page_printable(text: str) -> str:
+    """`make_printable` for a text of several lines."""
+    return "\n".join(make_printable(line) for line in text.split("\n"))
 
 
-def encoded(text: str) -> bytes:
+def encode_utf8(text: str) -> bytes:
     r"""Encodes as UTF-8. A byte that is no UTF-8 becomes ``\udcXX``, which is also its escape in JSON."""
     return text.encode("utf-8", "backslashreplace")
 
@@ -87,22 +87,22 @@ def encoded(text: str) -> bytes:
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
 
 
-def counted(number: int, noun: str) -> str:
+def pluralize(number: int, noun: str) -> str:
     """1 answer, 1,200 answers."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def visible(text: str) -> str:
+def escape_controls(text: str) -> str:
     r"""Writes out control characters, which could control a terminal that shows the file: ESC becomes ``\x1b``."""
     return text.translate(CONTROLS)
 
 
 def join_lines(names: Sequence[str]) -> bytes:
     """A text file with one name per line."""
-    return encoded("".join(visible(" ".join(name.split())) + "\n" for name in names))
+    return encode_utf8("".join(escape_controls(" ".join(name.split())) + "\n" for name in names))
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """90 seconds, 5.0 minutes, 3.2 hours, 2.5 days."""
     if seconds >= 48 * 3600:
         return f"{seconds / 86400:.1f} days"
@@ -111,30 +111,30 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
-def uncell(text: str) -> str:
-    """The name in a cell that `cell` wrote."""
+def unescape_cell(text: str) -> str:
+    """The name in a cell that `escape_cell` wrote."""
     return text.removeprefix("'")
 
 
-def cell(text: str) -> str:
+def escape_cell(text: str) -> str:
     """A name as a cell of a CSV file that no spreadsheet reads as a formula, without control characters.
 
     Names that start like a formula, or with an apostrophe, get an apostrophe in front. A reader that removes a leading
     apostrophe has the name again, except that control characters are written out."""
-    return visible(f"'{text}" if text.startswith((*FORMULA, "'")) else text)
+    return escape_controls(f"'{text}" if text.startswith((*FORMULA, "'")) else text)
 
 
 def format_csv(rows: Iterable[Iterable[object]]) -> bytes:
     """Rows of a CSV file: commas, quotation marks where they are needed, a line feed after each row. External text must
-    be passed through `cell` first.
+    be passed through `escape_cell` first.
 
     If rows end with a line feed, Python's own writer does not quote a carriage return, which readers take for the end
     of a row."""
     file: Any = SimpleNamespace(write=lambda row: row.removesuffix("\r\n") + "\n")  # which `writerow` returns
-    return encoded("".join(map(csv.writer(file).writerow, rows)))
+    return encode_utf8("".join(map(csv.writer(file).writerow, rows)))
 
 
-def brief(value: Any) -> str:
+def abbreviate(value: Any) -> str:
     """A value of any size, shortened for a message: text in quotation marks, or its type and size."""
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
@@ -142,7 +142,7 @@ def brief(value: Any) -> str:
         return f"a mapping of {len(value)}"
     if isinstance(value, int) and value.bit_length() > 4 * BRIEF_LENGTH:
         return f"a number of {value.bit_length()} bits"
-    return f"'{printable(str(value)[: 100 * BRIEF_LENGTH], BRIEF_LENGTH)}'"
+    return f"'{make_printable(str(value)[: 100 * BRIEF_LENGTH], BRIEF_LENGTH)}'"
 
 
 def close_to(name: str, known: Sequence[str], count: int = 1) -> list[str]:
@@ -150,7 +150,7 @@ def close_to(name: str, known: Sequence[str], count: int = 1) -> list[str]:
     return difflib.get_close_matches(name[:BRIEF_LENGTH], known, n=count)
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
+def suggest_name(name: str, known: Sequence[str]) -> str:
     """The end of a message about an unknown name: the most similar known name, or else all of them."""
     near = close_to(name, known)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"

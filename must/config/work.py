@@ -155,7 +155,7 @@ def is_work(folder: str) -> bool:
     return any(find_part(folder, kind) for kind, part in PARTS.items() if part.words)
 
 
-def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any]:
+def complete_from_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any]:
     """A stage's values, completed with paths in WORK if `model` is WORK or WORK/model.
 
     Raises UserError: nothing of a kind that the stage needs is there."""
@@ -178,7 +178,7 @@ def with_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any
     return values | {name: value for name, value in found.items() if value}
 
 
-def with_words(values: dict[str, Any]) -> dict[str, Any]:
+def complete_from_record(values: dict[str, Any]) -> dict[str, Any]:
     """The values of `must adapt`, completed by those of the call that made WORK, where no others are given: if its
     images are WORK, or its output is WORK and no classes are given.
 
@@ -248,10 +248,10 @@ def shorten_path(path: str) -> str:
 
 
 def find_work(stage: type[StageConfig], values: dict[str, str]) -> str:
-    """The folder WORK for which `with_work` gives the same `values`, `model` among them; '' if there is none."""
+    """The folder WORK for which `complete_from_work` gives the same `values`, with `model`; '' if there is none."""
     folder = values["model"].rpartition("/")[0] or "."  # as the user typed it: ./work
     try:
-        completed = with_work(stage, {"model": folder}) if is_work(folder) else {}
+        completed = complete_from_work(stage, {"model": folder}) if is_work(folder) else {}
     except UserError:  # parts are missing
         return ""
     return folder if all(completed.get(name) == value for name, value in values.items()) else ""

@@ -29,18 +29,18 @@ from must.base.errors import UserError
 from must.config import TrainConfig
 from must.data.image.decode import decode
 from must.data.image.limits import MAX_PIXELS
-from must.data.image.preprocess import Preprocess, resized
+from must.data.image.preprocess import Preprocess, find_resized_size
 
 
 def normalize(pixels: Tensor, preprocess: Preprocess) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W], on the device of `pixels`."""
-    mean, std = (channels(values, pixels.device) for values in (preprocess.mean, preprocess.std))
+    mean, std = (copy_channels(values, pixels.device) for values in (preprocess.mean, preprocess.std))
     images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     return images.div_(255).sub_(mean).div_(std)
 
 
 @lru_cache(maxsize=64)
-def channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+def copy_channels(values: tuple[float, ...], device: torch.device) -> Tensor:
     """A number per channel, float32 [1, 3, 1, 1], copied to the device once, as the host waits for the copy."""
     with torch.inference_mode(False):  # the first caller may be an evaluation
         return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
@@ -76,15 +76,15 @@ class AugmentSampler:
         self.config, self.size = config, size
         self.mask = PatchMask(size, patch, config.mask_patch_size, config.mask_ratio)
         operations, names = config.randaugment, config.randaugment_ops
-        self.augment = randaugment(operations, names, size) if operations else None
+        self.augment = build_randaugment(operations, names, size) if operations else None
 
     def __call__(self, width: int, height: int) -> AugmentParams:
         config = self.config
-        wide, high = (side + 2 * config.weak_padding for side in resized(width, height, self.size))
-        weak_y, weak_x, _, _ = transforms.RandomCrop.get_params(no_pixels(high, wide), (self.size, self.size))
+        wide, high = (side + 2 * config.weak_padding for side in find_resized_size(width, height, self.size))
+        weak_y, weak_x, _, _ = transforms.RandomCrop.get_params(make_empty_image(high, wide), (self.size, self.size))
         with timm_generator():
             y, x, h, w = RandomResizedCropAndInterpolation.get_params(
-                no_pixels(height, width), config.strong_scale, RATIO
+                make_empty_image(height, width), config.strong_scale, RATIO
             )
             flip = bool(torch.rand(1) < config.flip)
             operations = self.augment([]) if self.augment else []
@@ -134,7 +134,7 @@ NOTATION = re.compile(r"rand(-(m|mstd|mmax|p|n|w|inc|t)\d+(\.\d+)?)*")
 MOST_LAYERS = 100  # operations on an image
 
 
-def randaugment(config: str, names: list[str], size: int) -> Any:
+def build_randaugment(config: str, names: list[str], size: int) -> Any:
     """timm's RandAugment, whose operations are recorded, not applied: list of Operation -> longer list of Operation."""
     try:
         if not NOTATION.fullmatch(config):  # timm ignores a section without digits
@@ -161,7 +161,7 @@ def record_op(name: str, done: list[Operation], *arguments: float, **_: object) 
     return [*done, Operation(name, arguments)]
 
 
-def no_pixels(height: int, width: int) -> torch.Tensor:
+def make_empty_image(height: int, width: int) -> torch.Tensor:
     """An image for functions that only use its size."""
     return torch.empty(1).expand(3, height, width)
 
@@ -202,7 +202,7 @@ class TrainViews:
 
     def weak(self, image: Image.Image, draw: AugmentParams) -> np.ndarray:
         """Shorter side to `size`, a border of `padding`, a random crop."""
-        (width, height), (x, y), size = resized(*image.size, self.size), draw.weak, self.size
+        (width, height), (x, y), size = find_resized_size(*image.size, self.size), draw.weak, self.size
         if self.padding:
             padded = ImageOps.expand(image.resize((width, height), BICUBIC), self.padding, self.fill)
             return np.asarray(padded.crop((x, y, x + size, y + size)))

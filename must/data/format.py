@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.parameters import SHA256, make_record, of_form, require
-from must.base.program import bar
-from must.base.text import brief, printable
+from must.base.parameters import SHA256, make_record, match_form, require
+from must.base.program import show_bar
+from must.base.text import abbreviate, make_printable
 from must.config.work import INDEX_FILE
 
 logger = logging.getLogger(__name__)
@@ -44,14 +44,14 @@ def check_count(value: int) -> None:
 
 
 Count = Annotated[int, check_count]
-Sha256 = Annotated[str, partial(of_form, SHA256, noun="sha256")]
+Sha256 = Annotated[str, partial(match_form, SHA256, noun="sha256")]
 
 
 @dataclass(frozen=True)
 class Shard:
     """One tar file and its table of offsets, `<name without .tar>.npy`."""
 
-    name: Annotated[str, partial(of_form, SHARD_NAME, noun="valid shard name")]  # of the tar, relative to the index
+    name: Annotated[str, partial(match_form, SHARD_NAME, noun="valid shard name")]  # of the tar, relative to the index
     split: str
     samples: Count
     bytes: Count
@@ -144,7 +144,7 @@ def parse_index(data: bytes, path: str) -> Index:
     content, version = storage.parse_object(data, lambda values: (values, values["version"]), damage)
     if version != INDEX_VERSION:
         raise UserError(
-            f"{path} has version {brief(version)}, this program reads {INDEX_VERSION}; update it, or shard again"
+            f"{path} has version {abbreviate(version)}, this program reads {INDEX_VERSION}; update it, or shard again"
         )
     try:
         index = replace(make_record(Index, content), sha256=hashlib.sha256(data).hexdigest())
@@ -165,9 +165,9 @@ def check_index(index: Index) -> None:
         require(type(value) is int and 0 <= value < LARGEST_OFFSET, f"settings.{name} must be a non-negative integer")
     require(index.max_pixels > 0, "settings.max_pixels is 0")
     for table in index.tables:
-        of_form(SHA256, table["sha256"], f"sha256 of {of_form(TABLE, table['name'], 'valid table name')}")
+        match_form(SHA256, table["sha256"], f"sha256 of {match_form(TABLE, table['name'], 'valid table name')}")
     for split, counts in index.splits.items():
-        require(split.isidentifier(), f"{brief(split)} is not a valid split name")
+        require(split.isidentifier(), f"{abbreviate(split)} is not a valid split name")
         require(counts["labelled"] <= counts["samples"], "more labels than samples")
     require(len({shard.name for shard in index.shards}) == len(index.shards), "a shard is listed twice")
     missing = {split: counts["samples"] for split, counts in index.splits.items()}
@@ -253,13 +253,13 @@ def verify(uri: str) -> Index:
     checks: list[tuple[str, Callable[[], object]]]
     checks = [(shard.name, partial(check_shard, uri, shard)) for shard in index.shards]
     checks += [(table["name"], partial(read_file, uri, **table)) for table in index.tables]
-    for name, check in bar(checks, desc="verify", unit="file"):
+    for name, check in show_bar(checks, desc="verify", unit="file"):
         try:
             check()
         except UserError as error:
             faults[name] = f"{name}: {error}"
             with tqdm.external_write_mode(file=sys.stdout):
-                logger.info(printable(faults[name]))
+                logger.info(make_printable(faults[name]))
     if faults:
         broken = len([name for name in faults if name.endswith(".tar")])
         problem = f"{broken} of {len(index.shards)} shards are broken" if broken else "--append's tables are broken"
@@ -292,14 +292,14 @@ def read_contents(uri: str, index: Index) -> list[tuple[str, np.ndarray]]:
 
 def read_hashes(uri: str, index: Index, split: str) -> np.ndarray:
     """Uint64 [n]: the first 8 bytes of the sha256 of each image of the split."""
-    return joined(part for name, part in read_contents(uri, index) if name == split)
+    return join_arrays(part for name, part in read_contents(uri, index) if name == split)
 
 
 def read_tables(uri: str, index: Index, kind: str) -> np.ndarray:
-    return joined(read_table(uri, table) for table in index.tables if table["name"].startswith(f"{kind}-"))
+    return join_arrays(read_table(uri, table) for table in index.tables if table["name"].startswith(f"{kind}-"))
 
 
-def joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
+def join_arrays(arrays: Iterable[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.empty(0, np.uint64), *arrays])
 
 
@@ -315,7 +315,7 @@ def read_table(uri: str, table: dict[str, str]) -> np.ndarray:
         raise UserError(f"{storage.join(uri, table['name'])} is damaged; {hint}") from None
 
 
-def as_numbers(data: bytes | bytearray) -> np.ndarray:
+def parse_hashes(data: bytes | bytearray) -> np.ndarray:
     """8-byte hashes, one after the other -> uint64 [n]."""
     return np.frombuffer(data, ">u8").astype(np.uint64)
 

@@ -26,11 +26,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from must.base.errors import TransientError, UserError
 from must.base.processes import begin_worker, start_context
-from must.base.text import printable
+from must.base.text import make_printable
 from must.config.train import check_batch
 from must.data.augment import TrainViews
 from must.data.format import Index, Shard
-from must.data.image.decode import decode_view, reason
+from must.data.image.decode import decode_view, describe_decode_error
 from must.data.image.preprocess import EvalView, Preprocess
 from must.data.reader import ShardReader, open_reader, prefetch
 
@@ -164,7 +164,11 @@ class TrainDataset(Dataset[tuple[Any, ...]]):
             except TransientError:
                 raise
             except Exception as error:  # no error of one image ends the run
-                problem = reason(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {reason(error)}"
+                problem = (
+                    describe_decode_error(error)
+                    if isinstance(error, ValueError)
+                    else f"{type(error).__name__}: {describe_decode_error(error)}"
+                )
                 self.warn(sample, problem)
         raise UserError(f"{self.reader.uri}: {REPLACEMENTS} samples in a row cannot be read, the last one: {problem}")
 
@@ -175,7 +179,7 @@ class TrainDataset(Dataset[tuple[Any, ...]]):
             source = self.reader.description(sample).get("source", "")
             more = "; further ones are only counted" if self.warned + 1 == MAX_WARNINGS else ""
             line = f"warning: sample {sample} of {name} ({source}) cannot be decoded and is replaced by the next one: "
-            logger.warning(printable(f"{line}{problem}{more}"))
+            logger.warning(make_printable(f"{line}{problem}{more}"))
         self.warned += 1
 
 
@@ -207,7 +211,7 @@ def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
         raise
 
 
-def grouped(batches: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatch]]:
+def group_batches(batches: Iterable[TrainBatch], size: int) -> Iterator[list[TrainBatch]]:
     """Lists of `size` batches, the micro-batches of a step."""
     iterator = iter(batches)
     while group := list(itertools.islice(iterator, size)):

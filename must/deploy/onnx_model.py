@@ -15,7 +15,7 @@ import numpy as np
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.base.text import printable
+from must.base.text import make_printable
 from must.config import PredictConfig
 from must.config.work import DESCRIPTION_FILE, ONNX_FILE, PARTS
 from must.data.image.preprocess import Preprocess, normalize_pixels
@@ -136,7 +136,7 @@ def check_onnx(uri: str) -> dict[str, str] | None:
     """Opens a file that is to be published; returns its metadata. None, with a warning in the log, where onnxruntime is
     not installed."""
     if importlib.util.find_spec("onnxruntime") is None:
-        logger.warning(printable(f"{uri}: not opened before publishing: onnxruntime is not installed here"))
+        logger.warning(make_printable(f"{uri}: not opened before publishing: onnxruntime is not installed here"))
         return None
     with storage.local_copy(uri) as path:
         return OnnxClassifier(path, uri).metadata
@@ -152,7 +152,7 @@ def parse_metadata(metadata: dict[str, str], where: str) -> tuple[list[str], Pre
     return classes, preprocess
 
 
-def model_uri(model: str) -> str:
+def find_model_file(model: str) -> str:
     """The URI of model.onnx; `model` is this file or its folder."""
     uri = model if model.endswith(".onnx") else storage.join(model, ONNX_FILE)
     require(storage.exists(uri), f"--model {uri}: no such file; make it with `must export`")
@@ -174,7 +174,7 @@ ABSTENTION = "abstention"  # in the metadata
 STORED = -1.0  # selects the threshold in the model
 
 
-def threshold(abstain: float, classifier: "ImageClassifier", where: str) -> float:
+def choose_threshold(abstain: float, classifier: "ImageClassifier", where: str) -> float:
     """`abstain`, or for -1 the threshold in the model's metadata; 0, which never abstains, if there is none: that is
     logged."""
     if abstain == STORED and ABSTENTION not in classifier.metadata:
@@ -182,10 +182,10 @@ def threshold(abstain: float, classifier: "ImageClassifier", where: str) -> floa
             f"warning: {where}: has no threshold of its own, so every image gets a class; "
             "`must refine` with answers, or `must evaluate` with labels, measures one"
         )
-    return stored_threshold(classifier, where) if abstain == STORED else abstain
+    return read_threshold(classifier, where) if abstain == STORED else abstain
 
 
-def stored_threshold(classifier: "ImageClassifier", where: str) -> float:
+def read_threshold(classifier: "ImageClassifier", where: str) -> float:
     """The threshold in the model's metadata; 0 if there is none."""
     if ABSTENTION not in classifier.metadata:
         return 0.0
@@ -218,7 +218,7 @@ class ImageClassifier(Protocol):
 
 def open_onnx(config: PredictConfig) -> OnnxClassifier:
     require(config.device == "auto", "--device is for a model that torch runs; onnxruntime takes what it was built for")
-    uri = model_uri(config.model)
+    uri = find_model_file(config.model)
     with storage.local_copy(uri) as path:
         classifier = OnnxClassifier(path, uri, config.threads)
     if config.embeddings:

@@ -25,8 +25,8 @@ from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.lock import HeldError, Kind, LockLostError, locked
 from must.base.parameters import require
-from must.base.storage import ConflictError, listed, require_no_links, safe_relative_path
-from must.base.text import brief, printable
+from must.base.storage import ConflictError, check_relative_path, list_names, require_no_links
+from must.base.text import abbreviate, make_printable
 from must.config import PromoteConfig
 from must.config.work import DESCRIPTION_FILE, ONNX_FILE, VERSION_FILE, WEIGHTS_FILE, find_work
 from must.deploy.onnx_model import check_onnx
@@ -128,8 +128,8 @@ class Registry:
     def write(self, version: str, files: Files, facts: dict[str, Any], check: Callable[[], None]) -> None:
         """`add`, with the version's lock; `check` raises if that was lost."""
         uri = self.make_uri(version, VERSION_FILE)
-        generation = storage.generation(uri) or 0
-        description, missing = {"version": version, "created": now(), **facts, "files": {}}, files
+        generation = storage.find_generation(uri) or 0
+        description, missing = {"version": version, "created": format_now(), **facts, "files": {}}, files
         if generation:
             description, missing = self.describe(version), self.missing(version, files)
             if not missing:
@@ -147,13 +147,13 @@ class Registry:
     def missing(self, version: str, files: Files) -> Files:
         """Those of `files` that a complete version does not have."""
         stored, uri = self.checksums(version), self.make_uri(version)
-        for name, sha256 in model_checksums(files, BUNDLE_FOLDER, ".safetensors").items():
+        for name, sha256 in list_model_checksums(files, BUNDLE_FOLDER, ".safetensors").items():
             require(
                 stored.get(name) == sha256,
                 f"{uri}: is there already and holds another model (sha256 of {name}: {str(stored.get(name))[:12]}, of "
                 f"the model to promote: {sha256[:12]}); give another --version",
             )
-        new = model_checksums(files, ONNX_FOLDER, ".onnx")
+        new = list_model_checksums(files, ONNX_FOLDER, ".onnx")
         old = {name: stored[name] for name in stored if name.startswith(f"{ONNX_FOLDER}/") and name.endswith(".onnx")}
         differ = sorted(name for name in new.keys() | old.keys() if new.get(name) != old.get(name))
         if new and old and differ:
@@ -182,7 +182,7 @@ class Registry:
         previous = (*old.previous, old.version)
         if back:  # to before the last time that `version` was champion
             previous = old.previous[: len(old.previous) - 1 - old.previous[::-1].index(version)]
-        new = Latest(version, tuple(v for v in previous if v)[-50:], now(), reason)
+        new = Latest(version, tuple(v for v in previous if v)[-50:], format_now(), reason)
         try:
             # The id makes every write unique: a write whose response got lost differs from another program's write.
             content = json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode()
@@ -207,7 +207,7 @@ class Registry:
         return None
 
     def decide(self, key: str, outcome: str, reasons: list[str]) -> None:
-        content = {"outcome": outcome, "at": now(), "reasons": reasons}
+        content = {"outcome": outcome, "at": format_now(), "reasons": reasons}
         storage.write_bytes(self.make_uri("decisions", f"{key}.json"), json.dumps(content, indent=1).encode())
 
     def make_uri(self, *parts: str) -> str:
@@ -219,8 +219,8 @@ def parse_latest(data: bytes | None, uri: str) -> Latest:
         return Latest()
 
     def parse(content: dict[str, Any]) -> Latest:
-        previous = tuple(safe_relative_path(version, uri) for version in content["previous"])
-        return Latest(safe_relative_path(content["version"], uri), previous, content["moved"], content["reason"])
+        previous = tuple(check_relative_path(version, uri) for version in content["previous"])
+        return Latest(check_relative_path(content["version"], uri), previous, content["moved"], content["reason"])
 
     folder = uri.rpartition("/")[0]
     registry, _, name = folder.rpartition("/")
@@ -230,7 +230,7 @@ def parse_latest(data: bytes | None, uri: str) -> Latest:
     return storage.parse_object(data, parse, UserError(damage))
 
 
-def model_checksums(files: Files, folder: str, suffix: str) -> dict[str, str]:
+def list_model_checksums(files: Files, folder: str, suffix: str) -> dict[str, str]:
     """{name: sha256} of the folder's files with this suffix, which identify the model."""
     names = [name for name in files if name.startswith(f"{folder}/") and name.endswith(suffix)]
     return {name: storage.compute_sha256(files[name]) for name in names}
@@ -244,7 +244,7 @@ def copy(source: str, target: str) -> dict[str, Any]:
     return {"bytes": written.size, "sha256": written.sha256}
 
 
-def now() -> str:
+def format_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -272,7 +272,7 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
         f"--decision {config.decision}: the gate stopped this model; --decision '' overrules it",
     )
     provenance = description.provenance
-    version = config.version or version_name(config.model, description)
+    version = config.version or make_version_name(config.model, description)
     current = registry.latest().version
     require(
         not decision or decision.outcome != NOTHING_KEPT or not current or current == version,
@@ -330,7 +330,7 @@ def store(
     files = {f"{BUNDLE_FOLDER}/{name}": storage.join(config.model, name) for name in bundle}
     if config.onnx:
         require_no_links(config.onnx, "--onnx")
-        names = [name for name in listed(config.onnx) if not any(part.startswith(".") for part in name.split("/"))]
+        names = [name for name in list_names(config.onnx) if not any(part.startswith(".") for part in name.split("/"))]
         files |= {f"{ONNX_FOLDER}/{name}": storage.join(config.onnx, name) for name in names}
         require(ONNX_FILE in names, f"--onnx {config.onnx}: no {ONNX_FILE} there; make it with `must export`")
         if (metadata := check_onnx(storage.join(config.onnx, ONNX_FILE))) is not None:
@@ -377,7 +377,7 @@ def print_champion(registry: Registry) -> Latest:
     for version in versions:
         top1 = ((version.get("metrics") or {}).get("adapted") or {}).get("top1")
         columns = [version["version"], version["created"], "-" if top1 is None else f"{top1:.1%}", version["backbone"]]
-        logger.info(printable("  ".join([*columns, *["LATEST"] * (version["version"] == latest.version)])))
+        logger.info(make_printable("  ".join([*columns, *["LATEST"] * (version["version"] == latest.version)])))
     require_model(registry, bool(versions or latest.version))
     if not latest.version:
         logger.info(f"{registry.uri}: no champion yet")
@@ -388,11 +388,12 @@ def require_model(registry: Registry, exists: bool) -> None:
     require(exists, f"{registry.uri}: holds no model of this name; check --registry and --name")
 
 
-def version_name(model: str, description: Description) -> str:
+def make_version_name(model: str, description: Description) -> str:
     """The data's revision and the weights."""
     revision = description.provenance.index_revision or 0
     require(
         0 <= revision < 10**9,
-        f"--model {model}: its index_revision, {brief(revision)}, is no whole number from 0; name it with --version",
+        f"--model {model}: its index_revision, {abbreviate(revision)}, is no whole number from 0; name it with "
+        "--version",
     )
     return f"r{revision:04d}-{description.weights_sha256[:12]}"

@@ -7,21 +7,21 @@ import numpy as np
 
 from must import __version__
 from must.base import storage
-from must.base.text import cell, counted, encoded, format_csv, printable
+from must.base.text import encode_utf8, escape_cell, format_csv, make_printable, pluralize
 from must.config import EvaluateConfig
 from must.config.work import COPIES_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.data.format import Index, load_index, read_hashes
 from must.data.loader import EvalSource
 from must.data.reader import open_reader
 from must.evaluation.figures import MAP_IMAGES
-from must.evaluation.gate import verdict
+from must.evaluation.gate import state_verdict
 from must.evaluation.metrics import Samples, Scores, measure, read_samples, score
 from must.evaluation.report import render_report
-from must.evaluation.result import Data, Metrics, ModelRecord, RefinedLabels, text_table, write_metrics
-from must.method.answers.estimate import abstention
+from must.evaluation.result import Data, Metrics, ModelRecord, RefinedLabels, make_text_table, write_metrics
+from must.method.answers.estimate import choose_abstention
 from must.method.distributed import World, init_distributed
 from must.method.memory.features import Features, hash_tower, read_features, spread
-from must.method.model.bundle import Bundle, load_bundle, zero_shot_bundle
+from must.method.model.bundle import Bundle, load_bundle, make_zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess, require_classes, require_same_model
 
@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         correct = after.prediction[labelled] == samples.labels[labelled]
         metrics = replace(
             metrics,
-            abstention=abstention(config.risk, after.confidence[labelled], correct, named=after.named[labelled]),
+            abstention=choose_abstention(config.risk, after.confidence[labelled], correct, named=after.named[labelled]),
             baseline_name=name,
             model=ModelRecord(
                 config.model, description.backbone, description.pretrained, description.logit_factor,
@@ -73,12 +73,12 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         write_metrics(storage.join(config.output, METRICS_FILE), metrics)
         # last: a folder with report.html has all files, and an error here leaves the numbers
         report = render_report(config, metrics, samples, after, before, refined, shown if baseline else None)
-        storage.write_bytes(storage.join(config.output, REPORT_FILE), encoded(report))
-        logger.info(f"{printable(verdict(metrics).plain)}\n\n{text_table(metrics)}")
+        storage.write_bytes(storage.join(config.output, REPORT_FILE), encode_utf8(report))
+        logger.info(f"{make_printable(state_verdict(metrics).plain)}\n\n{make_text_table(metrics)}")
         if samples.skipped:
             logger.info(f"{samples.skipped} images could not be decoded and were left out")
         if metrics.answered:
-            images = counted(metrics.answered, "labelled image")
+            images = pluralize(metrics.answered, "labelled image")
             logger.info(f"{images} not measured: people's answers about them are in the model")
         return metrics
 
@@ -98,7 +98,7 @@ def load_baseline(uri: str) -> Bundle:
     """A bundle, or the zero-shot model of a classifier file."""
     if storage.exists(storage.join(uri, DESCRIPTION_FILE)):
         return load_bundle(uri)
-    return zero_shot_bundle(load_text_classifier(uri, "--baseline"))
+    return make_zero_shot_bundle(load_text_classifier(uri, "--baseline"))
 
 
 def score_models(
@@ -130,12 +130,12 @@ def score_models(
 
 def predictions_csv(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> bytes:
     """One row per image: source, label, the adapted model's class and probability, and the baseline's."""
-    classes = [cell(name) for name in classes]
+    classes = [escape_cell(name) for name in classes]
     models = {"adapted": after} | ({"baseline": before} if before else {})
     rows = [["sample", "source", "label", *(column for name in models for column in (name, f"{name}_probability"))]]
     for i, number in enumerate(samples.numbers):
         label = classes[samples.labels[i]] if samples.labels[i] >= 0 else ""
-        rows.append([str(number), cell(samples.sources[i]), label])
+        rows.append([str(number), escape_cell(samples.sources[i]), label])
         for scores in models.values():
             rows[-1] += [classes[scores.prediction[i]], f"{scores.confidence[i]:.4f}"]
     return format_csv(rows)

@@ -22,7 +22,7 @@ from must.config import EvaluateConfig
 from must.data.image.decode import decode
 from must.data.reader import ShardReader
 from must.evaluation.metrics import Samples, Scores
-from must.evaluation.result import NOTHING, Metrics, RefinedLabels, percent
+from must.evaluation.result import NOTHING, Metrics, RefinedLabels, format_percent
 
 CHART_WIDTH, CHART_HEIGHT = 320, 200
 MARGIN_LEFT, MARGIN_RIGHT, MARGIN_TOP, MARGIN_BOTTOM = 40, 16, 12, 26
@@ -64,26 +64,28 @@ class Axes:
         parts = []
         for value, y in zip(y_ticks, map(self.y, y_ticks), strict=True):
             parts.append(f'<line class="grid" x1="{MARGIN_LEFT}" y1="{y}" x2="{self.right}" y2="{y}"/>')
-            parts.append(f'<text x="{MARGIN_LEFT - 6}" y="{y + 3.5}" text-anchor="end">{number(value, percent)}</text>')
+            parts.append(
+                f'<text x="{MARGIN_LEFT - 6}" y="{y + 3.5}" text-anchor="end">{format_number(value, percent)}</text>'
+            )
         for value in x_ticks:
-            text = number(value, percent_x)
+            text = format_number(value, percent_x)
             parts.append(f'<text x="{self.x(value)}" y="{self.bottom + 16}" text-anchor="middle">{text}</text>')
         return "".join(parts)
 
 
-def line_chart(title: str, lines: Sequence[ChartLine], percent: bool = False, zero: bool = False) -> Markup:
+def draw_lines(title: str, lines: Sequence[ChartLine], percent: bool = False, zero: bool = False) -> Markup:
     """Lines over training steps. `percent`: values are fractions; `zero`: the axis begins at 0."""
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
     low, high = (0.0 if zero else min(ys)), max(ys)
-    ticks = nice_ticks(low, high, 4, limit=(0.0, 1.0) if percent else None)
+    ticks = choose_ticks(low, high, 4, limit=(0.0, 1.0) if percent else None)
     axes = Axes((min(xs), max(xs)), (ticks[0], ticks[-1]))
-    parts = [axes.grid([t for t in nice_ticks(min(xs), max(xs), 4) if min(xs) <= t <= max(xs)], ticks, percent)]
-    parts.extend(polyline(line, axes) for line in lines)
-    return svg(title, "".join(parts))
+    parts = [axes.grid([t for t in choose_ticks(min(xs), max(xs), 4) if min(xs) <= t <= max(xs)], ticks, percent)]
+    parts.extend(draw_polyline(line, axes) for line in lines)
+    return make_svg(title, "".join(parts))
 
 
-def reliability_chart(title: str, models: Sequence[tuple[str, str, Sequence[dict[str, float]]]]) -> Markup:
+def draw_reliability(title: str, models: Sequence[tuple[str, str, Sequence[dict[str, float]]]]) -> Markup:
     """Accuracy over confidence, one dot per bin, its area the share of images. `models`: (name, style, bins)."""
     axes = Axes((0, 1), (0, 1), height=300)
     ticks = (0, 0.25, 0.5, 0.75, 1)
@@ -92,7 +94,7 @@ def reliability_chart(title: str, models: Sequence[tuple[str, str, Sequence[dict
     for name, style, bins in models:
         total = sum(row["images"] for row in bins)
         points = [(row["confidence"], row["accuracy"]) for row in bins]
-        parts.append(polyline(ChartLine(name, f"{style} faint", points), axes))
+        parts.append(draw_polyline(ChartLine(name, f"{style} faint", points), axes))
         for row in bins:
             radius = round(2 + 9 * math.sqrt(row["images"] / total), 1)
             hint = f"{name}: {row['images']} images, confidence {row['confidence']:.0%}, accuracy {row['accuracy']:.0%}"
@@ -100,22 +102,22 @@ def reliability_chart(title: str, models: Sequence[tuple[str, str, Sequence[dict
                 f'<circle class="{style}" cx="{axes.x(row["confidence"])}" cy="{axes.y(row["accuracy"])}" r="{radius}">'
                 f"<title>{escape(hint)}</title></circle>"
             )
-    return svg(title, "".join(parts), height=300)
+    return make_svg(title, "".join(parts), height=300)
 
 
-def polyline(line: ChartLine, axes: Axes) -> str:
+def draw_polyline(line: ChartLine, axes: Axes) -> str:
     step = max(1, math.ceil(len(line.points) / POINTS))
     points = [*line.points[:-1:step], line.points[-1]]
     path = " ".join(f"{axes.x(x)},{axes.y(y)}" for x, y in points)
     return f'<polyline class="{line.style}" points="{path}"><title>{escape(line.name)}</title></polyline>'
 
 
-def svg(title: str, content: str, height: int = CHART_HEIGHT) -> Markup:
+def make_svg(title: str, content: str, height: int = CHART_HEIGHT) -> Markup:
     """`content`: numbers and escaped text only."""
     return Markup(f'<svg viewBox="0 0 {CHART_WIDTH} {height}" role="img" aria-label="{escape(title)}">{content}</svg>')
 
 
-def nice_ticks(low: float, high: float, count: int, limit: tuple[float, float] | None = None) -> list[float]:
+def choose_ticks(low: float, high: float, count: int, limit: tuple[float, float] | None = None) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten) that enclose low..high, about `count` steps."""
     if high <= low:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
@@ -127,7 +129,7 @@ def nice_ticks(low: float, high: float, count: int, limit: tuple[float, float] |
     return [t for t in ticks if limit[0] <= t <= limit[1]] or ticks if limit else ticks
 
 
-def number(value: float, percent: bool) -> str:
+def format_number(value: float, percent: bool) -> str:
     if percent:
         return f"{100 * value:.4g}%"
     if value and abs(value) < 1e-3:
@@ -137,11 +139,11 @@ def number(value: float, percent: bool) -> str:
     return f"{value:.4g}"
 
 
-def points(value: float | None) -> str:
-    return NOTHING if value is None else signed(100 * value, 1)
+def format_points(value: float | None) -> str:
+    return NOTHING if value is None else format_signed(100 * value, 1)
 
 
-def signed(value: float, digits: int) -> str:
+def format_signed(value: float, digits: int) -> str:
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -251,7 +253,7 @@ class Pictures:
             "source": samples.sources[row],
             "label": classes[samples.labels[row]] if samples.labels[row] >= 0 else None,
             "adapted": classes[after.prediction[row]],
-            "confidence": percent(float(after.confidence[row]), 0),
+            "confidence": format_percent(float(after.confidence[row]), 0),
             "baseline": classes[before.prediction[row]] if before is not None else None,
         }
 

@@ -3,7 +3,7 @@
 By default labels decide, of a split that nothing was trained on; with fewer than --min-images, people's answers; with
 fewer than FEWEST_LABELS of these that decide nothing, the label-free gate, which stops a collapsed model only.
 
-`verdict` says in words, for the report, what the numbers say."""
+`state_verdict` says in words, for the report, what the numbers say."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import make_record
-from must.base.text import counted
+from must.base.text import pluralize
 from must.config import GateConfig
 from must.evaluation.result import Metrics, read_metrics
 from must.method.answers.estimate import AccuracyEstimate
@@ -69,7 +69,7 @@ def gate(config: GateConfig) -> Decision:
     if config.output:
         storage.write_bytes(config.output, decision.to_json())
     labels = (metrics.refined or {}).get("accepted", "")
-    lines = [f"gate ({decision.gate}): {decision_text(decision)}", *decision.reasons]
+    lines = [f"gate ({decision.gate}): {describe_outcome(decision)}", *decision.reasons]
     logger.info("\n".join([*lines, *([f"labels: {labels}"] if labels else [])]))
     return decision
 
@@ -85,11 +85,13 @@ def automatic_gate(metrics: Metrics, config: GateConfig) -> Decision:
     if selection and measured and (measured.better is not None or measured.answers >= FEWEST_LABELS):
         if selection.decisive:
             return answers_gate(selection.decisive)
-        added = counted(measured.unmeasured, "picture")
+        added = pluralize(measured.unmeasured, "picture")
         return label_free_gate(metrics, config, f"{added} were added later than the answers: give more (must review)")
     if not 0 < metrics.labelled < config.min_images:
         return label_free_gate(metrics, config)
-    few = f"{counted(metrics.labelled, 'labelled image')}, {config.min_images:,} are needed to say whether it is better"
+    few = (
+        f"{pluralize(metrics.labelled, 'labelled image')}, {config.min_images:,} are needed to say whether it is better"
+    )
     return label_free_gate(metrics, config, few)
 
 
@@ -153,7 +155,7 @@ def no_gate(metrics: Metrics, config: GateConfig) -> Decision:
 RULES = {"auto": automatic_gate, "labelled": labelled_gate, "label-free": label_free_gate, "none": no_gate}
 
 
-def against_champion(decision: Decision, by_champion: Decision | None) -> Decision:
+def compare_with_champion(decision: Decision, by_champion: Decision | None) -> Decision:
     """The decision when there is a champion: the zero-shot model never replaces it, and a model that is better than the
     zero-shot model must not be worse than the champion."""
     if decision.outcome == NOTHING_KEPT:
@@ -164,20 +166,20 @@ def against_champion(decision: Decision, by_champion: Decision | None) -> Decisi
     return replace(decision, passed=by_champion.passed, reasons=reasons, outcome=by_champion.outcome)
 
 
-def decision_text(decision: Decision) -> str:
+def describe_outcome(decision: Decision) -> str:
     if decision.outcome == NOTHING_KEPT:
         return "passed, zero-shot is kept" if decision.passed else "zero-shot is kept, the champion stays"
     return "passed" if decision.passed else "stopped"
 
 
-def as_markdown(decision: Decision, against: str) -> str:
+def write_markdown(decision: Decision, against: str) -> str:
     """The decision as a Markdown page for Kubeflow."""
     if decision.outcome == NOTHING_KEPT:
         title = f"# Zero-shot is kept{'' if decision.passed else ': the champion stays'}"
     elif decision.gate == "none":
         title = "# Passed: no gate"
     else:
-        title = f"# {decision_text(decision).capitalize()} by the {decision.gate} gate"
+        title = f"# {describe_outcome(decision).capitalize()} by the {decision.gate} gate"
     reasons = [reason.replace("`", "'") for reason in decision.reasons]  # names of classes must not end the code
     return "\n".join([title, "", f"Compared with: {against}", "", *(f"- `{reason}`" for reason in reasons), ""])
 
@@ -192,19 +194,19 @@ class Verdict(NamedTuple):
 HELPS = " What helps: better class names or prompts, more images, or a model that knows such images."
 
 
-def verdict(metrics: Metrics) -> Verdict:
+def state_verdict(metrics: Metrics) -> Verdict:
     model, baseline = metrics.adapted, metrics.baseline
     if not model:
-        return without_labels(metrics)
+        return state_without_labels(metrics)
     if baseline:
-        return with_labels(metrics, baseline.top1, model.top1)
+        return state_with_labels(metrics, baseline.top1, model.top1)
     low, high = model.intervals["top1"]
     text = f"95% interval {low:.1%} to {high:.1%}, {metrics.labelled:,} labelled images. No baseline was given."
     plain = f"{count_of(model.top1, metrics.labelled)} images are right."
     return Verdict("open", f"{model.top1:.1%} top-1 accuracy", text, plain)
 
 
-def with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
+def state_with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
     name, images = metrics.baseline_name, metrics.labelled
     low, high = metrics.intervals["top1"]
     changed, compared = metrics.paired, metrics.label_free.compared
@@ -258,7 +260,7 @@ def describe_lack(metrics: Metrics) -> str:
     return "All labelled images have answers that are in the model" if metrics.answered else "The images have no labels"
 
 
-def without_labels(metrics: Metrics) -> Verdict:
+def state_without_labels(metrics: Metrics) -> Verdict:
     compared = metrics.label_free.compared
     if not compared:
         text = "Confidence and class balance are all that can be shown."
@@ -294,7 +296,7 @@ def without_labels(metrics: Metrics) -> Verdict:
 
 def judge_answers(measured: AccuracyEstimate, text: str) -> Verdict:
     """By people's answers about images that were drawn at random."""
-    sentence, by = describe_answers(measured), f"by {counted(measured.answers, 'answer')}"
+    sentence, by = describe_answers(measured), f"by {pluralize(measured.answers, 'answer')}"
     if measured.better is not None:
         tone, headline = ("good", "Better than") if measured.better else ("bad", "Worse than")
         return Verdict(tone, f"{headline} zero-shot, {by}", text, sentence)
@@ -308,4 +310,4 @@ def describe_answers(measured: AccuracyEstimate) -> str:
     model, other = count_of(after, images, before), count(before, images, after)
     right = f"the model is right about {model} images, zero-shot about {other}"
     labels = f"; of the labels, {count_of(measured.labels.value, 100)} are right" if measured.labels else ""
-    return f"By {counted(images, 'answer')}, {right}{labels}{measured.limit}."
+    return f"By {pluralize(images, 'answer')}, {right}{labels}{measured.limit}."

@@ -18,7 +18,7 @@ from torch import Tensor
 from must.base.errors import UserError
 from must.data.reader import ShardReader
 from must.evaluation.result import Accuracy, Compared, Interval, LabelFree, Metrics, ModelFigures, Paired
-from must.method.answers.estimate import binomial_tail, difference, share
+from must.method.answers.estimate import compare_paired_answers, compute_binomial_tail, share
 from must.method.memory.features import Features
 from must.method.memory.predictions import TopLabels, compare_predictions, count_effective
 from must.method.model.masked_vit import MaskedViT
@@ -157,7 +157,7 @@ class Labelled:
         return {"top1": self.correct, "top5": self.in_top}
 
 
-def labelled_results(scores: Scores, labels: np.ndarray, chosen: np.ndarray, classes: int) -> Labelled:
+def select_labelled(scores: Scores, labels: np.ndarray, chosen: np.ndarray, classes: int) -> Labelled:
     """`chosen`: bool [N], the images that have a label."""
     top, known = scores.top[chosen], labels[chosen]
     return Labelled(
@@ -171,7 +171,7 @@ def labelled_results(scores: Scores, labels: np.ndarray, chosen: np.ndarray, cla
     )
 
 
-def scalar_metrics(results: Labelled, weights: np.ndarray | None = None) -> dict[str, float]:
+def compute_scalar_metrics(results: Labelled, weights: np.ndarray | None = None) -> dict[str, float]:
     """top1, top5, mean_per_class (fractions; of the classes that have images), nll (nats), ece (fraction), confidence.
 
     `weights` [N]: how often each image is in a bootstrap replicate; by default once."""
@@ -185,20 +185,20 @@ def scalar_metrics(results: Labelled, weights: np.ndarray | None = None) -> dict
         "top5": float(w @ results.in_top / total),
         "mean_per_class": float(np.nanmean(recall)),
         "nll": float(w @ results.nll / total),
-        "ece": calibration_error(results.confidence, results.correct, w),
+        "ece": compute_calibration_error(results.confidence, results.correct, w),
         "confidence": float(w @ results.confidence / total),
     }
 
 
-def calibration_error(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> float:
+def compute_calibration_error(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> float:
     """Expected calibration error over 15 equal bins of confidence (Guo et al. 2017, arXiv 1706.04599, eq. 3)."""
-    gap = np.bincount(bin_numbers(confidence), weights * (correct - confidence), BINS)
+    gap = np.bincount(find_bins(confidence), weights * (correct - confidence), BINS)
     return float(np.abs(gap).sum() / weights.sum())
 
 
-def reliability(results: Labelled) -> list[dict[str, float]]:
+def measure_reliability(results: Labelled) -> list[dict[str, float]]:
     """For each of the 15 bins that has images: its bounds, count, mean confidence and accuracy."""
-    bins = bin_numbers(results.confidence)
+    bins = find_bins(results.confidence)
     return [
         {
             "low": float(number / BINS),
@@ -211,20 +211,20 @@ def reliability(results: Labelled) -> list[dict[str, float]]:
     ]
 
 
-def bin_numbers(confidence: np.ndarray) -> np.ndarray:
+def find_bins(confidence: np.ndarray) -> np.ndarray:
     """Bins are (low, high], as in the paper; a confidence of 0 falls into the first."""
     return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
-def confusion_matrix(labels: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
+def count_confusions(labels: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
     """Counts, int64 [K, K]: row = label, column = prediction."""
     flat = np.bincount(labels * classes + prediction, minlength=classes**2)
     return flat.reshape(classes, classes)
 
 
-def per_class(results: Labelled) -> list[dict[str, Any]]:
+def measure_classes(results: Labelled) -> list[dict[str, Any]]:
     """For each class: support, predicted (counts), recall, precision, f1 (fractions; None where undefined)."""
-    matrix = confusion_matrix(results.labels, results.prediction, results.classes)
+    matrix = count_confusions(results.labels, results.prediction, results.classes)
     counts = zip(matrix.diagonal().tolist(), matrix.sum(1).tolist(), matrix.sum(0).tolist(), strict=True)
     return [
         {
@@ -238,7 +238,7 @@ def per_class(results: Labelled) -> list[dict[str, Any]]:
     ]
 
 
-def confused_pairs(matrix: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
+def list_confused_pairs(matrix: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
     """The most frequent confusions as (label, prediction, count)."""
     off = matrix.copy()
     np.fill_diagonal(off, 0)
@@ -250,7 +250,7 @@ def confused_pairs(matrix: np.ndarray, limit: int) -> list[tuple[int, int, int]]
 REPLICATES = 1000
 
 
-def bootstrap(models: list[Labelled], replicates: int = REPLICATES) -> dict[str, np.ndarray]:
+def resample_metrics(models: list[Labelled], replicates: int = REPLICATES) -> dict[str, np.ndarray]:
     """By metric, float [R, M]: of the M models on R resampled test sets.
 
     Sampling with replacement (Efron & Tibshirani 1993). A replicate has the same images for all models, so that the
@@ -260,26 +260,26 @@ def bootstrap(models: list[Labelled], replicates: int = REPLICATES) -> dict[str,
     rows = []
     for _ in range(replicates):
         weights = np.bincount(generator.integers(0, count, count), minlength=count).astype(np.float64)
-        rows.append([scalar_metrics(model, weights) for model in models])
+        rows.append([compute_scalar_metrics(model, weights) for model in models])
     return {key: np.array([[model[key] for model in row] for row in rows]) for key in rows[0][0]}
 
 
-def interval(values: np.ndarray) -> Interval:
+def find_interval(values: np.ndarray) -> Interval:
     """The 95% percentile interval [low, high]."""
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
-def paired(before: Labelled, after: Labelled) -> Paired:
+def compare_paired(before: Labelled, after: Labelled) -> Paired:
     """Counts of images that the second model fixed and broke, and McNemar's exact test on these two counts."""
     was, now = before.correct, after.correct
     fixed, broken, both, none = (int(rows.sum()) for rows in (~was & now, was & ~now, was & now, ~was & ~now))
-    return Paired(fixed, broken, both, none, mcnemar(fixed, broken))
+    return Paired(fixed, broken, both, none, test_mcnemar(fixed, broken))
 
 
-def mcnemar(fixed: int, broken: int) -> float:
+def test_mcnemar(fixed: int, broken: int) -> float:
     """Two-sided p of McNemar's exact test: binomial, with p = 1/2 for fixed and broken."""
-    return min(1.0, 2 * binomial_tail(min(fixed, broken), fixed + broken, 0.5))
+    return min(1.0, 2 * compute_binomial_tail(min(fixed, broken), fixed + broken, 0.5))
 
 
 def label_free(scores: Scores, classes: int) -> ModelFigures:
@@ -311,7 +311,7 @@ def compare(before: Scores, after: Scores, classes: int) -> Compared:
     )
 
 
-def predicted(scores: Scores) -> TopLabels:
+def count_predicted(scores: Scores) -> TopLabels:
     return TopLabels(torch.from_numpy(scores.prediction).long(), torch.from_numpy(scores.confidence))
 
 
@@ -321,7 +321,7 @@ def measure(
     """The part of metrics.json that is computed from scores and labels."""
     chosen, compared = samples.labelled, None
     if before:
-        check = compare_predictions(predicted(before), predicted(after), classes)
+        check = compare_predictions(count_predicted(before), count_predicted(after), classes)
         compared = replace(compare(before, after, len(classes)), check=check)
     has_memory = not np.isnan(after.similarity).any()
     metrics = Metrics(
@@ -340,39 +340,39 @@ def measure(
         return metrics
     models = {"adapted": after, "baseline": before, "tower": tower}
     results = {
-        name: labelled_results(scores, samples.labels, chosen, len(classes))
-        for name, scores in models.items()
-        if scores
+        name: select_labelled(scores, samples.labels, chosen, len(classes)) for name, scores in models.items() if scores
     }
     new, old = results["adapted"], results.get("baseline")
-    replicates = bootstrap([*results.values()])
+    replicates = resample_metrics([*results.values()])
     del replicates["ece"]  # they are biased upwards, so that the interval may not hold the value
     accuracies = dict[str, Accuracy]()
     for number, (name, one) in enumerate(results.items()):
-        spread = {key: interval(values[:, number]) for key, values in replicates.items()}
+        spread = {key: find_interval(values[:, number]) for key, values in replicates.items()}
         spread |= {key: share(right)[1:] for key, right in one.rights.items()}
-        accuracies[name] = Accuracy(**scalar_metrics(one), intervals=spread, reliability=reliability(one))
+        accuracies[name] = Accuracy(
+            **compute_scalar_metrics(one), intervals=spread, reliability=measure_reliability(one)
+        )
     differences = dict[str, Interval]()  # adapted - baseline
     if old:
-        differences = {key: interval(values[:, 0] - values[:, 1]) for key, values in replicates.items()}
+        differences = {key: find_interval(values[:, 0] - values[:, 1]) for key, values in replicates.items()}
         # valid also for few images and for none that was broken, where a bootstrap's interval is too narrow
-        differences |= {key: difference(old.rights[key], right)[1:] for key, right in new.rights.items()}
+        differences |= {key: compare_paired_answers(old.rights[key], right)[1:] for key, right in new.rights.items()}
     return replace(
         metrics,
         adapted=accuracies["adapted"],
         baseline=accuracies.get("baseline"),
         tower=accuracies.get("tower"),
         intervals=differences,
-        paired=paired(old, new) if old else None,
-        per_class=class_table(new, old, classes),
-        confusion={name: confusion(one) for name, one in results.items() if name != "tower"},
+        paired=compare_paired(old, new) if old else None,
+        per_class=make_class_table(new, old, classes),
+        confusion={name: summarize_confusion(one) for name, one in results.items() if name != "tower"},
     )
 
 
-def class_table(new: Labelled, old: Labelled | None, classes: list[str]) -> list[dict[str, Any]]:
+def make_class_table(new: Labelled, old: Labelled | None, classes: list[str]) -> list[dict[str, Any]]:
     rows = []
-    baseline_rows: list[dict[str, Any]] = per_class(old) if old else [{} for _ in classes]
-    for name, after, before in zip(classes, per_class(new), baseline_rows, strict=True):
+    baseline_rows: list[dict[str, Any]] = measure_classes(old) if old else [{} for _ in classes]
+    for name, after, before in zip(classes, measure_classes(new), baseline_rows, strict=True):
         former = {f"baseline_{key}": before.get(key) for key in ("recall", "precision", "f1")}
         known = None not in (after["recall"], former["baseline_recall"])
         change = after["recall"] - former["baseline_recall"] if known else None
@@ -380,10 +380,10 @@ def class_table(new: Labelled, old: Labelled | None, classes: list[str]) -> list
     return rows
 
 
-def confusion(results: Labelled) -> dict[str, Any]:
+def summarize_confusion(results: Labelled) -> dict[str, Any]:
     """The most frequent confusions as class numbers; the full matrix for up to MATRIX_LIMIT classes."""
-    matrix = confusion_matrix(results.labels, results.prediction, results.classes)
+    matrix = count_confusions(results.labels, results.prediction, results.classes)
     return {
-        "pairs": [{"label": r, "prediction": c, "images": n} for r, c, n in confused_pairs(matrix, 50)],
+        "pairs": [{"label": r, "prediction": c, "images": n} for r, c, n in list_confused_pairs(matrix, 50)],
         "matrix": matrix.tolist() if results.classes <= MATRIX_LIMIT else None,
     }

@@ -21,15 +21,15 @@ from must.evaluation.figures import (
     ChartLine,
     Features,
     Pictures,
+    draw_lines,
     draw_map,
-    line_chart,
-    points,
-    reliability_chart,
-    signed,
+    draw_reliability,
+    format_points,
+    format_signed,
 )
-from must.evaluation.gate import verdict
+from must.evaluation.gate import state_verdict
 from must.evaluation.metrics import Samples, Scores
-from must.evaluation.result import Metrics, RefinedLabels, list_metrics, percent
+from must.evaluation.result import Metrics, RefinedLabels, format_percent, list_metrics
 from must.method.answers.estimate import LIGHTS
 from must.method.model.bundle import LOG_FILE
 
@@ -41,9 +41,13 @@ CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud8
 @cache
 def template() -> jinja2.Template:
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, finalize=visible
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=remove_controls,
     )
-    environment.filters |= {"percent": percent, "points": points}
+    environment.filters |= {"percent": format_percent, "points": format_points}
     return environment.from_string(resources.files("must.evaluation").joinpath("report.html").read_text("utf-8"))
 
 
@@ -53,22 +57,22 @@ def render_report(
 ) -> str:  # fmt: skip
     """The page. Class and file names are escaped by the template. `features`: of the images on the map."""
     pictures = Pictures(config, metrics, samples, after, before, refined)
-    headline = verdict(metrics)
+    headline = state_verdict(metrics)
     page = template().render(
         m=metrics,
         verdict=headline,
-        steps=next_steps(config, metrics, headline.tone),
+        steps=list_next_steps(config, metrics, headline.tone),
         changes=pictures.changes(),
         name=metrics.baseline_name,
-        summary=summary_rows(metrics),
+        summary=make_summary_rows(metrics),
         less_reliable=list_worse(metrics),
-        classes=class_chart(metrics),
+        classes=draw_classes(metrics),
         zip=zip,
         pairs=pictures.changed_pairs(),
         gallery=pictures.gallery(),
         map=draw_map(pictures, features) if features else None,
-        reliability=reliability(metrics),
-        histogram=histogram(metrics),
+        reliability=draw_reliabilities(metrics),
+        histogram=count_predictions(metrics),
         refined=refined,
         lights=LIGHTS,
         relabelled=pictures.relabelled(refined.changed) if refined and refined.split == config.split else [],
@@ -76,14 +80,14 @@ def render_report(
         misfits=pictures.with_samples(refined.misfits) if refined else [],
         unusual=pictures.with_samples(refined.unusual, SMALL_SIDE) if refined else [],
         copies=refined.count_copies() if refined else (0, 0),
-        curves=training_curves(training_log(config.model)),
-        provenance=provenance(metrics),
-        commands=commands(config, metrics),
+        curves=draw_training_curves(read_training_log(config.model)),
+        provenance=list_provenance(metrics),
+        commands=list_report_commands(config, metrics),
     )
-    return with_contents(page)
+    return add_contents(page)
 
 
-def with_contents(page: str) -> str:
+def add_contents(page: str) -> str:
     """The page with a table of contents, made of its headings, which hold no user text."""
     titles = re.findall("<h2>(.*?)</h2>", page)
     for number in range(len(titles)):
@@ -92,13 +96,13 @@ def with_contents(page: str) -> str:
     return page.replace('<nav aria-label="contents">', f'<nav aria-label="contents"><ol>{entries}</ol>', 1)
 
 
-def visible(value: Any) -> Any:
+def remove_controls(value: Any) -> Any:
     """Text without control characters, bidirectional overrides (a file name with one would reorder the words beside it)
     and surrogates (bytes that are not UTF-8)."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", value) if type(value) is str else value
 
 
-def summary_rows(metrics: Metrics) -> list[dict[str, Any]]:
+def make_summary_rows(metrics: Metrics) -> list[dict[str, Any]]:
     """One row per metric: both models with intervals, and the difference with its paired interval."""
     models = {name: one for name in ("baseline", "adapted") if (one := getattr(metrics, name))}
     rows = []
@@ -114,8 +118,8 @@ def summary_rows(metrics: Metrics) -> list[dict[str, Any]]:
             low, high = (scale * end for end in metrics.intervals[key])
             least, most = (-high, -low) if key == "nll" else (low, high)  # of the gain
             row["difference"] = {
-                "value": signed(change, digits),
-                "interval": f"{signed(low, digits)} to {signed(high, digits)}",
+                "value": format_signed(change, digits),
+                "interval": f"{format_signed(low, digits)} to {format_signed(high, digits)}",
                 "tone": "good" if least > 0 else "bad" if most < 0 else "open",
             }
         rows.append(row)
@@ -135,7 +139,7 @@ def list_worse(metrics: Metrics) -> str:
     return " and ".join(worse)
 
 
-def class_chart(metrics: Metrics) -> dict[str, Any] | None:
+def draw_classes(metrics: Metrics) -> dict[str, Any] | None:
     """Recall of each class, the largest gains first; with very many classes only both ends of the list."""
     if not metrics.labelled:
         return None
@@ -146,13 +150,13 @@ def class_chart(metrics: Metrics) -> dict[str, Any] | None:
     return {"shown": shown, "hidden": hidden, "all": sorted(metrics.per_class, key=lambda row: row["class"])}
 
 
-def reliability(metrics: Metrics) -> Markup | None:
+def draw_reliabilities(metrics: Metrics) -> Markup | None:
     models = ((metrics.baseline_name, "baseline", metrics.baseline), ("adapted", "adapted", metrics.adapted))
     shown = [(name, style, model.reliability) for name, style, model in models if model]
-    return reliability_chart("Accuracy over confidence", shown) if shown else None
+    return draw_reliability("Accuracy over confidence", shown) if shown else None
 
 
-def histogram(metrics: Metrics) -> list[tuple[str, int, int]]:
+def count_predictions(metrics: Metrics) -> list[tuple[str, int, int]]:
     """(class, how often the baseline predicts it, and the model); of many classes those that changed most."""
     free = metrics.label_free
     rows = list(zip(metrics.classes, (free.baseline or free.adapted).histogram, free.adapted.histogram, strict=True))
@@ -161,14 +165,14 @@ def histogram(metrics: Metrics) -> list[tuple[str, int, int]]:
     return rows[:CLASSES_CHARTED]
 
 
-def training_log(bundle: str) -> list[dict[str, Any]]:
+def read_training_log(bundle: str) -> list[dict[str, Any]]:
     """The lines of train_log.jsonl beside the bundle's weights; none if there is no log.
 
     Incomplete lines (after a kill) and lines without a step are skipped.
     """
     uri = storage.join(bundle, LOG_FILE)
     texts = storage.read_bytes(uri).splitlines() if storage.exists(uri) else []
-    lines = [storage.object_or_none(text, dict) for text in texts]
+    lines = [storage.parse_object_or_none(text, dict) for text in texts]
     return [line for line in lines if line and is_number(line.get("step"))]
 
 
@@ -188,7 +192,7 @@ CURVES: tuple[tuple[str, dict[str, str], bool], ...] = (
 )
 
 
-def training_curves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def draw_training_curves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One chart per group of CURVES of which train_log.jsonl has values."""
     curves, known = [], {name for _, names, _ in CURVES for name in names} | {"loss"}
     others = {key: key.removeprefix("loss_") for line in lines for key in line if key.startswith("loss_")}
@@ -201,12 +205,12 @@ def training_curves(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 plotted.append(ChartLine(name, f"curve-{number}", values))
         if plotted:
             zero = title in ("Images a second", "Learning rate")
-            chart = line_chart(title, plotted, percent=is_share, zero=zero)
+            chart = draw_lines(title, plotted, percent=is_share, zero=zero)
             curves.append({"title": title, "lines": plotted, "chart": chart})
     return curves
 
 
-def provenance(metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
+def list_provenance(metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
     """Tables of names and values, by topic."""
     model, data, record = metrics.model, metrics.data, metrics.model.provenance
     facts = {"shards": data.shards, "evaluated split": data.split}
@@ -224,7 +228,11 @@ def provenance(metrics: Metrics) -> list[tuple[str, list[tuple[str, str]]]]:
     origin |= {f"run: {key}": value for key, value in (record.get("summary") or {}).items()}
     tables = {"Data": facts, "Model": origin, "Versions": record.get("versions")}
     tables["Training configuration"] = record.get("config")
-    return [(title, [(key, short(v)) for key, v in flatten(values)]) for title, values in tables.items() if values]
+    return [
+        (title, [(key, abbreviate_value(v)) for key, v in flatten(values)])
+        for title, values in tables.items()
+        if values
+    ]
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -235,19 +243,19 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def short(value: Any) -> str:
+def abbreviate_value(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 200 else text[:199] + "…"
 
 
-def commands(config: EvaluateConfig, metrics: Metrics) -> list[str]:
+def list_report_commands(config: EvaluateConfig, metrics: Metrics) -> list[str]:
     """The commands that make this model and this report again, without parameters that have their default values."""
     training = metrics.model.provenance.get("config")
     train = [command_line("train", TrainConfig, training)] if training else []
     return [*train, command_line("evaluate", EvaluateConfig, config.to_dict())]
 
 
-def next_steps(config: EvaluateConfig, metrics: Metrics, tone: str) -> list[tuple[str, str]]:
+def list_next_steps(config: EvaluateConfig, metrics: Metrics, tone: str) -> list[tuple[str, str]]:
     """(why, command) after a report whose headline has this tone."""
     uris = {name: getattr(config, name) for name in ("model", "baseline", "shards")}
     model, baseline, shards = map(shlex.quote, uris.values())

@@ -16,7 +16,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import make_record, require
 from must.base.storage import read_json
-from must.base.text import NONE_OF_THESE, brief, encoded, printable, uncell
+from must.base.text import NONE_OF_THESE, abbreviate, encode_utf8, make_printable, unescape_cell
 from must.config.work import COPIES_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.method.answers.estimate import Abstention
 from must.method.model.description import CheckResult, Selection
@@ -148,14 +148,14 @@ def parse_metrics(content: dict[str, Any]) -> Metrics:
 
 def write_metrics(uri: str, metrics: Metrics) -> None:
     text = json.dumps(metrics.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    storage.write_bytes(uri, encoded(text.translate(JSON_CONTROLS)))
+    storage.write_bytes(uri, encode_utf8(text.translate(JSON_CONTROLS)))
 
 
 def read_metrics(uri: str, flag: str = "--metrics") -> Metrics:
     """Raises UserError: no such file, or it is not from `must evaluate`, or from a later version."""
     content = storage.read_json(uri, flag)
     if content.get("format", METRICS_FORMAT) != METRICS_FORMAT:
-        raise UserError(f"{flag} {uri}: is of another version of must (format {brief(content['format'])})")
+        raise UserError(f"{flag} {uri}: is of another version of must (format {abbreviate(content['format'])})")
     try:
         return parse_metrics(content)
     except UserError as error:
@@ -194,7 +194,10 @@ class RefinedLabels:
             for row in csv.DictReader(io.StringIO(storage.read_bytes(predictions).decode(), newline="")):
                 images += 1
                 if row["class"] != row["zero_shot"]:
-                    changed[uncell(row["image"])] = uncell(row["zero_shot"]), uncell(row["class"]) or NONE_OF_THESE
+                    changed[unescape_cell(row["image"])] = (
+                        unescape_cell(row["zero_shot"]),
+                        unescape_cell(row["class"]) or NONE_OF_THESE,
+                    )
             config = summary["config"]
             return cls(
                 folder, config["shards"], summary["index_sha256"], config["split"], images, summary["answers"],
@@ -238,11 +241,11 @@ def list_metrics(metrics: Metrics) -> list[tuple[str, str, str]]:
     return [row for row in METRIC_ROWS if row[0] != "top5" or len(metrics.classes) > 5]
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def format_percent(value: float | None, digits: int = 1) -> str:
     return NOTHING if value is None else f"{100 * value:.{digits}f}%"
 
 
-def text_table(metrics: Metrics) -> str:
+def make_text_table(metrics: Metrics) -> str:
     """Aligned text: one row per metric, then one per class (with many classes: those that changed most)."""
     rows: list[tuple[str, ...]] = []
     name, before = metrics.baseline_name, metrics.baseline
@@ -251,27 +254,31 @@ def text_table(metrics: Metrics) -> str:
         if metrics.tower:
             title = "top-1 without memory"
             if before and not name.endswith("zero-shot"):  # another model, whose accuracy without memory is not known
-                rows.append((title, NOTHING, percent(metrics.tower.top1)))
+                rows.append((title, NOTHING, format_percent(metrics.tower.top1)))
             else:
-                rows.append(metric_row(title, before.top1 if before else None, metrics.tower.top1, None))
+                rows.append(make_metric_row(title, before.top1 if before else None, metrics.tower.top1, None))
         for key, title, _ in list_metrics(metrics):
             if key in ("top1", "top5", "mean_per_class"):
                 old = getattr(before, key) if before else None
-                rows.append(metric_row(title.lower(), old, getattr(after, key), metrics.intervals.get(key)))
+                rows.append(make_metric_row(title.lower(), old, getattr(after, key), metrics.intervals.get(key)))
         rows.append(("",))
-        rows.extend(class_rows(metrics))
+        rows.extend(make_class_rows(metrics))
     else:
         baseline, adapted = metrics.label_free.baseline, metrics.label_free.adapted
         rows.append((f"{metrics.images} images, no labels", *([name] if baseline else []), "adapted", "difference"))
-        rows.append(metric_row("mean confidence", baseline.confidence if baseline else None, adapted.confidence, None))
+        rows.append(
+            make_metric_row("mean confidence", baseline.confidence if baseline else None, adapted.confidence, None)
+        )
         if compared := metrics.label_free.compared:
-            rows.append((f"same class as {name}", "", percent(compared.agreement)))
+            rows.append((f"same class as {name}", "", format_percent(compared.agreement)))
     lines = [align(rows)]
     if (compared := metrics.label_free.compared) and (check := compared.check):
         effective = f"{check.effective_before:.1f} before and {check.effective_after:.1f} after"
-        changed = f"check of the model on {check.images:,} images: it changes the class of {percent(check.changed)}"
+        changed = (
+            f"check of the model on {check.images:,} images: it changes the class of {format_percent(check.changed)}"
+        )
         lines += ["", f"{changed}; effective number of classes {effective}"]
-        lines += [f"warning: {printable(warning)}" for warning in check.warnings]
+        lines += [f"warning: {make_printable(warning)}" for warning in check.warnings]
     if metrics.abstention and metrics.labelled:
         lines.append(describe_abstention(metrics.abstention))
     return "\n".join(lines)
@@ -280,25 +287,26 @@ def text_table(metrics: Metrics) -> str:
 def describe_abstention(abstention: Abstention) -> str:
     """The threshold below which no class should be named, with its coverage and risk."""
     if abstention.threshold is None:
-        return f"abstention: no threshold for {percent(abstention.target)} wrong ({abstention.reason})"
-    named, wrong, most = map(percent, (abstention.coverage, abstention.risk, abstention.bound))
+        return f"abstention: no threshold for {format_percent(abstention.target)} wrong ({abstention.reason})"
+    named, wrong, most = map(format_percent, (abstention.coverage, abstention.risk, abstention.bound))
     below = f"abstention (predict --abstain -1) below {abstention.threshold:.6g}"
     return f"{below}: {named} get a class; {wrong} of those wrong, at most {most}"
 
 
-def metric_row(title: str, before: float | None, after: float, interval: Interval | None) -> tuple[str, ...]:
+def make_metric_row(title: str, before: float | None, after: float, interval: Interval | None) -> tuple[str, ...]:
     if before is None:
-        return (title, percent(after))
+        return (title, format_percent(after))
     spread = f"  [{100 * interval[0]:+.1f}, {100 * interval[1]:+.1f}]" if interval else ""
-    return (title, percent(before), percent(after), f"{100 * (after - before):+.1f}{spread}")
+    return (title, format_percent(before), format_percent(after), f"{100 * (after - before):+.1f}{spread}")
 
 
-def class_rows(metrics: Metrics) -> list[tuple[str, ...]]:
+def make_class_rows(metrics: Metrics) -> list[tuple[str, ...]]:
     rows = [row for row in metrics.per_class if row["support"]]
     if len(rows) > CLASSES_LISTED:
         rows = sorted(rows, key=lambda row: -abs(row["difference"] or 0))[:CLASSES_LISTED]
     return [
-        metric_row(printable(row["class"], NAME_SHOWN), row["baseline_recall"], row["recall"], None) for row in rows
+        make_metric_row(make_printable(row["class"], NAME_SHOWN), row["baseline_recall"], row["recall"], None)
+        for row in rows
     ]
 
 

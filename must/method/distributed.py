@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from must.base.console import attach
 from must.base.errors import UserError
-from must.base.processes import PARENT, cores, end_with_parent
+from must.base.processes import PARENT, count_cores, end_with_parent
 from must.base.program import HELD, PREEMPTED, WRONG_INPUT, Ended, answers_signals, is_first_rank
 
 logger = logging.getLogger(__name__)
@@ -258,7 +258,7 @@ class Division(NamedTuple):
     precision: str  # "bf16" or "fp32"
 
 
-def division(work: float) -> Division:
+def divide_cores(work: float) -> Division:
     """The settings of `auto` on this CPU, for a model that needs `work` operations to train on an image.
 
     - A small model: two loaders share one core. Preparing an image takes about as long as training on it, and more
@@ -267,7 +267,7 @@ def division(work: float) -> Division:
       the time. In bf16 where the processor has instructions that multiply it.
 
     The threads do not depend on --workers: sums in another order are not the same to the bit."""
-    available, has_bf16 = own_cores(), multiplies_bf16()
+    available, has_bf16 = count_own_cores(), can_multiply_bf16()
     if work < LARGE_WORK:
         return Division(max(1, available - 1), min(2, available), "fp32")
     training = work / CORE_SPEED / (2 if has_bf16 else 1)
@@ -275,14 +275,14 @@ def division(work: float) -> Division:
     return Division(max(1, available - int(needed)), int(needed) + 1, "bf16" if has_bf16 else "fp32")
 
 
-def auto_precision(device: torch.device, work: float) -> str:
+def choose_precision(device: torch.device, work: float) -> str:
     """The precision of `--precision auto`, for a model that needs `work` operations to train on an image."""
     if device.type == "cpu":
-        return division(work).precision
+        return divide_cores(work).precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+def can_multiply_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this machine's x86 processor has instructions that multiply bf16 (AVX-512's or AMX)."""
     with suppress(OSError):
         return bool(re.search(r"^flags\b.*\b(avx512_bf16|amx_bf16)\b", cpuinfo.read_text(), re.MULTILINE))
@@ -293,19 +293,19 @@ def share_cores(threads: int = 0) -> None:
     """Sets the number of torch's threads; 0: all cores but one, for the loaders. Has no effect where OMP_NUM_THREADS is
     set (torchrun sets it to 1)."""
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads or max(1, own_cores() - 1))
+        torch.set_num_threads(threads or max(1, count_own_cores() - 1))
 
 
-def own_cores() -> int:
+def count_own_cores() -> int:
     """This training process's share of the machine's cores, at least 1."""
-    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
-def loader_processes(batch_bytes: int = 0, shared: Path = SHARED_MEMORY) -> int:
+def count_loader_processes(batch_bytes: int = 0, shared: Path = SHARED_MEMORY) -> int:
     """The number of loader processes of a training process with a GPU, where decoding is slower than training: all
     cores of its share but one, 1 to 16. Fewer where their prefetched batches, of `batch_bytes` for each, would take
     more than half of its share of the free shared memory."""
-    limit = min(max(1, own_cores() - 1), MOST_LOADERS)
+    limit = min(max(1, count_own_cores() - 1), MOST_LOADERS)
     if batch_bytes and shared.is_dir():
         free = shutil.disk_usage(shared).free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         limit = min(limit, free // 2 // batch_bytes)

@@ -17,23 +17,23 @@ from must import __version__
 from must.api.stages import check_device
 from must.base import storage
 from must.base.errors import UserError
-from must.base.parameters import load, require, require_settings, with_name, with_underscores
+from must.base.parameters import check_settings_of, load, normalize_names, require, require_settings
 from must.base.program import format_error
-from must.base.text import brief, counted
+from must.base.text import abbreviate, pluralize
 from must.config import ExportConfig, GateConfig, PredictConfig, ShardConfig, TrainConfig
 from must.config.train import check_batch
 from must.config.work import ANSWERS_FILE, INDEX_FILE, WorkUri
 from must.data.format import Index
 from must.data.reader import open_reader
 from must.data.shards.listing import open_source
-from must.data.sources.files import Folder, ListingReport, Manifest, no_images
+from must.data.sources.files import Folder, ListingReport, Manifest, describe_no_images
 from must.data.sources.tables import Tables
 from must.deploy.onnx_model import LARGEST_MODEL
 from must.deploy.promote import Registry
 from must.method.answers.answers_file import read_answers
 from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.hub import HUB, OPEN_CLIP_WEIGHTS, check_model_name, is_folder, parse_model_name
-from must.method.train.recipe import AUTO, choose_batch, published, resolve
+from must.method.train.recipe import AUTO, choose_batch, find_published, resolve
 
 DRAWN = frozenset({"mask_patch_size", "mask_ratio", "randaugment", "randaugment_ops"})  # must fit the image tower
 NAMED = 5  # labels in a message
@@ -62,10 +62,10 @@ def check_settings(index: Index, classifier: str, values: dict[str, Any], proces
         batch = config.batch_size if config.is_passed("batch_size") else choose_batch(images, len(header.classes))
     else:
         from must.data.augment import AugmentSampler  # imports torch
-        from must.method.model.backbone import tower_shape
+        from must.method.model.backbone import find_tower_shape
 
         config = resolve(config, index, load_text_classifier(classifier)).config
-        _, size, patch = tower_shape(*header.find_model())
+        _, size, patch = find_tower_shape(*header.find_model())
         AugmentSampler(config, size, patch)
         batch = config.batch_size
     check_batch(images, batch, processes, config.accumulate)
@@ -81,7 +81,9 @@ def check_labels(index: Index, shards: str, split: str, classes: tuple[str, ...]
         label = reader.description(number).get("label")
         if label is not None and label not in classes:
             unknown[str(label)] += 1
-    names = ", ".join(f"{brief(label)} ({counted(count, 'image')})" for label, count in unknown.most_common(NAMED))
+    names = ", ".join(
+        f"{abbreviate(label)} ({pluralize(count, 'image')})" for label, count in unknown.most_common(NAMED)
+    )
     more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
     require(
         not unknown,
@@ -122,7 +124,7 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
             check_answers(answers, list(class_set.names))
     check_model(model, pretrained)
     check_sources(values, WorkUri(work_uri).shards)
-    return inputs_fingerprint(classes, model, pretrained)
+    return hash_inputs(classes, model, pretrained)
 
 
 def check_writable(name: str, uri: str) -> None:
@@ -155,7 +157,9 @@ def check_sources(values: dict[str, Any], shards: str) -> None:
             splits |= {"test"} if name == "test_source" else set()
             if isinstance(source, Folder) and not appends:
                 problems = ListingReport(lambda *_: None)
-                require(any(True for _ in source.items(problems)), f"{name} {uri}: {no_images(problems.skipped)}")
+                require(
+                    any(True for _ in source.items(problems)), f"{name} {uri}: {describe_no_images(problems.skipped)}"
+                )
     split = values.get("evaluate_split") or ""
     known = ", ".join(sorted(splits))
     require(
@@ -181,7 +185,7 @@ def check_model(model: str, pretrained: str) -> None:
         check_pretrained(*parse_model_name(model, pretrained))
 
 
-def inputs_fingerprint(classes: str, model: str, pretrained: str) -> str:
+def hash_inputs(classes: str, model: str, pretrained: str) -> str:
     parts: list[Any] = [__version__, classes, model, pretrained]
     if "/" in classes or classes.endswith((".yaml", ".yml", ".json", ".txt")):
         parts.append(hashlib.sha256(storage.read_bytes(classes)).hexdigest())
@@ -193,10 +197,10 @@ def read_versions(uri: str) -> list[Any]:
     """Sizes and generations of a file, or of the files in a folder; empty for the name of a model."""
     if not uri:
         return []
-    if storage.generation(uri) is not None and (storage.is_remote(uri) or storage.local(uri).is_file()):
-        return [storage.size(uri), storage.generation(uri)]
+    if storage.find_generation(uri) is not None and (storage.is_remote(uri) or storage.local(uri).is_file()):
+        return [storage.size(uri), storage.find_generation(uri)]
     entries = sorted(storage.list_existing(uri))
-    return [[entry.name, entry.size, storage.generation(storage.join(uri, entry.name))] for entry in entries]
+    return [[entry.name, entry.size, storage.find_generation(storage.join(uri, entry.name))] for entry in entries]
 
 
 OF_SHARDING = ("source", "test_source", "labels", "split", "append", "output", "part")
@@ -229,7 +233,7 @@ def check_run(values: Mapping[str, Any]) -> TrainConfig:
         values.get("gate") != "labelled" or sharding.labels != "none" or sharding.append,
         "gate labelled: there will be no labels; give test_source and labels, or gate: auto",
     )
-    with_name("precision", ExportConfig, precision=values.get("precision", "fp32"))
+    check_settings_of("precision", ExportConfig, precision=values.get("precision", "fp32"))
     Registry("-", name)
     return training
 
@@ -239,11 +243,11 @@ def check_labelling(values: Mapping[str, Any]) -> None:
     for name in ("source", "output", "work_uri"):
         require(values.get(name) != "", f"{name} is empty")
     given = {"images": [values.get("source", "-")], "output": values.get("output", "-"), "part": "1/2"}
-    with_name("settings", PredictConfig, **labelling_settings(values.get("settings") or {}, given))
+    check_settings_of("settings", PredictConfig, **make_labelling_settings(values.get("settings") or {}, given))
     Registry("-", values.get("model_name", "model"))
 
 
-def labelling_settings(settings: Mapping[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+def make_labelling_settings(settings: Mapping[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
     """The parameters of `must predict`: those of the pipeline, and the run's settings."""
     return parameters | require_settings(PredictConfig, settings, "settings", OF_LABELLING)
 
@@ -252,7 +256,9 @@ def check_sharding(values: Mapping[str, Any]) -> ShardConfig:
     """The parameters of the stage shard."""
     parameters = {name: values[name] for name in OF_SHARDING if values.get(name) is not None}
     settings = values.get("shard_settings") or {}
-    return with_name("shard_settings" if settings else "", ShardConfig, **sharding_settings(settings, parameters))
+    return check_settings_of(
+        "shard_settings" if settings else "", ShardConfig, **make_sharding_settings(settings, parameters)
+    )
 
 
 def check_training(values: Mapping[str, Any]) -> TrainConfig:
@@ -261,27 +267,29 @@ def check_training(values: Mapping[str, Any]) -> TrainConfig:
     name, epochs = values.get("preset") or "", values.get("epochs") or 0
     require(epochs >= 0, f"epochs {epochs}: passes over the images; 0 leaves it to settings and preset")
     if name not in ("", AUTO):
-        published(name, values.get("model") or "")
-    config = with_name("settings" if settings else "", TrainConfig, **training_settings(settings, name, epochs))
+        find_published(name, values.get("model") or "")
+    config = check_settings_of(
+        "settings" if settings else "", TrainConfig, **make_training_settings(settings, name, epochs)
+    )
     check_device(config.device)
     return config
 
 
 def check_gate(gate: str, settings: Mapping[str, Any]) -> None:
     """Raises ValueError: wrong settings, or settings of another gate, which would have no effect."""
-    with_name("gate", GateConfig, gate=gate)
+    check_settings_of("gate", GateConfig, gate=gate)
     values = require_settings(GateConfig, settings, "gate_settings", ("metrics", "model", "output", "gate"))
     for name in values:
         applies = gate in ("auto", "labelled")
         require(applies, f"gate_settings.{name}: belongs to the gates auto and labelled; this run has gate '{gate}'")
-    with_name("gate_settings", GateConfig, gate=gate, **values)
+    check_settings_of("gate_settings", GateConfig, gate=gate, **values)
 
 
-def training_settings(settings: Mapping[str, Any], preset: str, epochs: int) -> dict[str, Any]:
+def make_training_settings(settings: Mapping[str, Any], preset: str, epochs: int) -> dict[str, Any]:
     """The parameters of `must train` in a run of the pipeline. `epochs`, unless it is 0, overrides the settings."""
-    return {**with_underscores(settings), "preset": preset, **({"epochs": epochs} if epochs else {})}
+    return {**normalize_names(settings), "preset": preset, **({"epochs": epochs} if epochs else {})}
 
 
-def sharding_settings(settings: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+def make_sharding_settings(settings: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
     """The parameters of `must shard`: those of the pipeline, and the run's settings."""
     return parameters | require_settings(ShardConfig, settings, "shard_settings", OF_SHARDING)

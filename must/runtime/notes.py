@@ -67,14 +67,14 @@ class Note:
     lines: list[str] = field(default_factory=list)  # the last lines of the log
 
 
-def part_name(stage: str, part: str) -> str:
+def make_part_name(stage: str, part: str) -> str:
     """The name of the note of part I/N of a stage."""
     return f"{stage}-{part.replace('/', '-of-')}"
 
 
 def parse_failure(text: str | bytes) -> Failure | None:
     """From the line that `keep_error` (must/base/program.py) writes; None for anything else."""
-    return storage.object_or_none(text, partial(make_record, Failure))
+    return storage.parse_object_or_none(text, partial(make_record, Failure))
 
 
 def write_note(work_uri: str, run_id: str, note: Note) -> None:
@@ -89,7 +89,7 @@ def read_note(work_uri: str, run_id: str, stage: str) -> Note | None:
     """None if there is none, or it cannot be read."""
     with suppress(ValueError, OSError):
         data = storage.read_bytes(storage.join(WorkUri(work_uri).notes(run_id), f"{stage}.json"))
-        return storage.object_or_none(data, parse_note)
+        return storage.parse_object_or_none(data, parse_note)
     return None
 
 
@@ -97,5 +97,5 @@ def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
     """The run's notes, in the order in which the stages started. Files that are no notes are left out."""
     folder = WorkUri(work_uri).notes(run_id)
     names = [entry.name for entry in storage.list_existing(folder) if entry.name.endswith(".json")]
-    notes = [storage.object_or_none(storage.read_bytes(storage.join(folder, name)), parse_note) for name in names]
+    notes = [storage.parse_object_or_none(storage.read_bytes(storage.join(folder, name)), parse_note) for name in names]
     return sorted(filter(None, notes), key=lambda note: note.started)

@@ -18,25 +18,31 @@ from must.api.stages import call
 from must.base import storage
 from must.base.errors import UserError
 from must.base.lock import RUN_ID
-from must.base.parameters import require, with_underscores
-from must.base.text import counted, encoded
+from must.base.parameters import normalize_names, require
+from must.base.text import encode_utf8, pluralize
 from must.config import GateConfig
 from must.config.work import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE, WorkUri
 from must.data.format import load_index
-from must.deploy.predict.images import part_file
+from must.deploy.predict.images import find_part_file
 from must.deploy.predict.writer import read_table
-from must.deploy.promote import Latest, OtherOnnxError, Registry, version_name
-from must.evaluation.gate import NOTHING_KEPT, Decision, against_champion, as_markdown, read_decision
+from must.deploy.promote import Latest, OtherOnnxError, Registry, make_version_name
+from must.evaluation.gate import NOTHING_KEPT, Decision, compare_with_champion, read_decision, write_markdown
 from must.evaluation.result import Metrics, read_metrics
 from must.method.answers.answers_file import hash_answers
 from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.recipe import run_key
-from must.runtime.check import check_fit, inputs_fingerprint, labelling_settings, sharding_settings, training_settings
+from must.runtime.check import (
+    check_fit,
+    hash_inputs,
+    make_labelling_settings,
+    make_sharding_settings,
+    make_training_settings,
+)
 from must.runtime.notes import Facts, read_note
 from must.runtime.summary import NOTHING_NEW, describe_labels
-from must.runtime.training import origin, plain
+from must.runtime.training import keep_plain, read_origin
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +72,7 @@ def shard(
         index_sha256: names the shards; the later stages refuse others."""
     uri = WorkUri(work_uri).shards
     inputs = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
-    result = call("shard", **sharding_settings(settings or {}, inputs | {"output": uri}))
+    result = call("shard", **make_sharding_settings(settings or {}, inputs | {"output": uri}))
     images = sum(shard.samples for shard in result.shards)
     facts.result = f"{images:,} images, revision {result.revision}"
     storage.write_bytes(index, storage.read_bytes(storage.join(uri, INDEX_FILE)))
@@ -83,7 +89,7 @@ def shard_part(
         part: I/N, such as 1/4.
         settings: other parameters of `must shard` by name."""
     inputs = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
-    call("shard", **sharding_settings(settings or {}, inputs | {"output": WorkUri(work_uri).shards}), part=part)
+    call("shard", **make_sharding_settings(settings or {}, inputs | {"output": WorkUri(work_uri).shards}), part=part)
     facts.result = "done"
 
 
@@ -99,7 +105,7 @@ def classifier(
         fingerprint: what the stage inputs returns; '' to compute it."""
     work = WorkUri(work_uri)
     # `weights` is a path of the orchestrator, without an extension
-    file = storage.join(work.classifier(fingerprint or inputs_fingerprint(classes, model, pretrained)), CLASSIFIER_FILE)
+    file = storage.join(work.classifier(fingerprint or hash_inputs(classes, model, pretrained)), CLASSIFIER_FILE)
     intact = is_intact(file)
     if not intact:
         call("classifier", classes=classes, model=model, pretrained=pretrained, output=file, model_store=work.models)
@@ -144,14 +150,14 @@ def champion(
     index = load_index(work.shards, index_sha256)
     split = evaluate_split or ("test" if "test" in index.splits else "train")
     index.list_shards(split)  # refuses one that is not there
-    gate_settings = with_underscores(gate_settings or {})
+    gate_settings = normalize_names(gate_settings or {})
     labelled, least = index.splits[split]["labelled"], GateConfig(metrics="-", **gate_settings).min_images
     require(
         gate != "labelled" or labelled >= least,
-        f"gate labelled: the split {split} has {counted(labelled, 'labelled image')}, min_images is {least}; give "
+        f"gate labelled: the split {split} has {pluralize(labelled, 'labelled image')}, min_images is {least}; give "
         "test_source and labels, or gate: auto",
     )
-    recipe = training_settings(settings or {}, preset, epochs)
+    recipe = make_training_settings(settings or {}, preset, epochs)
     check_fit(index, work.shards, split, classifier, recipe, processes)
     latest = models.latest().version
     key = run_key(index_sha256, classifier, recipe)
@@ -194,7 +200,7 @@ def evaluate(
     facts.report = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), REPORT_FILE)
     for uri in (report, facts.report):
         storage.write_bytes(uri, page)
-    scores = accuracy(metrics)
+    scores = read_accuracy(metrics)
     facts.top1, facts.before = scores.get("top1"), scores.get("before")
     facts.result = "no labels" if facts.top1 is None else f"top-1 {facts.top1:.1%}"
     if len(scores) == 2:
@@ -205,21 +211,21 @@ def evaluate(
         rows, names = [{"row": row} for row in matrix], [{"displayName": name} for name in metrics.classes]
         confusion = {"confusionMatrix": {"annotationSpecs": names, "rows": rows}}
         confusion["display_name"] = "confusion matrix of the adapted model"
-    return {"top1": scores.get("top1", -1.0), "figures": figures(metrics), "confusion": confusion}
+    return {"top1": scores.get("top1", -1.0), "figures": list_figures(metrics), "confusion": confusion}
 
 
-def figures(metrics: Metrics) -> dict[str, float]:
+def list_figures(metrics: Metrics) -> dict[str, float]:
     """The metrics of both models that are single numbers. The names put the gain first in Kubeflow's sorted table."""
-    scores = accuracy(metrics)
+    scores = read_accuracy(metrics)
     found: dict[str, Any] = {"accuracy": scores.get("top1"), "accuracy_zero_shot": scores.get("before")}
     if len(scores) == 2:
         found["accuracy_gain"] = scores["top1"] - scores["before"]
     for model, each in (("adapted", metrics.adapted), ("zero_shot", metrics.baseline)):
         found |= {f"{model}_{name}": value for name, value in (each.numbers if each else {}).items() if name != "top1"}
-    return plain(found)
+    return keep_plain(found)
 
 
-def accuracy(metrics: Metrics) -> dict[str, float]:
+def read_accuracy(metrics: Metrics) -> dict[str, float]:
     """Top-1 accuracy of the model (`top1`) and of its baseline (`before`), if there are labels."""
     pair = {"top1": metrics.adapted, "before": metrics.baseline}
     return {name: scores.top1 for name, scores in pair.items() if scores}
@@ -243,10 +249,10 @@ def gate(
     Returns:
         outcome: promote or stop."""
     metrics, against = storage.join(details, METRICS_FILE), "the zero-shot model"
-    settings = with_underscores(gate_settings or {})
+    settings = normalize_names(gate_settings or {})
     replaces, champion_metrics = champion != "none", ""
     with tempfile.TemporaryDirectory() as folder:
-        if replaces and champion == version_name(bundle, load_description(bundle)):
+        if replaces and champion == make_version_name(bundle, load_description(bundle)):
             replaces, champion_uri = False, ""
             against += f", because this model is the champion, {champion}"
         elif replaces and not champion_uri:
@@ -259,22 +265,22 @@ def gate(
                 index_sha256=index_sha256, features=WorkUri(work_uri).features, split=split, output=folder,
             )  # fmt: skip
             champion_metrics = storage.join(folder, METRICS_FILE)
-            facts.before = accuracy(read_metrics(champion_metrics, "metrics")).get("before")
+            facts.before = read_accuracy(read_metrics(champion_metrics, "metrics")).get("before")
             facts.against = against = f"the champion, {champion}"
         compared = champion_metrics if champion_metrics and gate == "labelled" else metrics
         result: Decision = call("gate", metrics=compared, model=bundle, gate=gate, output=decision, **settings)
         if replaces and gate in ("auto", "label-free"):
             by_champion = call("gate", metrics=champion_metrics, gate=gate, **settings) if champion_metrics else None
-            result = against_champion(result, by_champion)
+            result = compare_with_champion(result, by_champion)
             storage.write_bytes(decision, result.to_json())
-    storage.write_bytes(reasons, encoded(as_markdown(result, against)))
+    storage.write_bytes(reasons, encode_utf8(write_markdown(result, against)))
     if not result.passed:
         Registry(WorkUri(work_uri).registry(registry_uri), model_name).decide(key, "stopped", result.reasons)
         logger.info("the model is not promoted; it stays among this run's artifacts")
     selection = read_metrics(metrics, "metrics").model.selection
     if result.gate == "answers" and selection and (measured := selection.decisive):
         value, low, high = (f"{100 * share:+.1f}" for share in measured.gain)
-        facts.gain = f"{value} points over zero-shot (95%: {low} to {high}, {counted(measured.answers, 'answer')})"
+        facts.gain = f"{value} points over zero-shot (95%: {low} to {high}, {pluralize(measured.answers, 'answer')})"
     facts.outcome = "kept zero-shot" if result.outcome == NOTHING_KEPT else "passed" if result.passed else "stopped"
     facts.reasons = result.reasons
     facts.result = f"{facts.outcome} ({result.gate}), compared with {against}"
@@ -308,7 +314,7 @@ def promote(
             champion=champion,
         )  # fmt: skip
     except OtherOnnxError:
-        latest, version = registry.latest(), version_name(bundle, load_description(bundle))
+        latest, version = registry.latest(), make_version_name(bundle, load_description(bundle))
         require(
             latest.version == version,
             f"{registry.make_uri(version)}: is there already with other ONNX files, such as of another precision; "
@@ -318,7 +324,7 @@ def promote(
         logger.warning(f"{version} is the champion already{kept}")
     registry.decide(key, f"promoted as {latest.version}", decided.reasons)
     place = {"version": latest.version, "registry": registry.make_uri(latest.version)}
-    metadata = place | model_metadata(bundle, details)
+    metadata = place | read_model_metadata(bundle, details)
     Path(promoted).parent.mkdir(parents=True, exist_ok=True)
     Path(promoted).write_text(json.dumps(metadata, indent=1))
     again = latest.version == champion
@@ -330,10 +336,10 @@ def promote(
     }
 
 
-def model_metadata(bundle: str, details: str) -> dict[str, Any]:
+def read_model_metadata(bundle: str, details: str) -> dict[str, Any]:
     """Metadata of a model artifact: accuracy, if there are labels, and the revisions of data and code."""
     metrics = read_metrics(storage.join(details, METRICS_FILE), "metrics")
-    return plain(origin(bundle) | {"accuracy": accuracy(metrics).get("top1")})
+    return keep_plain(read_origin(bundle) | {"accuracy": read_accuracy(metrics).get("top1")})
 
 
 def export(
@@ -346,7 +352,7 @@ def export(
         shards=WorkUri(work_uri).shards, metrics=storage.join(details, METRICS_FILE),
     )  # fmt: skip
     facts.result = f"ONNX, {precision}" + (", with embeddings" if embeddings else "")
-    metadata = {"precision": precision, "framework": "onnx", **model_metadata(bundle, details)}
+    metadata = {"precision": precision, "framework": "onnx", **read_model_metadata(bundle, details)}
     return {"onnx": metadata | {"display_name": f"adapted model {metadata['sha256'][:12]} (ONNX, {precision})"}}
 
 
@@ -380,10 +386,10 @@ def label(
     require(chosen is not None, f"{work_uri}: the note of the stage model cannot be read")
     model = chosen.facts.result if chosen else ""
     others = {"known": output} if only_new else {"relabel": True}
-    values = labelling_settings(settings or {}, {"images": [source], "output": output, "model": model})
+    values = make_labelling_settings(settings or {}, {"images": [source], "output": output, "model": model})
     counts = call("predict", part=part, **others, **values)
     rows = Counter({"new": counts["images"]})
-    for row in read_table(part_file(output, part)):
+    for row in read_table(find_part_file(output, part)):
         rows["images"] += 1
         if row.get("error"):
             rows[f"not read: {re.sub('[0-9]+', 'N', row['error'])}"] += 1

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from must.base import storage
 from must.base.program import HELD, KILLED, LONGEST_LINE, PREEMPTED, TIME_OVER, WRONG_INPUT, format_error
-from must.base.text import printable, printable_page
+from must.base.text import make_page_printable, make_printable
 from must.config.work import LAST_FILE, WorkUri
 from must.runtime.notes import Facts, Note, read_notes
 from must.runtime.supervise import OVERTAKEN
@@ -76,7 +76,7 @@ def name_failure(note: Note) -> str:
 
 
 REASONS_SHOWN = 3  # why images could not be read
-LABEL_PART = re.compile(r"label-[0-9]+-of-([0-9]+)")  # the note of a part: `part_name`
+LABEL_PART = re.compile(r"label-[0-9]+-of-([0-9]+)")  # the note of a part: `make_part_name`
 
 
 class Outcome(NamedTuple):
@@ -174,33 +174,33 @@ class Summary:
     def to_markdown(self) -> str:
         lines = []
         for label, text, link, command in self.lines:
-            text = f"`{printable(text)}`" if command else escape(text)
+            text = f"`{make_printable(text)}`" if command else escape(text)
             lines.append(f"- **{f'[{label}]({link})' if link else label}**: {text}")
         rows = [[cell.replace("|", "/") for cell in row] for row in (COLUMNS, ["---"] * len(COLUMNS), *self.table)]
         log = ["```", *(piece for line in self.log for piece in wrap(line)), "```"]
         return self.join_blocks("# " + self.headline, lines, [f"| {' | '.join(row)} |" for row in rows], log)
 
     def to_text(self) -> str:
-        lines = [f"{line.label}: {printable(line.text, LONGEST_LINE)}" for line in self.lines]
+        lines = [f"{line.label}: {make_printable(line.text, LONGEST_LINE)}" for line in self.lines]
         rows = [COLUMNS, *self.table]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         return self.join_blocks(
-            self.headline, lines, table, [f"  {printable(line, LONGEST_LINE)}" for line in self.log]
+            self.headline, lines, table, [f"  {make_printable(line, LONGEST_LINE)}" for line in self.log]
         )
 
     def join_blocks(self, headline: str, lines: list[str], table: list[str], log: list[str]) -> str:
         blocks = [[headline], lines, table if self.table else [], ["Last lines:", *log] if self.log else []]
-        return printable_page("\n\n".join("\n".join(block) for block in blocks if block) + "\n")
+        return make_page_printable("\n\n".join("\n".join(block) for block in blocks if block) + "\n")
 
 
 def escape(text: str) -> str:
     """Text for Markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", printable(text, LONGEST_LINE))
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", make_printable(text, LONGEST_LINE))
 
 
 def wrap(line: str) -> list[str]:
-    text = printable(line).replace("```", "'''")[:LONGEST_LINE]
+    text = make_printable(line).replace("```", "'''")[:LONGEST_LINE]
     return [text[start : start + LINE_WIDTH] for start in range(0, len(text), LINE_WIDTH)] or [""]
 
 
@@ -274,11 +274,11 @@ def describe_progress(checkpoints: str) -> str:
 def make_row(note: Note) -> tuple[str, ...]:
     """The stage's state is the one after the run's end, when nothing runs any more."""
     state = "done" if note.state == "done" else STATES.get(name_failure(note), "failed")
-    result = printable(note.facts.result, 300)
-    return printable(note.stage), state, str(len(note.tries) + 1), clock(note.seconds), result
+    result = make_printable(note.facts.result, 300)
+    return make_printable(note.stage), state, str(len(note.tries) + 1), format_clock(note.seconds), result
 
 
-def clock(seconds: float) -> str:
+def format_clock(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from must.base.lock import RUN_ID
 from must.base.parameters import make_record
-from must.base.processes import child_environment, end_with_parent, every
+from must.base.processes import end_with_parent, make_child_environment, run_periodically
 from must.base.program import (
     ERROR_FILE,
     HELD,
@@ -37,8 +37,8 @@ from must.base.program import (
     handling,
 )
 from must.base.storage import wait_for_credentials
-from must.base.text import without_secrets
-from must.runtime.notes import FACTS_FILE, Facts, Failure, Note, parse_failure, part_name, read_note, write_note
+from must.base.text import remove_secrets
+from must.runtime.notes import FACTS_FILE, Facts, Failure, Note, make_part_name, parse_failure, read_note, write_note
 from must.stages import COMPONENTS, LIBRARY, import_name
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Policy:
         return min(LONGEST_WAIT, self.backoff * self.factor ** (number - 1))
 
 
-def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **values: Any) -> Any:
+def run_supervised(stage: str, function: str, run_id: str, work_uri: str, /, **values: Any) -> Any:
     """Calls `function` with the stage's Facts, `work_uri` and `values` in another process; returns its result.
     Raises SystemExit: with the exit code of the last try; 137 if it was killed.
 
@@ -96,7 +96,7 @@ def supervised(stage: str, function: str, run_id: str, work_uri: str, /, **value
 
 def run_stage(name: str, values: dict[str, Any]) -> Any:
     """Calls the function of a row of must/stages.py with the component's parameters and the paths of its artifacts, in
-    another process (`supervised`) unless the row says otherwise. With a `part`, the note is that of the part."""
+    another process (`run_supervised`) unless the row says otherwise. With a `part`, the note is that of the part."""
     pod = COMPONENTS[name]
     if not pod.supervised:
         return import_name(pod.function)(**values)
@@ -104,8 +104,8 @@ def run_stage(name: str, values: dict[str, Any]) -> Any:
     run_id, work_uri = values.pop("run_id"), values.pop("work_uri")
     if pod.function == LIBRARY:
         values["stage"] = name
-    note = part_name(pod.of or name, values["part"]) if "part" in values else pod.of or name
-    return supervised(note, pod.function, run_id, work_uri, **values)
+    note = make_part_name(pod.of or name, values["part"]) if "part" in values else pod.of or name
+    return run_supervised(note, pod.function, run_id, work_uri, **values)
 
 
 class Supervisor:
@@ -115,7 +115,7 @@ class Supervisor:
         self.note, self.policy, self.work_uri, self.run_id = note, policy, work_uri, run_id
         self.folder, self.facts, self.error = folder, folder / "facts.json", folder / "error.json"
         files = {FACTS_FILE: str(self.facts), ERROR_FILE: str(self.error)}
-        self.environment = child_environment() | files | {RUN_ID: run_id}
+        self.environment = make_child_environment() | files | {RUN_ID: run_id}
         self.lines = deque[str](maxlen=MAX_LINES)
         self.stopping, self.changed = threading.Event(), threading.Event()  # the latter: write the note at once
         self.limit = float(os.environ.get(TIME_LIMIT_ENV) or 0)
@@ -127,7 +127,7 @@ class Supervisor:
         self.write()
         try:
             with (
-                every(NOTE_S, self.write, at_once=self.changed),
+                run_periodically(NOTE_S, self.write, at_once=self.changed),
                 handling(signal.SIGTERM, self.forward),
                 handling(signal.SIGINT, self.forward),
             ):
@@ -195,7 +195,7 @@ class Supervisor:
         self.note.error = None
         with suppress(OSError):
             if failure := parse_failure(self.error.read_text(errors="replace")):
-                self.note.error = replace(failure, text=without_secrets(failure.text))
+                self.note.error = replace(failure, text=remove_secrets(failure.text))
         if code == -signal.SIGTERM:
             return PREEMPTED
         return 128 - code if code < 0 else code
@@ -222,7 +222,7 @@ class Supervisor:
                         self.keep(line.rstrip(b"\r").rsplit(b"\r", 1)[-1])
 
     def keep(self, line: bytes) -> None:
-        self.lines.extend(without_secrets(line.decode(errors="replace").rstrip()).splitlines())
+        self.lines.extend(remove_secrets(line.decode(errors="replace").rstrip()).splitlines())
 
     def stop_at_limit(self, child: subprocess.Popen[bytes]) -> int:
         """Ends the stage with SIGTERM, so that training saves a checkpoint. Returns 0 if it succeeds now."""

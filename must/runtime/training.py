@@ -19,12 +19,12 @@ import yaml
 from must.api.stages import call
 from must.base import storage
 from must.base.parameters import require
-from must.base.processes import check_processes, child_environment, end_with_parent
+from must.base.processes import check_processes, end_with_parent, make_child_environment
 from must.base.program import BUG, PREEMPTED, exiting, handling
 from must.config.work import DESCRIPTION_FILE, REFINED_FILE, JobUri, WorkUri
-from must.method.model.description import RunSummary, load_description, summary_at
+from must.method.model.description import RunSummary, load_description, read_summary
 from must.method.train.recipe import run_key
-from must.runtime.check import training_settings
+from must.runtime.check import make_training_settings
 from must.runtime.notes import Facts
 
 
@@ -51,27 +51,27 @@ def launch(values: dict[str, Any], processes: int) -> RunSummary:
         command = [sys.executable, "-m", "must.method.distributed", "--standalone"]
         command.append(f"--nproc-per-node={processes}")
         command += ["-m", "must", "train", "--config", file.name]
-        child = subprocess.Popen(command, env=child_environment())
+        child = subprocess.Popen(command, env=make_child_environment())
         with handling(signal.SIGTERM, lambda number, _: child.send_signal(number)):
             code = child.wait()
     if code == -signal.SIGTERM:  # before torchrun had installed its signal handler
         code = PREEMPTED
     if code:
         raise SystemExit(code if code > 0 else BUG)
-    return summary_at(values["output"])
+    return read_summary(values["output"])
 
 
 CHECKPOINT_SECONDS = 60  # between checkpoints: a pod that is preempted may have only half a second to save one
 
 
-def job_values(
+def make_job_values(
     work_uri: str, index_sha256: str, classifier: str, preset: str, settings: dict[str, Any], epochs: int
 ) -> tuple[str, dict[str, Any]]:
     """A key, and the parameters of `must train` except `classifier` and `output`.
 
     The key, also that of the decision on this run, is different for each combination of data, classes and settings. It
     is part of the checkpoints' path: a retry finds them, a different run does not."""
-    values = training_settings(settings, preset, epochs)
+    values = make_training_settings(settings, preset, epochs)
     key, work = run_key(index_sha256, classifier, values), WorkUri(work_uri)
     inputs = {"shards": work.shards, "index_sha256": index_sha256, "features": work.features}
     inputs |= {"checkpoints": work.checkpoints(key)}
@@ -87,7 +87,7 @@ def train(
     Args:
         processes: a number, or auto for one per GPU; several run under torchrun.
         answers: URI of people's answers about the images, or ''."""
-    key, job = job_values(work_uri, index_sha256, classifier, preset, settings or {}, epochs)
+    key, job = make_job_values(work_uri, index_sha256, classifier, preset, settings or {}, epochs)
     count = parse_processes(processes)
     facts.checkpoints = job["checkpoints"]
     facts.save()
@@ -102,12 +102,12 @@ def train(
 
 
 def describe_bundle(output: str, summary: RunSummary) -> dict[str, Any]:
-    """For Kubeflow's page: the numbers of the run (`training`), and where the `bundle` comes from (see `origin`)."""
-    numbers, made_from = plain(asdict(summary)), origin(output)
+    """For Kubeflow's page: the numbers of the run (`training`), and where the `bundle` comes from (`read_origin`)."""
+    numbers, made_from = keep_plain(asdict(summary)), read_origin(output)
     name = {"display_name": f"adapted model {made_from['sha256'][:12]}"}
     return {
         "training": {key: float(value) for key, value in numbers.items()},
-        "bundle": plain(made_from) | numbers | name,
+        "bundle": keep_plain(made_from) | numbers | name,
     }
 
 
@@ -123,7 +123,7 @@ def report_labels(facts: Facts, labels: str) -> None:
     facts.labels = (storage.read_json(storage.join(labels, REFINED_FILE), "labels")["accepted"] or {}).get("text", "")
 
 
-def plain(facts: dict[str, Any]) -> dict[str, Any]:
+def keep_plain(facts: dict[str, Any]) -> dict[str, Any]:
     """Removes None, NaN and infinite numbers, which Kubeflow refuses in the metadata of an artifact."""
     return {
         name: value
@@ -132,7 +132,7 @@ def plain(facts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def origin(bundle: str) -> dict[str, Any]:
+def read_origin(bundle: str) -> dict[str, Any]:
     """The sha256 of the bundle's weights, and the revisions of its data and code."""
     description = load_description(bundle)
     provenance = description.provenance

@@ -15,8 +15,8 @@ import urllib3.exceptions
 
 from must import __version__
 from must.base.errors import TransientError, UserError
-from must.base.storage import is_transient, object_or_none
-from must.base.text import one_line
+from must.base.storage import is_transient, parse_object_or_none
+from must.base.text import make_one_line
 from must_pipeline import DESCRIPTION
 from must_pipeline.cluster import load_cluster
 
@@ -174,7 +174,7 @@ class Token:
 def find_token(options: argparse.Namespace) -> str:
     """A bearer token, or ''. Raises OSError: the file is missing; ValueError: Google gives none."""
     if options.iap_client_id:
-        return identity_token(options.iap_client_id)
+        return fetch_identity_token(options.iap_client_id)
     if options.token_file:
         return options.token_file.read_text().strip()
     if token := os.environ.get("KFP_TOKEN"):
@@ -183,7 +183,7 @@ def find_token(options: argparse.Namespace) -> str:
     return projected.read_text().strip() if projected.is_file() else ""
 
 
-def identity_token(audience: str) -> str:
+def fetch_identity_token(audience: str) -> str:
     from google.auth.exceptions import GoogleAuthError
     from google.auth.transport.requests import Request
     from google.oauth2 import id_token
@@ -192,7 +192,7 @@ def identity_token(audience: str) -> str:
         return id_token.fetch_id_token(Request(), audience)
     except GoogleAuthError as error:
         raise UserError(
-            f"--iap-client-id: Google gives no identity token ({one_line(error)}); it needs a service "
+            f"--iap-client-id: Google gives no identity token ({make_one_line(error)}); it needs a service "
             "account: set GOOGLE_APPLICATION_CREDENTIALS to its key, or run where one is attached"
         ) from None
 
@@ -209,7 +209,7 @@ def api_errors(host: str, account: str = "", namespace: str = "") -> Iterator[No
             refused = REFUSED_ACCOUNT.format(account, may_use(account, namespace))
         hints = {401: f"; {LOGIN}", 403: f"; {refused}"}
         hint = hints.get(error.status, UPLOADING if "error_message" in str(error.body) else "")
-        text = f"{host}: {error.status} {error.reason}: {detail(error)}{hint}"
+        text = f"{host}: {error.status} {error.reason}: {describe_api_error(error)}{hint}"
         # the server answers 500 for a version that does not exist
         transient = error.status == 401 or (is_transient(error.status) and error.status != 500)
         raise (TransientError if transient else UserError)(text) from None
@@ -221,14 +221,16 @@ def api_errors(host: str, account: str = "", namespace: str = "") -> Iterator[No
         ) from None
     except ValueError as error:  # the client's parser, given a page of HTML
         raise UserError(
-            f"{host}: answers, but not as Kubeflow Pipelines does ({one_line(error)[:200]}); {LOGIN}"
+            f"{host}: answers, but not as Kubeflow Pipelines does ({make_one_line(error)[:200]}); {LOGIN}"
         ) from None
 
 
-def detail(error: api.ApiException) -> str:
+def describe_api_error(error: api.ApiException) -> str:
     body = error.body.decode(errors="replace") if isinstance(error.body, bytes) else error.body or ""
-    fields = object_or_none(body, lambda content: [content.get(name) for name in ("message", "error_message", "error")])
-    return one_line(next(filter(None, fields or ()), body))[:MAX_MESSAGE]
+    fields = parse_object_or_none(
+        body, lambda content: [content.get(name) for name in ("message", "error_message", "error")]
+    )
+    return make_one_line(next(filter(None, fields or ()), body))[:MAX_MESSAGE]
 
 
 def connect() -> Any:

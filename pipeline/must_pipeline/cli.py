@@ -14,7 +14,7 @@ from must.base.console import attach
 from must.base.errors import MustError
 from must.base.lock import HeldError
 from must.base.program import HELD, INTERRUPTED, PREEMPTED, WRONG_INPUT, format_error
-from must_pipeline.files import CLUSTER, COMPILED, nearest
+from must_pipeline.files import CLUSTER, COMPILED, find_nearest_file
 
 HELP = {
     "compile": """Compiles the pipeline for a cluster.
@@ -51,14 +51,16 @@ def parse(command: str) -> argparse.Namespace:
 
 
 def add_compile(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="your cluster's file [cluster.yaml]")
+    parser.add_argument(
+        "--cluster", type=Path, default=find_nearest_file(CLUSTER), help="your cluster's file [cluster.yaml]"
+    )
     output = Path(COMPILED.name)
     parser.add_argument("--output", type=Path, default=output, help="the compiled pipeline [must_pipeline.yaml]")
 
 
 def add_pipeline(parser: argparse.ArgumentParser) -> None:
     text = "the compiled pipeline [must_pipeline.yaml]; must_label.yaml labels images"
-    parser.add_argument("--pipeline", type=Path, default=nearest(COMPILED), help=text)
+    parser.add_argument("--pipeline", type=Path, default=find_nearest_file(COMPILED), help=text)
 
 
 def add_submit(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +100,9 @@ def add_files(parser: argparse.ArgumentParser) -> None:
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cluster", type=Path, default=nearest(CLUSTER), help="namespace and account [cluster.yaml]")
+    parser.add_argument(
+        "--cluster", type=Path, default=find_nearest_file(CLUSTER), help="namespace and account [cluster.yaml]"
+    )
     group = parser.add_argument_group(
         "the URL of Kubeflow Pipelines, and the credentials",
         "Inside a pod the projected service account token is found by itself.",

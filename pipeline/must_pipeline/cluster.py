@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from must import __version__
 from must.base.parameters import convert_fields, read_mapping, require
-from must.base.text import did_you_mean, without_secrets
+from must.base.text import remove_secrets, suggest_name
 from must.stages import IMAGES, PODS
 
 
@@ -174,7 +174,7 @@ def load_cluster(path: Path) -> ClusterConfig:
     cluster: ClusterConfig = convert_fields(read_mapping(path, f"--cluster {path}"), ClusterConfig, "")
     for key, known in (("resources", list(PODS)), ("timeouts", list(PODS)), ("digests", list(IMAGES))):
         for name in getattr(cluster, key):
-            require(name in known, f"{key}.{name}: unknown; {did_you_mean(name, known)}")
+            require(name in known, f"{key}.{name}: unknown; {suggest_name(name, known)}")
     defaults = dict(list_values("", ClusterConfig()))
     for key, text in list_values("", cluster):
         for keys, form, rule in FORMS:
@@ -228,7 +228,7 @@ def list_rules(cluster: ClusterConfig) -> Iterator[tuple[bool, str]]:
         yield VARIABLE.fullmatch(name) is not None, own
     for name, value in cluster.env.items():
         yield (
-            without_secrets(value) == value
+            remove_secrets(value) == value
             and (not SECRET.fullmatch(name) or len(value) < SHORT or value.startswith("/")),
             f"env '{name}': would be in the compiled file for everybody to read; give the pods a key file "
             "(credentials.kind: secret), or the service account a cloud identity",
@@ -238,7 +238,7 @@ def list_rules(cluster: ClusterConfig) -> Iterator[tuple[bool, str]]:
         yield gpu.count > 0 or not getattr(gpu, key), f"gpu.{key} contradicts gpu.count 0: {rule}"
     able = ", ".join(name for name, row in PODS.items() if row.gpu)
     for stage in gpu.stages:
-        yield stage in PODS, f"gpu.stages '{stage}': unknown; {did_you_mean(stage, list(PODS))}"
+        yield stage in PODS, f"gpu.stages '{stage}': unknown; {suggest_name(stage, list(PODS))}"
         yield PODS[stage].gpu, f"gpu.stages '{stage}': does not use a GPU; these do: {able}"
     for pool in ("cpu", "gpu"):
         for number, toleration in enumerate(getattr(cluster, pool).tolerations):
@@ -301,7 +301,7 @@ def is_spot(pool: NodePool) -> bool:
     return any(SPOT.search(f"{key} {value}") and value.lower() not in FALSE_VALUES for key, value in pairs)
 
 
-def spot_warning(cluster: ClusterConfig) -> str:
+def warn_of_spot(cluster: ClusterConfig) -> str:
     """A warning if training runs in a stage's own pod on spot nodes; else ""."""
     pool = cluster.gpu if cluster.uses_gpu("train") else cluster.cpu
     if cluster.trains_in_trainjob or cluster.retries.policy in ("Always", "OnFailure") or not is_spot(pool):

@@ -10,8 +10,8 @@ from typing import Any, Final, get_args, get_type_hints
 import yaml
 
 from must.config import ExportConfig, GateConfig, ShardConfig
-from must_pipeline.cluster import ClusterConfig, load_cluster, spot_warning
-from must_pipeline.files import LABELLING, documents
+from must_pipeline.cluster import ClusterConfig, load_cluster, warn_of_spot
+from must_pipeline.files import LABELLING, load_documents
 
 
 def compile_pipeline(cluster: ClusterConfig, output: Path, make: Callable[[ClusterConfig], Any] | None = None) -> None:
@@ -25,7 +25,7 @@ def compile_pipeline(cluster: ClusterConfig, output: Path, make: Callable[[Clust
         compiler.Compiler().compile((make or make_pipeline)(cluster), str(compiled))
         text = compiled.read_text()
     header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))  # kfp reads it
-    spec, *platform = documents(text)
+    spec, *platform = load_documents(text)
     offer_choices(spec)
     output.write_text(header + yaml.safe_dump_all([spec, *platform], sort_keys=True, width=WIDTH))
 
@@ -51,7 +51,7 @@ def main(options: argparse.Namespace) -> None:
     compile_pipeline(cluster, options.output)
     compile_pipeline(cluster, labelling, make_label_pipeline)
     local = "`registry` is empty: the images' names work only on nodes that hold the images (make images)"
-    for text in filter(None, ("" if cluster.registry else local, spot_warning(cluster))):
+    for text in filter(None, ("" if cluster.registry else local, warn_of_spot(cluster))):
         print(f"{Path(sys.argv[0]).name}: warning: {options.cluster}: {text}", file=sys.stderr)
     for file in (options.output, labelling):
         print(f"{file}: {file.stat().st_size:,} bytes, for {options.cluster}")

@@ -16,20 +16,20 @@ LABELLING = PIPELINE / "must_label.yaml"  # the second pipeline
 FOLDERS = {"": PIPELINE, "clusters": PIPELINE / "clusters", "deploy": DEPLOY}
 
 
-def nearest(file: Path) -> Path:
+def find_nearest_file(file: Path) -> Path:
     """The file of that name in the current folder, else `file`, which is part of the package."""
     local = Path(file.name)
     return local if local.is_file() else file
 
 
-def documents(pipeline: str | bytes) -> list[Any]:
+def load_documents(pipeline: str | bytes) -> list[Any]:
     """The YAML documents of a compiled pipeline; libyaml, if PyYAML has it, is ten times as fast."""
     return list(yaml.load_all(pipeline, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def name_pipeline(file: Path) -> str:
     """The name in a compiled pipeline."""
-    return str(documents(file.read_text())[0]["pipelineInfo"]["name"])
+    return str(load_documents(file.read_text())[0]["pipelineInfo"]["name"])
 
 
 def main(options: argparse.Namespace) -> None:

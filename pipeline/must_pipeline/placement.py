@@ -39,7 +39,7 @@ def configure_task(task: dsl.PipelineTask, name: str, cluster: ClusterConfig) ->
     for name, value in pool.node_selector.items():
         kubernetes.add_node_selector(task, name, value)
     for toleration in pool.tolerations:
-        kubernetes.add_toleration(task, **toleration_fields(toleration))
+        kubernetes.add_toleration(task, **list_toleration_fields(toleration))
     if gpu:
         task.set_accelerator_type(cluster.gpu.accelerator).set_accelerator_limit(cluster.gpu.count)
     # A launcher only waits and passes the model on; its nodes get cluster.yaml's resources of training.
@@ -117,7 +117,7 @@ def set_persistence(task: dsl.PipelineTask, stage: str, cluster: ClusterConfig, 
         kubernetes.set_timeout(task, seconds)
 
 
-def toleration_fields(toleration: Toleration) -> dict[str, Any]:
+def list_toleration_fields(toleration: Toleration) -> dict[str, Any]:
     return {name: value for name, value in vars(toleration).items() if value}
 
 
@@ -143,7 +143,7 @@ def encode_nodes(cluster: ClusterConfig) -> dict[str, Any]:
         "serviceAccountName": cluster.service_account,
         "imagePullSecrets": [{"name": secret} for secret in cluster.pull_secrets],
         "nodeSelector": pool.node_selector,
-        "tolerations": [{"operator": "Equal", **toleration_fields(toleration)} for toleration in pool.tolerations],
+        "tolerations": [{"operator": "Equal", **list_toleration_fields(toleration)} for toleration in pool.tolerations],
         "volumes": volumes,
     }
     return {

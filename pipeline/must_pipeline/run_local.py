@@ -24,8 +24,8 @@ from must.base.lock import Kind, locked
 from must.base.parameters import read_mapping
 from must.base.program import BUG, handling
 from must.config.work import METRICS_FILE, ONNX_FILE, REPORT_FILE
-from must.evaluation.result import read_metrics, text_table
-from must_pipeline.files import documents
+from must.evaluation.result import make_text_table, read_metrics
+from must_pipeline.files import load_documents
 from must_pipeline.submit import check_parameters
 
 # For PYTHONPATH: the stages import must from here, so it need not be installed.
@@ -44,7 +44,7 @@ def main(options: argparse.Namespace) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     with locked(str(options.output), RUN_LOCK):
         artifacts = run_local(options.pipeline, parameters, options.output, options.verbose)
-    print(summary(artifacts, time.monotonic() - started))
+    print(summarize_artifacts(artifacts, time.monotonic() - started))
 
 
 def restart_command() -> str:
@@ -60,7 +60,7 @@ def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose:
     stages = Stages()
     replace_runner(stages)
     mend_conditions()
-    dag = components.load_component_from_text(local_spec(pipeline))
+    dag = components.load_component_from_text(make_local_spec(pipeline))
     warnings.filterwarnings("ignore", message=r"Task '.*': settings \[.*\] have no effect")  # display names
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*SOURCE_FOLDERS, os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("PYTHONUNBUFFERED", "1")  # a stage's lines show when they are printed
@@ -145,9 +145,9 @@ def replace_runner(stages: Stages) -> None:
     subprocess_task_handler.SubprocessTaskHandler = Handler
 
 
-def local_spec(pipeline: Path) -> str:
+def make_local_spec(pipeline: Path) -> str:
     """The pipeline's YAML without retries, except that training is retried at once, from its checkpoint."""
-    spec, *platform = documents(pipeline.read_text())
+    spec, *platform = load_documents(pipeline.read_text())
     for executor in spec["deploymentSpec"]["executors"].values():
         container = executor["container"]
         container["env"] = [variable for variable in container.get("env", []) if variable["name"] != "MUST_RETRIES"]
@@ -215,7 +215,7 @@ class StageOutput(io.TextIOBase):
         return None if self.in_runner_text or not line.strip() or set(line) == {"-"} else line
 
 
-def summary(artifacts: dict[str, Path], seconds: float) -> str:
+def summarize_artifacts(artifacts: dict[str, Path], seconds: float) -> str:
     """The text that is printed at the end."""
     if "index" not in artifacts:
         return f"\nThe DAG ran in {seconds:.0f} s."
@@ -227,7 +227,7 @@ def summary(artifacts: dict[str, Path], seconds: float) -> str:
     if "promoted" in artifacts:
         promoted = display(Path(json.loads(artifacts["promoted"].read_text())["registry"]))
     return f"""
-{text_table(metrics)}
+{make_text_table(metrics)}
 
 The DAG ran in {seconds:.0f} s. What it made:
   report, to open in a browser   {display(artifacts["details"] / REPORT_FILE)}

@@ -45,10 +45,10 @@ def read_schedule(path: Path, pipeline: Path) -> RecurringRun:
         require(bool(getattr(schedule, key)), f"{path}: {key} is missing")
     parameters = check_parameters(pipeline, schedule.parameters)
     name = schedule.pipeline or name_pipeline(pipeline)
-    return replace(schedule, cron=six_fields(schedule.cron), parameters=parameters, pipeline=name)
+    return replace(schedule, cron=add_seconds(schedule.cron), parameters=parameters, pipeline=name)
 
 
-def six_fields(cron: str) -> str:
+def add_seconds(cron: str) -> str:
     """Kubeflow's cron lines begin with seconds: adds a 0 to the usual five fields."""
     count = len(cron.split())
     if count not in (5, 6) and not cron.startswith("@"):
@@ -67,27 +67,27 @@ def apply(kfp: Kfp, schedule: RecurringRun, pipeline_file: Path) -> None:
     after one model is promoted the other is refused."""
     experiment = kfp.experiment(schedule.experiment)
     pipeline, version, uploaded = kfp.upload(pipeline_file, schedule.pipeline)
-    why = why_fixed(kfp.version())
+    why = explain_fixed_version(kfp.version())
     if uploaded:
         users = "this schedule uses it" if why else "every schedule of it uses it from now on"
         print(f"pipeline {schedule.pipeline}: new version uploaded; {users}")
     if why:
         print(f"{schedule.name}: keeps this version of the pipeline: {why}. Apply it again after each upload")
-    expected = recurring_run(kfp, schedule, experiment, pipeline, version if why else "")
+    expected = make_recurring_run(kfp, schedule, experiment, pipeline, version if why else "")
     existing = kfp.schedules(schedule.name)
-    if existing and facts(existing[0]) == facts(expected):
+    if existing and list_set_fields(existing[0]) == list_set_fields(expected):
         remove(kfp, existing[1:])
-        print(f"{schedule.name}: is up to date ({state(existing[0])})")
+        print(f"{schedule.name}: is up to date ({describe_state(existing[0])})")
         return
     with api_errors(kfp.host, kfp.account, kfp.namespace):
-        if existing and state(existing[0]) == "paused":
+        if existing and describe_state(existing[0]) == "paused":
             expected.mode = "DISABLE"
         kfp.recurring.recurring_run_service_create_recurring_run(expected)
     remove(kfp, existing)
     print(f"{schedule.name}: {'updated' if existing else 'created'}, {schedule.cron} (UTC)")
 
 
-def why_fixed(server: str) -> str:
+def explain_fixed_version(server: str) -> str:
     """Why a schedule must not follow the pipeline's newest version; '' if it may. Before 2.17 the API server does not
     label such a schedule's workflows, so its controller does not see them and starts one every ten seconds."""
     numbers = [int(number) for number in re.findall(r"\d+", server)[:2]]
@@ -98,7 +98,7 @@ def why_fixed(server: str) -> str:
     return f"{which}, and before 2.17 a schedule of the newest version starts runs without end"
 
 
-def recurring_run(kfp: Kfp, schedule: RecurringRun, experiment: str, pipeline: str, version: str) -> Any:
+def make_recurring_run(kfp: Kfp, schedule: RecurringRun, experiment: str, pipeline: str, version: str) -> Any:
     """`version`: of the pipeline; '' for the newest one at each time."""
     return api.V2beta1RecurringRun(
         display_name=schedule.name,
@@ -115,7 +115,7 @@ def recurring_run(kfp: Kfp, schedule: RecurringRun, experiment: str, pipeline: s
     )
 
 
-def facts(run: Any) -> list[Any]:
+def list_set_fields(run: Any) -> list[Any]:
     """The fields that a schedule file sets, for comparison with the server's."""
     reference, cron = run.pipeline_version_reference, run.trigger and run.trigger.cron_schedule
     return [
@@ -159,7 +159,7 @@ def print_schedules(kfp: Kfp) -> None:
     for run in runs:
         cron = run.trigger.cron_schedule.cron if run.trigger and run.trigger.cron_schedule else "(no cron)"
         version = run.pipeline_version_reference and run.pipeline_version_reference.pipeline_version_id
-        print(f"{run.display_name:30}  {state(run):7}  {cron:20}  {version or 'newest version'}")
+        print(f"{run.display_name:30}  {describe_state(run):7}  {cron:20}  {version or 'newest version'}")
     if not runs:
         print("no schedules")
 
@@ -182,5 +182,5 @@ def switch(kfp: Kfp, action: str, name: str) -> None:
     print(f"{name}: {action}d")
 
 
-def state(run: Any) -> str:
+def describe_state(run: Any) -> str:
     return "paused" if run.mode == "DISABLE" or run.status == "DISABLED" else "active"

@@ -15,12 +15,12 @@ import yaml
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import convert, read_mapping, require
-from must.base.text import did_you_mean, printable, without_secrets
+from must.base.text import make_printable, remove_secrets, suggest_name
 from must.runtime.check import check_labelling, check_run
 from must.runtime.summary import Summary, summarize
-from must_components.cluster import failures, is_refused
+from must_components.cluster import is_refused, list_failures
 from must_pipeline.api import Kfp, api, api_errors, connect
-from must_pipeline.files import documents, name_pipeline
+from must_pipeline.files import load_documents, name_pipeline
 
 LIMIT = 10_000  # bytes of all parameters together, in Kubeflow Pipelines
 KINDS: dict[str, Any] = {
@@ -32,7 +32,7 @@ KINDS: dict[str, Any] = {
 def check_parameters(pipeline: Path, values: dict[str, Any]) -> dict[str, Any]:
     """The values, converted to their parameters' types. Raises ValueError: pipeline or stage would refuse them."""
     try:
-        spec = documents(pipeline.read_text())[0]
+        spec = load_documents(pipeline.read_text())[0]
         known = spec["root"]["inputDefinitions"]["parameters"]
     except FileNotFoundError:
         raise UserError(f"--pipeline {pipeline}: no such file; make it with must-pipeline compile") from None
@@ -40,7 +40,7 @@ def check_parameters(pipeline: Path, values: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"--pipeline {pipeline}: is no compiled pipeline") from None
     for name in values:
         if name not in known:
-            raise UserError(f"the pipeline has no parameter '{name}'; {did_you_mean(name, sorted(known))}")
+            raise UserError(f"the pipeline has no parameter '{name}'; {suggest_name(name, sorted(known))}")
     values = {
         name: convert(value, KINDS[known[name]["parameterType"]], f"parameter {name}") for name, value in values.items()
     }
@@ -88,8 +88,8 @@ def wait(kfp: Kfp, run_id: str, work_uri: str, again: str) -> Ending:
         latest = workflow or latest
         if state in OVER:
             summary = summarize(work_uri, run_id, state, again)
-            report(run, state, summary, failures(latest))
-            lost = summary.failure in ("stopped", "silent") and not was_terminated(run)
+            report(run, state, summary, list_failures(latest))
+            lost = summary.failure in ("stopped", "silent") and not is_terminated(run)
             return Ending(int(state not in GOOD), state not in GOOD and lost)
         missed, trouble = missed + 1 if latest and workflow == {} else 0, ""
         if (stage := report_failures(run, latest, reported)) is not None:
@@ -126,12 +126,12 @@ def report_failures(run: Any, workflow: dict[str, Any], reported: set[str]) -> s
     """Prints once for each stage that it has failed for the third time, and why (unknown without permission to read the
     workflow). Returns a stage that can never start."""
     tries = [re.sub(r"\(\d+\)$", "", name) for name in list_tasks(run, "FAILED") if name.endswith(")")]
-    stages = failures(workflow) or {name: [""] * tries.count(name) for name in tries if not FRAMES.fullmatch(name)}
+    stages = list_failures(workflow) or {name: [""] * tries.count(name) for name in tries if not FRAMES.fullmatch(name)}
     for stage, messages in stages.items():
         if len(messages) >= FAILURES_REPORTED and stage not in reported:
             reported.add(stage)
             reason = messages[-1] or "the workflow's events say why (kubectl describe workflow)"
-            say(f"{stage} failed {len(messages)} times: {printable(reason, 1000)}")
+            say(f"{stage} failed {len(messages)} times: {make_printable(reason, 1000)}")
             if is_refused(reason):
                 return stage
     return None
@@ -140,17 +140,17 @@ def report_failures(run: Any, workflow: dict[str, Any], reported: set[str]) -> s
 def report(run: Any, state: str, summary: Summary, messages: dict[str, list[str]]) -> None:
     """Prints how the run ended; without notes that can be read, what the server says."""
     if state not in GOOD:
-        if was_terminated(run):
+        if is_terminated(run):
             print("the run was ended by a person")
         elif not summary.table:
             print(f"failed: {', '.join(list_stages(run, 'FAILED')) or 'no stage has begun'}")
             for stage, reasons in messages.items():
-                print(f"{stage}: {printable(reasons[-1], 1000)}")
+                print(f"{stage}: {make_printable(reasons[-1], 1000)}")
     page = summary.to_text() if summary.table else "The page about it is the artifact of the stage summary."
     print(f"\n{page}", flush=True)
 
 
-def was_terminated(run: Any) -> bool:
+def is_terminated(run: Any) -> bool:
     return any(entry.state in ("CANCELING", "CANCELED") for entry in run.state_history or [])
 
 
@@ -232,7 +232,7 @@ def start(kfp: Kfp, body: Any) -> str:
     """The new run's id."""
     with api_errors(kfp.host, body.service_account or "", kfp.namespace):
         run = kfp.runs.run_service_create_run(body)
-    print(f"run {run.run_id} started: {without_secrets(kfp.host)}/#/runs/details/{run.run_id}", flush=True)
+    print(f"run {run.run_id} started: {remove_secrets(kfp.host)}/#/runs/details/{run.run_id}", flush=True)
     return str(run.run_id)
 
 

@@ -8,20 +8,20 @@ from functools import cache
 import pytest
 
 import must
-from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts
+from must.api.demo import CLASSES, TEMPLATES, find_assets, load_digits
 from must.data.format import load_index, read_hashes
 from must.method.answers.population import record_population, shorten
 from tests.once import made_once
 
 PHOTOS, MORE = 40, 10
 PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in CLASSES}
-FAST = {"model": asset_folder(), "train": False, "workers": 0, "device": "cpu"}
+FAST = {"model": find_assets(), "train": False, "workers": 0, "device": "cpu"}
 
 
 @cache
 def digits_of_the_demo():
     """[(picture, class name)]"""
-    return digit_parts()["validation"]
+    return load_digits()["validation"]
 
 
 def write_photos(folder, numbers):

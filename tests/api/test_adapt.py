@@ -15,8 +15,8 @@ from PIL import ExifTags, Image
 
 import must
 from must.api import cli
-from must.api.demo import CLASSES, asset_folder
-from must.api.inputs import as_image, folder_names, make_entries, read_classes, to_source
+from must.api.demo import CLASSES, find_assets
+from must.api.inputs import convert_image, list_folder_names, make_entries, read_classes, to_source
 from must.api.model import Adapted
 from must.data.augment import normalize
 from must.data.image.decode import decode
@@ -31,7 +31,7 @@ SETTINGS = {"train": "yes", "preset": "digits", "epochs": 2, "batch_size": 50, "
 
 
 def inputs(digits, output, **changes):
-    given = {"images": digits.images / "train", "classes": PROMPTS, "model": asset_folder(), "output": output}
+    given = {"images": digits.images / "train", "classes": PROMPTS, "model": find_assets(), "output": output}
     return given | {"test_images": digits.images / "test"} | SETTINGS | changes
 
 
@@ -132,7 +132,7 @@ def test_a_bucket_without_images_is_refused_by_its_uri(bucket_server, digits, tm
 
 
 def test_class_names_from_folder_names(digits, tmp_path):
-    assert folder_names(digits.images / "train") == sorted(CLASSES)
+    assert list_folder_names(digits.images / "train") == sorted(CLASSES)
     for images in (tmp_path, [tmp_path / "a.png"], "gs://bucket/photos"):
         with pytest.raises(ValueError, match=r"^classes folders: "):
             must.adapt(images, classes="folders", output=tmp_path / "work")
@@ -210,13 +210,13 @@ def test_a_dataset_without_images_or_of_splits_is_refused(tmp_path):
 @pytest.mark.parametrize("item", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), torch.full((3, 4, 4), 2.0), b"x"])
 def test_what_is_no_image_is_refused(item):
     with pytest.raises(ValueError, match=r"^number 3: "):
-        as_image(item, "number 3")
+        convert_image(item, "number 3")
 
 
 def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsys):
     """With settings of training as flags; and it prints findings about the names."""
     given = []
-    monkeypatch.setattr("must.api.adapt.steps", lambda **values: given.append(values) or adapted)
+    monkeypatch.setattr("must.api.adapt.run_stages", lambda **values: given.append(values) or adapted)
     file = adapted.labels.parent / "refined.json"
     before = file.read_text()
     findings = [{"text": f"finding {n}", "examples": ["a\x1b.png", "b.png"]} for n in range(5)]
@@ -236,8 +236,8 @@ def test_a_misspelt_input_may_be_corrected_in_the_same_folder(digits, tmp_path):
     wrong = {"images": "nowhere", "classes": ["a", "b"], "model": "ViT-Q", "test_images": "", "train": "no"}
     for right, message in [
         ({}, "ViT-Q"),
-        ({"model": asset_folder()}, "nowhere"),
-        ({"model": asset_folder(), "images": small[:3]}, "images: too few images .3.; at least 11 are needed"),
+        ({"model": find_assets()}, "nowhere"),
+        ({"model": find_assets(), "images": small[:3]}, "images: too few images .3.; at least 11 are needed"),
     ]:
         with pytest.raises(ValueError, match=message):
             must.adapt(**inputs(digits, work, **wrong | right))

@@ -21,7 +21,7 @@ import must
 from must.api import adapt as adapt_module
 from must.api import work_state
 from must.api.cli import main
-from must.api.demo import CLASSES, asset_folder
+from must.api.demo import CLASSES, find_assets
 from must.api.inputs import ImageSource, fingerprint_source
 from must.data.format import load_index
 from tests import zoo
@@ -65,7 +65,7 @@ def test_the_same_again_wherever_the_folder_is_and_however_it_is_written_does_no
         adapt(place, images=images)
     (place / "photos").rename(place.parent / "moved")
     adapt(place, images=place.parent / "moved")
-    model = shutil.copytree(asset_folder(), place.parent / "model")
+    model = shutil.copytree(find_assets(), place.parent / "model")
     adapt(place, images=place.parent / "moved", model=model)
     (place / "work").rename(place.parent / "elsewhere")
     adapt(place, images=place.parent / "moved", output=place.parent / "elsewhere")
@@ -132,7 +132,7 @@ def test_what_a_call_was_given_is_taken_again_word_for_word(place, monkeypatch):
             "--classes",
             names,
             "--model",
-            str(asset_folder()),
+            str(find_assets()),
             "--output",
             "o",
             "--train",
@@ -595,7 +595,7 @@ def test_folders_of_others_are_not_touched(place, tmp_path):
     """Photos and a model in folders with the names of parts."""
     project = tmp_path / "project"
     write_photos(project / "test", range(20))
-    shutil.copytree(asset_folder(), project / "model")
+    shutil.copytree(find_assets(), project / "model")
     before = checksums(project)
     with pytest.raises(must.UserError, match=r"is in .*project, in a folder that must adapt writes"):
         adapt(place, model=project / "model", output=project)

@@ -13,7 +13,7 @@ import pytest
 import must
 from docs.stub import STUB, stub
 from must.api import cli
-from must.api.stages import as_python, configure
+from must.api.stages import configure, write_as_python
 from must.base.parameters import list_parameters
 from must.config import TrainConfig
 from must.data.format import load_index
@@ -66,12 +66,12 @@ def test_signature_and_docstring_are_the_parameters(name):
         expected = inspect.Parameter.empty if field.default is field.default_factory else given
         assert parameters[field.name].default == expected
         assert f"    {field.name}: " in function.__doc__
-    assert function.__doc__.startswith(as_python(COMMANDS[name].help)) and "--" not in function.__doc__
+    assert function.__doc__.startswith(write_as_python(COMMANDS[name].help)) and "--" not in function.__doc__
     assert function.__name__ == name and pickle.loads(pickle.dumps(function)) is function
 
 
 def test_flags_in_a_help_text_are_parameters():
-    assert as_python("as --test-source; --no-resume starts over") == "as test_source; resume=False starts over"
+    assert write_as_python("as --test-source; --no-resume starts over") == "as test_source; resume=False starts over"
 
 
 def test_the_stub_for_editors_is_current():

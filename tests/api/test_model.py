@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import must
-from must.api.demo import CLASSES, asset_folder
+from must.api.demo import CLASSES, find_assets
 from tests.api.conftest import PROMPTS
 from tests.common import one_line
 
@@ -50,7 +50,7 @@ def test_several_are_a_list_whatever_they_are(onnx, digits, paths):
 
 def test_every_kind_of_model_says_what_must_predict_says(onnx, digits, paths, tmp_path):
     bundle, zero_shot = must.load(digits.adapted), must.load(digits.classifier)
-    named = must.load(asset_folder(), classes=PROMPTS)
+    named = must.load(find_assets(), classes=PROMPTS)
     for model, theirs in ((bundle, onnx), (named, zero_shot)):
         ours, other = model(paths), theirs(paths)
         assert [one.name for one in ours] == [one.name for one in other]
@@ -105,8 +105,8 @@ def test_a_transparent_picture_is_seen_on_white_in_memory_as_in_its_file(onnx, t
     "values, message",
     [
         ({"model": "openai/clip-vit-b", "classes": ["a", "b"]}, "a model on a hub is hf-hub:TEAM/NAME"),
-        ({"model": asset_folder(), "classes": "cat"}, "a file with a name a line, the names themselves"),
-        ({"model": asset_folder(), "classes": ["cat"]}, "needs at least two classes"),
+        ({"model": find_assets(), "classes": "cat"}, "a file with a name a line, the names themselves"),
+        ({"model": find_assets(), "classes": ["cat"]}, "needs at least two classes"),
     ],
 )
 def test_the_users_mistakes_are_one_line(exported, values, message):

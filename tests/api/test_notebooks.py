@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
-from must.api.demo import asset_folder
+from must.api.demo import find_assets
 from tests.common import ROOT
 
 FOLDER = ROOT / "docs" / "notebooks"
@@ -53,7 +53,7 @@ def test_photographs(tmp_path):
         pixels = chance.integers(0, 256, (6, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((80, 60)).save(tmp_path / "pictures" / f"{number}.jpg")
     text, pages = executed(
-        "photographs", tmp_path, images="pictures", classes=["zero", "one"], output="run", model=str(asset_folder()),
+        "photographs", tmp_path, images="pictures", classes=["zero", "one"], output="run", model=str(find_assets()),
         pretrained="", settings={"epochs": 1, "workers": 0, "device": "cpu"},
     )  # fmt: skip
     assert re.search(r"^alpha [01]", text, re.MULTILINE) and "<iframe" in pages

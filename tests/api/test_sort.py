@@ -8,7 +8,7 @@ import pytest
 
 from must.api.cli import main
 from must.api.demo import CLASSES
-from must.api.sort import as_folder, as_path
+from must.api.sort import make_folder_name, make_path
 from tests.api.conftest import PROMPTS, adapt, labels, write_photos
 from tests.common import ended
 from tests.zoo import put
@@ -69,9 +69,9 @@ def test_odd_names_and_names_that_meet(tmp_path, capsys):
 
 def test_names_cannot_lead_out_of_the_folder(place, tmp_path):
     for label in ("../..", "/etc", "a/b", ".", "..", ""):
-        assert "/" not in as_folder(label) and as_folder(label) not in ("", ".", "..")
+        assert "/" not in make_folder_name(label) and make_folder_name(label) not in ("", ".", "..")
     for name in ("../../x.png", "/etc/passwd", "a/./b//c.png", ".."):
-        assert not {*as_path(name).split("/")} & {"", ".", ".."}
+        assert not {*make_path(name).split("/")} & {"", ".", ".."}
     outside = tmp_path / "outside.png"
     outside.write_bytes(b"secret")
     record = json.loads((place / "work/adapt.json").read_text())

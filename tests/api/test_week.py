@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from must.api.cli import main
-from must.api.demo import CLASSES, asset_folder
+from must.api.demo import CLASSES, find_assets
 from tests.api.conftest import MORE, PHOTOS, answer, label_of, labels, weights, write_photos
 from tests.common import read_csv
 from tests.deploy.serve.server import running
@@ -30,7 +30,7 @@ class Week:
 
     def must(self, line):
         """What a command prints."""
-        main(shlex.split(line.format(model=asset_folder())))
+        main(shlex.split(line.format(model=find_assets())))
         said = self.capsys.readouterr()
         assert ".next-" not in said.out + said.err
         return said.out + said.err

@@ -13,7 +13,7 @@ import pytest
 
 import must
 from must.api.cli import main
-from must.api.demo import CLASSES, asset_folder
+from must.api.demo import CLASSES, find_assets
 from must.api.stages import check_output, configure, preflight
 from tests.api.conftest import answer, checksums, label_of, weights
 from tests.zoo import put
@@ -179,7 +179,7 @@ def finished(monday, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(monday, folder, dirs_exist_ok=True)
     work = folder / "work"
-    shutil.copytree(asset_folder(), folder / "model")
+    shutil.copytree(find_assets(), folder / "model")
     (folder / "classes.txt").write_text("\n".join(CLASSES))
     put(folder, {"bad/answers.jsonl": b'{"sha256": "x", "label": "one"}\n', "steps/shards/index.json": b"{}"})
     answer(work, folder / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in range(5)})

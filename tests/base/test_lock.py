@@ -101,7 +101,7 @@ def test_a_living_owner_is_respected_and_notices_another_one(held, monkeypatch):
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("raw"), KeyError("odd")])
 def test_a_heart_that_misses_a_beat_goes_on(held, monkeypatch, error):
     uri, check = held
-    store = storage.remote(uri)
+    store = storage.find_store(uri)
     write, faults = store.write_bytes, [error, error]
 
     def fails_twice(*values):
@@ -111,8 +111,8 @@ def test_a_heart_that_misses_a_beat_goes_on(held, monkeypatch, error):
 
     monkeypatch.setattr(store, "write_bytes", fails_twice)
     until(lambda: not faults)
-    before = storage.generation(uri)
-    until(lambda: storage.generation(uri) != before)
+    before = storage.find_generation(uri)
+    until(lambda: storage.find_generation(uri) != before)
     check()
 
 
@@ -122,7 +122,7 @@ def test_without_a_good_beat_for_too_long_a_new_one_decides(bucket_server, monke
     with lock.locked(bucket_server.uri + "/run", SHARDS) as check:
         check()  # the bucket answers, and the lock is ours
         with monkeypatch.context() as patch, pytest.raises(FileNotFoundError, match="/nowhere"):
-            patch.setattr(storage.remote(uri), "write_bytes", lambda *_: Path("/nowhere").stat())
+            patch.setattr(storage.find_store(uri), "write_bytes", lambda *_: Path("/nowhere").stat())
             check()  # nothing is said to be ours
         storage.write_bytes(uri, b"{}")
         with pytest.raises(lock.LockLostError, match="is now held by another `must shard`"):
@@ -157,7 +157,7 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("where", ["here", *ELSEWHERE])
 def test_only_a_process_that_would_be_seen_here_is_known_to_be_dead(bucket_server, monkeypatch, capsys, where):
-    monkeypatch.setattr(lock, "pid_scope", lambda: {"host": "pod", "boot": "b", "pids": "pid:[2]"})
+    monkeypatch.setattr(lock, "identify_machine", lambda: {"host": "pod", "boot": "b", "pids": "pid:[2]"})
     monkeypatch.setattr(lock, "DEAD_AFTER", 0.2)
     monkeypatch.setattr(lock, "LOOK_S", 0.05)
     process = subprocess.Popen(["true"])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from must.api.cli import main
 from must.base import storage
-from must.base.storage import safe_relative_path
+from must.base.storage import check_relative_path
 from must_components.train_job import copy_bundle
 from tests.deploy.promote.bundles import make_bundle
 from tests.stores import plant
@@ -17,7 +17,7 @@ from tests.stores import plant
 @given(st.one_of(st.text(), st.lists(st.sampled_from(["", ".", "..", "a", "\0"]), max_size=5).map("/".join)))
 def test_what_is_let_through_stays_below_its_folder(name):
     try:
-        checked = safe_relative_path(name, "gs://b")
+        checked = check_relative_path(name, "gs://b")
     except ValueError as error:
         assert str(error).isprintable() and len(str(error)) < 500
         return

@@ -12,7 +12,7 @@ import pytest
 
 from must.api.stages import call
 from must.base import processes
-from must.base.processes import METHOD, cores, memory_bytes, start_context
+from must.base.processes import METHOD, count_cores, count_memory, start_context
 from tests import zoo
 from tests.common import ROOT, until
 
@@ -108,16 +108,16 @@ def environment() -> dict[str, str]:
 def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch, files, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
     zoo.put(tmp_path, {name: f"{content}\n".encode() for name, content in files.items()})
-    assert cores(tmp_path) == expected
+    assert count_cores(tmp_path) == expected
 
 
 @pytest.mark.parametrize("file", ["memory.max", "memory/memory.limit_in_bytes"])
 def test_a_containers_memory_counts(tmp_path, file):
-    whole = memory_bytes(tmp_path)
+    whole = count_memory(tmp_path)
     zoo.put(tmp_path, {file: b"max\n"})
-    assert memory_bytes(tmp_path) == whole > 10**8
+    assert count_memory(tmp_path) == whole > 10**8
     (tmp_path / file).write_text("3000000\n")
-    assert memory_bytes(tmp_path) == 3_000_000
+    assert count_memory(tmp_path) == 3_000_000
 
 
 @pytest.mark.parametrize(
@@ -127,8 +127,8 @@ def test_a_containers_memory_counts(tmp_path, file):
 def test_more_workers_than_the_machine_holds_are_refused_before_any_starts(
     tmp_path, monkeypatch, count, memory, world, most
 ):
-    monkeypatch.setattr(processes, "cores", lambda: count)
-    monkeypatch.setattr(processes, "memory_bytes", lambda: memory)
+    monkeypatch.setattr(processes, "count_cores", lambda: count)
+    monkeypatch.setattr(processes, "count_memory", lambda: memory)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", world)
     processes.check_processes(most, "--workers")
     with pytest.raises(ValueError, match=rf"--workers 1000000: more than the {most} that this machine has the cores"):

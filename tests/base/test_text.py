@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from must.base.parameters import load
 from must.base.program import exiting
-from must.base.text import BRIEF_LENGTH, cell, encoded, format_csv, join_lines, printable, without_secrets
+from must.base.text import (
+    BRIEF_LENGTH,
+    encode_utf8,
+    escape_cell,
+    format_csv,
+    join_lines,
+    make_printable,
+    remove_secrets,
+)
 from must.config import TrainConfig
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
@@ -19,21 +27,21 @@ HOSTILE = ["\x1b]0;pwned\x07\x1b[2J", "a\nb", "caf\udce9", "\u202egnp.exe", "\x9
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_is_one_line_of_what_can_be_seen(name):
-    shown = printable(f"before {name} after")
+    shown = make_printable(f"before {name} after")
     assert shown.isprintable() and shown.startswith("before ") and shown.endswith(" after") and "?" in shown
     shown.encode()
-    encoded(name).decode()
+    encode_utf8(name).decode()
 
 
 def test_plain_names_of_any_language_stay_as_they_are():
     for name in ("zero", "café 7", "数字", "n/a (old)", "über-groß"):
-        assert printable(name) == name and encoded(name).decode() == name and cell(name) == name
-    assert printable("abcdef", 4) == "abc…" and encoded("caf\udce9").decode() == r"caf\udce9"
+        assert make_printable(name) == name and encode_utf8(name).decode() == name and escape_cell(name) == name
+    assert make_printable("abcdef", 4) == "abc…" and encode_utf8("caf\udce9").decode() == r"caf\udce9"
 
 
 def test_a_file_of_names_cannot_steer_the_terminal_that_shows_it():
     assert join_lines(["\x1b[31mred", "a\nb\x9b31m", "café\x7f"]).decode() == "\\x1b[31mred\na b\\x9b31m\ncafé\\x7f\n"
-    assert cell("\x1b]0;pwned\x07") == r"\x1b]0;pwned\x07" and cell("数字\u3000x") == "数字\u3000x"
+    assert escape_cell("\x1b]0;pwned\x07") == r"\x1b]0;pwned\x07" and escape_cell("数字\u3000x") == "数字\u3000x"
 
 
 FORMULAS = ["=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1"]
@@ -42,7 +50,7 @@ OTHERS = ["'quoted", "''", "plain", "", "a\r=1", "a,b", 'a"b']
 
 @pytest.mark.parametrize("name", [*FORMULAS, *OTHERS])
 def test_no_cell_starts_a_formula_and_every_name_comes_back(name):
-    row = format_csv([[cell(name), "0.5"]]).decode()
+    row = format_csv([[escape_cell(name), "0.5"]]).decode()
     assert row.endswith("0.5\n")
     ((text, number),) = csv.reader(io.StringIO(row, newline=""))
     assert not text.startswith(tuple("=+-@\t\r\n\uff1d")) and number == "0.5"
@@ -103,10 +111,10 @@ WITHOUT_SECRETS = [
     ],
 )
 def test_people_see_an_address_without_its_secrets(text, shown):
-    assert without_secrets(text) == shown == printable(text)
+    assert remove_secrets(text) == shown == make_printable(text)
 
 
 @given(st.text(alphabet="ab:/@?=#.,'\" \n", max_size=60))
 def test_what_has_no_secrets_any_more_stays_as_it_is(text):
-    once = without_secrets(text)
-    assert without_secrets(once) == once
+    once = remove_secrets(text)
+    assert remove_secrets(once) == once

@@ -9,7 +9,7 @@ import yaml
 from must.stages import PODS
 from must_components.train_job import make_manifest
 from must_pipeline.cluster import load_cluster
-from must_pipeline.files import CLUSTER, documents
+from must_pipeline.files import CLUSTER, load_documents
 from tests.common import ROOT
 from tests.components.conftest import nodes
 from tests.components.trainer import admit, build_job
@@ -61,7 +61,7 @@ def of_container(container: dict[str, Any], pod: dict[str, Any]) -> list[str]:
 
 def stage_pods(file):
     """(executor, pod) as the driver of Pipelines 2.17 makes it, as far as the rules look."""
-    spec, platform = documents(compiled_for(file).read_text())
+    spec, platform = load_documents(compiled_for(file).read_text())
     settings = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     for name, executor in spec["deploymentSpec"]["executors"].items():
         own = settings[name]

@@ -10,7 +10,7 @@ from kfp import dsl
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from must.data.format import load_index
-from must_components.run import local_path
+from must_components.run import find_local_path
 from tests import zoo
 
 URIS = ["gs://bucket/a/b", "s3://bucket/a/b", "minio://mlpipeline/v2/a", "/data/gs://odd", "relative/place"]
@@ -58,4 +58,4 @@ def test_a_stage_that_fails_gives_the_pod_its_exit_code_and_leaves_no_output(tmp
 
 @pytest.mark.parametrize("uri", URIS)
 def test_an_artifact_lies_where_kubeflows_launcher_puts_it(uri):
-    assert local_path(uri) == dsl.Artifact(uri=uri).path
+    assert find_local_path(uri) == dsl.Artifact(uri=uri).path

@@ -14,7 +14,7 @@ import yaml
 from must.base.errors import TransientError
 from must.base.program import Ended
 from must.runtime.notes import Facts
-from must.runtime.training import plain
+from must.runtime.training import keep_plain
 from must_components import train_job
 from must_components.cluster import KubernetesApi
 from must_components.train_job import JobLog, Launch, make_manifest
@@ -25,7 +25,7 @@ from must_pipeline.placement import encode_nodes
 from tests.common import ROOT
 from tests.components.conftest import SUMMARY, completes, exit_code, fails, nodes, start_launcher, train
 
-NUMBERS = plain(SUMMARY)  # what Kubeflow takes
+NUMBERS = keep_plain(SUMMARY)  # what Kubeflow takes
 
 
 @pytest.mark.parametrize("name", ["gke", "openshift"])

@@ -10,7 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from must.api.demo import digit_parts, name_image
+from must.api.demo import load_digits, name_image
 from tests.common import ROOT
 
 MADE = ROOT / "build/draw"
@@ -54,13 +54,13 @@ def test_a_drawn_digit_is_named(tmp_path):
         url = f"http://127.0.0.1:{server.server_port}/"
         page.goto(f"{url}index.html")
         expect(page.locator("#said")).to_have_text("Draw a digit.", timeout=120_000)
-        right, images = 0, digit_parts()["test"][:40]
+        right, images = 0, load_digits()["test"][:40]
         for image, label in images:
             page.evaluate(DRAW, [[*image.tobytes()], image.width])
             right += page.inner_text("#said").startswith(label)
         assert right >= 36, f"{right} of {len(images)}"
         right, nearest = 0, page.locator("#nearest > span")
-        for number, (image, label) in enumerate(digit_parts()["unlabeled"][:40]):
+        for number, (image, label) in enumerate(load_digits()["unlabeled"][:40]):
             page.evaluate(GIVE, [[*image.tobytes()], image.width])
             expect(nearest).to_have_count(6)
             assert nearest.first.get_attribute("title") == name_image(number)

@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from must.api.demo import CLASSES, TEMPLATES, asset_folder, digit_parts
+from must.api.demo import CLASSES, TEMPLATES, find_assets, load_digits
 from must.base.parameters import make_record
 from must.config import ClassifierConfig, EvaluateConfig, ShardConfig
 from must.data.augment import normalize
 from must.data.image.preprocess import EvalView
 from must.data.shards.build import shard
-from must.method.model.bundle import Bundle, save_bundle, zero_shot_bundle
+from must.method.model.bundle import Bundle, make_zero_shot_bundle, save_bundle
 from must.method.model.classifier import classifier, load_text_classifier
 from must.method.model.description import BY_TRAINING, Provenance, get_preprocess
 from tests.once import made_once
@@ -54,7 +54,7 @@ def evaluation(digits: Digits, output: Path, **changes: Any) -> EvaluateConfig:
 
 
 def make(root: Path) -> None:
-    parts = digit_parts()
+    parts = load_digits()
     for split, images in (("train", parts["validation"][:150]), ("test", parts["test"][:120])):
         for number, (image, label) in enumerate(images):
             path = root / "images" / split / label / f"{number:04d}.png"
@@ -65,9 +65,9 @@ def make(root: Path) -> None:
     shard(ShardConfig(**sources, output=shards, samples_per_shard=64, workers=1))
     (root / "classes.yaml").write_text(yaml.safe_dump({"classes": list(CLASSES), "templates": list(TEMPLATES)}))
     weights = str(root / "classifier.safetensors")
-    of = {"classes": str(root / "classes.yaml"), "model": str(asset_folder())}
+    of = {"classes": str(root / "classes.yaml"), "model": str(find_assets())}
     classifier(ClassifierConfig(**of, output=weights, device="cpu"))
-    baseline = zero_shot_bundle(load_text_classifier(weights))
+    baseline = make_zero_shot_bundle(load_text_classifier(weights))
     save_bundle(str(root / "zero-shot"), baseline.model, baseline.description)
     tune(baseline, parts["validation"][:150])
     story = {"config": {"epochs": 3, "shards": shards}, "index_sha256": "0" * 64, "summary": {"steps": 30}}

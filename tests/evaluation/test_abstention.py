@@ -8,9 +8,14 @@ import pytest
 
 from must.config import ExportConfig
 from must.deploy.export.export import export
-from must.deploy.onnx_model import OnnxClassifier, threshold
+from must.deploy.onnx_model import OnnxClassifier, choose_threshold
 from must.evaluation.evaluate import evaluate
-from must.method.answers.estimate import abstention, binomial_tail, first_count, upper_bound
+from must.method.answers.estimate import (
+    choose_abstention,
+    choose_first_count,
+    compute_binomial_tail,
+    compute_upper_bound,
+)
 from tests.evaluation.digits import evaluation
 
 
@@ -27,9 +32,9 @@ def true_risk(threshold, worst=0.5):
 
 
 def test_the_bound_is_clopper_and_pearsons():
-    assert upper_bound(0, 59) == pytest.approx(1 - 0.05 ** (1 / 59))
-    assert binomial_tail(3, 50, upper_bound(3, 50)) == pytest.approx(0.05, abs=1e-9)
-    assert upper_bound(5, 5) == 1 and 0.0099 < upper_bound(10_000, 1_000_000) < 0.0102
+    assert compute_upper_bound(0, 59) == pytest.approx(1 - 0.05 ** (1 / 59))
+    assert compute_binomial_tail(3, 50, compute_upper_bound(3, 50)) == pytest.approx(0.05, abs=1e-9)
+    assert compute_upper_bound(5, 5) == 1 and 0.0099 < compute_upper_bound(10_000, 1_000_000) < 0.0102
 
 
 @pytest.mark.slow
@@ -37,7 +42,7 @@ def test_with_labels_the_promise_holds():
     """True risk above the target in about 5% of the draws at most; 300 draws leave room for chance."""
     broken = kept = 0
     for seed in range(300):
-        found = abstention(0.1, *drawn(800, seed))
+        found = choose_abstention(0.1, *drawn(800, seed))
         if found.threshold is not None:
             kept += 1
             broken += true_risk(found.threshold) > 0.1
@@ -45,8 +50,8 @@ def test_with_labels_the_promise_holds():
 
 
 def test_with_labels_more_of_them_name_more():
-    few = [abstention(0.1, *drawn(400, seed)) for seed in range(20)]
-    many = abstention(0.1, *drawn(20_000, 0))
+    few = [choose_abstention(0.1, *drawn(400, seed)) for seed in range(20)]
+    many = choose_abstention(0.1, *drawn(20_000, 0))
     assert np.mean([found.coverage or 0 for found in few]) < many.coverage and many.by == "labels"
     assert many.risk <= many.bound <= many.target == 0.1
     assert true_risk(many.threshold) == pytest.approx(0.1, abs=0.02)
@@ -54,13 +59,13 @@ def test_with_labels_more_of_them_name_more():
 
 def test_with_too_few_labels_or_a_bad_model_nothing_is_promised():
     for confidence, correct in (drawn(40, 0), drawn(2000, 0, worst=4)):
-        found = abstention(0.05, confidence, correct)
+        found = choose_abstention(0.05, confidence, correct)
         assert found.threshold is None and found.reason
-    assert first_count(10_000, 0.05) == 3 * 59 and first_count(100, 0.05) == 59
+    assert choose_first_count(10_000, 0.05) == 3 * 59 and choose_first_count(100, 0.05) == 59
 
 
 def test_without_labels_there_is_no_threshold():
-    found = abstention(0.1, np.zeros(0), np.zeros(0, bool))
+    found = choose_abstention(0.1, np.zeros(0), np.zeros(0, bool))
     assert found.by == "none" and found.threshold is None and "needs labels" in found.reason
 
 
@@ -70,7 +75,7 @@ def test_the_same_images_get_a_class_on_other_hardware():
     for gap in (1e-5, 1e-3):
         confidence = (0.9 - gap * generator.permutation(200)).astype(np.float32)
         for worst in (0.9 - 200 * gap, 0.9 - 150 * gap):  # all get a class, and three quarters of them
-            found = abstention(0.05, confidence, confidence > worst)
+            found = choose_abstention(0.05, confidence, confidence > worst)
             named = confidence >= found.threshold
             assert named.mean() == found.coverage and named.all() == (worst < confidence.min())
             for changed in (confidence - 3e-6, confidence + 3e-6):
@@ -89,6 +94,6 @@ def test_from_evaluation_to_the_onnx_file(digits, tmp_path):
     assert "None of these" in page and f"{found['threshold']:.6g}" in page
     export(ExportConfig(model=digits.adapted, output=str(tmp_path / "onnx"), metrics=str(folder / "metrics.json")))
     model = OnnxClassifier(tmp_path / "onnx/model.onnx")
-    assert threshold(-1, model, "it") == found["threshold"] and threshold(0.3, model, "it") == 0.3
+    assert choose_threshold(-1, model, "it") == found["threshold"] and choose_threshold(0.3, model, "it") == 0.3
     assert json.loads(model.metadata["abstention"])["by"] == "labels"
     assert f"{found['threshold']:.6g}" in (tmp_path / "onnx/MODEL_CARD.md").read_text()

@@ -20,7 +20,7 @@ from must.data.reader import ShardReader
 from must.data.shards.build import shard
 from must.evaluation.evaluate import evaluate
 from must.evaluation.gate import gate
-from must.evaluation.result import parse_metrics, text_table
+from must.evaluation.result import make_text_table, parse_metrics
 from must.method.answers.answers_file import append
 from must.method.answers.population import record_population, shorten
 from must.method.memory.refine import refine
@@ -67,7 +67,7 @@ def test_the_numbers_fit_together(evaluated):
 
 
 def test_table_is_aligned_and_has_every_class(evaluated):
-    lines = text_table(parse_metrics(evaluated[0])).splitlines()
+    lines = make_text_table(parse_metrics(evaluated[0])).splitlines()
     assert all(any(line.startswith(name) for line in lines) for name in CLASSES)
     table = [line for line in lines if not line.startswith(("abstention", "check"))]
     places = {line.index("%") for line in table if "%" in line}
@@ -283,7 +283,7 @@ def test_a_folder_that_refine_did_not_write_is_refused(digits, refined, tmp_path
 
 
 def test_a_report_that_cannot_be_drawn_does_not_take_the_numbers_with_it(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("must.evaluation.report.class_chart", lambda metrics: 1 / 0)
+    monkeypatch.setattr("must.evaluation.report.draw_classes", lambda metrics: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(evaluation(digits, tmp_path))
     assert {file.name for file in tmp_path.iterdir()} == {"metrics.json", "predictions.csv"}

@@ -12,7 +12,7 @@ from must.config import ShardConfig
 from must.data.format import verify
 from must.data.shards.build import shard, show_index
 from must.evaluation.evaluate import evaluate
-from must.evaluation.result import text_table
+from must.evaluation.result import make_text_table
 from tests.evaluation.digits import evaluation
 
 NAMES = [
@@ -58,6 +58,6 @@ def test_everything_is_written_and_is_utf_8(results):
 def test_nothing_on_the_terminal_is_raw(hostile, results, capfd):
     show_index(hostile)
     verify(hostile)
-    print(text_table(results[0]))
+    print(make_text_table(results[0]))
     for line in capfd.readouterr().out.splitlines():
         assert line.isprintable(), line

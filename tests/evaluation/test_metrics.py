@@ -13,7 +13,7 @@ from tests.evaluation.measured import scores_of
 def results_of(probability, labels):
     labels = np.asarray(labels)
     scores = scores_of(np.log(probability), labels)
-    return metrics.labelled_results(scores, labels, labels != NO_LABEL, probability.shape[1])
+    return metrics.select_labelled(scores, labels, labels != NO_LABEL, probability.shape[1])
 
 
 def random_task(images=400, classes=12, seed=0):
@@ -27,7 +27,7 @@ def random_task(images=400, classes=12, seed=0):
 
 def test_by_hand():
     probability = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5]])
-    values = metrics.scalar_metrics(results_of(probability, [0, 1, 2, 2]))
+    values = metrics.compute_scalar_metrics(results_of(probability, [0, 1, 2, 2]))
     assert (values["top1"], values["top5"]) == (0.75, 1.0)  # of three classes, all are among the five best
     assert values["mean_per_class"] == pytest.approx((1 + 1 + 0.5) / 3)
     assert values["nll"] == pytest.approx(-sum(map(math.log, (0.7, 0.6, 0.2, 0.5))) / 4, abs=1e-6)
@@ -41,15 +41,15 @@ def test_against_scikit_learn():
 
     probability, labels = random_task()
     results = results_of(probability, labels)
-    values = metrics.scalar_metrics(results)
+    values = metrics.compute_scalar_metrics(results)
     assert values["top1"] == pytest.approx(sk.accuracy_score(labels, probability.argmax(1)))
     assert values["top5"] == pytest.approx(sk.top_k_accuracy_score(labels, probability, k=5))
     assert values["mean_per_class"] == pytest.approx(sk.balanced_accuracy_score(labels, probability.argmax(1)))
     assert values["nll"] == pytest.approx(sk.log_loss(labels, probability), rel=1e-5)
-    matrix = metrics.confusion_matrix(labels, probability.argmax(1), 12)
+    matrix = metrics.count_confusions(labels, probability.argmax(1), 12)
     assert (matrix == sk.confusion_matrix(labels, probability.argmax(1))).all()
     precision, recall, f1, support = sk.precision_recall_fscore_support(labels, probability.argmax(1))
-    rows = metrics.per_class(results)
+    rows = metrics.measure_classes(results)
     for name, expected in (("precision", precision), ("recall", recall), ("f1", f1), ("support", support)):
         assert [row[name] for row in rows] == pytest.approx(expected)
 
@@ -57,30 +57,38 @@ def test_against_scikit_learn():
 def test_weights_mean_repeated_images():
     probability, labels = random_task(images=60)
     counts = np.random.default_rng(1).integers(0, 4, 60)
-    repeated = metrics.scalar_metrics(results_of(np.repeat(probability, counts, axis=0), np.repeat(labels, counts)))
-    weighted = metrics.scalar_metrics(results_of(probability, labels), counts.astype(float))
+    repeated = metrics.compute_scalar_metrics(
+        results_of(np.repeat(probability, counts, axis=0), np.repeat(labels, counts))
+    )
+    weighted = metrics.compute_scalar_metrics(results_of(probability, labels), counts.astype(float))
     assert weighted == pytest.approx(repeated)
 
 
 def test_calibration_error_of_a_calibrated_and_an_overconfident_model():
     generator = np.random.default_rng(0)
     confidence = generator.uniform(0.2, 1, 200_000)
-    assert metrics.calibration_error(confidence, generator.uniform(size=200_000) < confidence, np.ones(200_000)) < 0.01
-    assert metrics.calibration_error(np.full(100, 0.9), np.arange(100) < 60, np.ones(100)) == pytest.approx(0.3)
+    assert (
+        metrics.compute_calibration_error(confidence, generator.uniform(size=200_000) < confidence, np.ones(200_000))
+        < 0.01
+    )
+    assert metrics.compute_calibration_error(np.full(100, 0.9), np.arange(100) < 60, np.ones(100)) == pytest.approx(0.3)
 
 
 def test_a_class_without_images_has_no_recall_and_does_not_count():
     probability = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1]])
     results = results_of(probability, [0, 1])
-    assert metrics.scalar_metrics(results)["mean_per_class"] == 0.5
-    rows = metrics.per_class(results)
+    assert metrics.compute_scalar_metrics(results)["mean_per_class"] == 0.5
+    rows = metrics.measure_classes(results)
     assert rows[2] == {"support": 0, "predicted": 0, "recall": None, "precision": None, "f1": None}
     assert rows[1]["precision"] is None and rows[1]["f1"] == 0
 
 
 def test_confused_pairs_come_by_frequency_and_without_the_diagonal():
     matrix = np.array([[9, 2, 0], [5, 9, 0], [1, 0, 9]])
-    assert metrics.confused_pairs(matrix, 2) == [(1, 0, 5), (0, 1, 2)] and len(metrics.confused_pairs(matrix, 50)) == 3
+    assert (
+        metrics.list_confused_pairs(matrix, 2) == [(1, 0, 5), (0, 1, 2)]
+        and len(metrics.list_confused_pairs(matrix, 50)) == 3
+    )
 
 
 @pytest.mark.parametrize(("fixed", "broken"), [(0, 0), (5, 5), (2, 10), (600, 520)])
@@ -88,16 +96,16 @@ def test_mcnemar_is_the_exact_binomial_test(fixed, broken):
     from scipy.stats import binomtest  # takes a second, which other processes need not wait for
 
     expected = binomtest(fixed, fixed + broken).pvalue if fixed + broken else 1.0
-    assert metrics.mcnemar(fixed, broken) == pytest.approx(expected, rel=1e-9)
+    assert metrics.test_mcnemar(fixed, broken) == pytest.approx(expected, rel=1e-9)
 
 
 def test_bootstrap_interval_is_the_normal_one_for_an_accuracy_and_always_the_same():
     results = results_of(*random_task(images=1000))
     accuracy = results.correct.mean()
     half = 1.96 * np.sqrt(accuracy * (1 - accuracy) / 1000)
-    low, high = metrics.interval(metrics.bootstrap([results])["top1"][:, 0])
+    low, high = metrics.find_interval(metrics.resample_metrics([results])["top1"][:, 0])
     assert (low, high) == pytest.approx((accuracy - half, accuracy + half), abs=0.005)
-    first, again = (metrics.bootstrap([results], replicates=20)["nll"] for _ in range(2))
+    first, again = (metrics.resample_metrics([results], replicates=20)["nll"] for _ in range(2))
     assert (first == again).all()
 
 
@@ -108,12 +116,12 @@ def test_differences_are_paired():
     wrong = np.flatnonzero(probability.argmax(1) != labels)[:10]
     better[wrong] = np.eye(12)[labels[wrong]] * 0.9 + 0.1 / 12
     old, new = results_of(probability, labels), results_of(better, labels)
-    top1 = metrics.bootstrap([new, old])["top1"]
-    low, high = metrics.interval(top1[:, 0] - top1[:, 1])
+    top1 = metrics.resample_metrics([new, old])["top1"]
+    low, high = metrics.find_interval(top1[:, 0] - top1[:, 1])
     assert 0 < low < 10 / 500 < high
-    alone = metrics.interval(top1[:, 1])
+    alone = metrics.find_interval(top1[:, 1])
     assert high - low < 0.5 * (alone[1] - alone[0])
-    found = metrics.paired(old, new)
+    found = metrics.compare_paired(old, new)
     assert (found.fixed, found.broken, found.both_right) == (10, 0, int(old.correct.sum()))
     assert found.both_wrong == 500 - int(new.correct.sum()) and found.mcnemar_p == pytest.approx(2 * 0.5**10)
 

@@ -11,9 +11,9 @@ import pytest
 
 from must.config import EvaluateConfig
 from must.evaluation.figures import lay_out
-from must.evaluation.gate import verdict
+from must.evaluation.gate import state_verdict
 from must.evaluation.metrics import MATRIX_LIMIT, Samples, measure
-from must.evaluation.report import command_line, list_worse, next_steps, render_report, training_log
+from must.evaluation.report import command_line, list_next_steps, list_worse, read_training_log, render_report
 from must.evaluation.result import Data, ModelRecord
 from must.method.answers.estimate import AccuracyEstimate
 from must.method.model.bundle import load_bundle, save_bundle
@@ -146,7 +146,7 @@ def test_a_thousand_classes_are_still_under_two_megabytes(digits):
 @pytest.mark.parametrize("quality, tone", [(3.0, "good"), (1.0, "open"), (0.0, "bad")])
 def test_the_verdict_says_no_more_than_the_interval(quality, tone):
     metrics = measured(list("abcdefghij"), after_quality=quality)
-    found = verdict(metrics)
+    found = state_verdict(metrics)
     before, after = (round(100 * model.top1) for model in (metrics.baseline, metrics.adapted))
     assert found.tone == tone and f"{after} of 100 are right, before it was {before}" in found.plain
     if tone == "bad":
@@ -158,12 +158,12 @@ def test_the_verdict_says_no_more_than_the_interval(quality, tone):
 def test_zero_shot_that_was_kept_is_said_to_be_the_same_and_not_unclear(labelled):
     samples, _, before = synthetic(list("abcdefghij"), labelled=labelled)
     metrics = measure(samples, before, before, None, list("abcdefghij"))
-    found = verdict(metrics)
+    found = state_verdict(metrics)
     assert (found.tone, found.headline) == ("open", "The same as zero-shot") and "keep their class" in found.text
     start = "The predictions have not changed: the model gives every image the class of zero-shot."
     assert found.plain.startswith(start) and "refined" not in found.plain
     assert "What helps: better class names" in found.plain
-    plain = verdict(replace(metrics, refined={"images": 1097, "changed": 99})).plain
+    plain = state_verdict(replace(metrics, refined={"images": 1097, "changed": 99})).plain
     assert "Of the 1,097 refined labels, 99 differ from zero-shot." in plain
 
 
@@ -171,9 +171,9 @@ def test_collapse_is_named_without_labels():
     samples, _, before = synthetic(list("abcd"), labelled=False)
     collapsed = scores_of(np.tile([9.0, 0, 0, 0], (400, 1)), samples.labels)
     metrics = measure(samples, collapsed, before, None, list("abcd"))
-    found = verdict(checked(metrics, 400, ["the model predicts few of the classes"]))
+    found = state_verdict(checked(metrics, 400, ["the model predicts few of the classes"]))
     assert (found.tone, found.plain) == ("bad", "Do not use it: the model predicts few of the classes.")
-    found = verdict(checked(metrics, 400, []))
+    found = state_verdict(checked(metrics, 400, []))
     assert found.tone == "open" and "times as often, for over 20% of the images: a." in found.text, "a fact, no warning"
     assert "Do not use" not in found.plain and found.plain.startswith("The model did not collapse")
 
@@ -189,21 +189,21 @@ def test_the_headline_is_of_the_answers_where_there_are_no_labels():
         before[:fixed], after[80 - broken : 80] = False, False
         selection = {"measured": asdict(AccuracyEstimate.from_correct(before, before, with_answers=after))}
         answered = replace(metrics, model=ModelRecord(provenance={"selection": selection}))
-        found = verdict(answered)
+        found = state_verdict(answered)
         assert (found.tone, found.headline) == (tone, headline) and "128 answers: zero-shot" in found.text
-        found = verdict(checked(answered, 400, []))
+        found = state_verdict(checked(answered, 400, []))
         right = (
             f"By 128 answers, the model is right about {round((80 - broken) / 1.28)} of 100 images, zero-shot about "
         )
         assert found.plain.startswith(right)
         assert found.headline.startswith(("Better", "Worse", "Not decided yet")) and "unknown" not in found.text
     config = EvaluateConfig(model="m", baseline="b.safetensors", shards="s", output="o")
-    assert next_steps(config, answered, "open")[0][0] == "Measure it by more answers:"
+    assert list_next_steps(config, answered, "open")[0][0] == "Measure it by more answers:"
     for wrong, headline in ((0, "Not decided yet, by 12 answers"), (6, "Better than zero-shot, by 12 answers")):
         few = AccuracyEstimate.from_correct(np.arange(12) >= wrong, np.ones(12, bool))  # as the page of `must review`
         few = few.with_labels(np.arange(12) > 0, own=20, others=20)
         selection = {"selection": {"measured": asdict(few)}}
-        found = verdict(checked(replace(metrics, model=ModelRecord(provenance=selection)), 400, []))
+        found = state_verdict(checked(replace(metrics, model=ModelRecord(provenance=selection)), 400, []))
         assert (found.headline, few.better) == (headline, True if wrong else None)
         assert (
             "the model is right about 12 of 12 images" in found.plain and "of the labels, 96 of 100 are" in found.plain
@@ -212,10 +212,12 @@ def test_the_headline_is_of_the_answers_where_there_are_no_labels():
 
 def test_of_fewer_than_100_images_the_number_is_told():
     metrics = measured(list("abcde"), images=18)
-    assert verdict(metrics).plain.startswith(f"{round(18 * metrics.adapted.top1)} of 18 are right, before it was ")
+    assert state_verdict(metrics).plain.startswith(
+        f"{round(18 * metrics.adapted.top1)} of 18 are right, before it was "
+    )
     metrics = measured(list("abcde"), images=18, labelled=False)
     changed = round(18 * (1 - metrics.label_free.compared.agreement))
-    found = verdict(checked(metrics, 18, []))
+    found = state_verdict(checked(metrics, 18, []))
     assert (
         f"The model gives {changed} of 18 images another class than zero-shot, and" in found.plain
         and "too few to see any harm" in found.plain
@@ -226,10 +228,10 @@ def test_of_fewer_than_100_images_the_number_is_told():
 def test_less_of_the_training_is_advised_where_there_was_one(digits):
     config = evaluation(digits, "out")
     metrics = measured(list("abcde"))
-    assert [line.split()[1] for _, line in next_steps(config, metrics, "bad")] == ["review"]
+    assert [line.split()[1] for _, line in list_next_steps(config, metrics, "bad")] == ["review"]
     trained = replace(metrics, model=ModelRecord(provenance={"config": {"epochs": 1}}))
-    assert [line.split()[1] for _, line in next_steps(config, trained, "bad")] == ["refine", "review"]
-    assert [line.split()[1] for _, line in next_steps(config, trained, "good")] == ["predict", "export", "review"]
+    assert [line.split()[1] for _, line in list_next_steps(config, trained, "bad")] == ["refine", "review"]
+    assert [line.split()[1] for _, line in list_next_steps(config, trained, "good")] == ["predict", "export", "review"]
 
 
 def test_probabilities_that_became_less_reliable_are_said():
@@ -260,9 +262,9 @@ def test_the_command_to_reproduce_can_be_pasted():
 
 
 def test_lines_of_the_log_that_are_no_lines_are_left_out(tmp_path):
-    assert training_log(str(tmp_path)) == [], "no log"
+    assert read_training_log(str(tmp_path)) == [], "no log"
     lines = [{"step": step, "stability": 0.5, "agreement": 0.7} for step in range(9, 100, 10)]
     others = [[1], "text", {"stability": 0.1}, {"step": 10**400}]
     text = "\n".join(json.dumps(line) for line in [*others, *lines])
     (tmp_path / "train_log.jsonl").write_text(text + '\n{"step": 19, "stab')
-    assert training_log(str(tmp_path)) == lines
+    assert read_training_log(str(tmp_path)) == lines

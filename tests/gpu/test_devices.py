@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from must.api.cli import build_parser
-from must.api.demo import asset_folder
+from must.api.demo import find_assets
 from must.api.stages import configure
 from tests.common import ROOT, printed, read_csv
 from tests.gpu import test_gpu as gpu
@@ -42,7 +42,7 @@ def test_the_pretended_gpu_refuses_what_cuda_refuses():
 def test_every_command_keeps_to_one_device_on_a_gpu(digits, tmp_path):
     work, corrections, model = str(tmp_path / "work"), tmp_path / "corrections.csv", str(tmp_path / "model")
     photos, classes = str(digits.images), str(digits.images.parent / "classes.yaml")
-    adapt = ["adapt", photos, "--classes", classes, "--model", str(asset_folder()), "--output", work, "--train", "no"]
+    adapt = ["adapt", photos, "--classes", classes, "--model", str(find_assets()), "--output", work, "--train", "no"]
     data = ["--shards", digits.shards, "--classifier", digits.classifier]
     settings = ["--preset", "digits", "--epochs", "1", "--accumulate", "2", "--pseudo-labels", "propagated"]
     pretend = [sys.executable, "-m", "tests.gpu.pretend"]

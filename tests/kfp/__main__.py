@@ -24,7 +24,7 @@ import kubernetes.stream
 
 from must.api.stages import call
 from must.base import storage
-from must.base.storage import listed
+from must.base.storage import list_names
 from must.runtime.notes import read_notes
 from must.runtime.summary import determine_outcome
 from must_pipeline import schedule, submit
@@ -225,7 +225,7 @@ class Check:
                 made.mkdir(parents=True, exist_ok=True)
                 made.chmod(0o2777)
         call("demo", output=(demo := str(self.folder / "demo")))
-        names = sorted(listed(demo))
+        names = sorted(list_names(demo))
         images = [name for name in names if name.endswith(".png")]
         for name in {*names} - {*images} | {*images[::3]}:
             storage.upload(Path(demo, name), storage.join(self.place, "demo", name))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from must.method import distributed
-from must.method.distributed import MOST_LOADERS, division, loader_processes, multiplies_bf16, pick_device
+from must.method.distributed import MOST_LOADERS, can_multiply_bf16, count_loader_processes, divide_cores, pick_device
 from must.method.train.checkpoint import TrainProgress
 from must.method.train.trainer import Trainer
 from tests.method.train.lives import training
@@ -23,19 +23,19 @@ config = partial(training, epochs=1, batch_size=25, seed=1, log_every=2)
 )  # fmt: skip
 def test_threads_and_loaders_follow_the_cores_and_the_model(monkeypatch, cores, processes, small, large, on_gpu):
     """(threads, loaders) of one of so many processes, with the bundled tiny ViT and with ViT-B/16, on a CPU."""
-    monkeypatch.setattr(distributed, "cores", lambda: cores)
-    monkeypatch.setattr(distributed, "multiplies_bf16", lambda: True)
+    monkeypatch.setattr(distributed, "count_cores", lambda: cores)
+    monkeypatch.setattr(distributed, "can_multiply_bf16", lambda: True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-    assert division(1e8) == (*small, "fp32")
-    assert division(1.4e11) == (*large, "bf16")
-    assert loader_processes() == on_gpu
+    assert divide_cores(1e8) == (*small, "fp32")
+    assert divide_cores(1.4e11) == (*large, "bf16")
+    assert count_loader_processes() == on_gpu
 
 
 def test_the_processor_says_whether_it_multiplies_bf16(tmp_path):
     for flags, expected in (("avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_bf16 amx_tile", True)):
         (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse\nbugs\t\t:\n")
-        assert multiplies_bf16(tmp_path / "cpuinfo") == expected
-    assert not multiplies_bf16(tmp_path / "none")
+        assert can_multiply_bf16(tmp_path / "cpuinfo") == expected
+    assert not can_multiply_bf16(tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_the_processor_says_whether_it_multiplies_bf16(tmp_path):
 )  # fmt: skip
 def test_a_run_that_goes_on_keeps_threads_and_precision(digits, tmp_path, monkeypatch, progress, threads, precision):
     """Those of its checkpoint, but never more threads than cores."""
-    monkeypatch.setattr(distributed, "cores", lambda: 4)
+    monkeypatch.setattr(distributed, "count_cores", lambda: 4)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     trainer = Trainer(config(digits, tmp_path), ALONE)
     trainer.state.progress = TrainProgress(**progress)
@@ -56,14 +56,14 @@ def test_a_run_that_goes_on_keeps_threads_and_precision(digits, tmp_path, monkey
 
 
 def test_loaders_leave_half_of_the_shared_memory(monkeypatch, tmp_path):
-    monkeypatch.setattr(distributed, "cores", lambda: 12)
+    monkeypatch.setattr(distributed, "count_cores", lambda: 12)
     free = shutil.disk_usage(tmp_path).free
-    assert loader_processes(free // 9, tmp_path) == 4
-    assert loader_processes(2 * free, tmp_path) == 1
+    assert count_loader_processes(free // 9, tmp_path) == 4
+    assert count_loader_processes(2 * free, tmp_path) == 1
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert loader_processes(free // 9, tmp_path) == 2
+    assert count_loader_processes(free // 9, tmp_path) == 2
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    assert loader_processes(1000, tmp_path) == loader_processes(free, tmp_path / "none") == 11
+    assert count_loader_processes(1000, tmp_path) == count_loader_processes(free, tmp_path / "none") == 11
 
 
 def test_the_device_is_cuda_then_mps_then_the_cpu(monkeypatch):

@@ -10,7 +10,7 @@ from typing import Any
 from must_pipeline.cluster import ClusterConfig, load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.dag import make_pipeline
-from must_pipeline.files import documents
+from must_pipeline.files import load_documents
 from tests.once import made_once
 
 
@@ -32,7 +32,7 @@ class Compiled:
     """A compiled pipeline: the containers, tasks and Kubernetes settings of a stage."""
 
     def __init__(self, file):
-        self.spec, platform = documents(file.read_text())
+        self.spec, platform = load_documents(file.read_text())
         self.platform = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
         parts = [self.spec["root"], *self.spec["components"].values()]
         self.groups = [part["dag"]["tasks"] for part in parts if "dag" in part]

@@ -12,7 +12,7 @@ from email.policy import HTTP
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from must_pipeline.files import documents
+from must_pipeline.files import load_documents
 from tests.local_server import Answer, LocalServer
 
 PAGE = 2
@@ -123,7 +123,7 @@ class KfpServer:
         assert query["name"] not in [v["name"] for v in self.stored["versions"].values()], "the server answers 409"
         self.uploads.append(data)
         names = {"pipeline_id": query["pipelineid"], "name": query["name"], "display_name": query["name"]}
-        return 200, self.add("versions", {**names, "pipeline_spec": documents(data)[0]})
+        return 200, self.add("versions", {**names, "pipeline_spec": load_documents(data)[0]})
 
     def listing(self, parts, query, who):
         kind, space = parts[-1], query.get("namespace", "")

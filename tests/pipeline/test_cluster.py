@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from must.stages import PODS
-from must_pipeline.cluster import ClusterConfig, load_cluster, spot_warning
+from must_pipeline.cluster import ClusterConfig, load_cluster, warn_of_spot
 from must_pipeline.files import CLUSTER
 from must_pipeline.placement import encode_nodes
 from tests.common import one_line
@@ -232,7 +232,7 @@ def test_what_only_looks_wrong_is_taken(tmp_path, text):
 def test_training_in_a_pod_on_spot_nodes_is_warned_of_and_a_trainjob_is_not(tmp_path, pool):
     def said(**more):
         (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"gpu": {"count": 1, **pool}, **more}))
-        return spot_warning(load_cluster(tmp_path / "cluster.yaml"))
+        return warn_of_spot(load_cluster(tmp_path / "cluster.yaml"))
 
     assert "Set retries.policy: Always (Pipelines 2.18) or training.as: trainjob" in said()
     assert not said(retries={"policy": "Always"}) and not said(training={"as": "trainjob"})

@@ -21,7 +21,7 @@ from must_pipeline.cli import main as must_pipeline
 from must_pipeline.cluster import load_cluster
 from must_pipeline.compile import compile_pipeline
 from must_pipeline.dag import make_label_pipeline
-from must_pipeline.files import CLUSTER, COMPILED, LABELLING, documents
+from must_pipeline.files import CLUSTER, COMPILED, LABELLING, load_documents
 from must_pipeline.run_local import StageOutput, run_local
 from tests.common import ended, until
 from tests.pipeline.compiled import OF_LABELLING, Compiled, compile_apart, compiled_for, longest_path
@@ -41,8 +41,12 @@ def test_the_committed_pipeline_is_current_and_compiles_byte_for_byte_the_same(t
     compile_apart(load_cluster(CLUSTER), tmp_path / "again.yaml")
     assert (tmp_path / "again.yaml").read_bytes() == compiled_for(CLUSTER).read_bytes()
     compile_apart(load_cluster(CLUSTER), tmp_path / "label.yaml", make_label_pipeline)
-    assert documents(LABELLING.read_text()) == documents((tmp_path / "label.yaml").read_text()), "run `make compile`"
-    assert documents(COMPILED.read_text()) == documents(compiled_for(CLUSTER).read_text()), "run `make compile`"
+    assert load_documents(LABELLING.read_text()) == load_documents((tmp_path / "label.yaml").read_text()), (
+        "run `make compile`"
+    )
+    assert load_documents(COMPILED.read_text()) == load_documents(compiled_for(CLUSTER).read_text()), (
+        "run `make compile`"
+    )
 
 
 def test_the_stages_of_the_table_are_the_pipelines_and_each_names_its_components_image(compiled):

@@ -11,7 +11,7 @@ import yaml
 
 from must.base.storage import store
 from must.runtime.notes import Facts, Failure, Note, write_note
-from must_components.cluster import failures, is_refused, parse_exit_code
+from must_components.cluster import is_refused, list_failures, parse_exit_code
 from must_pipeline import submit
 from tests.local_server import Answer, serving
 from tests.pipeline.conftest import PARAMETERS, kubeconfig
@@ -246,7 +246,7 @@ def test_of_a_stage_that_failed_the_end_names_it_and_why(server, waiting, cluste
 
 def test_what_argo_recorded_names_the_stage_and_the_reason():
     recorded = json.loads((Path(__file__).parent / "recorded" / "argo.json").read_text())
-    said = [failures({"status": {"nodes": {str(n): node for n, node in enumerate(case["nodes"])}}})
+    said = [list_failures({"status": {"nodes": {str(n): node for n, node in enumerate(case["nodes"])}}})
             for case in recorded["cases"]]  # fmt: skip
     assert {"train": ["pod deleted"]} in said and {"inputs": ["main: Error (exit code 1)"]} in said
     assert all(set(one) in ({"train"}, {"inputs"}) for one in said)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from must.api.demo import digit_parts, name_image
+from must.api.demo import load_digits, name_image
 from tests.common import ROOT, printed
 
 pytestmark = pytest.mark.slow
@@ -132,7 +132,7 @@ def test_example_files_for_a_cluster_are_copied_once(environment, tmp_path):
 
 def test_quickstart_is_answered_until_the_set_is_finished(environment, tmp_path):
     """With the true classes, as the page sends them; then Ctrl-C."""
-    truth = {name_image(number): label for number, (_, label) in enumerate(digit_parts()["unlabeled"])}
+    truth = {name_image(number): label for number, (_, label) in enumerate(load_digits()["unlabeled"])}
     place = {"cwd": tmp_path, "env": variables(environment), "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([environment / "bin" / "must", "quickstart"], **place) as program:
         try:

@@ -12,8 +12,8 @@ from must.method.model.classifier import TextClassifier, read_header, save_class
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.runtime import stages
 from must.runtime.notes import Facts
-from must.runtime.stages import figures
-from must.runtime.training import plain
+from must.runtime.stages import list_figures
+from must.runtime.training import keep_plain
 from tests.evaluation.measured import MEASURED
 
 
@@ -75,5 +75,5 @@ def test_what_is_gone_or_damaged_is_made_again(made, tmp_path, file, damage):
 def test_metadata_has_nothing_that_kubeflow_refuses():
     """Its converter fails a stage after its work for null, and JSON has no NaN."""
     facts = {"a": None, "b": float("nan"), "c": float("inf"), "d": 0, "e": "", "f": 0.5, "g": False}
-    assert plain(facts) == {"d": 0, "e": "", "f": 0.5, "g": False}
-    assert figures(replace(MEASURED, baseline=None))["accuracy"] == 0.9
+    assert keep_plain(facts) == {"d": 0, "e": "", "f": 0.5, "g": False}
+    assert list_figures(replace(MEASURED, baseline=None))["accuracy"] == 0.9

@@ -18,7 +18,7 @@ from must.method.model.classifier import TextClassifier, save_classifier
 from must.runtime.check import check_inputs, check_run
 from must.runtime.notes import Facts
 from must.runtime.stages import champion
-from must.runtime.training import job_values
+from must.runtime.training import make_job_values
 from tests.common import one_line
 from tests.zoo import put
 
@@ -152,5 +152,5 @@ def test_a_model_that_no_onnx_file_can_hold(tmp_path):
 
 def test_settings_may_be_written_as_flags(digits, tmp_path):
     given = {"index_sha256": "", "classifier": digits.classifier, "preset": "", "epochs": 0}
-    _, values = job_values(str(tmp_path), **given, settings={"batch-size": 64})
+    _, values = make_job_values(str(tmp_path), **given, settings={"batch-size": 64})
     assert values["batch_size"] == 64

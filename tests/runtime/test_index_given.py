@@ -11,7 +11,7 @@ from must.data.format import load_index
 from must.evaluation.result import Data, write_metrics
 from must.runtime import stages
 from must.runtime.notes import Facts
-from must.runtime.training import job_values
+from must.runtime.training import make_job_values
 from tests.evaluation.measured import MEASURED
 
 EARLIER = "e" * 64  # what the index was when the run began
@@ -37,7 +37,7 @@ def test_the_pipelines_stages_pass_on_the_index_they_were_given(digits, tmp_path
     work = tmp_path / "work"
     shutil.copytree(digits.shards, work / "shards")
     given = {"index_sha256": EARLIER, "classifier": digits.classifier}
-    _, values = job_values(str(work), **given, preset="digits", settings={}, epochs=1)
+    _, values = make_job_values(str(work), **given, preset="digits", settings={}, epochs=1)
     assert EARLIER in refused(call, "train", **values, classifier=digits.classifier, output=str(tmp_path / "m"))
     places = {"details": str(tmp_path / "details"), "report": str(tmp_path / "report.html")}
     places |= {"bundle": digits.adapted, "split": "test"}

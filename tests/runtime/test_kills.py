@@ -21,8 +21,8 @@ KEPT = {name: value for name, value in SETTINGS.items() if name not in ("preset"
 def start(digits, work, output):
     values = {"classifier": str(digits.classifier), "bundle": str(output), "preset": "digits", "settings": KEPT}
     values |= {"index_sha256": load_index(str(digits.shards)).sha256, "epochs": SETTINGS["epochs"], "processes": "2"}
-    code = "from must.runtime.supervise import supervised; "
-    code += f"supervised('train', 'must.runtime.training:train', 'r', {str(work)!r}, **{values!r})"
+    code = "from must.runtime.supervise import run_supervised; "
+    code += f"run_supervised('train', 'must.runtime.training:train', 'r', {str(work)!r}, **{values!r})"
     environment = os.environ | {"MUST_RETRIES": "9,0,1", "OMP_NUM_THREADS": "1"}
     with (work / "log").open("ab") as log:
         return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=log, stderr=log)

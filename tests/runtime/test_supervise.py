@@ -12,9 +12,9 @@ from PIL import Image
 from must.base.processes import is_running
 from must.data.shards.workdir import SHARDS_LOCK
 from must.runtime import supervise
-from must.runtime.notes import part_name, read_notes
+from must.runtime.notes import make_part_name, read_notes
 from must.runtime.summary import summarize
-from must.runtime.supervise import LONGEST_WAIT, Policy, run_stage, supervised
+from must.runtime.supervise import LONGEST_WAIT, Policy, run_stage, run_supervised
 from must.stages import COMPONENTS, LIBRARY, Pod
 from tests.base.test_lock import hold
 from tests.common import ROOT, until
@@ -28,7 +28,7 @@ def retries(monkeypatch):
 
 
 def run(work, how, times):
-    return supervised("train", "tests.supervised:unlucky", "7", str(work), how=how, times=times)
+    return run_supervised("train", "tests.supervised:unlucky", "7", str(work), how=how, times=times)
 
 
 @pytest.mark.parametrize("how, code", [("killed", 137), ("store", 75), ("bug", 1)])
@@ -96,7 +96,7 @@ def test_output_is_passed_on_its_end_is_kept_and_no_process_holds_a_stage_up(tmp
     retries("")
     monkeypatch.setattr(supervise, "DRAIN_TIMEOUT", 1.0)
     os.mkfifo(tmp_path / "fifo")
-    supervised("train", "tests.supervised:chatty", "7", str(tmp_path))
+    run_supervised("train", "tests.supervised:chatty", "7", str(tmp_path))
     shown = capfd.readouterr()
     assert (shown.out, shown.err) == ("one\na\rb\nthree\n", "two\n")
     (note,) = read_notes(str(tmp_path), "7")
@@ -127,8 +127,8 @@ def test_pauses_grow_to_an_hour():
 
 def start(work, function, **values):
     """A supervisor that is a process of its own."""
-    code = "from must.runtime import supervise; supervise.NOTE_S = 0.5; from must.runtime.supervise import supervised; "
-    code += f"supervised('train', 'tests.supervised:{function}', '7', {str(work)!r}, **{values!r})"
+    code = "from must.runtime import supervise; supervise.NOTE_S = 0.5; "
+    code += f"supervise.run_supervised('train', 'tests.supervised:{function}', '7', {str(work)!r}, **{values!r})"
     environment = os.environ | {"MUST_RETRIES": "3,1000,2"}
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment, start_new_session=True)
 
@@ -148,7 +148,7 @@ def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_it_s
     retries("3,0,2")
     monkeypatch.setenv("MUST_TIME_LIMIT", "2")
     with pytest.raises(SystemExit) as error:
-        supervised("train", "tests.supervised:patient", "7", str(tmp_path), noted=False)
+        run_supervised("train", "tests.supervised:patient", "7", str(tmp_path), noted=False)
     (note,) = read_notes(str(tmp_path), "7")
     assert error.value.code == note.code == 124 and not note.tries and (tmp_path / "saved").exists()
     page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown()
@@ -159,7 +159,7 @@ def test_a_stage_that_succeeds_after_its_time_limit_is_done(tmp_path, retries, m
     retries("")
     monkeypatch.setenv("MUST_TIME_LIMIT", "3")
     for _ in range(2):  # a later pod of the run is not told to give up
-        assert supervised("train", "tests.supervised:late", "7", str(tmp_path)) == "done"
+        assert run_supervised("train", "tests.supervised:late", "7", str(tmp_path)) == "done"
         (note,) = read_notes(str(tmp_path), "7")
         assert (note.state, note.code) == ("done", 0) and "reached its time limit of 3 s" in note.lines[-1]
 
@@ -203,8 +203,8 @@ pathlib.Path({str(begun)!r}).touch()
 """
     parent = f"""
 import subprocess, sys
-from must.base.processes import child_environment
-print(subprocess.Popen([sys.executable, "-c", {child!r}], env=child_environment(), stdout=2).pid)
+from must.base.processes import make_child_environment
+print(subprocess.Popen([sys.executable, "-c", {child!r}], env=make_child_environment(), stdout=2).pid)
 """
     orphan = int(subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, check=True).stdout)
     assert is_running(orphan)
@@ -215,7 +215,7 @@ print(subprocess.Popen([sys.executable, "-c", {child!r}], env=child_environment(
 
 def test_a_stage_of_the_library_runs_as_it_is_also_with_a_parameter_called_name(tmp_path, capfd):
     given = {"registry": str(tmp_path / "registry"), "name": "digits", "model": str(make_bundle(tmp_path / "model"))}
-    assert supervised("promote", LIBRARY, "7", str(tmp_path), stage="promote", **given) is None
+    assert run_supervised("promote", LIBRARY, "7", str(tmp_path), stage="promote", **given) is None
     assert "digits: LATEST is r0000-" in capfd.readouterr().out
     (note,) = read_notes(str(tmp_path), "7")
     assert (note.stage, note.state) == ("promote", "done")
@@ -228,7 +228,7 @@ def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_
     retries("1,0,2")
     try:
         with pytest.raises(SystemExit, match="73"):
-            supervised("shard", LIBRARY, "7", str(tmp_path), stage="shard", **given)
+            run_supervised("shard", LIBRARY, "7", str(tmp_path), stage="shard", **given)
     finally:
         other.communicate("")
     (note,) = read_notes(str(tmp_path), "7")
@@ -246,9 +246,9 @@ def test_a_run_that_another_one_overtook_is_not_tried_again_and_nothing_is_calle
     given = {"registry": str(tmp_path / "registry"), "name": "digits", "champion": "none"}
     retries("3,60,2")
     first, second = (given | {"model": str(tmp_path / name)} for name in ("a", "b"))
-    supervised("promote", LIBRARY, "6", str(tmp_path), stage="promote", **first)
+    run_supervised("promote", LIBRARY, "6", str(tmp_path), stage="promote", **first)
     with pytest.raises(SystemExit, match="73"):
-        supervised("promote", LIBRARY, "7", str(tmp_path), stage="promote", **second)
+        run_supervised("promote", LIBRARY, "7", str(tmp_path), stage="promote", **second)
     (note,) = read_notes(str(tmp_path), "7")
     assert (note.code, note.tries) == (73, [])
     page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown()
@@ -263,14 +263,14 @@ def test_keys_that_are_refused_for_a_while_cost_no_try_no_note_and_no_page(bucke
     retries("3,0,2")
     work = f"{bucket_server.uri}/work"
     bucket_server.faults.plan = ["403", "403", "403", ""]
-    supervised("train", "tests.supervised:saving", "7", work)
+    run_supervised("train", "tests.supervised:saving", "7", work)
     (note,) = read_notes(work, "7")
     assert (note.state, note.facts.result, note.tries) == ("done", "x", [])
     assert "| train | done | 1 |" in summarize(work, "7", "FAILED", "again").to_markdown()
     monkeypatch.setenv("MUST_RETRY_AUTH_ERRORS_AT", "")
     bucket_server.faults.plan = ["403"]
     with pytest.raises(SystemExit, match="2"):
-        supervised("inputs", "tests.supervised:saving", "8", work)
+        run_supervised("inputs", "tests.supervised:saving", "8", work)
 
 
 def test_a_part_of_a_stage_of_the_library_has_a_note_of_its_own(tmp_path, monkeypatch):
@@ -281,4 +281,4 @@ def test_a_part_of_a_stage_of_the_library_has_a_note_of_its_own(tmp_path, monkey
     given = {"source": str(tmp_path / "images"), "output": str(tmp_path / "shards"), "part": "1/2"}
     run_stage("shard", given | {"work_uri": str(tmp_path), "run_id": "7"})
     (note,) = read_notes(str(tmp_path), "7")
-    assert (note.stage, note.state) == (part_name("shard", "1/2"), "done")
+    assert (note.stage, note.state) == (make_part_name("shard", "1/2"), "done")

@@ -26,7 +26,7 @@ from must.config.work import METRICS_FILE, MODEL_FOLDER_FILE, PREDICTIONS_FILE
 logger = logging.getLogger(__name__)
 
 
-def asset_folder() -> Path:
+def find_assets() -> Path:
     """The bundled model: an open_clip model folder with its own tokenizer."""
     return Path(__file__).parent / "assets"
 
@@ -37,7 +37,7 @@ def demo(config: DemoConfig) -> Path:
     output = Path(config.output)
     require(not output.exists() or output.is_dir(), f"--output {output}: is a file; give a new folder")
     mark = output / "model" / MODEL_FOLDER_FILE  # it is written first, and a folder with it is the example's
-    content = (asset_folder() / MODEL_FOLDER_FILE).read_bytes()
+    content = (find_assets() / MODEL_FOLDER_FILE).read_bytes()
     is_demo = mark.is_file() and mark.read_bytes() == content
     require(
         is_demo or not output.exists() or not any(output.iterdir()),
@@ -46,13 +46,13 @@ def demo(config: DemoConfig) -> Path:
     )
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.write_bytes(content)
-    parts = digit_parts()
+    parts = load_digits()
     for part in ("unlabeled", "test"):
         for number, (image, label) in enumerate(parts[part]):
             path = output / "images" / part / ("" if part == "unlabeled" else label) / name_image(number)
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
-    shutil.copytree(asset_folder(), output / "model", dirs_exist_ok=True)
+    shutil.copytree(find_assets(), output / "model", dirs_exist_ok=True)
     folder = output.resolve()
     pipeline = {  # parameters of the Kubeflow pipeline
         "source": str(folder / "images" / "unlabeled"),
@@ -94,11 +94,11 @@ SPLIT_SIZES = {"test": 500, "validation": 200, "unlabeled": 1097}
 
 
 def name_image(number: int) -> str:
-    """The file of a part's image, by its place in `digit_parts`."""
+    """The file of a part's image, by its place in `load_digits`."""
     return f"{number:05d}.png"
 
 
-def digit_parts() -> dict[str, list[tuple[Image.Image, str]]]:
+def load_digits() -> dict[str, list[tuple[Image.Image, str]]]:
     """The three parts of the data, each a list of (32 x 32 grey image, class name) in a fixed order."""
     table = np.loadtxt(DIGITS, delimiter=",")
     pixels = np.round(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
@@ -113,7 +113,7 @@ def digit_parts() -> dict[str, list[tuple[Image.Image, str]]]:
 def quickstart(config: QuickstartConfig) -> None:
     """The stage: serves the page until a signal, then gives the answers to the model."""
     folder, work = Path(config.output), Path(config.output, "work")
-    truth = {name_image(number): label for number, (_, label) in enumerate(digit_parts()["unlabeled"])}
+    truth = {name_image(number): label for number, (_, label) in enumerate(load_digits()["unlabeled"])}
     with quieted(logging.WARNING, "must"):
         demo(DemoConfig(output=config.output))
     logger.info(

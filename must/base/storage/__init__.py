@@ -42,7 +42,7 @@ from must.base.storage.store import (
     repeat,
     wait_for_credentials,
 )
-from must.base.text import brief, without_secrets
+from must.base.text import abbreviate, remove_secrets
 
 __all__ = [
     "TEMPORARY", "ConflictError", "Entry", "Generation", "HashingFile", "TransientError", "UnreachableError",
@@ -64,7 +64,7 @@ def is_remote(uri: str | Path) -> bool:
     scheme = text.split("://", 1)[0] if "://" in text else ""
     if scheme not in ("", "file", *STORES):
         raise UserError(
-            f"{without_secrets(text)}: unknown scheme '{scheme}://'; known are local paths, gs://, s3://, az:// and "
+            f"{remove_secrets(text)}: unknown scheme '{scheme}://'; known are local paths, gs://, s3://, az:// and "
             "abfss://"
         )
     return scheme in STORES
@@ -81,7 +81,7 @@ def join(uri: str | Path, *parts: str) -> str:
 def exists(uri: str | Path) -> bool:
     """Whether a file (an object) with exactly this name exists. A remote folder is not an object."""
     if is_remote(uri):
-        return generation(uri) is not None
+        return find_generation(uri) is not None
     try:
         return local(uri).exists()
     except OSError as error:
@@ -93,16 +93,16 @@ def exists(uri: str | Path) -> bool:
 def size(uri: str | Path) -> int:
     """The file's size in bytes. Raises FileNotFoundError."""
     if is_remote(uri):
-        return remote(uri).stat(str(uri)).size
+        return find_store(uri).stat(str(uri)).size
     return local(uri).stat().st_size
 
 
-def generation(uri: str | Path) -> Generation | None:
+def find_generation(uri: str | Path) -> Generation | None:
     """The file's version, which changes with its content: the object's generation or ETag, or the modification time in
     ns. None when there is no such file."""
     try:
         if is_remote(uri):
-            return remote(uri).stat(str(uri)).generation
+            return find_store(uri).stat(str(uri)).generation
         return local(uri).stat().st_mtime_ns
     except FileNotFoundError:
         return None
@@ -115,7 +115,7 @@ def list_files(uri: str | Path, on_problem: Callable[[str, str], None] | None = 
     permission, a broken or circular link, a socket, a folder too deep) go to `on_problem` as (name, reason).
     Raises FileNotFoundError, NotADirectoryError: there is no such local folder. A missing remote folder is empty."""
     if is_remote(uri):
-        return remote(uri).list_files(str(uri))
+        return find_store(uri).list_files(str(uri))
     return walk(local(uri), on_problem or (lambda name, reason: None))
 
 
@@ -128,7 +128,7 @@ def list_existing(uri: str | Path) -> Iterator[Entry]:
 def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> bytes:
     """The file's bytes [start, start + length), or up to its end. Raises FileNotFoundError, OSError: no file."""
     if is_remote(uri):
-        return remote(uri).read_bytes(str(uri), start, length)
+        return find_store(uri).read_bytes(str(uri), start, length)
     with io.BufferedReader(open_regular(str(uri).removeprefix("file://"))) as file:
         available = max(0, os.fstat(file.fileno()).st_size - start)
         file.seek(start)
@@ -138,7 +138,7 @@ def read_bytes(uri: str | Path, start: int = 0, length: int | None = None) -> by
 
 def read_versioned(uri: str | Path) -> tuple[bytes | None, Generation]:
     """The content (None if there is no file) and its generation, for a conditional `write_bytes`."""
-    current = generation(uri)  # before the content is read: a write in between becomes a conflict, which is safe
+    current = find_generation(uri)  # before the content is read: a write in between becomes a conflict, which is safe
     return (None, 0) if current is None else (read_bytes(uri), current)
 
 
@@ -147,7 +147,7 @@ def write_bytes(uri: str | Path, data: bytes, if_generation_match: Generation | 
     Raises ConflictError: the file's generation is not `if_generation_match` (0: the file must not exist). Of several
     programs that write with the same condition, exactly one succeeds."""
     if is_remote(uri):
-        remote(uri).write_bytes(str(uri), data, if_generation_match)
+        find_store(uri).write_bytes(str(uri), data, if_generation_match)
         return
     with open_local(local(uri), if_generation_match) as file:
         file.write(data)
@@ -164,7 +164,7 @@ def open_write(uri: str | Path) -> Iterator[BinaryIO]:
         path = Path(folder) / "file"
         with path.open("wb") as file:
             yield file
-        remote(uri).upload(path, str(uri))
+        find_store(uri).upload(path, str(uri))
 
 
 def download(uri: str | Path, path: str | Path) -> None:
@@ -197,7 +197,7 @@ def copy(uri: str | Path, file: Writable, follow: bool = True) -> None:
                 raise UserError(f"{uri}: is a link; put the file itself there")
             shutil.copyfileobj(source, file, 1 << 20)
         return
-    store = remote(uri)
+    store = find_store(uri)
     size, generation, _ = store.stat(str(uri))
     for start in range(0, size, store.RANGE):  # a lost connection costs one range; all are of one generation
         length, data = min(store.RANGE, size - start), b""
@@ -218,7 +218,7 @@ def compute_sha256(uri: str | Path) -> str:
 def upload(path: str | Path, uri: str | Path) -> None:
     """Copies a local file to `uri`."""
     if is_remote(uri):
-        remote(uri).upload(Path(path), str(uri))
+        find_store(uri).upload(Path(path), str(uri))
     else:
         download(path, uri)
 
@@ -226,7 +226,7 @@ def upload(path: str | Path, uri: str | Path) -> None:
 def move(uri: str | Path, target: str | Path) -> None:
     """Renames a file within one bucket or disk. In a bucket: a copy on the server, then a deletion."""
     if is_remote(uri):
-        remote(uri).copy(str(uri), str(target))
+        find_store(uri).copy(str(uri), str(target))
         delete(uri)
     else:
         local(target).parent.mkdir(parents=True, exist_ok=True)
@@ -236,7 +236,7 @@ def move(uri: str | Path, target: str | Path) -> None:
 def delete(uri: str | Path) -> None:
     """Deletes a file, if it exists."""
     if is_remote(uri):
-        remote(uri).delete(str(uri))
+        find_store(uri).delete(str(uri))
     elif exists(uri):
         local(uri).unlink(missing_ok=True)
 
@@ -250,7 +250,7 @@ def delete_folder(uri: str | Path) -> None:
         shutil.rmtree(local(uri), ignore_errors=True)
 
 
-def remote(uri: str | Path) -> Store:
+def find_store(uri: str | Path) -> Store:
     """The store of a bucket's URI. Its module is imported only when needed: every client is an optional package."""
     scheme = str(uri).split("://", 1)[0]
     module, package, extra = STORES[scheme]
@@ -276,7 +276,7 @@ def parse_object(data: bytes | str, check: Callable[[dict[str, Any]], Result], d
     """Parses `data` as a JSON object and returns `check(object)`.
     Raises the exception `damaged`: `data` is no JSON object, or `check` raised one of DAMAGE."""
     try:
-        content = loads(data)
+        content = decode_json(data)
         if isinstance(content, dict):
             return check(content)
     except DAMAGE:
@@ -284,13 +284,13 @@ def parse_object(data: bytes | str, check: Callable[[dict[str, Any]], Result], d
     raise damaged
 
 
-def loads(data: bytes | str) -> Any:
+def decode_json(data: bytes | str) -> Any:
     """json.loads with the garbage collector off: it would scan all parsed objects many times."""
     with without_collector():
         return json.loads(data)
 
 
-def object_or_none(data: bytes | str, check: Callable[[dict[str, Any]], Result]) -> Result | None:
+def parse_object_or_none(data: bytes | str, check: Callable[[dict[str, Any]], Result]) -> Result | None:
     """`parse_object`, or None where it raises."""
     try:
         return parse_object(data, check, UserError())
@@ -306,18 +306,20 @@ def read_json(path: str, flag: str) -> dict[str, Any]:
         raise UserError(f"{flag} {path}: no such file") from None
 
 
-def safe_relative_path(name: object, where: str) -> str:
+def check_relative_path(name: object, where: str) -> str:
     """Returns `name` if it is a relative path below its folder; "/" may separate folders. `where`: for the message."""
     if isinstance(name, str) and "\0" not in name and not {"", ".", ".."} & set(name.split("/")):
         return name
-    raise UserError(f"{where}: the name {brief(name)} leads out of its folder; it may not have been written by must")
+    raise UserError(
+        f"{where}: the name {abbreviate(name)} leads out of its folder; it may not have been written by must"
+    )
 
 
-def listed(uri: str) -> list[str]:
-    """The names of the files below `uri`, checked by `safe_relative_path`, so that they can be copied.
+def list_names(uri: str) -> list[str]:
+    """The names of the files below `uri`, checked by `check_relative_path`, so that they can be copied.
     Raises ValueError: a name leads out of the folder; then nothing should be copied; FileNotFoundError,
     NotADirectoryError: there is no such local folder."""
-    return sorted(safe_relative_path(entry.name, uri) for entry in list_files(uri))
+    return sorted(check_relative_path(entry.name, uri) for entry in list_files(uri))
 
 
 def require_no_links(uri: str, flag: str) -> None:
@@ -327,6 +329,6 @@ def require_no_links(uri: str, flag: str) -> None:
     root = local(uri)
     for folder, folders, files in os.walk(root):
         for path in (Path(folder, name) for name in (*folders, *files)):
-            name = brief(str(path.relative_to(root)))
+            name = abbreviate(str(path.relative_to(root)))
             if path.is_symlink():
                 raise UserError(f"{flag} {uri}: {name} is a link; put the file itself there")

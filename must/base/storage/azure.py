@@ -19,7 +19,7 @@ from azure.storage.blob import BlobBlock, BlobServiceClient
 from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage.store import HTTP_TIMEOUTS, MARK, Entry, Generation, Head, Location, Store
-from must.base.text import one_line, without_secrets
+from must.base.text import make_one_line, remove_secrets
 
 
 class Azure(Store):
@@ -102,7 +102,7 @@ class Azure(Store):
 
     def translate(self, location: Location, error: Exception) -> Exception | None:
         if isinstance(error, core.AzureError) and not isinstance(error, core.HttpResponseError):
-            return UserError(f"{location.uri}: {one_line(error)}")
+            return UserError(f"{location.uri}: {make_one_line(error)}")
         return super().translate(location, error)
 
 
@@ -138,15 +138,13 @@ def make_client(connection: str, account: str, key: str) -> Any:
         try:
             return BlobServiceClient.from_connection_string(connection, **options)
         except ValueError as error:
-            raise UserError(without_secrets(f"AZURE_STORAGE_CONNECTION_STRING: {error}")) from error
+            raise UserError(remove_secrets(f"AZURE_STORAGE_CONNECTION_STRING: {error}")) from error
     if not account:
         raise UserError(NO_CREDENTIALS)
-    return BlobServiceClient(
-        f"https://{account}.blob.core.windows.net", credential=key or default_credential(), **options
-    )
+    return BlobServiceClient(f"https://{account}.blob.core.windows.net", credential=key or find_credential(), **options)
 
 
-def default_credential() -> Any:
+def find_credential() -> Any:
     try:
         from azure.identity import DefaultAzureCredential  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError as error:

@@ -119,7 +119,7 @@ class Gcs(Store):
 
     def translate(self, location: Location, error: Exception) -> Exception | None:
         if isinstance(error, api.RetryError):  # of a part
-            return store.given_up(location.uri, error, store.RETRY_TIMEOUT)
+            return store.make_final_error(location.uri, error, store.RETRY_TIMEOUT)
         return super().translate(location, error)
 
 

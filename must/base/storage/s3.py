@@ -22,7 +22,7 @@ from botocore.config import Config
 from must.base.errors import UserError
 from must.base.processes import LONGEST_END, DaemonThreads, per_process
 from must.base.storage.store import HTTP_TIMEOUTS, MARK, ConflictError, Entry, Generation, Head, Location, Store
-from must.base.text import one_line, without_secrets
+from must.base.text import make_one_line, remove_secrets
 
 NO_CREDENTIALS = (
     "s3:// needs AWS credentials; log in with `aws configure` or `aws sso login`, or set AWS_ACCESS_KEY_ID and "
@@ -55,10 +55,10 @@ class S3(Store):
 
     def head(self, location: Location) -> Head:
         try:
-            response = client().head_object(**object_key(location))
+            response = client().head_object(**find_key(location))
         except boto.ClientError as error:
             if self.read_error(error)[0] in (400, 403):  # the reason is in a body, which HEAD has not
-                client().get_object(**object_key(location), Range="bytes=0-0")
+                client().get_object(**find_key(location), Range="bytes=0-0")
             raise
         return Head(int(response["ContentLength"]), response["ETag"], response.get("Metadata", {}).get(MARK))
 
@@ -72,12 +72,14 @@ class S3(Store):
 
     def get(self, location: Location, start: int, length: int | None, generation: Generation | None) -> bytes:
         options = {"Range": f"bytes={start}-{'' if length is None else start + length - 1}"} if start or length else {}
-        return client().get_object(**object_key(location), **options, **make_condition(generation))["Body"].read()
+        return client().get_object(**find_key(location), **options, **make_condition(generation))["Body"].read()
 
     def put(self, location: Location, data: bytes, condition: Generation | None, mark: str) -> Generation:
-        options = object_key(location) | make_condition(condition)
+        options = find_key(location) | make_condition(condition)
         try:
-            return client().put_object(**options, Body=data, ContentMD5=md5(data), Metadata={MARK: mark})["ETag"]
+            return client().put_object(**options, Body=data, ContentMD5=compute_md5(data), Metadata={MARK: mark})[
+                "ETag"
+            ]
         except boto.ClientError as error:
             if self.read_error(error)[1] == "NoSuchKey":  # S3's answer to If-Match where there is no object
                 raise ConflictError(f"{location.uri} was deleted by another program") from error
@@ -85,9 +87,9 @@ class S3(Store):
 
     def put_parts(self, location: Location, path: Path, mark: str) -> None:
         begun = self.ask(
-            location, lambda: client().create_multipart_upload(**object_key(location), Metadata={MARK: mark})
+            location, lambda: client().create_multipart_upload(**find_key(location), Metadata={MARK: mark})
         )
-        upload, parts = object_key(location) | {"UploadId": begun["UploadId"]}, []
+        upload, parts = find_key(location) | {"UploadId": begun["UploadId"]}, []
         try:
             with path.open("rb") as file:
                 for number in range(1, -(-path.stat().st_size // self.RANGE) + 1):
@@ -103,13 +105,13 @@ class S3(Store):
     def copy_object(self, source: Location, target: Location) -> None:
         """In the bucket; in parts above 5 GB, which one request cannot copy."""
         if self.ask(source, lambda: self.head(source)).size <= self.LARGEST_COPY:
-            self.ask(source, lambda: client().copy_object(**object_key(target), CopySource=object_key(source)))
+            self.ask(source, lambda: client().copy_object(**find_key(target), CopySource=find_key(source)))
             return
         parts = TransferConfig(multipart_threshold=self.LARGEST_COPY, multipart_chunksize=self.LARGEST_COPY // 10)
-        self.ask(source, lambda: client().copy(object_key(source), **object_key(target), Config=parts))
+        self.ask(source, lambda: client().copy(find_key(source), **find_key(target), Config=parts))
 
     def remove(self, location: Location) -> None:
-        client().delete_object(**object_key(location))
+        client().delete_object(**find_key(location))
 
     def no_bucket(self, location: Location) -> str:
         return (
@@ -131,10 +133,10 @@ class S3(Store):
     def translate(self, location: Location, error: Exception) -> Exception | None:
         uri, (status, code) = location.uri, self.read_error(error)
         if isinstance(error, boto.ParamValidationError):
-            return UserError(f"{uri}: S3 rejects this name: {one_line(error)}")
+            return UserError(f"{uri}: S3 rejects this name: {make_one_line(error)}")
         if isinstance(error, boto.BotoCoreError):  # no credentials, an untrusted certificate, no endpoint
             hint = f". {NO_CREDENTIALS}" if isinstance(error, self.refusing) else ""
-            return UserError(f"{uri}: {one_line(error).rstrip('.')}{hint}")
+            return UserError(f"{uri}: {make_one_line(error).rstrip('.')}{hint}")
         if code == "RequestTimeTooSkewed":
             return UserError(f"{uri}: the clock of this machine differs from the server's; set it")
         if status == 501:
@@ -149,7 +151,7 @@ class S3(Store):
 
 
 def send_part(data: bytes, part: dict[str, Any]) -> dict[str, Any]:
-    return client().upload_part(**part, Body=data, ContentMD5=md5(data))
+    return client().upload_part(**part, Body=data, ContentMD5=compute_md5(data))
 
 
 def make_condition(generation: Generation | None) -> dict[str, str]:
@@ -158,11 +160,11 @@ def make_condition(generation: Generation | None) -> dict[str, str]:
     return {"IfNoneMatch": "*"} if generation == 0 else {"IfMatch": str(generation)}
 
 
-def object_key(location: Location) -> dict[str, str]:
+def find_key(location: Location) -> dict[str, str]:
     return {"Bucket": location.bucket, "Key": location.name}
 
 
-def md5(data: bytes) -> str:
+def compute_md5(data: bytes) -> str:
     """The checksum with which the server verifies the body. All S3-compatible servers have it, unlike newer ones."""
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
@@ -184,7 +186,7 @@ def make_client(endpoint: str) -> Any:
     try:
         return boto3.session.Session().client("s3", config=settings, endpoint_url=endpoint or None)
     except ValueError as error:  # AWS_ENDPOINT_URL is no URL
-        raise UserError(without_secrets(f"AWS_ENDPOINT_URL '{endpoint}': {error}")) from error
+        raise UserError(remove_secrets(f"AWS_ENDPOINT_URL '{endpoint}': {error}")) from error
     except (boto.ProfileNotFound, boto.ConfigParseError, boto.PartialCredentialsError) as error:
         raise UserError(f"s3://: {error}. {NO_CREDENTIALS}") from error
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 from must.base.errors import TransientError, UserError
 from must.base.processes import per_process
-from must.base.text import one_line, printable, without_secrets
+from must.base.text import make_one_line, make_printable, remove_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ class Store(ABC):
             return ConflictError(f"{uri} was written by another program")
         if status == 403:
             return UserError(f"{uri}: no permission{reason}; {self.rights.format(bucket=location.bucket)}")
-        return UserError(f"{uri}: the server refused: {one_line(error)}") if status else None
+        return UserError(f"{uri}: the server refused: {make_one_line(error)}") if status else None
 
     # The public operations, implemented with these requests.
 
@@ -240,7 +240,7 @@ class Store(ABC):
             raise UserError(f"{uri}: no {self.bucket}; expected {self.form}")
         if "@" in bucket:
             raise UserError(
-                f"{without_secrets(uri)}: has a name or key before the {self.bucket}; expected {self.form}, and "
+                f"{remove_secrets(uri)}: has a name or key before the {self.bucket}; expected {self.form}, and "
                 "credentials in the environment"
             )
         return Location(uri, bucket, name)
@@ -258,7 +258,7 @@ class Store(ABC):
             yield
         except FileNotFoundError as error:
             message = f"{location.uri}: there is no {self.bucket} '{location.bucket}'{self.no_bucket(location)}"
-            raise UserError(without_secrets(message)) from error
+            raise UserError(remove_secrets(message)) from error
 
     def ask(self, location: Location, call: Callable[[], Result]) -> Result:
         """Calls `call`, with retries of transient errors, and translates its errors."""
@@ -271,7 +271,7 @@ class Store(ABC):
             if translated is None:
                 raise
             kind = TransientError if refusal else type(translated)
-            raise kind(without_secrets(f"{translated}{WORKED_BEFORE if refusal else ''}")) from error
+            raise kind(remove_secrets(f"{translated}{WORKED_BEFORE if refusal else ''}")) from error
         self.worked.add((location.account, location.bucket))
         return result
 
@@ -330,7 +330,7 @@ def repeat(
             if time.monotonic() + wait > waiting.started + timeout:
                 if isinstance(error, TransientError):
                     raise
-                raise given_up(where, error, timeout) from error
+                raise make_final_error(where, error, timeout) from error
         time.sleep(wait)
         pause = min(2 * pause, LONGEST_PAUSE)
 
@@ -349,12 +349,12 @@ class Waiting:
         if now + wait > self.started + SILENT and now > Waiting.last + LINE_PAUSE:
             Waiting.last = now
             text = f"{self.where}: no answer yet ({describe(error)}); repeated for up to {self.timeout:g} s"
-            logger.warning(printable(without_secrets(text)))
+            logger.warning(make_printable(remove_secrets(text)))
 
 
 def describe(error: Exception) -> str:
-    return without_secrets(next(iter(str(error).splitlines()), "")) or type(error).__name__
+    return remove_secrets(next(iter(str(error).splitlines()), "")) or type(error).__name__
 
 
-def given_up(where: str, error: Exception, timeout: float) -> UnreachableError:
+def make_final_error(where: str, error: Exception, timeout: float) -> UnreachableError:
     return UnreachableError(f"{where}: the server could not be reached for {timeout:g} s: {describe(error)}")

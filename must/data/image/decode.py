@@ -8,18 +8,18 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from must.base.errors import TransientError, UserError
-from must.base.text import one_line
+from must.base.text import make_one_line
 from must.data.image import limits
 from must.data.image.limits import (
     MAX_PIXELS,
     Cost,
     can_read_heic,
-    cost,
     decode_isolated,
     detect_format,
-    exif_refusal,
+    estimate_decoding,
+    explain_exif_refusal,
+    explain_size_refusal,
     is_heic,
-    refusal,
 )
 from must.data.image.preprocess import check_colors, to_rgb
 
@@ -52,23 +52,23 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
     with a shorter side below this many pixels.
     Raises ValueError: the bytes are no image, are damaged, have more than `max_pixels` pixels or too many parts
     or cost too much (limits.py). The text is the reason."""
-    estimate = accepted(data, max_pixels)
+    estimate = check_cost(data, max_pixels)
     if needs_limits(estimate, data, max_pixels):
         return decode_isolated(data, max_pixels)
     image = open_image(data, estimate, max_pixels)
     try:
         if not shorter_side and (pixels := decode_plain(data, image)) is not None:
-            return upright(pixels, orientation(image))
+            return rotate_upright(pixels, read_orientation(image))
         if shorter_side and image.format in ("JPEG", "MPO"):
             width, height = image.size
             scale = shorter_side / min(width, height)
             image.draft(None, (max(1, int(width * scale)), max(1, int(height * scale))))
         image.load()
-        rgb, exif = to_rgb(image), orientation(image)
+        rgb, exif = to_rgb(image), read_orientation(image)
         del image  # with its pixels, `rgb` and the rotated copy would be three times the memory
-        return upright(rgb, exif)
+        return rotate_upright(rgb, exif)
     except Exception as error:
-        raise UserError(reason(error)) from error
+        raise UserError(describe_decode_error(error)) from error
 
 
 def decode_view(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = MAX_PIXELS) -> Picture:
@@ -79,19 +79,19 @@ def decode_view(data: bytes, view: Callable[[Image.Image], Picture], max_pixels:
     except TransientError:
         raise
     except Exception as error:
-        raise UserError(reason(error)) from error
+        raise UserError(describe_decode_error(error)) from error
 
 
 def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
     """The image, opened and not decoded: size and format are known. One that needs limits, which this process does not
     have, is decoded, as RGB."""
-    estimate = accepted(data, max_pixels)
+    estimate = check_cost(data, max_pixels)
     if needs_limits(estimate, data, max_pixels):
         return decode_isolated(data, max_pixels)
     return open_image(data, estimate, max_pixels)
 
 
-def accepted(data: bytes, max_pixels: int) -> Cost | None:
+def check_cost(data: bytes, max_pixels: int) -> Cost | None:
     """The cost of decoding a JPEG, PNG or WebP; None: another format."""
     if not data:
         raise UserError("empty file")
@@ -99,8 +99,8 @@ def accepted(data: bytes, max_pixels: int) -> Cost | None:
         raise UserError("HEIC, which is read where pillow-heif is installed (pip install pillow-heif)")
     if not detect_format(data):
         return None
-    estimate = cost(data)
-    if refused := refusal(estimate.width, estimate.height, max_pixels):
+    estimate = estimate_decoding(data)
+    if refused := explain_size_refusal(estimate.width, estimate.height, max_pixels):
         raise UserError(refused)
     return estimate
 
@@ -109,7 +109,7 @@ def needs_limits(estimate: Cost | None, data: bytes, max_pixels: int) -> bool:
     """Whether only a process with limits on memory and time may open the image, and this one has none."""
     if limits.memory_limited or estimate is None:
         return not limits.memory_limited
-    return estimate.seconds > TRUSTED or estimate.memory > limits.max_memory(max_pixels, len(data))
+    return estimate.seconds > TRUSTED or estimate.memory > limits.find_memory_limit(max_pixels, len(data))
 
 
 def open_image(data: bytes, estimate: Cost | None, max_pixels: int) -> Any:
@@ -120,10 +120,10 @@ def open_image(data: bytes, estimate: Cost | None, max_pixels: int) -> Any:
         if image.format == "ICO":  # whose list may understate the size of the picture in it
             image.load()
     except Exception as error:
-        raise UserError(reason(error)) from error
+        raise UserError(describe_decode_error(error)) from error
     if estimate and image.width * image.height > estimate.width * estimate.height:
         raise UserError("its headers contradict each other")
-    if refused := refusal(image.width, image.height, max_pixels):
+    if refused := explain_size_refusal(image.width, image.height, max_pixels):
         raise UserError(refused)
     return image
 
@@ -140,15 +140,15 @@ def check(image: Any) -> None:
         image.load()
         check_colors(image)
     except Exception as error:
-        raise UserError(reason(error)) from error
+        raise UserError(describe_decode_error(error)) from error
 
 
-def extension(image: Any) -> str:
+def find_extension(image: Any) -> str:
     """The usual file extension of the image's format, such as jpg."""
     return ENDINGS_BY_FORMAT.get(image.format, str(image.format).lower())
 
 
-def upright(pixels: Image.Image, exif: int) -> Image.Image:
+def rotate_upright(pixels: Image.Image, exif: int) -> Image.Image:
     """The image as RGB, rotated or mirrored by `exif`, the value of EXIF's orientation."""
     rgb = pixels.convert("RGB") if pixels.mode != "RGB" else pixels
     del pixels
@@ -159,10 +159,10 @@ def upright(pixels: Image.Image, exif: int) -> Image.Image:
     return turned
 
 
-def orientation(image: Any) -> int:
+def read_orientation(image: Any) -> int:
     """EXIF's, 1 if there is none. To be called after loading: the TIFF decoder rotates the image, and sets it to 1."""
     exif = image.info.get("exif")
-    if isinstance(exif, bytes) and exif_refusal(exif):
+    if isinstance(exif, bytes) and explain_exif_refusal(exif):
         return 1
     try:
         return int(image.getexif().get(ORIENTATION, 1))
@@ -175,11 +175,11 @@ ROTATIONS = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTO
 ROTATIONS |= {6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
 
 
-def reason(error: BaseException) -> str:
+def describe_decode_error(error: BaseException) -> str:
     """A decoder's error as one short line, the same in each run."""
     if isinstance(error, MemoryError | OverflowError):
         return "too large for the memory"
-    text = one_line(error)
+    text = make_one_line(error)
     if text == "decoder error -9":  # Pillow's number for it
         return "too large for the memory"
     if "BytesIO" in text:  # Pillow's message has the object's address

@@ -69,17 +69,17 @@ def detect_format(data: bytes) -> str:
     return "WEBP" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else ""
 
 
-def cost(data: bytes, parts: int = MAX_PARTS) -> Cost:
+def estimate_decoding(data: bytes, parts: int = MAX_PARTS) -> Cost:
     """The cost of decoding the whole image to RGB. Nothing is decoded. `parts`: the most that are parsed."""
     kind = detect_format(data)
     if kind == "WEBP":
-        return webp_cost(data)
+        return estimate_webp_cost(data)
     if not kind:
         raise UserError("not an image of a known format")
-    return (jpeg_cost if kind == "JPEG" else png_cost)(data, parts)
+    return (estimate_jpeg_cost if kind == "JPEG" else estimate_png_cost)(data, parts)
 
 
-def refusal(width: int, height: int, max_pixels: int) -> str:
+def explain_size_refusal(width: int, height: int, max_pixels: int) -> str:
     """Why an image of this size is not decoded; "" if it is."""
     if width < 1 or height < 1:
         return f"damaged: its headers say {width}x{height}"
@@ -90,12 +90,12 @@ def refusal(width: int, height: int, max_pixels: int) -> str:
     return ""
 
 
-def number(data: bytes, offset: int, size: int, order: Literal["big", "little"] = "big") -> int:
+def read_number(data: bytes, offset: int, size: int, order: Literal["big", "little"] = "big") -> int:
     """An unsigned number of `size` bytes; bytes after the end of the data are zeros."""
     return int.from_bytes(data[offset : offset + size].ljust(size, b"\0"), order)
 
 
-def too_many(parts: int) -> UserError:
+def make_too_many_error(parts: int) -> UserError:
     return UserError(f"its headers have more than {parts} parts")
 
 
@@ -108,7 +108,7 @@ GAP_SECONDS, SEGMENT_SECONDS = 4e-7, 9e-8  # per byte between two segments, and 
 INK_NANOSECONDS = 60  # per pixel: conversion from CMYK by a colour profile
 
 
-def jpeg_segments(data: bytes, parts: int) -> Iterator[tuple[int, int, int, int]]:
+def list_jpeg_segments(data: bytes, parts: int) -> Iterator[tuple[int, int, int, int]]:
     """(marker, bytes before it, start, length) of the segments. In compressed data an FF is followed by 00 or a
     restart, which is no marker. A segment, such as one with a thumbnail, may hold any bytes, and is skipped."""
     offset = len(JPEG)
@@ -116,33 +116,33 @@ def jpeg_segments(data: bytes, parts: int) -> Iterator[tuple[int, int, int, int]
         if (marker := MARKER.search(data, offset)) is None:
             return
         kind, start = marker[1][0], marker.end()
-        length = 0 if kind == END_MARKER else max(2, number(data, start, 2))
+        length = 0 if kind == END_MARKER else max(2, read_number(data, start, 2))
         yield kind, marker.start() - offset, start, length
         offset = start + length
-    raise too_many(parts)
+    raise make_too_many_error(parts)
 
 
-def jpeg_cost(data: bytes, parts: int) -> Cost:
+def estimate_jpeg_cost(data: bytes, parts: int) -> Cost:
     """Raises ValueError: too many segments or scans, or metadata that is refused."""
     frame = width = height = components = scans = 0
     reading, exif = 0.0, []
-    for kind, gap, start, length in jpeg_segments(data, parts):
+    for kind, gap, start, length in list_jpeg_segments(data, parts):
         if kind == SCAN:
             scans += 1
             if scans > MAX_SCANS:
                 raise UserError(f"more than {MAX_SCANS} scans")
-            if frame not in PROGRESSIVE and number(data, start + 2, 1) == components:
+            if frame not in PROGRESSIVE and read_number(data, start + 2, 1) == components:
                 break  # all components are in it: decoders read no other scan
         elif scans and kind == END_MARKER:
             break
         elif not scans:
             reading += PART_SECONDS + GAP_SECONDS * gap + SEGMENT_SECONDS * length
             if kind in FRAME_MARKERS:
-                frame, components = kind, number(data, start + 7, 1)
-                width, height = number(data, start + 5, 2), number(data, start + 3, 2)
+                frame, components = kind, read_number(data, start + 7, 1)
+                width, height = read_number(data, start + 5, 2), read_number(data, start + 3, 2)
             elif kind == 0xE1 and data[start + 2 : start + 8] == EXIF:
                 exif.append(data[start + 8 : start + length])
-    if refused := exif_refusal(b"".join(exif)):
+    if refused := explain_exif_refusal(b"".join(exif)):
         raise UserError(refused)
     pixels, components = width * height, max(components, 1)
     buffered = frame in PROGRESSIVE or scans > 1
@@ -155,16 +155,18 @@ def jpeg_cost(data: bytes, parts: int) -> Cost:
 FIELD_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
-def exif_refusal(exif: bytes) -> str:
+def explain_exif_refusal(exif: bytes) -> str:
     """Why Pillow must not parse this EXIF, which is a TIFF's directory; "" if it may. Pillow copies the values of all
     fields, which may be the same bytes."""
     data = exif.removeprefix(EXIF)
     if len(data) > MAX_EXIF or data[2:3] == b"\x2b":
         return f"metadata of more than {MAX_EXIF} bytes, or in the form of a BigTIFF"
     order: Literal["big", "little"] = "little" if data[:1] == b"I" else "big"
-    start = number(data, 4, 4, order)
-    fields = range(start + 2, min(start + 2 + 12 * number(data, start, 2, order), len(data)), 12)
-    sizes = (FIELD_BYTES.get(number(data, at + 2, 2, order), 0) * number(data, at + 4, 4, order) for at in fields)
+    start = read_number(data, 4, 4, order)
+    fields = range(start + 2, min(start + 2 + 12 * read_number(data, start, 2, order), len(data)), 12)
+    sizes = (
+        FIELD_BYTES.get(read_number(data, at + 2, 2, order), 0) * read_number(data, at + 4, 4, order) for at in fields
+    )
     copied = sum(size for size in sizes if size > 4)  # shorter values lie in the field
     return "its metadata point at the same bytes many times" if copied > 2 * len(exif) + 1000 else ""
 
@@ -174,7 +176,7 @@ CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 COMPRESSED_CHUNKS, EXPANDING_SECONDS = (b"iCCP", b"zTXt", b"iTXt"), 1.2e-3  # Pillow makes a megabyte of each, at most
 
 
-def png_cost(data: bytes, parts: int) -> Cost:
+def estimate_png_cost(data: bytes, parts: int) -> Cost:
     """Raises ValueError: too many chunks, or no header, which is the first one."""
     offset, chunks, reading = len(PNG), 0, 0.0
     if data[12:16] != b"IHDR":
@@ -182,24 +184,24 @@ def png_cost(data: bytes, parts: int) -> Cost:
     while offset < len(data):
         chunks += 1
         if chunks > parts:
-            raise too_many(parts)
+            raise make_too_many_error(parts)
         reading += EXPANDING_SECONDS if data[offset + 4 : offset + 8] in COMPRESSED_CHUNKS else PART_SECONDS
-        offset += 12 + number(data, offset, 4)
-    width, height, depth, color = (number(data, at, size) for at, size in ((16, 4), (20, 4), (24, 1), (25, 1)))
+        offset += 12 + read_number(data, offset, 4)
+    width, height, depth, color = (read_number(data, at, size) for at, size in ((16, 4), (20, 4), (24, 1), (25, 1)))
     pixels, samples = width * height, CHANNELS.get(color, 4) * max(1, depth / 8)
     seconds = (pixels * (17 + 4 * samples) + 5 * len(data)) / 1e9 + reading
     return Cost("PNG", width, height, len(data) + RGB_BYTES * pixels + SLACK, seconds)
 
 
-def webp_cost(data: bytes) -> Cost:
+def estimate_webp_cost(data: bytes) -> Cost:
     """Pillow decodes by way of the animation decoder: two canvases, the image as bytes, and Pillow's own copy."""
     head = data[12:16]
     if head == b"VP8X":
-        width, height = number(data, 24, 3, "little") + 1, number(data, 27, 3, "little") + 1
+        width, height = read_number(data, 24, 3, "little") + 1, read_number(data, 27, 3, "little") + 1
     elif head == b"VP8 ":
-        width, height = number(data, 26, 2, "little") & 0x3FFF, number(data, 28, 2, "little") & 0x3FFF
+        width, height = read_number(data, 26, 2, "little") & 0x3FFF, read_number(data, 28, 2, "little") & 0x3FFF
     elif head == b"VP8L":
-        bits = number(data, 21, 4, "little")
+        bits = read_number(data, 21, 4, "little")
         width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     else:
         raise UserError("not an image of a known format")
@@ -214,7 +216,7 @@ def can_read_heic() -> bool:
 
 def is_heic(data: bytes) -> bool:
     """Whether the brands in the first box are those of HEIC."""
-    brand, others = data[8:12], data[16 : min(number(data, 0, 4), 1000)]
+    brand, others = data[8:12], data[16 : min(read_number(data, 0, 4), 1000)]
     general = brand == b"mif1" and any(name in others for name in HEIC_BRANDS)
     return data[4:8] == b"ftyp" and (brand in HEIC_BRANDS or general)
 
@@ -230,11 +232,11 @@ memory_limited = False
 CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
 
 
-def max_seconds(max_pixels: int) -> float:
+def find_time_limit(max_pixels: int) -> float:
     return MAX_SECONDS * max(1.0, max_pixels / MAX_PIXELS)
 
 
-def max_memory(max_pixels: int, size: int) -> int:
+def find_memory_limit(max_pixels: int, size: int) -> int:
     """Bytes that an image in a file of `size` bytes may take."""
     return int(min(MAX_MEMORY, max(SMALL_MEMORY, EXPANSION * size)) * max(1.0, max_pixels / MAX_PIXELS))
 
@@ -246,8 +248,8 @@ def limits(max_pixels: int, size: int, others: int = 0) -> Iterator[None]:
     `describe_exit`."""
     global memory_limited
     memory_limited = True
-    set_memory(max_memory(max_pixels, size) + others)
-    signal.setitimer(signal.ITIMER_PROF, max_seconds(max_pixels))
+    set_memory(find_memory_limit(max_pixels, size) + others)
+    signal.setitimer(signal.ITIMER_PROF, find_time_limit(max_pixels))
     try:
         yield
     finally:
@@ -272,7 +274,7 @@ def set_memory(more: int | None) -> None:
 def describe_exit(exit_code: int | None, max_pixels: int) -> str:
     """Why the image at which a worker ended with this code is rejected; "" if the image was not the cause."""
     if exit_code == -signal.SIGPROF:
-        return f"takes more than {max_seconds(max_pixels):g} s of one core"
+        return f"takes more than {find_time_limit(max_pixels):g} s of one core"
     if exit_code is not None and -exit_code in CRASHES:
         return f"its decoder crashed ({signal.Signals(-exit_code).name})"
     return ""

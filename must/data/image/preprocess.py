@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from must.base.errors import UserError
-from must.base.text import brief
+from must.base.text import abbreviate
 
 STRIP = 1 << 18  # pixels converted at once
 CHAIN = b"mpet"  # in a profile: any number of processing steps, each of which is computed for 280,000 colours
@@ -28,9 +28,9 @@ def to_rgb(image: Any) -> Image.Image:
     if is_deep(image):
         return by_strips(image, Scale(image))
     if is_transparent(image):
-        return by_strips(image, on_white)
+        return by_strips(image, paint_on_white)
     if image.mode == "CMYK":
-        return cmyk_to_rgb(image)
+        return convert_cmyk(image)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -65,13 +65,13 @@ def by_strips(image: Any, convert: Callable[[Any], Image.Image]) -> Image.Image:
     return rgb
 
 
-def on_white(image: Any) -> Image.Image:
+def paint_on_white(image: Any) -> Image.Image:
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, rgba).convert("RGB")
 
 
-def cmyk_to_rgb(image: Any) -> Image.Image:
+def convert_cmyk(image: Any) -> Image.Image:
     """By the colour profile in the image; without one, by Pillow's simple formula."""
     profile = image.info.get("icc_profile")
     if profile and CHAIN not in profile:
@@ -136,19 +136,19 @@ class Preprocess:
             size = size[0]
         if type(size) is not int or not 1 <= size <= LARGEST_INPUT:
             raise UserError(
-                f"the model's input of size {brief(size)}: only squares of 1 to {LARGEST_INPUT} are supported"
+                f"the model's input of size {abbreviate(size)}: only squares of 1 to {LARGEST_INPUT} are supported"
             )
         preprocess = cls(
             size=size,
-            mean=three_numbers(values.get("mean") or CLIP_MEAN, -FARTHEST),
-            std=three_numbers(values.get("std") or CLIP_STD, SMALLEST),
+            mean=check_three_numbers(values.get("mean") or CLIP_MEAN, -FARTHEST),
+            std=check_three_numbers(values.get("std") or CLIP_STD, SMALLEST),
             interpolation=values.get("interpolation") or "bicubic",
             resize_mode=values.get("resize_mode") or "shortest",
         )
         if str(preprocess.interpolation) not in FILTERS or preprocess.resize_mode not in ("shortest", "squash"):
             raise UserError(
-                f"the model's preprocessing ({brief(preprocess.interpolation)}, {brief(preprocess.resize_mode)}) "
-                "is not supported"
+                f"the model's preprocessing ({abbreviate(preprocess.interpolation)}, "
+                f"{abbreviate(preprocess.resize_mode)}) is not supported"
             )
         return preprocess
 
@@ -156,7 +156,7 @@ class Preprocess:
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
 
-def three_numbers(values: Any, smallest: float) -> tuple[float, ...]:
+def check_three_numbers(values: Any, smallest: float) -> tuple[float, ...]:
     """A number for each of the three channels, from `smallest` to FARTHEST."""
     numbers = values if isinstance(values, list | tuple) else ()
     valid = all(type(value) in (int, float) and smallest <= value <= FARTHEST for value in numbers)
@@ -195,13 +195,13 @@ class EvalView:
         width, height = image.size
         if self.squash:
             return np.asarray(resize(image, self.size, self.size, self.filter))
-        new_width, new_height = resized(width, height, self.size)
+        new_width, new_height = find_resized_size(width, height, self.size)
         image = resize(image, new_width, new_height, self.filter)
         x, y = round((new_width - self.size) / 2), round((new_height - self.size) / 2)
         return np.asarray(image.crop((x, y, x + self.size, y + self.size)))
 
 
-def resized(width: int, height: int, size: int) -> tuple[int, int]:
+def find_resized_size(width: int, height: int, size: int) -> tuple[int, int]:
     """Width and height after torchvision's Resize of the shorter side to `size`."""
     if width <= height:
         return size, int(size * height / width)

@@ -14,9 +14,9 @@ from pathlib import Path
 from must.base import storage
 from must.base.lock import locked
 from must.base.parameters import require
-from must.base.processes import Job, KilledWorkerError, Workers, cores
-from must.base.program import bar
-from must.base.text import counted, printable
+from must.base.processes import Job, KilledWorkerError, Workers, count_cores
+from must.base.program import show_bar
+from must.base.text import make_printable, pluralize
 from must.config import ShardConfig
 from must.config.defaults import parse_part
 from must.config.work import INDEX_FILE
@@ -31,13 +31,13 @@ from must.data.shards.listing import (
     History,
     Listing,
     cut_chunks,
-    fingerprint,
+    encode_settings,
+    hash_files,
     list_sources,
     open_sources,
-    settings_json,
 )
 from must.data.shards.workdir import SHARDS_LOCK, Workdir, join_listings, make_run, read_parts, refuse_strays, work_root
-from must.data.sources.files import Source, is_within, not_read
+from must.data.sources.files import Source, describe_unread, is_within
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def shard(config: ShardConfig) -> Index | None:
             work.clear_up_to(task)
             return task
         work.start(task.run)
-        workers = max(1, min(config.workers or cores(), len(task.numbers)))
+        workers = max(1, min(config.workers or count_cores(), len(task.numbers)))
         with Workers(workers, process_chunk.__module__) as pool:
             process(task, pool, work)
             if root == config.output:
@@ -75,7 +75,7 @@ def shard(config: ShardConfig) -> Index | None:
 
 def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | Index:
     """Lists the sources, or takes finished parts' listings. Returns the existing index if there is nothing to do."""
-    before = storage.generation(storage.join(config.output, INDEX_FILE)) or 0
+    before = storage.find_generation(storage.join(config.output, INDEX_FILE)) or 0
     previous = index.load_index(config.output) if before else NO_INDEX
     if not before or config.append:
         refuse_strays(config.output, previous)
@@ -86,7 +86,7 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
     parts = read_parts(config, previous.sha256) if work.root == config.output else []
     history = History(config.output, previous if config.append else NO_INDEX)
     if before and not config.append:
-        return same_or_refuse(config, list_sources(config, sources, history, work.local), previous)
+        return check_same(config, list_sources(config, sources, history, work.local), previous)
     work.first = previous.chunks
     chunks: list[Chunk] = []
     if parts:
@@ -97,7 +97,7 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
         chunks = list(cut_chunks(listing, config.samples_per_shard, work.first, parse_part(config.part)))
         numbers = [chunk.number for chunk in chunks]
     if not listing.items and work.root == config.output:
-        return nothing_new(config, previous)
+        return is_nothing_new(config, previous)
     run = make_run(config, previous.sha256, listing.key)
     return Task(config, listing, chunks, numbers, previous, history, before, run)
 
@@ -121,7 +121,7 @@ def process(task: Task, pool: Workers, work: Workdir) -> None:
 
     jobs: list[Job] = [(chunk, task.config, work, {}) for chunk in remaining]
     rejected = 0
-    with bar(total=sum(chunk.files for chunk in remaining), desc="shard", unit="img", smoothing=0.1) as shown:
+    with show_bar(total=sum(chunk.files for chunk in remaining), desc="shard", unit="img", smoothing=0.1) as shown:
         for files, more_rejected in pool.run(process_chunk, jobs, retry):
             rejected += more_rejected
             shown.update(files)
@@ -136,7 +136,7 @@ def finish(task: Task, pool: Workers, work: Workdir, check_lock: Callable[[], No
     result = commit.commit_shards(task, work, pool)
     if result is task.previous:
         work.clear()
-        return nothing_new(task.config, result)
+        return is_nothing_new(task.config, result)
     check_lock()
     work.remove_strays(result.files)
     storage.write_bytes(storage.join(output, INDEX_FILE), result.to_json(), if_generation_match=task.before)
@@ -153,9 +153,9 @@ def refuse_source_in_output(config: ShardConfig) -> None:
         )
 
 
-def same_or_refuse(config: ShardConfig, listing: Listing, previous: Index) -> Index:
+def check_same(config: ShardConfig, listing: Listing, previous: Index) -> Index:
     """A finished run that is started again has nothing to do; shards of other sources are not overwritten."""
-    same = previous.source["fingerprint"] == fingerprint(listing.totals) and previous.settings == settings_json(config)
+    same = previous.source["fingerprint"] == hash_files(listing.totals) and previous.settings == encode_settings(config)
     require(
         same,
         f"{config.output} already holds shards of other images or settings (from {previous.source['uri']}); "
@@ -165,7 +165,7 @@ def same_or_refuse(config: ShardConfig, listing: Listing, previous: Index) -> In
     return previous
 
 
-def nothing_new(config: ShardConfig, previous: Index) -> Index:
+def is_nothing_new(config: ShardConfig, previous: Index) -> Index:
     logger.info(f"{config.output}: nothing new in {config.source}; it stays at revision {previous.revision}")
     return previous
 
@@ -190,21 +190,21 @@ def show_index(uri: str) -> Index:
     for name, counts in result.splits.items():
         shards = result.list_shards(name)
         size = f"{len(shards)} shards of {sum(shard.bytes for shard in shards) / 1e6:.1f} MB"
-        logger.info(f"  {printable(name)}: {counts['samples']} images, {counts['labelled']} labelled, in {size}")
+        logger.info(f"  {make_printable(name)}: {counts['samples']} images, {counts['labelled']} labelled, in {size}")
     if result.labels:
         shown = ", ".join(result.labels[:10]) + (", ..." if len(result.labels) > 10 else "")
-        logger.info(f"  labels: {len(result.labels)} ({printable(shown)})")
+        logger.info(f"  labels: {len(result.labels)} ({make_printable(shown)})")
     if result.duplicates:
         pictures = sum(counts["samples"] for counts in result.splits.values()) + result.dropped - result.duplicates
         left_out = f", {result.dropped} left out" if result.dropped else ""
         copies = "1 copy" if result.duplicates == 1 else f"{result.duplicates:,} copies"
-        logger.info(f"  {counted(pictures, 'picture')}, {copies}{left_out}")
+        logger.info(f"  {pluralize(pictures, 'picture')}, {copies}{left_out}")
     if result.skipped:
-        logger.info(f"  other files, not read: {not_read(result.skipped)}")
+        logger.info(f"  other files, not read: {describe_unread(result.skipped)}")
     if result.rejected:
         logger.info(f"  rejected: {result.rejected}, listed in {storage.join(uri, index.REJECTED)}")
         for reason, count in result.reasons.items():
-            logger.info(f"    {count} x {printable(reason)}")
-    origin = printable(f"revision {result.revision}, made by {result.created_by} from {result.source['uri']}")
+            logger.info(f"    {count} x {make_printable(reason)}")
+    origin = make_printable(f"revision {result.revision}, made by {result.created_by} from {result.source['uri']}")
     logger.info(f"index: {storage.join(uri, INDEX_FILE)}, {origin}, sha256 {result.sha256}")
     return result

@@ -27,10 +27,10 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.processes import write_note
 from must.config import ShardConfig
-from must.data.format import Shard, as_numbers, write_table
+from must.data.format import Shard, parse_hashes, write_table
 from must.data.image import decode as images
 from must.data.image.limits import limits
-from must.data.shards.listing import Chunk, max_bytes, name_hash, source_place
+from must.data.shards.listing import Chunk, find_size_limit, identify_source, name_hash
 from must.data.shards.workdir import Workdir
 from must.data.sources.files import Item, UnreadableError
 
@@ -59,9 +59,9 @@ class TarWriter:
         start = self.position + BLOCKSIZE
         self.file.write(make_header(f"{key}.{extension}", len(image)))
         self.file.write(image)
-        between = padding(image) + make_header(f"{key}.json", len(text))
+        between = make_padding(image) + make_header(f"{key}.json", len(text))
         self.offsets.extend((start, len(image), start + len(image) + len(between), len(text)))
-        self.file.write(between + text + padding(text))
+        self.file.write(between + text + make_padding(text))
         if self.position - self.on_disk > WRITE_BEHIND:
             self.on_disk = storage.start_writing(self.target, self.on_disk, self.position)
 
@@ -84,7 +84,7 @@ class TarWriter:
         return {"sha256": self.file.sha256, "bytes": self.position, "labelled": self.labelled}
 
 
-def padding(data: bytes) -> bytes:
+def make_padding(data: bytes) -> bytes:
     return bytes(-len(data) % BLOCKSIZE)
 
 
@@ -133,12 +133,12 @@ def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: di
 
     The worker's note is "POSITION NAME" of the file that is being processed. An image that takes too much time ends
     this process. `rejected`: position in the chunk -> reason, for files that have ended a process before."""
-    others = AHEAD + 2 * max_bytes(config) if chunk.source.may_be_remote else 0
+    others = AHEAD + 2 * find_size_limit(config) if chunk.source.may_be_remote else 0
     record = ChunkResult(chunk.number)
     writers: dict[str, TarWriter] = {}
-    names, labels, source = bytearray(), set[str](), source_place(chunk.source.uri)
+    names, labels, source = bytearray(), set[str](), identify_source(chunk.source.uri)
     with ExitStack() as stack:
-        for position, (item, data) in enumerate(prefetched(chunk, config)):
+        for position, (item, data) in enumerate(prefetch_files(chunk, config)):
             write_note(b"%d " % position + item.name.encode("utf-8", "surrogateescape"))
             try:
                 if isinstance(data, Exception):
@@ -146,12 +146,12 @@ def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: di
                 if position in rejected:
                     raise UserError(rejected[position])
                 with limits(config.max_pixels, len(data), others):
-                    extension, stored = checked_image(data, config)
+                    extension, stored = check_image(data, config)
             except (ValueError, UnreadableError, OSError, MemoryError) as error:
                 if is_other_file(item.name, data):
                     record.other += 1
                 else:
-                    record.rejected.append((item.name, rejection_reason(error)))
+                    record.rejected.append((item.name, explain_rejection(error)))
                 continue
             digest = hashlib.sha256(data).digest()
             split = chunk.split or item.split or split_by_hash(digest, config.split)
@@ -170,25 +170,25 @@ def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: di
         for split, writer in writers.items():
             writer.close()
             record.arrays[f"offsets.{split}"] = np.array(writer.offsets, np.int64).reshape(-1, 4)
-            record.arrays[f"hashes.{split}"] = as_numbers(writer.hashes)
+            record.arrays[f"hashes.{split}"] = parse_hashes(writer.hashes)
             record.tars[split] = writer.describe()
-    record.labels, record.arrays["names"] = sorted(labels), as_numbers(names)
+    record.labels, record.arrays["names"] = sorted(labels), parse_hashes(names)
     storage.write_bytes(work.record(chunk.number), record.to_bytes())
     return chunk.files, len(record.rejected)
 
 
-def checked_image(data: bytes, config: ShardConfig) -> tuple[str, bytes]:
+def check_image(data: bytes, config: ShardConfig) -> tuple[str, bytes]:
     """(extension, bytes to store) of an image file."""
-    if len(data) > max_bytes(config):
-        raise UserError(f"more than {max_bytes(config)} bytes")
+    if len(data) > find_size_limit(config):
+        raise UserError(f"more than {find_size_limit(config)} bytes")
     header = images.identify(data, config.max_pixels)
     if config.resize and min(header.size) > config.resize:
-        return "jpg", resized(data, config)
+        return "jpg", resize_image(data, config)
     images.check(header)
-    return images.extension(header), data
+    return images.find_extension(header), data
 
 
-def resized(data: bytes, config: ShardConfig) -> bytes:
+def resize_image(data: bytes, config: ShardConfig) -> bytes:
     """A JPEG whose shorter side is `config.resize`, without orientation and transparency."""
     picture = images.decode(data, config.max_pixels, shorter_side=config.resize)
     scale = config.resize / min(picture.size)
@@ -209,14 +209,14 @@ def split_by_hash(digest: bytes, shares: dict[str, float]) -> str:
     return [name for name, share in shares.items() if share > 0][-1]  # the sum of the shares was slightly below 1
 
 
-def prefetched(chunk: Chunk, config: ShardConfig) -> Iterator[tuple[Item, bytes | Exception]]:
+def prefetch_files(chunk: Chunk, config: ShardConfig) -> Iterator[tuple[Item, bytes | Exception]]:
     """The chunk's files in order, each with its bytes or the error of reading it."""
 
     def read(item: Item) -> bytes | Exception:
-        if item.size > max_bytes(config):
-            return UnreadableError(f"more than {max_bytes(config)} bytes")
+        if item.size > find_size_limit(config):
+            return UnreadableError(f"more than {find_size_limit(config)} bytes")
         try:
-            return chunk.source.read(item, max_bytes(config) + 1)
+            return chunk.source.read(item, find_size_limit(config) + 1)
         except FileNotFoundError:
             return UnreadableError("there is no such file")
         except (UnreadableError, OSError) as error:
@@ -252,7 +252,7 @@ def is_other_file(name: str, data: bytes | Exception) -> bool:
     return not data.startswith(SIGNATURES) and data[4:8] != b"ftyp"
 
 
-def rejection_reason(error: Exception) -> str:
+def explain_rejection(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "too large for the memory"
     if isinstance(error, OSError):

@@ -18,11 +18,11 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import make_record, require
 from must.base.processes import Workers
-from must.base.text import printable
+from must.base.text import make_printable
 from must.config import ShardConfig
-from must.data.format import REJECTED, Index, Shard, joined, write_table
+from must.data.format import REJECTED, Index, Shard, join_arrays, write_table
 from must.data.shards.chunk import ChunkResult, ShardJob, assemble
-from must.data.shards.listing import Chunk, History, Listing, fingerprint, name_hash, source_place
+from must.data.shards.listing import Chunk, History, Listing, hash_files, identify_source, name_hash
 from must.data.shards.workdir import Run, Workdir
 
 OLD = -1  # the chunk number of samples in shards of earlier revisions
@@ -60,7 +60,7 @@ def find_duplicates(
     hashes = chain(((OLD, *pair) for pair in history.contents), new)
     groups = sorted(hashes, key=lambda group: (group[0] != OLD, rank(group[1]), group[0]))
     ends = np.cumsum([len(values) for _, _, values in groups], dtype=np.int64)
-    contents = joined(values for _, _, values in groups)
+    contents = join_arrays(values for _, _, values in groups)
     _, first, inverse = np.unique(contents, return_index=True, return_inverse=True)
     keepers = first[inverse]  # of each image, the position of the one of its content that is kept
     repeats = np.flatnonzero(keepers != np.arange(len(keepers)))
@@ -112,7 +112,7 @@ def commit_shards(task: Task, work: Workdir, pool: Workers) -> Index:
         source={
             "uri": config.source,
             "test_uri": config.test_source,
-            "fingerprint": fingerprint(listing.shares),
+            "fingerprint": hash_files(listing.shares),
             "files": listing.items + len(listing.rejected),
         },
         settings=task.run["settings"] | {"max_pixels": max_pixels},
@@ -207,8 +207,8 @@ def count_splits(shards: tuple[Shard, ...], splits: tuple[str, ...]) -> dict[str
 def write_tables(jobs: list[ShardJob], records: Records, revision: int) -> list[dict[str, str]]:
     """Writes the tables of this revision that --append reads."""
     output = records.work.output
-    names = np.sort(joined(record.arrays["names"] for record in records))
-    contents = joined(
+    names = np.sort(join_arrays(record.arrays["names"] for record in records))
+    contents = join_arrays(
         np.delete(records.read(number).arrays[f"hashes.{job.split}"], drop)
         for job in jobs
         for number, drop in job.chunks
@@ -237,10 +237,10 @@ def write_rejected(records: Records, duplicates: Duplicates, unchanged: bool) ->
     them; the lines of earlier revisions stay."""
     previous = records.task.previous
     path = storage.join(records.work.output, REJECTED)
-    earlier = earlier_lines(path, previous) if previous.sha256 else []
+    earlier = list_earlier_lines(path, previous) if previous.sha256 else []
     since = {line.source: line.revision for line in earlier if not line.duplicate}
     again = {name for name, _ in records.rejected() if name in since}
-    mended = accepted_now(earlier, records)
+    mended = list_accepted(earlier, records)
     stay = [line for line in earlier if line.duplicate or line.source not in again]
     left = [line for line in stay if line.duplicate or line.source not in mended]
     reasons = chain((line.reason for line in left if not line.duplicate), (r for _, r in records.rejected()))
@@ -254,7 +254,7 @@ def write_rejected(records: Records, duplicates: Duplicates, unchanged: bool) ->
             file.write(line.to_json())
         for name, reason in records.rejected():
             file.write(JournalLine(name, reason, since.get(name, revision)).to_json())
-        for name, reason in () if unchanged else dropped(duplicates, records):
+        for name, reason in () if unchanged else list_dropped(duplicates, records):
             file.write(JournalLine(name, reason, revision, duplicate=True).to_json())
     require(not refused, refused)
     return kinds
@@ -271,7 +271,7 @@ def count_kinds(reasons: Iterable[str]) -> Counter[str]:
     return Counter({examples[k] + (", and the like" if k in several else ""): n for k, n in counts.items()})
 
 
-def dropped(duplicates: Duplicates, records: Records) -> Iterator[tuple[str, str]]:
+def list_dropped(duplicates: Duplicates, records: Records) -> Iterator[tuple[str, str]]:
     """(name, reason) of the dropped duplicates. The names are in the tars, which exist until the index is written."""
     last, arrays = -1, {}
     for chunk, split, sample, kept_in in duplicates.drops.tolist():
@@ -284,7 +284,7 @@ def dropped(duplicates: Duplicates, records: Records) -> Iterator[tuple[str, str
         yield json.loads(text)["source"], f"same content as another image{where}"
 
 
-def earlier_lines(path: str, previous: Index) -> list[JournalLine]:
+def list_earlier_lines(path: str, previous: Index) -> list[JournalLine]:
     """The lines of the revisions up to `previous`, without those of runs that were refused or killed."""
     try:
         texts = storage.read_bytes(path).splitlines()
@@ -295,11 +295,11 @@ def earlier_lines(path: str, previous: Index) -> list[JournalLine]:
     return [line for line in lines if line.revision <= previous.revision]
 
 
-def accepted_now(earlier: list[JournalLine], records: Records) -> set[str]:
+def list_accepted(earlier: list[JournalLine], records: Records) -> set[str]:
     """The names in earlier lines that this run has accepted.
 
     Rejected files are few and new files may be many, so the hashes of the rejected names are searched."""
-    places = [source_place(uri) for uri in records.task.listing.uris]
+    places = [identify_source(uri) for uri in records.task.listing.uris]
     names = {int.from_bytes(name_hash(place, line.source)): line.source for place in places for line in earlier}
     hashes = np.fromiter(names, np.uint64, len(names))
     matches = (np.intersect1d(hashes, record.arrays["names"]) for record in records) if names else ()
@@ -316,12 +316,12 @@ def explain_refusal(records: Records, kinds: Counter[str], examples: Iterable[tu
     files = old + records.samples + rejected
     path = storage.join(config.output, REJECTED)
     if records.samples == 0 and not previous.sha256:
-        why = "; ".join(f"{count} x {printable(reason)}" for reason, count in kinds.most_common(2))
+        why = "; ".join(f"{count} x {make_printable(reason)}" for reason, count in kinds.most_common(2))
         return f"none of the {files} files of {config.source} is an image: {why}; all reasons are in {path}"
     if config.test_source and "test" not in {*records.splits, *previous.splits}:
         return f"none of the files of {config.test_source} is an image; all reasons are in {path}"
     if rejected > max(FEW_REJECTED, config.max_rejected * files):
-        first = "; ".join(f"{printable(name)}: {printable(reason)}" for name, reason in islice(examples, 3))
+        first = "; ".join(f"{make_printable(name)}: {make_printable(reason)}" for name, reason in islice(examples, 3))
         return (
             f"{rejected} of {files} files were rejected ({rejected / files:.2%}), more than {FEW_REJECTED} files and "
             f"--max-rejected {config.max_rejected:g} allow, such as {first}; all are in {path}; mend or remove them, "

@@ -21,11 +21,11 @@ import numpy as np
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.base.text import brief
+from must.base.text import abbreviate
 from must.config import ShardConfig
 from must.config.defaults import parse_part
-from must.data.format import Index, as_numbers, read_contents, read_tables
-from must.data.sources.archives import Archives, existing_files, expanded
+from must.data.format import Index, parse_hashes, read_contents, read_tables
+from must.data.sources.archives import Archives, expand_range, list_existing_files
 from must.data.sources.files import (
     ARCHIVE,
     Folder,
@@ -33,11 +33,11 @@ from must.data.sources.files import (
     ListingReport,
     Manifest,
     Source,
-    below,
+    describe_no_images,
     find_kind,
+    find_relative_folder,
     hash_name,
-    no_images,
-    relative_names,
+    make_relative_names,
 )
 from must.data.sources.tables import TABLE_FILE, Tables, is_table, name_tables
 
@@ -58,15 +58,15 @@ class History:
         if not len(self.names):
             yield from items
             return
-        stream, source = iter(items), source_place(uri)
+        stream, source = iter(items), identify_source(uri)
         while batch := list(islice(stream, BATCH)):
-            hashes = as_numbers(b"".join(name_hash(source, item.name) for item in batch))
+            hashes = parse_hashes(b"".join(name_hash(source, item.name) for item in batch))
             rows = np.minimum(np.searchsorted(self.names, hashes), len(self.names) - 1)
             known = self.names[rows] == hashes
             yield from (item for item, old in zip(batch, known, strict=True) if not old)
 
 
-def source_place(uri: str) -> str:
+def identify_source(uri: str) -> str:
     """What identifies a source, however its path is written: a bucket's URI, or the path without links."""
     return uri.rstrip("/") if storage.is_remote(uri) else str(storage.local(uri).resolve())
 
@@ -89,17 +89,17 @@ def open_source(
     require(not uri.lower().endswith(".arrow"), arrow)
     columns = (image_column, label_column)
     if ARCHIVE.search(uri):
-        files = existing_files(uri, option)
-        return Archives(uri, files, labels, option, relative_names(files) if len(files) > 1 else ())
-    if TABLE_FILE.search(uri) and (expanded(uri) != [uri] or not is_folder(uri)):
-        files = existing_files(uri, option)
-        return Tables(uri, name_tables(zip(files, relative_names(files), strict=True)), labels, option, columns)
+        files = list_existing_files(uri, option)
+        return Archives(uri, files, labels, option, make_relative_names(files) if len(files) > 1 else ())
+    if TABLE_FILE.search(uri) and (expand_range(uri) != [uri] or not is_folder(uri)):
+        files = list_existing_files(uri, option)
+        return Tables(uri, name_tables(zip(files, make_relative_names(files), strict=True)), labels, option, columns)
     if not storage.is_remote(uri):
         path, kinds = storage.local(uri), "a .csv or .jsonl manifest, a .tar or .zip archive, or a .parquet table"
         require(path.exists(), f"{option} {uri}: there is no such folder or file")
         require(os.access(path, os.R_OK), f"{option} {uri}: no permission to read it")
         require(path.is_dir(), f"{option} {uri}: expected a folder of images, {kinds}")
-    inside = below(uri, exclude)
+    inside = find_relative_folder(uri, exclude)
     found, has_arrow = [], False
     for entry in storage.list_files(uri):
         if (inside and entry.name.startswith(inside)) or find_kind(entry.name) == "hidden":
@@ -181,8 +181,8 @@ def refuse_two_labels(lines: Iterable[bytes], where: str) -> None:
     for item in (Item(*json.loads(line)) for line in lines):
         if item.row is not None and item.label is not None:
             label = labels.setdefault(item.name, item.label)
-            both = f"{brief(label)} and {brief(item.label)}"
-            require(label == item.label, f"{where}: {brief(item.name)} is there twice, with the labels {both}")
+            both = f"{abbreviate(label)} and {abbreviate(item.label)}"
+            require(label == item.label, f"{where}: {abbreviate(item.name)} is there twice, with the labels {both}")
 
 
 @dataclass(frozen=True)
@@ -200,10 +200,10 @@ class Listing:
     @property
     def key(self) -> str:
         """Two listings with equal keys have the same files and rejected files."""
-        return hashlib.sha256(json.dumps([fingerprint(self.shares), self.rejected]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([hash_files(self.shares), self.rejected]).encode()).hexdigest()
 
 
-def fingerprint(sums: Iterable[int]) -> str:
+def hash_files(sums: Iterable[int]) -> str:
     """A hash of the files of all sources, in any order."""
     return hashlib.sha256("".join(f"{value % 2**256:064x}" for value in sums).encode()).hexdigest()
 
@@ -222,7 +222,7 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
     added to an index, only the test source needs some."""
     part = parse_part(config.part)
     rejected: list[tuple[str, str]] = []
-    problems = ListingReport(lambda name, reason: rejected.append((name, reason)), max_bytes(config))
+    problems = ListingReport(lambda name, reason: rejected.append((name, reason)), find_size_limit(config))
     plans = []
     for number, (source, split) in enumerate(sources):
         part_folder = folder / f"plan-{number}"
@@ -233,7 +233,7 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
         some = list(islice(listed, 1))
         where = f"--{split and 'test-'}source {source.uri}"
         if not some and (split or not len(history.names)):
-            raise UserError(f"{where}: {nothing_found(rejected[before:], problems.skipped - skipped)}")
+            raise UserError(f"{where}: {explain_no_images(rejected[before:], problems.skipped - skipped)}")
         items = history.unseen(source.uri, chain(some, listed))
         plans.append((source, split, shuffle(items, part_folder, config.samples_per_shard, part, where)))
     if problems.unread_labels:
@@ -250,12 +250,12 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
     )
 
 
-def nothing_found(rejected: list[tuple[str, str]], skipped: Mapping[str, int]) -> str:
+def explain_no_images(rejected: list[tuple[str, str]], skipped: Mapping[str, int]) -> str:
     """Why a source has no image. `rejected`: (name, reason); `skipped`: numbers of other files, by extension."""
     if rejected and not skipped:
         name, reason = min(rejected)
         return f"no images that can be read; {name}: {reason}"
-    return no_images(skipped)
+    return describe_no_images(skipped)
 
 
 @dataclass(frozen=True)
@@ -288,13 +288,13 @@ def cut_chunks(listing: Listing, size: int, first: int, part: tuple[int, int]) -
             number += parts
 
 
-def max_bytes(config: ShardConfig) -> int:
+def find_size_limit(config: ShardConfig) -> int:
     """Of a file."""
     return config.max_file_mb * 1_000_000
 
 
-def settings_json(config: ShardConfig) -> dict[str, Any]:
+def encode_settings(config: ShardConfig) -> dict[str, Any]:
     """The settings in the index, which determine the shards' bytes."""
     names = ("labels", "samples_per_shard", "split", "resize", "quality", "max_pixels")
     settings = {name: getattr(config, name) for name in names}
-    return settings | {"max_bytes": max_bytes(config), "drop_duplicates": config.drop_duplicates}
+    return settings | {"max_bytes": find_size_limit(config), "drop_duplicates": config.drop_duplicates}

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.lock import Kind, pid_scope
+from must.base.lock import Kind, identify_machine
 from must.base.parameters import make_record, require
 from must.base.processes import is_running
 from must.config import ShardConfig
@@ -29,7 +29,7 @@ from must.config.defaults import parse_part
 from must.config.work import INDEX_FILE
 from must.data import format as index
 from must.data.format import OFFSETS_NAME, SHARD_NAME, TABLE
-from must.data.shards.listing import Listing, settings_json, source_place
+from must.data.shards.listing import Listing, encode_settings, identify_source
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ Run = dict[str, Any]
 def make_run(config: ShardConfig, previous: str, listing: str) -> Run:
     """`previous`: sha256 of the index to which the run adds, "" if there is none; `listing`: Listing.key."""
     return {
-        "source": source_place(config.source),
-        "test_source": source_place(config.test_source) if config.test_source else "",
-        "settings": settings_json(config),
+        "source": identify_source(config.source),
+        "test_source": identify_source(config.test_source) if config.test_source else "",
+        "settings": encode_settings(config),
         "previous": previous,
         "listing": listing,
     }
@@ -67,7 +67,7 @@ class Workdir:
         self.output, self.root = output, root or output
         self.uri = storage.join(self.root, WORK_FOLDER)
         self.remote = storage.is_remote(output)
-        self.local = temporary_folder() if self.remote else storage.local(self.uri) / "lists"
+        self.local = make_temporary_folder() if self.remote else storage.local(self.uri) / "lists"
         self.folders, self.first = [self.uri], 0
 
     def __enter__(self) -> Self:
@@ -97,7 +97,7 @@ class Workdir:
 
     def use_parts(self, parts: int) -> None:
         """From now on the chunks are those of so many parts."""
-        folders = [part_folder(self.output, number, parts) for number in range(1, parts + 1)]
+        folders = [find_part_folder(self.output, number, parts) for number in range(1, parts + 1)]
         self.folders = [storage.join(folder, WORK_FOLDER) for folder in folders]
 
     def folder(self, number: int) -> str:
@@ -117,7 +117,7 @@ class Workdir:
             data = storage.read_bytes(storage.join(self.uri, RUN_FILE))
         except FileNotFoundError:
             return None
-        return storage.object_or_none(data, dict) or {}
+        return storage.parse_object_or_none(data, dict) or {}
 
     def discard(self) -> None:
         """Deletes the chunks, and the shards of a run that has written no index."""
@@ -190,9 +190,9 @@ def record_name(number: int) -> str:
     return f"chunk-{number:06d}.npz"
 
 
-def temporary_folder() -> Path:
+def make_temporary_folder() -> Path:
     """A folder for the time of this process. Removes those that killed processes of this container have left."""
-    prefix = f"must-shard-{hashlib.sha256(str(pid_scope()).encode()).hexdigest()[:12]}-"
+    prefix = f"must-shard-{hashlib.sha256(str(identify_machine()).encode()).hexdigest()[:12]}-"
     for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         process = path.name.removeprefix(prefix).partition("-")[0]
         if process.isdecimal() and not is_running(int(process)):
@@ -203,10 +203,10 @@ def temporary_folder() -> Path:
 def work_root(config: ShardConfig) -> str:
     """The folder with the lock and the work of this program: the output, or that of a part."""
     number, parts = parse_part(config.part)
-    return config.output if parts == 1 else part_folder(config.output, number, parts)
+    return config.output if parts == 1 else find_part_folder(config.output, number, parts)
 
 
-def part_folder(output: str, number: int, parts: int) -> str:
+def find_part_folder(output: str, number: int, parts: int) -> str:
     return storage.join(output, PARTS_FOLDER, f"{number}-of-{parts}")
 
 

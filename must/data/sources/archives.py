@@ -22,7 +22,7 @@ from braceexpand import braceexpand
 
 from must.base import storage
 from must.base.parameters import require
-from must.base.text import brief, one_line
+from must.base.text import abbreviate, make_one_line
 from must.data.sources.files import (
     EXPANDED,
     EXPANSION,
@@ -31,9 +31,9 @@ from must.data.sources.files import (
     ListingReport,
     Source,
     UnreadableError,
-    folder_label,
+    count_utf8_bytes,
+    find_folder_label,
     report_damage,
-    utf8_size,
 )
 
 COMPRESSED: dict[str, Any] = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
@@ -83,14 +83,14 @@ class Archives:
 
     def items(self, problems: ListingReport) -> Iterator[Item]:
         for number, (file, path) in enumerate(zip(self.archives, self.paths, strict=True)):
-            members = zip_members if path.lower().endswith(".zip") else tar_members
+            members = list_zip_members if path.lower().endswith(".zip") else list_tar_members
             prefix = self.names[number] + "/" if self.names else ""
             with report_damage(f"{self.option} {file}", "archive"):
                 for name, size, locator, label in members(path, problems):
                     if not problems.accepts(name):
                         continue
                     if size:
-                        chosen = {"folder": folder_label(name), "csv": label}.get(self.labels)
+                        chosen = {"folder": find_folder_label(name), "csv": label}.get(self.labels)
                         yield Item(prefix + name, size, chosen, None, [number, *locator])
                     else:
                         problems.reject(prefix + name, "empty file")
@@ -107,20 +107,20 @@ class Archives:
             return self.beside.read(item, limit)
         number, start, size, *packed = item.locator
         if packed:
-            return unzipped(self.paths[number], item, limit)
+            return read_zip_member(self.paths[number], item, limit)
         return storage.read_bytes(self.paths[number], start, size)
 
 
-def existing_files(uri: str, option: str) -> list[str]:
+def list_existing_files(uri: str, option: str) -> list[str]:
     """The file at `uri`, or the files of a range."""
-    files = expanded(uri)
+    files = expand_range(uri)
     for file in files:
         require(storage.exists(file), f"{option} {uri}: there is no such file: {file}")
         require(storage.is_remote(file) or storage.local(file).is_file(), f"{option} {uri}: not a file: {file}")
     return files
 
 
-def expanded(uri: str) -> list[str]:
+def expand_range(uri: str) -> list[str]:
     """x-{000..002}.tar -> x-000.tar, x-001.tar, x-002.tar, as in bash and WebDataset; several braces are combined.
 
     Unbalanced braces and backslashes are ordinary characters."""
@@ -129,11 +129,11 @@ def expanded(uri: str) -> list[str]:
         files = [] if long else list(islice(braceexpand(uri, escape=False), MOST_FILES + 1))
     except ValueError:
         return [uri]
-    require(not long and len(files) <= MOST_FILES, f"{brief(uri)}: matches over {MOST_FILES} files")
+    require(not long and len(files) <= MOST_FILES, f"{abbreviate(uri)}: matches over {MOST_FILES} files")
     return files
 
 
-def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int], str | None]]:
+def list_tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int], str | None]]:
     """(name, size, (offset, size), label) of the images. Consecutive members of one key are one WebDataset sample."""
     key: str | None = None
     images: list[tuple[str, int, tuple[int, int]]] = []
@@ -149,7 +149,7 @@ def tar_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
             if not member.isreg() or member.issparse():
                 problems.reject(name, "a link, device or sparse file inside an archive")
                 continue
-            if utf8_size(name) > LONGEST_NAME:  # not kept until the sample's end
+            if count_utf8_bytes(name) > LONGEST_NAME:  # not kept until the sample's end
                 problems.reject(name, f"a name of more than {LONGEST_NAME} bytes")
                 continue
             base, extension = split_key(name)
@@ -189,11 +189,11 @@ def read_label(extension: str, data: bytes) -> str | None:
     text = data.decode("utf-8", "replace").strip()
     if extension == "cls":
         return text or None
-    label = storage.object_or_none(text, lambda content: content.get("label"))
+    label = storage.parse_object_or_none(text, lambda content: content.get("label"))
     return str(label) if isinstance(label, str | int | float) and label != "" else None
 
 
-def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int, int, int], None]]:
+def list_zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, tuple[int, int, int, int], None]]:
     """(name, size, (offset of the local header, packed size, method, checksum), no label). Python keeps a zip's
     directory in memory: about 500 bytes per member while listing.
     Raises BadZipFile: their total size is more than allowed."""
@@ -219,7 +219,7 @@ def zip_members(path: str, problems: ListingReport) -> Iterator[tuple[str, int, 
                 yield member.filename, member.file_size, locator, None
 
 
-def unzipped(path: str, item: Item, limit: int) -> bytes:
+def read_zip_member(path: str, item: Item, limit: int) -> bytes:
     """At most `limit` bytes of a zip's member, whatever the directory says. The lengths of its name and extra field are
     those in its local header. Raises UnreadableError: it is damaged."""
     _, start, *packed = item.locator
@@ -234,7 +234,7 @@ def unzipped(path: str, item: Item, limit: int) -> bytes:
         except zipfile.BadZipFile:
             raise UnreadableError("damaged in the archive: wrong checksum") from None
         except (zlib.error, struct.error, EOFError, ValueError) as error:
-            raise UnreadableError(f"damaged in the archive: {one_line(error)}") from None
+            raise UnreadableError(f"damaged in the archive: {make_one_line(error)}") from None
 
 
 LARGEST_HEADERS = {b"L": 1 << 20, b"K": 1 << 20, b"x": 1 << 16, b"g": 1 << 16, b"X": 1 << 16}

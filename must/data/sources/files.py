@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 from must.base import storage
 from must.base.errors import MustError, UserError
 from must.base.parameters import require
-from must.base.text import brief, compose, one_line, printable
+from must.base.text import abbreviate, compose, make_one_line, make_printable
 from must.data.image.limits import can_read_heic
 
 PHONES = frozenset({"heic", "heif"})
@@ -27,19 +27,19 @@ MOST_KINDS = 10  # of other files, named in a line
 ARCHIVE = re.compile(r"\.(zip|tar|tgz|tar\.gz|tar\.bz2|tar\.xz)$", re.IGNORECASE)
 
 
-def not_read(kinds: Mapping[str, int]) -> str:
+def describe_unread(kinds: Mapping[str, int]) -> str:
     """The numbers of files of other kinds, and a hint for HEIC files."""
     most = sorted(Counter(kinds).most_common(MOST_KINDS))
-    listed = ", ".join(f"{count} {printable(kind)}" for kind, count in most)
+    listed = ", ".join(f"{count} {make_printable(kind)}" for kind, count in most)
     listed += f" and {len(kinds) - MOST_KINDS:,} other kinds" if len(kinds) > MOST_KINDS else ""
     phones = {f".{ending}" for ending in PHONES} & kinds.keys()
     hint = "; an iPhone's HEIC is read where pillow-heif is installed: pip install pillow-heif" if phones else ""
     return listed + hint
 
 
-def no_images(skipped: Mapping[str, int]) -> str:
+def describe_no_images(skipped: Mapping[str, int]) -> str:
     """The message for a folder without images."""
-    others = f", known endings are .jpg, .png, .webp and the like; only other files: {not_read(skipped)}"
+    others = f", known endings are .jpg, .png, .webp and the like; only other files: {describe_unread(skipped)}"
     return f"no images in there{others if skipped else ''}"
 
 
@@ -93,15 +93,15 @@ class ListingReport:
         """The items of a source, with labels in composed characters; those whose names or labels are too long are
         rejected."""
         for item in items:
-            if utf8_size(item.name) > LONGEST_NAME:
+            if count_utf8_bytes(item.name) > LONGEST_NAME:
                 self.reject(item.name, f"a name of more than {LONGEST_NAME} bytes")
-            elif item.label is not None and utf8_size(item.label) > LONGEST_NAME:
+            elif item.label is not None and count_utf8_bytes(item.label) > LONGEST_NAME:
                 self.reject(item.name, f"a label of more than {LONGEST_NAME} bytes")
             else:
                 yield item if item.label is None else item._replace(label=compose(item.label))
 
 
-def utf8_size(text: str) -> int:
+def count_utf8_bytes(text: str) -> int:
     """Bytes of a name or label in UTF-8."""
     return len(text.encode("utf-8", "surrogatepass"))
 
@@ -136,7 +136,7 @@ def report_damage(where: str, kind: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # an error of the disk; for damage there is no errno, or EINVAL for an impossible offset
-        raise UserError(f"{where}: the {kind} is damaged: {one_line(error)[:200]}") from None
+        raise UserError(f"{where}: the {kind} is damaged: {make_one_line(error)[:200]}") from None
 
 
 def find_kind(name: str) -> str | None:
@@ -148,12 +148,12 @@ def find_kind(name: str) -> str | None:
     return None if not dot or extension.lower() in EXTENSIONS else f".{extension.lower()[:12]}"
 
 
-def folder_label(name: str) -> str | None:
+def find_folder_label(name: str) -> str | None:
     """The name of the image's folder; None for the root."""
     return name.rpartition("/")[0].rpartition("/")[2] or None
 
 
-def relative_names(files: list[str]) -> list[str]:
+def make_relative_names(files: list[str]) -> list[str]:
     """The files' paths relative to the deepest folder that has all of them."""
     split = [file.split("/") for file in files]
     folders = zip(*(parts[:-1] for parts in split), strict=False)
@@ -161,22 +161,24 @@ def relative_names(files: list[str]) -> list[str]:
     return ["/".join(parts[common:]) for parts in split]
 
 
-def below(root: str, folder: str) -> str:
+def find_relative_folder(root: str, folder: str) -> str:
     """`folder` relative to `root`, with a "/" after it; "" if it is not below `root`."""
     if not folder or storage.is_remote(root) != storage.is_remote(folder):
         return ""
-    root, folder = normal(root), normal(folder)
+    root, folder = normalize_folder(root), normalize_folder(folder)
     return folder[len(root) :] if folder.startswith(root) and folder != root else ""
 
 
-def normal(uri: str) -> str:
+def normalize_folder(uri: str) -> str:
     """The normalized path of a folder, with a "/" at its end."""
     return (uri if storage.is_remote(uri) else str(storage.local(uri).resolve())).rstrip("/") + "/"
 
 
 def is_within(uri: str, folder: str) -> bool:
     """Whether `uri` is the folder or inside it."""
-    return storage.is_remote(folder) == storage.is_remote(uri) and normal(uri).startswith(normal(folder))
+    return storage.is_remote(folder) == storage.is_remote(uri) and normalize_folder(uri).startswith(
+        normalize_folder(folder)
+    )
 
 
 LONGEST_ROW = 1_000_000  # bytes of a line of a manifest
@@ -189,7 +191,7 @@ class Folder(Source):
     def __init__(self, uri: str, labels: str, exclude: str = "", others: Collection[str] = ()) -> None:
         self.uri, self.labels, self.others = uri, labels, others
         self.may_be_remote = storage.is_remote(uri)
-        self.exclude = below(uri, exclude)
+        self.exclude = find_relative_folder(uri, exclude)
 
     def entries(self, problems: ListingReport) -> Iterator[storage.Entry]:
         for entry in storage.list_files(self.uri, problems.reject):
@@ -200,7 +202,7 @@ class Folder(Source):
 
     def items(self, problems: ListingReport) -> Iterator[Item]:
         for entry in self.entries(problems):
-            label = folder_label(entry.name) if self.labels == "folder" else None
+            label = find_folder_label(entry.name) if self.labels == "folder" else None
             yield Item(entry.name, entry.size, label, None, 0)
 
     def files(self, problems: ListingReport) -> Iterator[str]:
@@ -225,18 +227,18 @@ class Manifest(Source):
         for line, row in self.rows():
             if problem := find_problem(row):
                 path = row.get("path") if isinstance(row, dict) else None
-                problems.reject(f"{file} line {line}" + (f": {brief(path)[1:-1]}" if path else ""), problem)
+                problems.reject(f"{file} line {line}" + (f": {abbreviate(path)[1:-1]}" if path else ""), problem)
                 continue
             path, label, split = row["path"], row.get("label"), row.get("split")
             if self.labels == "folder":
-                label = folder_label(path)
+                label = find_folder_label(path)
             elif self.labels == "none":
                 problems.unread_labels += label not in (None, "")
                 label = None
             yield Item(path, 0, str(label) if label not in (None, "") else None, split or None, 0, line)
 
     def files(self, problems: ListingReport) -> Iterator[str]:
-        return (beside(self.uri, item.name) for item in self.items(problems))
+        return (resolve_beside(self.uri, item.name) for item in self.items(problems))
 
     def rows(self) -> Iterator[tuple[int, Any]]:
         """(line number, columns), as a stream. The columns are None for a line that is no JSON object."""
@@ -244,7 +246,9 @@ class Manifest(Source):
         with storage.local_copy(self.uri) as path, path.open("rb") as file:
             lines = read_lines(file, where)
             if ending not in ("csv", "tsv"):
-                yield from ((n, storage.object_or_none(line, dict)) for n, line in enumerate(lines, 1) if line.strip())
+                yield from (
+                    (n, storage.parse_object_or_none(line, dict)) for n, line in enumerate(lines, 1) if line.strip()
+                )
                 return
             first = next(lines, "")
             delimiter = max("\t,;" if ending == "tsv" else ",;\t", key=first.count)
@@ -254,14 +258,14 @@ class Manifest(Source):
                 require(
                     "path" in table.fieldnames,
                     f"{where}: the first line must name the columns path[,label][,split], not: "
-                    f"{brief(delimiter.join(table.fieldnames))}",
+                    f"{abbreviate(delimiter.join(table.fieldnames))}",
                 )
                 yield from ((table.line_num, row) for row in table)
             except csv.Error as error:
                 raise UserError(f"{where}: cannot be read after line {table.line_num}: {error}") from None
 
     def read(self, item: Item, limit: int) -> bytes:
-        return storage.read_bytes(beside(self.uri, item.name), 0, limit)
+        return storage.read_bytes(resolve_beside(self.uri, item.name), 0, limit)
 
 
 def read_lines(file: BinaryIO, where: str) -> Iterator[str]:
@@ -281,7 +285,7 @@ def find_problem(row: Any) -> str:
     path, label, split = row.get("path"), row.get("label"), row.get("split")
     if not isinstance(path, str) or not path:
         return "no 'path'; the columns are path[,label][,split]"
-    if reason := refusal(path):
+    if reason := explain_path_refusal(path):
         return reason
     if split not in (None, "") and not is_split(split):
         return "not a split name (lower-case, digits, _)"
@@ -290,7 +294,7 @@ def find_problem(row: Any) -> str:
     return ""
 
 
-def refusal(path: str) -> str:
+def explain_path_refusal(path: str) -> str:
     """Why there can be no file at that path, "" if there can. Surrogates may stand for bytes that are not UTF-8."""
     try:
         is_name = b"\0" not in path.encode("utf-8", "surrogateescape")
@@ -305,7 +309,7 @@ def refusal(path: str) -> str:
     return ""
 
 
-def beside(uri: str, path: str) -> str:
+def resolve_beside(uri: str, path: str) -> str:
     """A path in the list or table at `uri`, which is absolute or relative to its folder."""
     folder, slash, _ = uri.rpartition("/")
     return path if path.startswith("/") or "://" in path else folder + slash + path

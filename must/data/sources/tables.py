@@ -13,18 +13,18 @@ from typing import Any, NamedTuple
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.base.text import brief, printable, without_secrets
+from must.base.text import abbreviate, make_printable, remove_secrets
 from must.data.sources.files import (
     EXPANDED,
     EXPANSION,
     Item,
     ListingReport,
-    beside,
-    folder_label,
+    count_utf8_bytes,
+    explain_path_refusal,
+    find_folder_label,
     is_split,
-    refusal,
     report_damage,
-    utf8_size,
+    resolve_beside,
 )
 
 Batches = Callable[[list[str]], Iterator[Any]]  # the columns with these names -> record batches of some rows
@@ -46,8 +46,8 @@ class Columns(NamedTuple):
 
 def choose(schema: Any, image_column: str, label_column: str, labels: str, where: str) -> Columns:
     """The columns to read of a table with this pyarrow schema. `where`: the option and file, for messages."""
-    types = {name: storage_type(schema.field(number).type) for number, name in enumerate(schema.names)}
-    hint = f"its columns are {printable(', '.join(map(str, schema.names)), 300) or 'none'}"
+    types = {name: find_storage_type(schema.field(number).type) for number, name in enumerate(schema.names)}
+    hint = f"its columns are {make_printable(', '.join(map(str, schema.names)), 300) or 'none'}"
     require(len(set(schema.names)) == len(schema.names), f"{where}: two columns have the same name; {hint}")
     image = find_column(types, image_column, USUAL_IMAGES, may_be_image, f"{where}: --image-column", hint)
     if image is None:
@@ -59,7 +59,7 @@ def choose(schema: Any, image_column: str, label_column: str, labels: str, where
         label = find_column(types, label_column, USUAL_LABELS, may_be_label, f"{where}: --label-column", hint)
         require(label is not None, f"{where}: no column of labels; name it with --label-column; {hint}")
     split = "split" if "split" in types and str(types["split"]) in TEXT else None
-    return Columns(image, label, split, class_names(schema.metadata, label))
+    return Columns(image, label, split, read_class_names(schema.metadata, label))
 
 
 def find_column(
@@ -67,8 +67,11 @@ def find_column(
 ) -> str | None:
     """The column `name`, or without a name the first one with a usual name; None if there is none."""
     if name:
-        require(name in types, f"{flag}: no column {brief(name)}; {hint}")
-        require(is_usable(types[name]), f"{flag}: the column {brief(name)} is of type {printable(types[name], 80)}")
+        require(name in types, f"{flag}: no column {abbreviate(name)}; {hint}")
+        require(
+            is_usable(types[name]),
+            f"{flag}: the column {abbreviate(name)} is of type {make_printable(types[name], 80)}",
+        )
         return name
     lower: dict[str, str] = {}
     for column, kind in types.items():
@@ -77,13 +80,13 @@ def find_column(
     return next((lower[column] for column in usual.split() if column in lower), None)
 
 
-def storage_type(kind: Any) -> Any:
+def find_storage_type(kind: Any) -> Any:
     """The type without dictionaries and extensions: that of the values."""
     from pyarrow import types
 
     if types.is_dictionary(kind):
-        return storage_type(kind.value_type)
-    return storage_type(kind.storage_type) if hasattr(kind, "storage_type") else kind
+        return find_storage_type(kind.value_type)
+    return find_storage_type(kind.storage_type) if hasattr(kind, "storage_type") else kind
 
 
 BINARY, TEXT = ({f"{form}{kind}" for form in ("", "large_")} | {f"{kind}_view"} for kind in ("binary", "string"))
@@ -107,10 +110,10 @@ def may_be_label(kind: Any) -> bool:
     return str(kind) in TEXT or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
 
 
-def class_names(metadata: Any, label: str | None) -> tuple[str, ...] | None:
+def read_class_names(metadata: Any, label: str | None) -> tuple[str, ...] | None:
     """The class names if the column is a ClassLabel by the features that `datasets` writes into a table's metadata."""
     text = (metadata or {}).get(b"huggingface", b"")
-    feature = storage.object_or_none(text, lambda content: content["info"]["features"][label])
+    feature = storage.parse_object_or_none(text, lambda content: content["info"]["features"][label])
     names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
@@ -143,7 +146,7 @@ def name_tables(files: Iterable[tuple[str, str]]) -> list[Table]:
     return tables if len(splits) > 1 and None not in splits else [table._replace(split=None) for table in tables]
 
 
-def need_pyarrow(where: str) -> None:
+def check_pyarrow(where: str) -> None:
     """Raises ValueError: pyarrow is not installed."""
     try:
         import pyarrow.parquet  # noqa: F401
@@ -184,7 +187,7 @@ class Tables:
     def __init__(self, uri: str, tables: list[Table], labels: str, option: str, columns: tuple[str, str]) -> None:
         self.uri, self.tables, self.labels, self.option, self.columns = uri, tables, labels, option, columns
         self.folder = Path()
-        need_pyarrow(f"{option} {uri}")
+        check_pyarrow(f"{option} {uri}")
 
     def prepare(self, folder: Path) -> None:
         self.folder = folder
@@ -209,10 +212,10 @@ class Tables:
                 label = self.read_label(value, file_path, columns, f"{where} row {row}")
                 require(
                     split in (None, "") or is_split(split),
-                    f"{where} row {row}: {brief(split)} is no split name (lower-case, digits, _)",
+                    f"{where} row {row}: {abbreviate(split)} is no split name (lower-case, digits, _)",
                 )
                 split = split or table.split
-                remaining -= ROW + len(data or b"") + utf8_size(label or "") + utf8_size(file_path or "")
+                remaining -= ROW + len(data or b"") + count_utf8_bytes(label or "") + count_utf8_bytes(file_path or "")
                 require(remaining >= 0, f"{where}: its rows are more than {EXPANSION} times as large as itself")
                 if data:
                     file.write(data)
@@ -220,11 +223,11 @@ class Tables:
                     offset += len(data)
                 elif data is not None or not file_path:
                     problems.reject(name, "no image in this row")
-                elif reason := refusal(file_path):
-                    problems.reject(without_secrets(beside(table.name, file_path)), reason)
+                elif reason := explain_path_refusal(file_path):
+                    problems.reject(remove_secrets(resolve_beside(table.name, file_path)), reason)
                 else:
                     self.may_be_remote = True
-                    yield Item(beside(table.name, file_path), 0, label, split, [number, file_path])
+                    yield Item(resolve_beside(table.name, file_path), 0, label, split, [number, file_path])
 
     def files(self, problems: ListingReport) -> Iterator[str]:
         """The tables; and the files whose names are in a table, if it holds no images itself."""
@@ -233,16 +236,16 @@ class Tables:
             path, where = storage.local(table.uri), f"{self.option} {table.uri}"
             with report_damage(where, "table"), open_parquet(path, where, problems.max_bytes) as (schema, batches):
                 image = choose(schema, *self.columns, self.labels, where).image
-                if str(storage_type(schema.field(image).type)) in TEXT:
+                if str(find_storage_type(schema.field(image).type)) in TEXT:
                     names = chain.from_iterable(batch.column(image).to_pylist() for batch in batches([image]))
-                    yield from (beside(table.uri, name) for name in names if name)
+                    yield from (resolve_beside(table.uri, name) for name in names if name)
 
     def packed(self, number: int) -> Path:
         return self.folder / f"table-{number}.images"
 
     def read_label(self, value: Any, path: str | None, columns: Columns, where: str) -> str | None:
         if self.labels == "folder":
-            return folder_label(path) if path else None
+            return find_folder_label(path) if path else None
         if columns.classes is not None and type(value) is int:
             if value == -1:  # what `datasets` writes if there is none
                 return None
@@ -255,7 +258,7 @@ class Tables:
         number, offset_or_path = item.locator
         if isinstance(offset_or_path, int):
             return storage.read_bytes(self.packed(number), offset_or_path, min(item.size, limit))
-        return storage.read_bytes(beside(self.tables[number].uri, offset_or_path), 0, limit)
+        return storage.read_bytes(resolve_beside(self.tables[number].uri, offset_or_path), 0, limit)
 
 
 def read_rows(batch: Any, columns: Columns) -> Iterator[tuple[bytes | None, str | None, Any, Any]]:

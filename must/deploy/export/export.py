@@ -20,8 +20,8 @@ from torch import Tensor
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.base.program import parts
-from must.base.text import encoded, join_lines
+from must.base.program import show_parts
+from must.base.text import encode_utf8, join_lines
 from must.config import ExportConfig
 from must.config.work import CARD_FILE, CLASSIFIER_FILE, MODEL_FOLDER_FILE, ONNX_FILE
 from must.data.augment import normalize
@@ -35,7 +35,7 @@ from must.method.model.backbone import Backbone, load_backbone, quiet_open_clip,
 from must.method.model.bundle import Bundle, load_bundle
 from must.method.model.classifier import read_header
 from must.method.model.description import Selection, get_preprocess, require_same_model
-from must.method.model.hub import first_line
+from must.method.model.hub import find_first_line
 from must.method.model.memory import SAME_IMAGE_INT8
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ TIE = 1e-4  # two classes whose probabilities differ by less are a tie: both are
 def export(config: ExportConfig) -> dict[str, Any]:
     """Writes the format `config.to`; returns the comparison."""
     metrics = read_metrics(config.metrics) if config.metrics else None
-    with parts("export", 5) as begin, torch.no_grad():
+    with show_parts("export", 5) as begin, torch.no_grad():
         begin("the model and images to compare on")
         bundle = load_bundle(config.model)
         if metrics:
@@ -82,14 +82,14 @@ class Check:
 def export_onnx(
     config: ExportConfig, bundle: Bundle, pixels: np.ndarray, metrics: Metrics | None, begin: Any
 ) -> dict[str, Any]:
-    """Writes OUTPUT/model.onnx, labels.txt and the cards. `pixels`: from `load_images`; `begin`: from `parts`."""
+    """Writes OUTPUT/model.onnx, labels.txt and the cards. `pixels`: from `load_images`; `begin`: from `show_parts`."""
     from must.deploy.export.graph import add_metadata, check_graph, quantize, to_graph  # needs onnx and the exporter
-    from must.deploy.export.model_card import README_FILE, front_matter, model_card
+    from must.deploy.export.model_card import README_FILE, make_front_matter, make_model_card
 
     description, method = bundle.description, str(config.precision)
     with tempfile.TemporaryDirectory(prefix="must-export-") as folder:
         begin("outputs of PyTorch")
-        expected, features = reference(bundle, pixels, config.embeddings)
+        expected, features = compute_reference(bundle, pixels, config.embeddings)
         begin("the graph")
         if config.precision == "int8" and bundle.memory:
             bundle.memory.same_image = SAME_IMAGE_INT8
@@ -100,7 +100,7 @@ def export_onnx(
             graph, method = quantize(graph, calibration, get_preprocess(description), Path(folder))
         dimensions = {} if features is None else {"dimensions": features.shape[1]}
         extra: dict[str, Any] = {EMBEDDING: dimensions | {"length": 1}} if dimensions else {}
-        abstention = measured_abstention(metrics, description.provenance.selection)
+        abstention = find_measured_abstention(metrics, description.provenance.selection)
         extra |= {ABSTENTION: abstention} if abstention else {}
         extra |= {KNOWS_NONE: True} if bundle.memory and bundle.memory.facts.none else {}
         add_metadata(graph, description, precision=config.precision, input=config.input, arithmetic=method, **extra)
@@ -117,14 +117,14 @@ def export_onnx(
             "megabytes": path.stat().st_size / 1e6,
             "check": {name: value for name, value in asdict(check).items() if value is not None},
             "abstention": abstention,
-            "checked_on": images_text(config),
+            "checked_on": describe_images(config),
             **dimensions,
         }
         target = storage.join(config.output, ONNX_FILE)
         storage.delete(target)  # first, and written last: a folder with it is complete and of a single export
-        card = model_card(description, result, metrics)
-        front = front_matter(description, config.to, metrics, config.license)
-        texts = {CARD_FILE: encoded(card), README_FILE: encoded(front + card)}
+        card = make_model_card(description, result, metrics)
+        front = make_front_matter(description, config.to, metrics, config.license)
+        texts = {CARD_FILE: encode_utf8(card), README_FILE: encode_utf8(front + card)}
         for name, data in {LABELS_FILE: join_lines(description.classes), **texts}.items():
             storage.write_bytes(storage.join(config.output, name), data)
         storage.upload(path, target)
@@ -138,7 +138,7 @@ def export_onnx(
     return result
 
 
-def images_text(config: ExportConfig) -> str:
+def describe_images(config: ExportConfig) -> str:
     """The images that an export is compared on, in words."""
     return f"{config.split} of {config.shards}" if config.shards else "random pixels"
 
@@ -158,7 +158,9 @@ def load_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
     return np.stack(pixels)
 
 
-def reference(bundle: Bundle, pixels: np.ndarray, embeddings: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
+def compute_reference(
+    bundle: Bundle, pixels: np.ndarray, embeddings: bool = True
+) -> tuple[np.ndarray, np.ndarray | None]:
     """PyTorch's probabilities [N, K] and, with `embeddings`, image features of length 1 [N, D], float32, of uint8
     pixels [N, S, S, 3]."""
     images = normalize(torch.from_numpy(pixels), get_preprocess(bundle.description))
@@ -181,12 +183,12 @@ def compare(
         agreements.append(chosen >= expected.max(axis=1) - TIE)
         differences.append(float(np.abs(probability - expected).max()))
         if features is not None:
-            cosines.append(smallest_cosine(features, np.concatenate([outputs[-1] for outputs in batches])))
+            cosines.append(find_smallest_cosine(features, np.concatenate([outputs[-1] for outputs in batches])))
     agreement = float(np.min(agreements, axis=0).mean())
     return Check(len(pixels), agreement, max(differences), min(cosines) if cosines else None)
 
 
-def smallest_cosine(expected: np.ndarray, embedding: np.ndarray) -> float:
+def find_smallest_cosine(expected: np.ndarray, embedding: np.ndarray) -> float:
     """Between expected and exported unit vectors [N, D]. -1: their shape differs, they contain NaN, or a length differs
     from 1 by a thousandth."""
     if embedding.shape != expected.shape:
@@ -207,7 +209,7 @@ def require_check(check: Check, config: ExportConfig) -> None:
     )
 
 
-def measured_abstention(metrics: Metrics | None, selection: Selection | None) -> dict[str, Any] | None:
+def find_measured_abstention(metrics: Metrics | None, selection: Selection | None) -> dict[str, Any] | None:
     """The threshold for abstaining with its coverage and risk, as `must evaluate` measured it by labels, or else `must
     refine` by answers; None: there is none."""
     for measured in (metrics and metrics.abstention, selection and selection.abstention):
@@ -227,8 +229,8 @@ OPTIONAL_FILES = {
 def export_folder(
     config: ExportConfig, bundle: Bundle, pixels: np.ndarray, metrics: Metrics | None, begin: Any
 ) -> dict[str, Any]:
-    """Writes the folder OUTPUT; returns the comparison. `pixels`: uint8 [N, S, S, 3]; `begin`: from `parts`."""
-    from must.deploy.export.model_card import README_FILE, front_matter, model_card
+    """Writes the folder OUTPUT; returns the comparison. `pixels`: uint8 [N, S, S, 3]; `begin`: from `show_parts`."""
+    from must.deploy.export.model_card import README_FILE, make_front_matter, make_model_card
 
     images = normalize(torch.from_numpy(pixels), get_preprocess(bundle.description))
     parent = None if storage.is_remote(config.output) else storage.local(config.output).absolute().parent
@@ -238,7 +240,7 @@ def export_folder(
     with tempfile.TemporaryDirectory(prefix=storage.TEMPORARY, dir=parent) as folder:
         scratch = Path(folder)
         begin("the files")
-        write_files(whole_model(config.classifier, config.model, bundle), scratch)
+        write_files(load_whole_model(config.classifier, config.model, bundle), scratch)
         begin("outputs of open_clip")
         features = open_clip_features(scratch, images)
         begin("outputs of the bundle")
@@ -254,12 +256,12 @@ def export_folder(
             "to": config.to,
             "check": {"images": len(images), "largest_difference": of_probability},
             "largest_logit_difference": of_logit,
-            "checked_on": images_text(config),
+            "checked_on": describe_images(config),
         }
         # The folder has no memory: its accuracy is the tower's.
         measured = replace(metrics, adapted=metrics.tower) if metrics and metrics.tower else metrics
-        front = front_matter(bundle.description, config.to, measured, config.license)
-        (scratch / README_FILE).write_bytes(encoded(front + model_card(bundle.description, result, measured)))
+        front = make_front_matter(bundle.description, config.to, measured, config.license)
+        (scratch / README_FILE).write_bytes(encode_utf8(front + make_model_card(bundle.description, result, measured)))
         publish(scratch, config.output)
     logger.info(
         f"{config.output}  for {config.to}; compared on {len(images)} images ({result['checked_on']}): largest "
@@ -274,7 +276,7 @@ def export_folder(
     return result
 
 
-def whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:
+def load_whole_model(classifier: str, model: str, bundle: Bundle) -> Backbone:
     """The classifier file's model with the image tower and the logit factor of the bundle at `model`."""
     header = read_header(classifier)
     backbone = load_backbone(*header.find_model())
@@ -304,7 +306,9 @@ def open_clip_features(folder: Path, images: Tensor) -> Tensor:
         with quiet_open_clip():
             model = open_clip.create_model(f"local-dir:{folder}").eval()
     except Exception as error:  # any kind: for text towers of transformers, open_clip sends requests to a hub
-        raise UserError(f"--to open_clip: open_clip does not load what was written: {first_line(error)}") from error
+        raise UserError(
+            f"--to open_clip: open_clip does not load what was written: {find_first_line(error)}"
+        ) from error
     return run_in_batches(model.encode_image, images)
 
 

@@ -81,8 +81,8 @@ class SplitAttention(SelfAttention):
         self.num_heads, self.out_proj = attention.num_heads, attention.out_proj
         weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
         scale = (weights[0].shape[0] // self.num_heads) ** -0.5
-        self.query = linear(scale * weights[0], scale * biases[0])
-        self.key, self.value = linear(weights[1], biases[1]), linear(weights[2], biases[2])
+        self.query = make_linear(scale * weights[0], scale * biases[0])
+        self.key, self.value = make_linear(weights[1], biases[1]), make_linear(weights[2], biases[2])
 
     def attended(self, query: Tensor, key: Tensor) -> Tensor:
         """Tokens [B, Q, W], which attend to the tokens `key` [B, L, W] -> [B, Q, W]."""
@@ -92,7 +92,7 @@ class SplitAttention(SelfAttention):
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
-def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+def make_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0])
     layer.weight.data, layer.bias.data = weight.detach().contiguous(), bias.detach().contiguous()
     return layer

@@ -10,9 +10,9 @@ from typing import Any
 import jinja2
 import yaml
 
-from must.base.text import counted
+from must.base.text import pluralize
 from must.data.image.preprocess import describe_preprocess
-from must.evaluation.result import METRIC_ROWS, Metrics, percent
+from must.evaluation.result import METRIC_ROWS, Metrics, format_percent
 from must.method.model.description import BY_ANSWERS, Description, get_preprocess
 
 README_FILE = "README.md"  # the model card for a hub, with a YAML header
@@ -40,12 +40,12 @@ def template() -> jinja2.Template:
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
         finalize=escape,
     )  # fmt: skip
-    environment.filters["percent"] = percent
+    environment.filters["percent"] = format_percent
     text = resources.files("must.deploy.export").joinpath("model_card.jinja").read_text("utf-8")
     return environment.from_string(text)
 
 
-def model_card(description: Description, exported: dict[str, Any], metrics: Metrics | None) -> str:
+def make_model_card(description: Description, exported: dict[str, Any], metrics: Metrics | None) -> str:
     """Markdown. `exported` is the result of `must export`, `metrics` that of `must evaluate`, if any."""
     to = exported.get("to", "onnx")
     return template().render(
@@ -58,8 +58,8 @@ def model_card(description: Description, exported: dict[str, Any], metrics: Metr
         unsure=exported.get("abstention"),
         metrics=metrics,
         preprocess=describe_preprocess(get_preprocess(description)),
-        training=training_rows(description, with_memory=to == "onnx"),
-        licence=backbone_licence(description.pretrained),
+        training=list_training_rows(description, with_memory=to == "onnx"),
+        licence=find_backbone_licence(description.pretrained),
         rows=[row for row in METRIC_ROWS if row[0] in ("top1", "mean_per_class", "ece")],
         CLASSES_SHOWN=CLASSES_SHOWN,
     )
@@ -76,25 +76,25 @@ def describe_origin(description: Description, with_memory: bool) -> str:
         method = "masked unsupervised self-training (MUST, arXiv 2206.02967)"
         text = f"CLIP, trained on unlabeled images of the target domain by {method}{kept}"
     if memory and with_memory:
-        text += f", with a memory of {counted(memory.images, 'unlabeled image')}"
+        text += f", with a memory of {pluralize(memory.images, 'unlabeled image')}"
     labels = "No labels were used"
     if memory and memory.answers and with_memory:
-        labels = f"People named the classes of {counted(memory.answers, 'image')}"
+        labels = f"People named the classes of {pluralize(memory.answers, 'image')}"
     elif selection and selection.by == BY_ANSWERS:
         labels = "People's answers chose how much of a training is kept"
     return f"{text}. {labels}."
 
 
-def training_rows(description: Description, with_memory: bool) -> list[tuple[str, Any]]:
+def list_training_rows(description: Description, with_memory: bool) -> list[tuple[str, Any]]:
     """(name, value) of what is known of the training; [] for the zero-shot model."""
     provenance, memory = description.provenance, description.provenance.memory
     if not provenance:
         return []
-    answers = f", {counted(memory.answers, 'answer')}" if memory and memory.answers else ""
+    answers = f", {pluralize(memory.answers, 'answer')}" if memory and memory.answers else ""
     rows = [
         ("backbone", f"{description.backbone} {description.pretrained}".strip()),
         ("weights (sha256)", description.weights_sha256),
-        ("memory", f"{counted(memory.images, 'unlabeled image')}{answers}" if memory and with_memory else ""),
+        ("memory", f"{pluralize(memory.images, 'unlabeled image')}{answers}" if memory and with_memory else ""),
         ("index of the images (sha256)", provenance.index_sha256),
         ("processes", provenance.processes),
         ("git revision", provenance.git_revision),
@@ -104,7 +104,7 @@ def training_rows(description: Description, with_memory: bool) -> list[tuple[str
     return [(name, value) for name, value in rows if value not in (None, "")]
 
 
-def backbone_licence(pretrained: str) -> str:
+def find_backbone_licence(pretrained: str) -> str:
     known = (text for start, text in LICENCES if pretrained.lower().startswith(start))
     return next(known, "not known to us; ask the publisher of the weights")
 
@@ -116,7 +116,7 @@ def escape(value: Any) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|!~])", r"\\\1", "".join(known))
 
 
-def front_matter(description: Description, to: str, metrics: Metrics | None, licence: str) -> str:
+def make_front_matter(description: Description, to: str, metrics: Metrics | None, licence: str) -> str:
     """What a hub reads at the beginning of a README.md: the library `to`, and no metrics or licence that was not given.
     `licence`: the hub's identifier."""
     values: dict[str, Any] = {
@@ -124,13 +124,13 @@ def front_matter(description: Description, to: str, metrics: Metrics | None, lic
         "pipeline_tag": TASKS[to],
         "tags": ["clip", "image-classification", "unsupervised", "must", "arxiv:2206.02967"],
         **({"license": licence} if licence else {}),
-        **base_model(description),
-        **model_index(description, metrics),
+        **find_base_model(description),
+        **make_model_index(description, metrics),
     }
     return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n\n"
 
 
-def base_model(description: Description) -> dict[str, Any]:
+def find_base_model(description: Description) -> dict[str, Any]:
     """The backbone's repository on the hub, from its name or from open_clip; {} if unknown."""
     import open_clip
 
@@ -144,7 +144,7 @@ def base_model(description: Description) -> dict[str, Any]:
     return {"base_model": name} | ({"base_model_relation": "finetune"} if description.provenance else {})
 
 
-def model_index(description: Description, metrics: Metrics | None) -> dict[str, Any]:
+def make_model_index(description: Description, metrics: Metrics | None) -> dict[str, Any]:
     """The hub's model-index: only for metrics on labelled images."""
     if not metrics or not metrics.adapted:
         return {}

@@ -13,12 +13,12 @@ from must.base.parameters import require
 from must.config import PredictConfig
 from must.config.work import PARTS, find_part, is_measured
 from must.data.augment import normalize
-from must.deploy.export.export import measured_abstention
+from must.deploy.export.export import find_measured_abstention
 from must.deploy.export.graph import InferenceModel
 from must.deploy.onnx_model import ABSTENTION, Classified, name_outputs
 from must.evaluation.result import read_metrics
 from must.method.distributed import pick_device
-from must.method.model.bundle import Bundle, load_bundle, named_bundle, zero_shot_bundle
+from must.method.model.bundle import Bundle, load_bundle, make_named_bundle, make_zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess
 
@@ -53,16 +53,16 @@ class BundleClassifier:
         if name == PARTS["bundle"].path and is_measured(work):
             with suppress(UserError):  # a damaged report
                 metrics = read_metrics(find_part(work, "metrics"))
-        abstention = measured_abstention(metrics, self.selection)
+        abstention = find_measured_abstention(metrics, self.selection)
         return {ABSTENTION: json.dumps(abstention)} if abstention else {}
 
 
 def open_bundle(config: PredictConfig, zero_shot: bool, classes: list[Any] | None) -> BundleClassifier:
     """As `open_with_torch`."""
     if config.classes:
-        bundle = named_bundle(config.model, classes or config.classes, config.device)
+        bundle = make_named_bundle(config.model, classes or config.classes, config.device)
     elif zero_shot:
-        bundle = zero_shot_bundle(load_text_classifier(config.model, "--model"))
+        bundle = make_zero_shot_bundle(load_text_classifier(config.model, "--model"))
     else:
         bundle = load_bundle(config.model)
     return BundleClassifier(bundle, config)

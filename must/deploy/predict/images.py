@@ -23,10 +23,10 @@ import numpy as np
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.base.text import counted, encoded, printable, visible
+from must.base.text import encode_utf8, escape_controls, make_printable, pluralize
 from must.config.defaults import list_parts, parse_part
-from must.data.shards.listing import open_source, source_place
-from must.data.sources.archives import Archives, expanded
+from must.data.shards.listing import identify_source, open_source
+from must.data.sources.archives import Archives, expand_range
 from must.data.sources.files import (
     ARCHIVE,
     Folder,
@@ -34,9 +34,9 @@ from must.data.sources.files import (
     ListingReport,
     Source,
     UnreadableError,
-    beside,
+    describe_no_images,
     hash_name,
-    no_images,
+    resolve_beside,
 )
 from must.data.sources.tables import TABLE_FILE
 from must.deploy.predict.writer import FORMATS, Row, list_columns, open_table, read_table
@@ -79,7 +79,7 @@ def find_images(arguments: list[str], problems: ListingReport, stack: ExitStack)
             if empty:
                 problems.reject(name, "standard input holds neither names nor a picture")
         elif name != "-" and (storage.is_remote(name) or storage.local(name).is_dir() or is_many(name)):
-            yield from images_in(name, problems, stack)
+            yield from list_images_of(name, problems, stack)
         elif glob.has_magic(name) and not storage.exists(name):
             matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207, Path.glob takes no absolute pattern
             if not matches:
@@ -94,7 +94,7 @@ def is_many(name: str) -> bool:
     return any(form.search(name) for form in (ARCHIVE, TABLE_FILE, LIST))
 
 
-def images_in(uri: str, problems: ListingReport, stack: ExitStack) -> Iterator[Found]:
+def list_images_of(uri: str, problems: ListingReport, stack: ExitStack) -> Iterator[Found]:
     """The images of a source; a URI with nothing below it may be a file's."""
     inside = ListingReport(lambda name, why: problems.reject(storage.join(uri, name), why), LARGEST)
     source, empty = open_source(uri, "none", "images"), True
@@ -107,7 +107,7 @@ def images_in(uri: str, problems: ListingReport, stack: ExitStack) -> Iterator[F
     if empty and not inside.skipped and storage.is_remote(uri) and storage.exists(uri):
         yield Found(uri)
     elif empty:
-        problems.reject(uri, no_images(inside.skipped))
+        problems.reject(uri, describe_no_images(inside.skipped))
 
 
 def list_source(source: Source, problems: ListingReport) -> Iterator[Found]:
@@ -124,7 +124,7 @@ def list_source(source: Source, problems: ListingReport) -> Iterator[Found]:
     of_one = isinstance(source, Archives) and not source.names
     inside = of_one or not is_many(source.uri)
     for item in problems.without_long_texts(source.items(problems)):
-        name = storage.join(source.uri, item.name) if inside else beside(source.uri, item.name)
+        name = storage.join(source.uri, item.name) if inside else resolve_beside(source.uri, item.name)
         yield Found(name, str(item.size or ""), source, item)
 
 
@@ -136,10 +136,12 @@ def is_picture_on_stdin() -> bool:
 
 def require_images(names: list[str]) -> None:
     """Called before the model is loaded: at least one of the files must exist."""
-    existing = [name for name in names if name == "-" or storage.is_remote(name) or storage.exists(expanded(name)[0])]
+    existing = [
+        name for name in names if name == "-" or storage.is_remote(name) or storage.exists(expand_range(name)[0])
+    ]
     existing = existing or [name for name in names if glob.glob(name, recursive=True)]  # noqa: PTH207
     more = f", and {len(names) - 1:,} more" if len(names) > 1 else ""
-    require(bool(existing), f"{printable(names[0])}: no such file{more}")
+    require(bool(existing), f"{make_printable(names[0])}: no such file{more}")
 
 
 logger = logging.getLogger(__name__)
@@ -148,13 +150,15 @@ OWN_COLUMNS = ["model", "version", "error"]
 PART = re.compile(r"part-([0-9]{5,9})-of-([0-9]{5,9})(\.\w+)")
 
 
-def parts_folder(output: str) -> str:
+def find_parts_folder(output: str) -> str:
     return f"{output}.parts"
 
 
-def part_file(output: str, part: str) -> str:
+def find_part_file(output: str, part: str) -> str:
     number, parts = parse_part(part)
-    return storage.join(parts_folder(output), f"part-{number:05}-of-{parts:05}.{output.lower().rpartition('.')[2]}")
+    return storage.join(
+        find_parts_folder(output), f"part-{number:05}-of-{parts:05}.{output.lower().rpartition('.')[2]}"
+    )
 
 
 def select_part(found: Iterator[Found], part: str) -> Iterator[Found]:
@@ -169,13 +173,13 @@ def select_part(found: Iterator[Found], part: str) -> Iterator[Found]:
 
 def find_parts(output: str) -> tuple[int, list[int]]:
     """(N, the parts I that are there). Raises UserError: there are parts of several N."""
-    matches = [PART.fullmatch(entry.name) for entry in storage.list_existing(parts_folder(output))]
+    matches = [PART.fullmatch(entry.name) for entry in storage.list_existing(find_parts_folder(output))]
     there = {
         (int(match[2]), int(match[1])) for match in matches if match and match[3] == output.lower()[-len(match[3]) :]
     }
     counts = sorted({count for count, _ in there})
     others = " and ".join(map(str, counts))
-    require(len(counts) < 2, f"{parts_folder(output)}: has parts of {others}; delete those that are not wanted")
+    require(len(counts) < 2, f"{find_parts_folder(output)}: has parts of {others}; delete those that are not wanted")
     return (counts or [0])[0], sorted(number for _, number in there)
 
 
@@ -183,7 +187,7 @@ def require_same_parts(output: str, part: str) -> None:
     count, parts = find_parts(output)[0], parse_part(part)[1]
     require(
         count in (0, parts),
-        f"--part {part}: {parts_folder(output)} has parts of {count}; go on with these, or take another --output",
+        f"--part {part}: {find_parts_folder(output)} has parts of {count}; go on with these, or take another --output",
     )
 
 
@@ -195,9 +199,10 @@ def join_parts(output: str) -> int:
     missing = [part for number, part in enumerate(list_parts(count), 1) if number not in there]
     require(
         not missing,
-        f"{parts_folder(output)} lacks {len(missing)} of {count} parts: --part {printable(', '.join(missing), 300)}",
+        f"{find_parts_folder(output)} lacks {len(missing)} of {count} parts: "
+        f"--part {make_printable(', '.join(missing), 300)}",
     )
-    files = [part_file(output, part) for part in list_parts(count)]
+    files = [find_part_file(output, part) for part in list_parts(count)]
     first = next((row for file in files for row in read_table(file)), None)
     columns, models = list(first or list_columns(output, 1, OWN_COLUMNS)), Counter[str]()
     with open_table(output, columns) as write:
@@ -207,16 +212,16 @@ def join_parts(output: str) -> int:
                 require(same, f"{file}: has other columns than other parts (--top-k, --embeddings); label it again")
                 models[str(row.get("model"))] += 1
                 write(row)
-    logger.info(f"{count} parts joined, {counted(models.total(), 'row')}; nothing was labelled -> {output}")
+    logger.info(f"{count} parts joined, {pluralize(models.total(), 'row')}; nothing was labelled -> {output}")
     if len(models) > 1:
         rows = ", ".join(f"{name} {number:,}" for name, number in models.most_common(5))
-        logger.warning(f"warning: {output}: rows are by several models: {printable(rows)}")
+        logger.warning(f"warning: {output}: rows are by several models: {make_printable(rows)}")
     return models.total()
 
 
 def hash_version(name: str, version: str) -> int:
     """Of an image's name, as any table has it, and its version."""
-    text = encoded(visible(name)) + b"\0" + version.encode()
+    text = encode_utf8(escape_controls(name)) + b"\0" + version.encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
 
 
@@ -245,12 +250,12 @@ class Known:
 
     def __init__(self, output: str, target: str, known: str, columns: list[str], model: str, relabel: bool) -> None:
         self.output, self.exists, self.left_out = output, storage.exists(output), 0
-        in_place = bool(known) and source_place(known) == source_place(target)
+        in_place = bool(known) and identify_source(known) == identify_source(target)
         contradiction = f"--relabel labels rows of other models again, --known {known} keeps them; give one of them"
         require(not (in_place and relabel), contradiction)
         in_parts = in_place and output == target and bool(find_parts(target)[0])
         require(not in_parts, f"--known {known}: this table is in parts; give --part I/N")
-        places = [output] if in_place else tables_at(known, output) if known else []
+        places = [output] if in_place else list_tables(known, output) if known else []
         own, others = array("Q"), array("Q")
         for row in read_table(output) if self.exists else ():
             key, by = hash_row(row, output), str(row["model"])
@@ -262,8 +267,8 @@ class Known:
             require(same, f"{output}: has other columns than these options give (--top-k, --embeddings); {hint}")
             require(
                 by == model or output in places,
-                f"{output}: was labelled by model {printable(by, 20)}, this is {model} (or other classes, or --abstain)"
-                "; --relabel labels its images again, --known OUTPUT keeps its rows",
+                f"{output}: was labelled by model {make_printable(by, 20)}, this is {model} (or other classes, or "
+                "--abstain); --relabel labels its images again, --known OUTPUT keeps its rows",
             )
             own.append(key)
         for place in places:
@@ -292,14 +297,14 @@ class Known:
                 yield row
 
 
-def tables_at(known: str, output: str) -> list[str]:
+def list_tables(known: str, output: str) -> list[str]:
     """The tables of --known: a file with its parts, or a folder.
     Raises UserError: there are none, and it is not the folder of `output`."""
     files = [known] if known.lower().endswith(FORMATS) and storage.exists(known) and not is_folder(known) else []
-    for folder in (known, parts_folder(known)):
+    for folder in (known, find_parts_folder(known)):
         inside = [] if files and folder == known else storage.list_existing(folder)
         files += sorted(storage.join(folder, entry.name) for entry in inside if entry.name.lower().endswith(FORMATS))
-    here = source_place(output) == source_place(storage.join(known, output.rpartition("/")[2]))
+    here = identify_source(output) == identify_source(storage.join(known, output.rpartition("/")[2]))
     if not files and not here:
         raise UserError(f"--known {known}: no table there")
     return [*files, *([output] if here and output not in files else [])]

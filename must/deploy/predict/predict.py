@@ -19,9 +19,9 @@ from tqdm import tqdm
 from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.parameters import require
-from must.base.processes import cores
-from must.base.program import bar, load_torch
-from must.base.text import printable
+from must.base.processes import count_cores
+from must.base.program import load_torch, show_bar
+from must.base.text import make_printable
 from must.config import PredictConfig
 from must.config.defaults import parse_part
 from must.config.work import (
@@ -37,16 +37,16 @@ from must.config.work import (
 )
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
-from must.data.sources.files import ListingReport, UnreadableError, hash_name, not_read
-from must.deploy.onnx_model import ImageClassifier, open_onnx, threshold
+from must.data.sources.files import ListingReport, UnreadableError, describe_unread, hash_name
+from must.deploy.onnx_model import ImageClassifier, choose_threshold, open_onnx
 from must.deploy.predict.images import (
     OWN_COLUMNS,
     Found,
     Known,
     find_images,
+    find_part_file,
+    find_parts_folder,
     join_parts,
-    part_file,
-    parts_folder,
     require_images,
     require_same_parts,
     select_part,
@@ -66,7 +66,7 @@ from must.deploy.predict.writer import (
 logger = logging.getLogger(__name__)
 
 OTHERS_FILES = REFINED_FILE, METRICS_FILE  # beside another predictions.csv
-READERS = min(32, cores() + 4)  # threads
+READERS = min(32, count_cores() + 4)  # threads
 FEW = 64  # images for which no processes are started
 MOST_UNREADABLE = 5  # images of a new part that may all be unreadable
 
@@ -144,10 +144,12 @@ class Labelling:
         self, config: PredictConfig, classifier: ImageClassifier, take: Callable[[Prediction], None] | None
     ) -> None:
         self.config, self.classifier, self.take = config, classifier, take
-        self.options = Options(config.top_k, threshold(config.abstain, classifier, classifier.where), config.batch_size)
+        self.options = Options(
+            config.top_k, choose_threshold(config.abstain, classifier, classifier.where), config.batch_size
+        )
         self.model = hashlib.sha256(f"{classifier.identity} {self.options.abstain:g}".encode()).hexdigest()[:12]
         self.continued = bool(config.part or config.known)
-        self.output = part_file(config.output, config.part) if config.part else config.output
+        self.output = find_part_file(config.output, config.part) if config.part else config.output
         self.own_columns = OWN_COLUMNS if self.continued or config.output.lower().endswith(".parquet") else []
         further = [*self.own_columns, *["embedding"] * config.embeddings]
         self.columns = list_columns(self.output, min(config.top_k, len(classifier.classes)), further)
@@ -166,7 +168,7 @@ class Labelling:
                 return self.counts
             predictions = self.classify(self.track(chain(first, found)), len(first))
             quiet = not self.output  # not amid rows
-            progress = stack.enter_context(bar(unit="img", desc="predict", leave=False, quiet=quiet))
+            progress = stack.enter_context(show_bar(unit="img", desc="predict", leave=False, quiet=quiet))
             write = stack.enter_context(open_table(self.output, self.columns)) if self.output else None
             for prediction in predictions:
                 progress.update()
@@ -176,7 +178,7 @@ class Labelling:
                     write(row)
                     self.kept += 1
             if problems.skipped and self.counts["images"]:
-                tqdm.write(f"other files, not read: {not_read(problems.skipped)}", file=sys.stderr)
+                tqdm.write(f"other files, not read: {describe_unread(problems.skipped)}", file=sys.stderr)
             before = self.table and (len(self.table.own) or len(self.table.others))
             few = self.continued and self.counts["unreadable"] <= MOST_UNREADABLE
             require(bool(self.counts["images"] or before or few), "none of the images could be read")
@@ -197,7 +199,7 @@ class Labelling:
         config = self.config
         if config.part:
             require_same_parts(config.output, config.part)
-            storage.remove_leftovers(parts_folder(config.output))
+            storage.remove_leftovers(find_parts_folder(config.output))
             found = select_part(found, config.part)
         if self.continued:
             self.table = Known(self.output, config.output, config.known, self.columns, self.model, config.relabel)
@@ -248,7 +250,7 @@ def count_workers(config: PredictConfig) -> int:
     """Processes that decode; 0 where they cannot be forked. Those that read a bucket mostly wait for it."""
     if config.workers or sys.platform != "linux":
         return config.workers
-    return cores() * (2 if any(map(storage.is_remote, config.images)) else 1)
+    return count_cores() * (2 if any(map(storage.is_remote, config.images)) else 1)
 
 
 def is_in_part(name: str, part: str) -> bool:
@@ -322,4 +324,4 @@ def read_pixels(found: Found, view: EvalView) -> tuple[np.ndarray | None, str]:
 
 def warn(name: str, problem: str, counts: dict[str, int]) -> None:
     counts["unreadable"] += 1
-    tqdm.write(printable(f"{name}: {problem}"), file=sys.stderr)
+    tqdm.write(make_printable(f"{name}: {problem}"), file=sys.stderr)

@@ -87,13 +87,13 @@ def read_batches(found: Iterable[Found], view: EvalView, read: Read, size: int, 
 def read_batch(number: int, found: list[Found], view: EvalView, read: Read) -> tuple[int, np.ndarray, list[str]]:
     """In a process: decodes the images of a batch; images of a bucket are read by threads."""
     remote = any(one.source is None or one.source.may_be_remote for one in found)
-    results = list((readers().imap if remote else map)(lambda one: read(one, view), found))
+    results = list((count_readers().imap if remote else map)(lambda one: read(one, view), found))
     pixels = [picture for picture, _ in results if picture is not None]
     return number, np.stack(pixels) if pixels else np.empty((0, 0, 0, 3), np.uint8), [reason for _, reason in results]
 
 
 @per_process
-def readers() -> ThreadPool:
+def count_readers() -> ThreadPool:
     return ThreadPool(READERS)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.text import cell, encoded, format_csv, printable, uncell
+from must.base.text import encode_utf8, escape_cell, format_csv, make_printable, unescape_cell
 from must.data.sources.files import report_damage
-from must.data.sources.tables import need_pyarrow
+from must.data.sources.tables import check_pyarrow
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def open_table(output: str, columns: Sequence[str]) -> Iterator[Callable[[Row], 
     FILE.jsonl, a line; of FILE.parquet, in row groups."""
     ending = output.lower().rpartition(".")[2]
     if ending == "parquet":
-        need_pyarrow(f"--output {output}")
+        check_pyarrow(f"--output {output}")
     with storage.open_write(output) as file:
         if ending == "parquet":
             with open_parquet(file, columns) as write:
@@ -144,7 +144,7 @@ def open_parquet(file: Any, columns: Sequence[str]) -> Iterator[Callable[[Row], 
 
         def write(row: Row) -> None:
             rows.append(
-                {name: encoded(value).decode() if isinstance(value, str) else value for name, value in row.items()}
+                {name: encode_utf8(value).decode() if isinstance(value, str) else value for name, value in row.items()}
             )
             if len(rows) == ROWS:
                 flush()
@@ -158,7 +158,7 @@ def read_table(uri: str) -> Iterator[Row]:
     """The rows of a table that `open_table` has written, as a stream; the cells of a CSV file are texts."""
     with storage.local_copy(uri) as path, report_damage(uri, "table"):
         if uri.lower().endswith(".parquet"):
-            need_pyarrow(uri)
+            check_pyarrow(uri)
             from pyarrow import parquet
 
             with parquet.ParquetFile(path) as file:
@@ -167,7 +167,7 @@ def read_table(uri: str) -> Iterator[Row]:
         elif uri.lower().endswith(".csv"):
             with path.open(encoding="utf-8", newline="") as text:
                 for row in csv.DictReader(text):
-                    yield {name: uncell(value) for name, value in row.items()}
+                    yield {name: unescape_cell(value) for name, value in row.items()}
         else:
             with path.open("rb") as lines:
                 yield from map(json.loads, lines)
@@ -183,13 +183,13 @@ def make_cells(output: str, prediction: Prediction) -> Row:
 
 def print_row(prediction: Prediction) -> None:
     classes = "  ".join(f"{name} {100 * probability:.1f}%" for name, probability in prediction.top)
-    logger.info(printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{classes}"))
+    logger.info(make_printable(f"{prediction.image}  {'none of these: ' if prediction.abstained else ''}{classes}"))
 
 
 def format_cell(value: str | float | None, column: str) -> str:
     if isinstance(value, float):
         return f"{value:.{4 if column == 'similarity' else 6}f}"
-    return cell(value) if isinstance(value, str) else "" if value is None else str(int(value))
+    return escape_cell(value) if isinstance(value, str) else "" if value is None else str(int(value))
 
 
 def to_frame(predictions: Sequence[Prediction]) -> Any:

@@ -15,8 +15,8 @@ from torch import Tensor
 from must.base import storage
 from must.base.console import quieted
 from must.base.parameters import require
-from must.base.processes import cores
-from must.base.text import counted
+from must.base.processes import count_cores
+from must.base.text import pluralize
 from must.config import RefineConfig, ReviewConfig
 from must.config.work import WEIGHTS_FILE
 from must.data.loader import EvalSource
@@ -38,9 +38,9 @@ from must.method.answers.review import (
     SCHEDULE,
     Picture,
     Review,
-    fingerprint,
+    draw_order,
+    hash_picture,
     order_by_coverage,
-    random_order,
 )
 from must.method.distributed import init_distributed
 from must.method.memory.features import Pool, read_features
@@ -48,7 +48,7 @@ from must.method.memory.measure import find_answers
 from must.method.memory.predictions import TopLabels
 from must.method.memory.propagate import LARGEST_MEMORY, answer_rows, build_memory, find_neighbours, predict_left_out
 from must.method.memory.refine import refine_pool
-from must.method.model.bundle import load_bundle, zero_shot_bundle
+from must.method.model.bundle import load_bundle, make_zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess, require_classes
 from must.method.model.memory import Neighbours
@@ -64,7 +64,7 @@ LISTED_CLASSES = 30  # with more, the order by coverage prefers images like thos
 
 def limit_threads() -> None:
     """Limits torch's threads in this thread: one core stays free to serve the page."""
-    torch.set_num_threads(max(1, cores() - 1))
+    torch.set_num_threads(max(1, count_cores() - 1))
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Progress:
     true: tuple[float, float] | None  # shares of zero-shot's classes and of the labels that are right, where known
 
     def text(self) -> str:
-        others = f"So far {counted(self.changed, 'label')} of other pictures changed." if self.changed else ""
+        others = f"So far {pluralize(self.changed, 'label')} of other pictures changed." if self.changed else ""
         return f"{self.accepted.text() if self.accepted else ''} {others}".strip()
 
 
@@ -183,7 +183,7 @@ def compute_review(
 ) -> tuple[Review, Images]:
     """The review, which is `saved` if that is of the same pictures, and its images, from the features of all images.
     `pause`: called before every batch of images whose features are not there yet; it may raise to stop."""
-    bundle, zero_shot = load_bundle(config.model), zero_shot_bundle(load_text_classifier(config.baseline))
+    bundle, zero_shot = load_bundle(config.model), make_zero_shot_bundle(load_text_classifier(config.baseline))
     classes = bundle.description.classes
     require_classes(f"--baseline {config.baseline}", classes, zero_shot.description.classes)
     limit = max(100, min(config.limit, MOST_PROBABILITIES // len(classes)))
@@ -204,7 +204,7 @@ def compute_review(
     review = replace(make_review(config, source.reader, images, features.split), images=there)
     asked = {picture.sha256 for picture in review.pictures[: SCHEDULE.random_first]}
     answered = {*read_answers(config.output, classes)} | asked
-    return replace(review, coverage=coverage_order(review, images, answered)), images
+    return replace(review, coverage=rank_by_coverage(review, images, answered)), images
 
 
 def make_review(config: ReviewConfig, reader: ShardReader, images: Images, contents: np.ndarray) -> Review:
@@ -219,11 +219,11 @@ def make_review(config: ReviewConfig, reader: ShardReader, images: Images, conte
     likely = refined.topk(min(LIKELY, len(classes))).indices
     labels, confidence = predicted[:, REFINED].numpy(), adapted.confidence.numpy()
     pictures = list[Picture]()
-    for index in random_order(labels, config.seed).tolist():
+    for index in draw_order(labels, config.seed).tolist():
         number, classes_of_image = int(pool.numbers[index]), predicted[index].tolist()
         candidates = dict.fromkeys([*classes_of_image, *likely[index].tolist()])  # the predicted classes are included
         pictures.append(Picture(
-            number, pool.sources[index], fingerprint(reader.image(number)), tuple(classes_of_image),
+            number, pool.sources[index], hash_picture(reader.image(number)), tuple(classes_of_image),
             round(float(confidence[index]), 4),
             tuple(sorted(list(candidates)[:LIKELY], key=lambda k: -float(refined[index, k]))),
             tuple(pool.numbers[similar[index, :SIMILAR_SHOWN]].tolist()),
@@ -236,7 +236,7 @@ def make_review(config: ReviewConfig, reader: ShardReader, images: Images, conte
     cohorts = find_cohorts(population, shorten(picture.sha256 for picture in pictures)).tolist()
     gone = [sha256 for sha256, there in zip(drawn, np.isin(shorten(drawn), contents), strict=True) if not there]
     return Review(
-        model_sha256=fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE))), shards=config.shards,
+        model_sha256=hash_picture(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE))), shards=config.shards,
         index_sha256=reader.index.sha256, split=config.split, classes=list(classes), images=len(pool.numbers),
         pictures=[replace(picture, cohort=cohort) for picture, cohort in zip(pictures, cohorts, strict=True)],
         coverage=[], cohorts=count_cohorts(population, contents),
@@ -244,7 +244,7 @@ def make_review(config: ReviewConfig, reader: ShardReader, images: Images, conte
     )  # fmt: skip
 
 
-def coverage_order(review: Review, images: Images, answered: set[str]) -> list[int]:
+def rank_by_coverage(review: Review, images: Images, answered: set[str]) -> list[int]:
     """Numbers of the review's pictures, the one that teaches most first. `answered`: sha256s of the pictures that have
     an answer when the first of them is asked."""
     pictures = {picture.number: picture for picture in review.pictures}

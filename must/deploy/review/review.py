@@ -28,15 +28,15 @@ from must.base.processes import LONGEST_END, DaemonThreads
 from must.base.program import load_torch
 from must.base.text import (
     NONE_OF_THESE,
-    brief,
-    cell,
+    abbreviate,
     close_to,
     compose,
-    counted,
+    escape_cell,
     format_csv,
-    printable,
-    printable_page,
-    uncell,
+    make_page_printable,
+    make_printable,
+    pluralize,
+    unescape_cell,
 )
 from must.config import RefineConfig
 from must.config.evaluate import ReviewConfig
@@ -46,7 +46,7 @@ from must.data.reader import ShardReader, open_reader
 from must.deploy.review.session import Session
 from must.method.answers.answers_file import ADDED, RANDOM, Answer, append_answers, read_answers
 from must.method.answers.population import POPULATION_FILE
-from must.method.answers.review import MODEL, REVIEW_FILE, Review, fingerprint
+from must.method.answers.review import MODEL, REVIEW_FILE, Review, hash_picture
 from must.method.model.description import load_description
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def add_corrections(
     current, new, said = read_answers(config.output), dict[str, Answer](), dict[str, str]()
     now = datetime.now(UTC).isoformat(timespec="microseconds")
     for name, number in numbers.items():
-        sha256 = fingerprint(reader.image(number))
+        sha256 = hash_picture(reader.image(number))
         label, before = labels[name], current.get(sha256)
         first = said.setdefault(sha256, name)
         require(
@@ -90,7 +90,7 @@ def add_corrections(
             continue
         new[sha256] = Answer(sha256, label, False, reader.description(number)["source"], config.who, now, sampled)
     append_answers(Path(storage.local(config.output)) / ANSWERS_FILE, classes, new.values())
-    return f"{config.add}: {counted(len(new), 'new answer')} of {len(labels):,}"
+    return f"{config.add}: {pluralize(len(new), 'new answer')} of {len(labels):,}"
 
 
 def read_corrections(uri: str, classes: list[str]) -> dict[str, str | None]:
@@ -100,21 +100,21 @@ def read_corrections(uri: str, classes: list[str]) -> dict[str, str | None]:
     for line, name, text in read_correction_rows(uri):
         if not text.strip():
             continue
-        forms = text, text.strip(), uncell(text.strip())
+        forms = text, text.strip(), unescape_cell(text.strip())
         if (label := next((form for form in forms if form in known), None)) is None:
             unknown.setdefault(text.strip(), line)
         else:
             said = label if label in classes else None
             require(
                 labels.setdefault(name, said) == said,
-                f"--add {uri}, line {line}: {brief(name)} has another class in a line above; give it one class",
+                f"--add {uri}, line {line}: {abbreviate(name)} has another class in a line above; give it one class",
             )
     if unknown:
         (first, line), *others = unknown.items()
         near = close_to(first, known)
         advice = f"did you mean '{near[0]}'?" if near else f"classes: {named(classes)}"
         also = f"; also unknown: {named([label for label, _ in others])}" if others else ""
-        raise UserError(f"--add {uri}, line {line}: {brief(first)} is not a class of the model; {advice}{also}")
+        raise UserError(f"--add {uri}, line {line}: {abbreviate(first)} is not a class of the model; {advice}{also}")
     require(bool(labels), f"--add {uri}: has no row with an image and a class")
     return labels
 
@@ -137,7 +137,7 @@ def read_correction_rows(uri: str) -> Iterator[tuple[int, str, str]]:
         )
         require(
             {*CORRECTION_COLUMNS} <= {*columns},
-            f"{where}: the first line must name the columns image and class; it is: {brief(first)}",
+            f"{where}: the first line must name the columns image and class; it is: {abbreviate(first)}",
         )
         table = csv.DictReader(io.StringIO(text, newline=""), columns, delimiter=mark)
         next(table)
@@ -150,7 +150,7 @@ def read_correction_rows(uri: str) -> Iterator[tuple[int, str, str]]:
 def named(names: list[str]) -> str:
     """'a', 'b', 'c' and 2 more."""
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return ", ".join(map(brief, names[:NAMED])) + more
+    return ", ".join(map(abbreviate, names[:NAMED])) + more
 
 
 def find_pictures(reader: ShardReader, names: list[str]) -> dict[str, int]:
@@ -165,18 +165,18 @@ def find_pictures(reader: ShardReader, names: list[str]) -> dict[str, int]:
 
     def find(folders: str) -> dict[str, int]:
         """Those whose names are `folders` and a name in the shards."""
-        forms = ((name, form) for name in names for form in (uncell(name), name) if form.startswith(folders))
+        forms = ((name, form) for name in names for form in (unescape_cell(name), name) if form.startswith(folders))
         pairs = ((name, samples.get(form.removeprefix(folders), ())) for name, form in forms)
         return {name: found[0] for name, found in pairs if len(found) == 1}
 
     exact, by_content = find(""), dict[str, int]()
     for name in names:
         with suppress(OSError):  # a name that is too long, a folder that may not be read
-            path = storage.local(uncell(name)) if "://" not in name and name not in exact else None
+            path = storage.local(unescape_cell(name)) if "://" not in name and name not in exact else None
             if path and path.is_file():
                 by_content[name] = files.get(storage.compute_sha256(path), -1)
     names = [name for name in names if name not in by_content]
-    first = uncell(next((name for name in names if name not in exact), ""))
+    first = unescape_cell(next((name for name in names if name not in exact), ""))
     cuts = [first[: place + 1] for place, letter in enumerate(first) if letter == "/"]
     found = max(map(find, ["", *cuts]), key=len)
     return found | {name: number for name, number in by_content.items() if number >= 0}
@@ -209,8 +209,8 @@ def review(config: ReviewConfig, truth: Mapping[str, str] | None = None) -> None
         if config.add:
             review = saved or prepare_review(config)
             added = add_corrections(config, labels, classes, reader)
-            lines = [added, review.text(review.answers(config.output)), *next_lines(config)]
-            logger.info(printable_page("\n".join(lines)))
+            lines = [added, review.text(review.answers(config.output)), *list_next_commands(config)]
+            logger.info(make_page_printable("\n".join(lines)))
             return
         with listen(config.host, config.port) as listener:
             app = App(None, reader, secrets.token_urlsafe(18))
@@ -264,11 +264,11 @@ def review_at(config: ReviewConfig) -> Review | None:
     if not all(storage.exists(storage.join(config.output, name)) for name in (REVIEW_FILE, POPULATION_FILE)):
         return None
     review = Review.load(config.output, "--output")
-    weights = fingerprint(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
+    weights = hash_picture(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
     current = weights, load_index(config.shards).sha256, config.split
     if current == (review.model_sha256, review.index_sha256, review.split):
         return review
-    logger.info(printable(f"{config.output}: another model or other images than before: all are looked at again"))
+    logger.info(make_printable(f"{config.output}: another model or other images than before: all are looked at again"))
     return None
 
 
@@ -280,9 +280,9 @@ async def serve_page(
 
     asyncio.get_running_loop().set_default_executor(DaemonThreads())
     url = f"{format_url(config.host, listener)}/{app.token}/"
-    logger.info(printable(f"must review: {url}"))
+    logger.info(make_printable(f"must review: {url}"))
     logger.info(
-        printable(f"answers: {storage.join(config.output, ANSWERS_FILE)}; Ctrl-C ends, the same command resumes")
+        make_printable(f"answers: {storage.join(config.output, ANSWERS_FILE)}; Ctrl-C ends, the same command resumes")
     )
     if config.browser and sys.stdout.isatty():
         threading.Thread(target=open_browser, args=(url,), daemon=True).start()
@@ -302,7 +302,7 @@ async def serve_page(
     if computing.done():
         computing.result()
     if app.session:
-        logger.info(printable_page(summarize(config, app.session)))
+        logger.info(make_page_printable(summarize(config, app.session)))
 
 
 def open_browser(url: str) -> None:
@@ -318,7 +318,7 @@ def summarize(config: ReviewConfig, session: Session) -> str:
     if session.effect is not None:
         session.effect.wait()
     lines = [session.text(), write_relabelled(config, session)]
-    return "\n".join([*lines, *(next_lines(config) if session.answers else [])])
+    return "\n".join([*lines, *(list_next_commands(config) if session.answers else [])])
 
 
 def write_relabelled(config: ReviewConfig, session: Session) -> str:
@@ -327,13 +327,13 @@ def write_relabelled(config: ReviewConfig, session: Session) -> str:
     for picture, answer in session.review.relabelled(session.answers):
         model = session.review.classes[picture.classes[MODEL]]
         texts = picture.image, model, answer.label or "", answer.who, answer.when
-        rows.append([*map(cell, texts), picture.sha256])
+        rows.append([*map(escape_cell, texts), picture.sha256])
     file = storage.join(config.output, RELABELLED)
     storage.write_bytes(file, format_csv(rows))
-    return f"{counted(len(rows) - 1, 'picture')} to which people give another class than the model: {file}"
+    return f"{pluralize(len(rows) - 1, 'picture')} to which people give another class than the model: {file}"
 
 
-def next_lines(config: ReviewConfig) -> list[str]:
+def list_next_commands(config: ReviewConfig) -> list[str]:
     return [f"next: {command}" for command in list_commands(config)]
 
 

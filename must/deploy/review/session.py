@@ -92,7 +92,7 @@ class Session:
     @property
     def measuring(self) -> dict[str, Answer]:
         """As `answers`, with the outdated ones about pictures that were drawn at random."""
-        return {sha256: answer for sha256, answer in self.outdated.items() if measures(answer)} | self.answers
+        return {sha256: answer for sha256, answer in self.outdated.items() if is_measuring(answer)} | self.answers
 
     def update_effect(self) -> None:
         if self.effect is not None:
@@ -263,7 +263,7 @@ class Session:
         require(few, f"`also` must be a list of at most {GRID_PICTURES} numbers")
         browser, who = self.sender(page, request)
         measuring = self.measuring
-        others = [picture for picture in map(self.picture, also) if not measures(measuring.get(picture.sha256))]
+        others = [picture for picture in map(self.picture, also) if not is_measuring(measuring.get(picture.sha256))]
         sampled = {picture.sha256: GRID if grid else SIMILAR for picture in others}
         if shown is not None or not also:
             sha256 = self.picture(shown).sha256
@@ -286,7 +286,7 @@ class Session:
         """The field `sampled` of an answer about a picture that was shown alone. One that was drawn at random stays so,
         also when its answer is changed."""
         answer = self.measuring.get(sha256)
-        if measures(answer):
+        if is_measuring(answer):
             return RANDOM
         if grid:
             return GRID
@@ -307,7 +307,7 @@ class Session:
             streams = [answer.sampled for answer in answers if answer.when == when]
             if streams[-1] in (RANDOM, COVERAGE, LEFT):
                 self.offered[sha256] = streams[-1]
-            self.history[sha256] = left = answers_file.without(answers, when)
+            self.history[sha256] = left = answers_file.remove_last_answer(answers, when)
             if left and not left[-1].fits(self.review.classes):
                 self.outdated[sha256] = self.history.pop(sha256)[-1]
         self.shown[sha256s[-1]] = page, self.clock()
@@ -363,7 +363,7 @@ class Session:
         }  # fmt: skip
 
 
-def measures(answer: Answer | None) -> bool:
+def is_measuring(answer: Answer | None) -> bool:
     """Whether the picture was drawn at random when it was answered."""
     return answer is not None and answer.sampled == RANDOM
 

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 import must
-from must.base.processes import cores
+from must.base.processes import count_cores
 from must.config.deploy import MOST_WAITING, ServeConfig
 from must.deploy.onnx_model import STORED
 from must.deploy.predict.writer import Options, rank_classes
@@ -38,10 +38,10 @@ from must.deploy.serve.protocol import (
     InferRequest,
     RankedClasses,
     Refused,
-    classification,
     estimate_cost,
     expect,
-    output_tensors,
+    make_classification,
+    make_output_tensors,
     parse_request,
     read_parameters,
 )
@@ -124,7 +124,7 @@ class Api:
     def __init__(self, config: ServeConfig, models: Models, metrics: ServerMetrics) -> None:
         self.config, self.models, self.metrics = config, models, metrics
         self.loop, self.large_json = asyncio.get_running_loop(), asyncio.Lock()
-        self.decoders = Decoders(config.decoders or cores(), int(config.decoding_bytes))
+        self.decoders = Decoders(config.decoders or count_cores(), int(config.decoding_bytes))
         self.requests: list[PendingRequest] = []  # that were admitted and have no predictions yet
         self.held_bytes = 0  # of the bodies of requests
         self.draining = False  # once it is true, only a new pod will be ready
@@ -190,7 +190,7 @@ class Api:
         inference = InferRequest([body], **read_query(request))
         with self.models.borrow() as served:
             predictions = await cancel_on_disconnect(self.predict(inference, served), request.receive)
-            return {"model": self.config.name, "version": served.version, **classification(predictions)}
+            return {"model": self.config.name, "version": served.version, **make_classification(predictions)}
 
     async def infer(self, request: Request, body: bytes) -> dict[str, Any]:
         binary = "inference-header-content-length" in request.headers
@@ -198,7 +198,7 @@ class Api:
         with self.borrow(request) as served:
             inference = await self.parse(body, served)
             predictions = await cancel_on_disconnect(self.predict(inference, served), request.receive)
-            outputs = output_tensors(predictions, inference.outputs)
+            outputs = make_output_tensors(predictions, inference.outputs)
             answer = {"model_name": self.config.name, "model_version": served.version, "outputs": outputs}
             return answer | ({"id": inference.id} if inference.id else {})
 

@@ -24,17 +24,17 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.processes import DaemonThreads
-from must.base.text import printable
+from must.base.text import make_printable
 from must.config.deploy import ServeConfig
 from must.config.work import ONNX_FILE, VERSION_FILE, WEIGHTS_FILE
 from must.data.image.preprocess import EvalView
 from must.deploy.onnx_model import (
     KNOWS_NONE,
     OnnxClassifier,
+    choose_threshold,
+    find_model_file,
     find_other_bundle,
-    model_uri,
-    stored_threshold,
-    threshold,
+    read_threshold,
 )
 from must.deploy.promote import LATEST, Registry
 from must.deploy.serve.metrics import ServerMetrics
@@ -70,8 +70,8 @@ class ServedModel:
         self.version, self.classifier, self.batch_size = version, classifier, config.batch_size
         self.view = EvalView(classifier.preprocess)
         self.max_pixels = int(config.max_pixels * 1e6)
-        self.threshold = threshold(config.abstain, classifier, version)
-        self.stored = stored_threshold(classifier, version)
+        self.threshold = choose_threshold(config.abstain, classifier, version)
+        self.stored = read_threshold(classifier, version)
         self.users, self.retired = 0, False
         # A future gets float32 [K + 1], the probabilities of its row and the similarity, or the error of the pass.
         self.queue: SimpleQueue[Row | None] = SimpleQueue()
@@ -147,7 +147,7 @@ def fail(future: asyncio.Future[Any], error: Exception) -> None:
 
 def load_file(config: ServeConfig) -> ServedModel:
     """The model at --model, verified."""
-    uri = model_uri(config.model)
+    uri = find_model_file(config.model)
     with storage.local_copy(uri) as path:
         served = ServedModel.open(storage.compute_sha256(path)[:12], path, uri, config)
     bundle = find_other_bundle(uri, served.classifier)
@@ -236,7 +236,7 @@ class Models:
         version = find_champion(registry, self.config)
         if version == current:
             return None
-        file = version, *(storage.generation(registry.make_uri(version, name)) for name in (ONNX, VERSION_FILE))
+        file = version, *(storage.find_generation(registry.make_uri(version, name)) for name in (ONNX, VERSION_FILE))
         known, when, why = self.failed
         if file == known and time.monotonic() < when + DAMAGED_PAUSE:
             raise KnownDamageError(why)
@@ -262,7 +262,7 @@ class Models:
     def log(self, line: str) -> None:
         if line != self.last_log:
             self.last_log = line
-            logger.warning(f"must serve: {printable(line, 2000)}")
+            logger.warning(f"must serve: {make_printable(line, 2000)}")
 
 
 class Decoders:

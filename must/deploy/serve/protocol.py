@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from must.base.errors import TransientError
-from must.base.storage import loads
-from must.base.text import printable
+from must.base.storage import decode_json
+from must.base.text import make_printable
 from must.data.image.decode import decode_view
-from must.data.image.limits import cost, detect_format, refusal
+from must.data.image.limits import detect_format, estimate_decoding, explain_size_refusal
 from must.data.image.preprocess import EvalView
 from must.deploy.onnx_model import STORED
 from must.deploy.predict.writer import Prediction, make_json
@@ -39,7 +39,7 @@ class Refused(Exception):  # noqa: N818, mostly an error of the client, not of t
     unread = False
 
     def __init__(self, status: int, reason: str) -> None:
-        self.status, self.reason = status, printable(reason, LONGEST_REASON)
+        self.status, self.reason = status, make_printable(reason, LONGEST_REASON)
         super().__init__(self.reason)
 
 
@@ -78,7 +78,7 @@ def parse_json(data: bytes, most: int = FEWEST_VALUES) -> dict[str, Any]:
     few = data.count(b",") + data.count(b"[") <= most and data.count(b"{") <= OBJECTS
     expect(few, "JSON of too many values; send pictures as base64, or as files to /classify", 413)
     try:
-        request = loads(data)
+        request = decode_json(data)
     except (ValueError, RecursionError):
         raise Refused(400, "the body is no JSON; a picture as it is goes to /classify") from None
     expect(isinstance(request, dict), "the body must be a JSON object")
@@ -101,17 +101,17 @@ def read_images(tensor: Mapping[str, Any], max_images: int, size: int, takes_flo
         expect(math.prod(shape) == shape[0], f"{where}: BYTES must be of shape [N] or [N, 1], a file each")
         flat = [item[0] if isinstance(item, list) and len(item) == 1 else item for item in data]  # ["a"] or [["a"]]
         expect(len(flat) == shape[0], f"{where}: {len(flat)} strings, its shape says {shape[0]}")
-        return [from_base64(item) for item in flat]
+        return [decode_base64(item) for item in flat]
     if datatype == "UINT8":
         expect(shape[1:] == [S, S, 3], f"UINT8 pixels must be of shape [N, {S}, {S}, 3], not {shape}")
     else:
         expect(datatype == "FP32", 'the input\'s "datatype" must be BYTES (files), UINT8 (pixels) or FP32 (normalised)')
         expect(takes_floats, "this model takes pixels (UINT8) or files (BYTES); it normalises itself")
         expect(shape[1:] == [3, S, S], f"FP32 must be of shape [N, 3, {S}, {S}], normalised, not {shape}")
-    return from_json(data, str(datatype), shape, where)
+    return parse_tensor(data, str(datatype), shape, where)
 
 
-def from_json(data: Any, datatype: str, shape: list[int], where: str) -> np.ndarray:
+def parse_tensor(data: Any, datatype: str, shape: list[int], where: str) -> np.ndarray:
     check_leaves(data, math.prod(shape), where)
     try:
         with np.errstate(all="raise"):
@@ -135,7 +135,7 @@ def check_leaves(data: Any, most: int, where: str) -> None:
     expect(kinds <= {int, float, bool}, f"{where}: expected numbers")
 
 
-def from_base64(text: Any) -> bytes:
+def decode_base64(text: Any) -> bytes:
     """A picture in JSON: base64, with or without the prefix "data:image/...;base64,"."""
     expect(isinstance(text, str), "a picture in JSON is a string of base64")
     try:
@@ -177,10 +177,10 @@ def estimate_cost(data: bytes, max_pixels: int) -> Cost:
     unknown = f"not a picture of a known format; send {PICTURE_FORMATS}" + form * (data[:2] == b"--")
     expect(bool(detect_format(data)), unknown, 415)
     try:
-        decoding = cost(data, MOST_STEPS)
+        decoding = estimate_decoding(data, MOST_STEPS)
     except ValueError as error:
         raise Refused(422, f"the picture cannot be read: {error}") from None
-    reason = refusal(decoding.width, decoding.height, max_pixels)
+    reason = explain_size_refusal(decoding.width, decoding.height, max_pixels)
     expect(not reason, f"the picture cannot be read: {reason}", 422)
     return decoding.megapixels, decoding.memory
 
@@ -205,7 +205,7 @@ class RankedClasses(NamedTuple):
     threshold: float
 
 
-def output_tensors(predictions: RankedClasses, names: tuple[str, ...]) -> list[dict[str, Any]]:
+def make_output_tensors(predictions: RankedClasses, names: tuple[str, ...]) -> list[dict[str, Any]]:
     """Outputs of OUTPUTS in the protocol's JSON: row-major, flat."""
     ranked, tensors = predictions.ranked, []
     columns: dict[str, tuple[str, list[Any]]] = {
@@ -225,7 +225,7 @@ def output_tensors(predictions: RankedClasses, names: tuple[str, ...]) -> list[d
     return tensors
 
 
-def classification(predictions: RankedClasses) -> dict[str, Any]:
+def make_classification(predictions: RankedClasses) -> dict[str, Any]:
     """The first image's predictions as in JSONL of `must predict`; with the threshold if the model abstained."""
     first = predictions.ranked[0]
     answer = make_json(first)

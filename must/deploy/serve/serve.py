@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from must.base.console import TO_STDERR
 from must.base.errors import UserError
-from must.base.text import printable
+from must.base.text import make_printable
 from must.config.deploy import ServeConfig
 from must.deploy.serve.http import CLIENT_TIMEOUT, Api, make_app
 from must.deploy.serve.metrics import ServerMetrics
@@ -60,8 +60,8 @@ async def serve_async(config: ServeConfig, listener: socket.socket) -> None:
         await asyncio.sleep(config.drain)
 
     url = format_url(config.host, listener)
-    logger.info(printable(f"must serve: {url} (model {config.name})"))
-    logger.info(printable(f"next: curl --data-binary @photo.jpg {url}/classify"), extra=TO_STDERR)
+    logger.info(make_printable(f"must serve: {url} (model {config.name})"))
+    logger.info(make_printable(f"next: curl --data-binary @photo.jpg {url}/classify"), extra=TO_STDERR)
     await serve_until_signal(
         make_app(api),
         listener,

@@ -27,10 +27,10 @@ from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.parameters import SHA256, of_form, require
+from must.base.parameters import SHA256, match_form, require
 from must.base.text import compose
 from must.config.work import ANSWERS_FILE
-from must.method.answers.population import population_file
+from must.method.answers.population import find_population_file
 
 RANDOM, COVERAGE, LEFT, GRID, SIMILAR, AGAIN, ADDED = "random", "coverage", "left", "grid", "similar", "again", "added"
 NO_CLASS, OUTDATED = -1, -2  # in place of class numbers: none of the classes; an answer that does not fit the classes
@@ -71,17 +71,17 @@ class Answer:
         return {"image": self.image, "sha256": self.sha256} | content | {k: v for k, v in optional.items() if v}
 
 
-def answers_file(uri: str) -> str:
+def find_answers_file(uri: str) -> str:
     """The file of answers in a folder; the URI of a file is returned as it is."""
     return uri if uri.endswith(".jsonl") else storage.join(uri, ANSWERS_FILE)
 
 
 def hash_answers(uri: str) -> str:
-    """The sha256 of the file of answers, and of `population_file` if it is there; "" if there are no answers."""
-    file = answers_file(uri) if uri else ""
+    """The sha256 of the file of answers, and of `find_population_file` if it is there; "" if there are no answers."""
+    file = find_answers_file(uri) if uri else ""
     if not file or not storage.exists(file):
         return ""
-    files = [file, *([population] if storage.exists(population := population_file(file)) else [])]
+    files = [file, *([population] if storage.exists(population := find_population_file(file)) else [])]
     return hashlib.sha256(b"".join(map(storage.read_bytes, files))).hexdigest()
 
 
@@ -95,7 +95,7 @@ def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[A
     incomplete last line, of a killed program, is skipped. With `classes`, images whose answer does not fit them are
     left out: classes are added, removed and renamed, and the answers stay in the file."""
     try:
-        data = storage.read_bytes(answers_file(uri))
+        data = storage.read_bytes(find_answers_file(uri))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     history, listed = dict[str, list[Answer]](), None
@@ -111,24 +111,24 @@ def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[A
                 require(names is None or isinstance(names, list), "classes must be a list of names")
                 listed = None if names is None else frozenset(compose(str(name)) for name in names)
                 continue
-            sha256 = of_form(SHA256, entry["sha256"], "sha256")
+            sha256 = match_form(SHA256, entry["sha256"], "sha256")
             answers = history.pop(sha256, [])  # so that the order is that of the last answers
             if "undone" in entry:
                 when = entry["undone"]
                 require(bool(when) and isinstance(when, str), "undone must be a time")
-                answers = without(answers, when)
+                answers = remove_last_answer(answers, when)
             else:
                 answers = [*answers, parse_answer(entry, sha256, listed)]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             problem = str(error) if isinstance(error, UserError) else NO_ANSWER
-            raise UserError(f"{answers_file(uri)}, line {number}: {problem}") from None
+            raise UserError(f"{find_answers_file(uri)}, line {number}: {problem}") from None
         if answers:
             history[sha256] = answers
     known = set(classes or ())
     return {sha256: answers for sha256, answers in history.items() if classes is None or answers[-1].fits(known)}
 
 
-def without(answers: list[Answer], when: str) -> list[Answer]:
+def remove_last_answer(answers: list[Answer], when: str) -> list[Answer]:
     """The answers without the last one that was given at `when`."""
     last = max((number for number, answer in enumerate(answers) if answer.when == when), default=None)
     return [answer for number, answer in enumerate(answers) if number != last]
@@ -150,7 +150,7 @@ def is_list(entry: dict[str, Any]) -> bool:
 
 def is_object(line: bytes) -> bool:
     """Whether a line is a complete JSON object, even without a newline."""
-    return storage.object_or_none(line, dict) is not None
+    return storage.parse_object_or_none(line, dict) is not None
 
 
 def append_answers(path: Path, classes: list[str], answers: Iterable[Answer]) -> None:
@@ -160,7 +160,9 @@ def append_answers(path: Path, classes: list[str], answers: Iterable[Answer]) ->
     lines = [answer.line for answer in new]
     if any(answer.label is None and not answer.unsure for answer in new):
         before = path.read_bytes().split(b"\n") if path.exists() else []
-        said = [content for line in before if (content := storage.object_or_none(line, dict)) and is_list(content)]
+        said = [
+            content for line in before if (content := storage.parse_object_or_none(line, dict)) and is_list(content)
+        ]
         fits = len(json.dumps({"classes": classes})) < LARGEST_LINE
         now, earlier = classes if fits else None, said[-1]["classes"] if said else None
         lines = [*([] if now == earlier else [{"classes": now}]), *lines]

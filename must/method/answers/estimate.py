@@ -7,15 +7,15 @@ named.
   labels", arXiv 2506.10908): the wrong labels are then among the accepted ones, so that these may be risk x all;
 - of the accepted labels alone (ACCEPTED).
 
-`abstention`, in a similar way, finds the probability below which no class should be named.
+`choose_abstention`, in a similar way, finds the probability below which no class should be named.
 
 The pictures without an answer are ordered by the confidence of their labels. Their surest ones, as many as 1%, 2%, ...
 of all pictures, are tested in this order, by the answers about pictures drawn at random whose labels are as sure, until
 a test fails (fixed sequence testing: Angelopoulos et al. 2021, "Learn then test", arXiv 2110.01052). The tests hold at
-every look, for a person who looks after each answer and stops when the result is good (`p_value`), so that labels that
-were accepted stay so (population.py); and where the answered pictures are a large part of all. The label of a picture
-of none of the classes is wrong. Pictures with another answer, such as those answered by class, were not drawn, and
-count as right.
+every look, for a person who looks after each answer and stops when the result is good (`compute_p_value`), so that
+labels that were accepted stay so (population.py); and where the answered pictures are a large part of all. The label
+of a picture of none of the classes is wrong. Pictures with another answer, such as those answered by class, were not
+drawn, and count as right.
 
 The promise is kept with a probability of 95%, provided that
 
@@ -37,7 +37,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from must.base.text import NONE_OF_THESE, counted
+from must.base.text import NONE_OF_THESE, pluralize
 from must.method.answers.population import NOTHING_GONE, Gone
 
 Z_95 = 1.96  # standard errors of a 95% interval
@@ -45,7 +45,7 @@ CONFIDENCE = 0.95  # that the promise holds
 SET, ACCEPTED = "set", "accepted"  # what the promise is about: all labels, or the accepted ones
 STEPS, THRESHOLDS_TRIED = 100, 100  # sets, and thresholds, that are tested
 ROOM = 1e-4  # a threshold is at most so much below the lowest probability that is to reach it
-PRIOR = 2.5  # divided by the risk: b of the prior Beta(1, b) of the share of wrong labels (`p_value`)
+PRIOR = 2.5  # divided by the risk: b of the prior Beta(1, b) of the share of wrong labels (`compute_p_value`)
 GOOD_SHARE, POOR_SHARE = 0.8, 0.2  # shares of a class's labels that are accepted
 LIGHTS = (
     f"Good: at least {100 * GOOD_SHARE:g} in 100 labels of the class need not be looked at. "
@@ -90,7 +90,7 @@ class AccuracyEstimate:
     ) -> Self:
         """From bool [A]: whether each model is right about each answered picture."""
         first, second = (None if right is None else share(right) for right in (refined, with_answers))
-        gain = difference(zero_shot, model if with_answers is None else with_answers)
+        gain = compare_paired_answers(zero_shot, model if with_answers is None else with_answers)
         return cls(len(model), share(zero_shot), share(model), gain, first, second, unmeasured)
 
     def with_labels(self, right: np.ndarray, own: int, others: int) -> Self:
@@ -125,12 +125,12 @@ class AccuracyEstimate:
             shares[-1] += f", {self.own:,} of them answers"
         gain = f"gain of {parts[3][0] if self.with_answers else parts[1][0]} {100 * self.gain.value:+.1f} points"
         between = f"({100 * self.gain.low:+.1f} to {100 * self.gain.high:+.1f})"
-        return f"{counted(self.answers, 'answer')}: {', '.join(shares)}; {gain} {between}{self.limit}"
+        return f"{pluralize(self.answers, 'answer')}: {', '.join(shares)}; {gain} {between}{self.limit}"
 
     @property
     def limit(self) -> str:
         """Which pictures the numbers say nothing about; '' if they are about all."""
-        others = counted(self.unmeasured, "picture")
+        others = pluralize(self.unmeasured, "picture")
         return f"; not measured: {others} that were added later" if self.unmeasured else ""
 
 
@@ -146,7 +146,7 @@ def share(right: np.ndarray) -> Share:
     return Share(mean, max(0.0, middle - half), min(1.0, middle + half))
 
 
-def difference(before: np.ndarray, after: np.ndarray, z: float = Z_95) -> Share:
+def compare_paired_answers(before: np.ndarray, after: np.ndarray, z: float = Z_95) -> Share:
     """Mean of `after` - `before`, bool [A] of the same images, with an interval of `z` standard errors (Bonett and
     Price 2012, valid for few images too)."""
     count = len(before)
@@ -158,7 +158,7 @@ def difference(before: np.ndarray, after: np.ndarray, z: float = Z_95) -> Share:
     return Share((won - lost) / count, max(-1.0, middle - half), min(1.0, middle + half))
 
 
-def binomial_tail(errors: int, images: int, rate: float) -> float:
+def compute_binomial_tail(errors: int, images: int, rate: float) -> float:
     """P(at most `errors` of `images`), computed in logarithms: exact for a million images too."""
     if rate <= 0 or rate >= 1:
         return 1.0 if rate <= 0 else 0.0
@@ -215,9 +215,9 @@ class Accepted:
 
     def text(self) -> str:
         """A line."""
-        most, added = f"at most {100 * self.risk:g} in 100", counted(self.unmeasured, "picture")
+        most, added = f"at most {100 * self.risk:g} in 100", pluralize(self.unmeasured, "picture")
         if self.answered == self.pictures:
-            return f"All {counted(self.pictures, 'picture')} are answered: none is left."
+            return f"All {pluralize(self.pictures, 'picture')} are answered: none is left."
         if self.promise == SET:
             later = f", {added} of them added later than the answers" if self.unmeasured else ""
             numbers = f"{self.answered:,} answered, {self.accepted:,} need not be looked at"
@@ -225,18 +225,18 @@ class Accepted:
                 self.left, f"{self.left:,} are left{later}. Then at"
             )
             wrong = f"{left}{most.removeprefix('at')} of all labels are wrong, with 95% confidence."
-            return f"{counted(self.pictures, 'picture')}: {numbers}, {wrong}"
+            return f"{pluralize(self.pictures, 'picture')}: {numbers}, {wrong}"
         later = f" Of {added} that were added later: none." if self.unmeasured else ""
         what = "can be accepted without review"
         if self.accepted:
             others = f"{self.accepted:,} of the {self.pictures - self.answered:,} labels without an answer"
             return f"{others} {what}: {most} of them are wrong, with 95% confidence.{later}"
-        if self.answers < (fewest := fewest_answers(self.risk, at_every_look=True)):
+        if self.answers < (fewest := count_fewest_answers(self.risk, at_every_look=True)):
             return f"No labels {what} yet: at least {fewest} random answers must show that {most} are wrong."
-        return f"No labels {what}: {counted(self.answers, 'random answer')} do not show that {most} are wrong."
+        return f"No labels {what}: {pluralize(self.answers, 'random answer')} do not show that {most} are wrong."
 
 
-def fewest_answers(risk: float, at_every_look: bool = False) -> int:
+def count_fewest_answers(risk: float, at_every_look: bool = False) -> int:
     """The answers that show a share of at most `risk` if none is wrong: 59 for 5%, and 79 at every look."""
     b, fewest = PRIOR / risk, math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-risk))
     while at_every_look and fewest * math.log1p(-risk) > math.log((1 - CONFIDENCE) * b / (b + fewest)):
@@ -244,9 +244,9 @@ def fewest_answers(risk: float, at_every_look: bool = False) -> int:
     return fewest
 
 
-def first_count(answers: int, risk: float) -> int:
+def choose_first_count(answers: int, risk: float) -> int:
     """Answers of the first test: enough to pass with a few errors. Independent of the answers' content."""
-    fewest = fewest_answers(risk)
+    fewest = count_fewest_answers(risk)
     return min(3 * fewest, max(fewest, 2 * answers // 5))
 
 
@@ -291,7 +291,7 @@ def accept(risk: float, sample: Sample, confidence: np.ndarray, promise: str = S
         allowed = math.floor(risk * (every if promise == SET else step.labels) + 1e-9)
         answers, errors = step.answers + gone.drawn, step.errors + gone.drawn
         pictures = answers + step.labels + step.known
-        return step.labels <= allowed or p_value(errors, answers, pictures, allowed, risk) <= 1 - CONFIDENCE
+        return step.labels <= allowed or compute_p_value(errors, answers, pictures, allowed, risk) <= 1 - CONFIDENCE
 
     numbers = {"pictures": every, "answered": every - others} | counts
     last = find_last(steps, 0, keeps)
@@ -301,7 +301,7 @@ def accept(risk: float, sample: Sample, confidence: np.ndarray, promise: str = S
     return Accepted(risk, promise, drawn, **numbers, accepted=last.labels, threshold=smallest)
 
 
-def p_value(errors: int, answers: int, pictures: int, allowed: int, risk: float) -> float:
+def compute_p_value(errors: int, answers: int, pictures: int, allowed: int, risk: float) -> float:
     """How well so few `errors` among `answers` drawn at random from `pictures` fit more than `allowed` wrong labels
     among the other pictures. Where there are more, it is above 0.05 at all looks together with a probability of 95%.
 
@@ -378,7 +378,7 @@ class Abstention:
     images: int = 0
 
 
-def abstention(
+def choose_abstention(
     target: float, confidence: np.ndarray, correct: np.ndarray, by: str = "labels", named: np.ndarray | None = None
 ) -> Abstention:
     """From the top probabilities [N] of images with labels, or with answers drawn at random; `correct`: bool [N];
@@ -394,11 +394,13 @@ def abstention(
     thresholds = np.unique(np.quantile(confidence, np.linspace(0, 1, THRESHOLDS_TRIED)))[::-1]
     counts = [int((confidence >= threshold).sum()) for threshold in thresholds]
     steps = [Step(float(t), count, int(wrong[count])) for t, count in zip(thresholds, counts, strict=True)]
-    last = find_last(steps, first_count(images, target), lambda step: upper_bound(step.errors, step.answers) <= target)
+    last = find_last(
+        steps, choose_first_count(images, target), lambda step: compute_upper_bound(step.errors, step.answers) <= target
+    )
     if not last:
         reason = "too few labels, or too many wrong classes among the surest images"
         return Abstention(target, reason=reason, images=images)
-    risk, bound = last.errors / last.answers, upper_bound(last.errors, last.answers)
+    risk, bound = last.errors / last.answers, compute_upper_bound(last.errors, last.answers)
     threshold = place_threshold(*np.split(confidence[order], [last.answers]))
     return Abstention(target, by, threshold, last.answers / every, risk, bound, "", images)
 
@@ -410,12 +412,12 @@ def place_threshold(named: np.ndarray, others: np.ndarray) -> float:
     return max(0.0, (lowest + float(others.max(initial=lowest - 2 * ROOM))) / 2)
 
 
-def upper_bound(errors: int, images: int) -> float:
+def compute_upper_bound(errors: int, images: int) -> float:
     """Upper confidence bound of the error rate: the rate with P(at most `errors` of `images`) = 1 - CONFIDENCE."""
     if errors >= images:
         return 1.0
     low, high = errors / images, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if binomial_tail(errors, images, middle) > 1 - CONFIDENCE else (low, middle)
+        low, high = (middle, high) if compute_binomial_tail(errors, images, middle) > 1 - CONFIDENCE else (low, middle)
     return high

@@ -53,19 +53,19 @@ class Gone(NamedTuple):
 NOTHING_GONE = Gone(0, 0)
 
 
-def beside_answers(answers: str, name: str) -> str:
+def find_beside_answers(answers: str, name: str) -> str:
     """A file beside the answers: `answers` is their folder, or their file."""
     folder = answers.rpartition("/")[0] or "." if answers.endswith(".jsonl") else answers
     return storage.join(folder, name)
 
 
-def population_file(answers: str) -> str:
-    return beside_answers(answers, POPULATION_FILE)
+def find_population_file(answers: str) -> str:
+    return find_beside_answers(answers, POPULATION_FILE)
 
 
 def read_population(answers: str) -> np.ndarray:
-    """ENTRY [N], sorted by content; empty if there is no file. `answers`: as of `population_file`."""
-    uri = population_file(answers)
+    """ENTRY [N], sorted by content; empty if there is no file. `answers`: as of `find_population_file`."""
+    uri = find_population_file(answers)
     try:
         data = storage.read_bytes(uri)
     except (FileNotFoundError, NotADirectoryError):
@@ -224,15 +224,15 @@ class KeptLabels:
         return same and wrong <= self.allowed <= math.floor(self.risk * pictures + 1e-9)
 
 
-def kept_file(answers: str, risk: float) -> str:
+def find_kept_file(answers: str, risk: float) -> str:
     """`answers`: their folder, or their file."""
-    return beside_answers(answers, f"accepted-{risk:g}.npz")
+    return find_beside_answers(answers, f"accepted-{risk:g}.npz")
 
 
 def read_kept(answers: str, risk: float, classes: Sequence[str]) -> KeptLabels | None:
     """None: there are none, the file is damaged, or the labels are of other classes."""
     try:
-        data = storage.read_bytes(kept_file(answers, risk))
+        data = storage.read_bytes(find_kept_file(answers, risk))
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
@@ -246,4 +246,4 @@ def read_kept(answers: str, risk: float, classes: Sequence[str]) -> KeptLabels |
 def write_kept(answers: str, kept: KeptLabels, classes: Sequence[str]) -> None:
     buffer, values = io.BytesIO(), {name: getattr(kept, name) for name in NAMES[:-1]}
     np.savez(buffer, **values, classes=np.array(classes))
-    storage.write_bytes(kept_file(answers, kept.risk), buffer.getvalue())
+    storage.write_bytes(find_kept_file(answers, kept.risk), buffer.getvalue())

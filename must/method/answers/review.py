@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.parameters import SHA256, make_record, of_form, require
-from must.base.text import counted
+from must.base.parameters import SHA256, make_record, match_form, require
+from must.base.text import pluralize
 from must.config.defaults import RISK
 from must.method.answers.answers_file import COVERAGE, NO_CLASS, RANDOM, Answer, read_answers
 from must.method.answers.estimate import (
@@ -27,8 +27,8 @@ from must.method.answers.estimate import (
     AccuracyEstimate,
     Sample,
     accept,
+    count_fewest_answers,
     describe_classes,
-    fewest_answers,
     find_ranks,
 )
 from must.method.answers.population import Gone, choose_measured
@@ -128,7 +128,7 @@ class Review:
         review = make_record(cls, content)
         require({*review.coverage} <= {picture.number for picture in review.pictures}, "the order by coverage")
         for picture in review.pictures:
-            of_form(SHA256, picture.sha256, "sha256")
+            match_form(SHA256, picture.sha256, "sha256")
             numbers = (picture.number, *picture.classes, *picture.likely, *picture.similar)
             require(min(numbers) >= 0, "a picture's numbers")
             require(max(*picture.classes, *picture.likely) < len(review.classes), "a picture's classes")
@@ -179,7 +179,9 @@ class Review:
         drawn = {self.pictures[row].sha256: int(cohorts[row]) for row in np.flatnonzero(said != OPEN)} | dict(self.gone)
         sizes, gone = np.array(self.cohorts or [(n, 0) for n in np.bincount(cohorts[cohorts >= 0])]).reshape(-1, 2).T
         order = sorted(drawn)
-        included, chosen = choose_measured(np.array([drawn[s] for s in order], np.int64), sizes, fewest_answers(RISK))
+        included, chosen = choose_measured(
+            np.array([drawn[s] for s in order], np.int64), sizes, count_fewest_answers(RISK)
+        )
         rows = np.array(sorted(self.row_of[order[n]] for n in chosen if order[n] in self.row_of), np.int64)
         lost, removed = len(chosen) - len(rows), int(gone[included].sum())
         others = int(sizes[included].sum()) - len(chosen), removed - lost
@@ -228,11 +230,11 @@ class Review:
             again = "" if accepted.answered == accepted.pictures else f" {AGAIN_BY_REFINE}"
             parts.append(f"{accepted.text()}{again}")
         if others:
-            parts.append(f"{counted(others, 'answer')} for teaching only: not drawn at random.")
+            parts.append(f"{pluralize(others, 'answer')} for teaching only: not drawn at random.")
         if unsure:
-            parts.append(f"{counted(unsure, 'answer')} “cannot tell”.")
+            parts.append(f"{pluralize(unsure, 'answer')} “cannot tell”.")
         if self.unread:
-            pictures = counted(self.unread, "other picture")
+            pictures = pluralize(self.unread, "other picture")
             parts.append(f"{pictures} are left that were not read here (--limit); `must refine` counts these, too.")
         return " ".join(parts)
 
@@ -245,7 +247,7 @@ class Review:
         ]
 
 
-def random_order(labels: np.ndarray, seed: int) -> np.ndarray:
+def draw_order(labels: np.ndarray, seed: int) -> np.ndarray:
     """Int64 [N]: the images in the order of the questions.
 
     The images, sorted by their predicted class `labels` [N] and at random within a class, are drawn by a van der Corput
@@ -281,21 +283,21 @@ def order_by_coverage(
         count: number of images at most.
     """
     images = len(vectors)
-    candidates = np.setdiff1d(evenly(images, COVERAGE_CANDIDATES), already)
-    targets = evenly(images, COVERED)
+    candidates = np.setdiff1d(spread_evenly(images, COVERAGE_CANDIDATES), already)
+    targets = spread_evenly(images, COVERED)
     values, worth = vectors[targets], (np.ones(images) if weight is None else weight)[targets].astype(np.float32)
     covered = np.zeros(len(targets), np.float32)
     for start in range(0, len(already), BLOCK):
-        covered = np.maximum(covered, similarity(vectors[already[start : start + BLOCK]], values).max(0))
+        covered = np.maximum(covered, compute_similarity(vectors[already[start : start + BLOCK]], values).max(0))
     blocks = (candidates[start : start + BLOCK] for start in range(0, len(candidates), BLOCK))
-    gains = [gain(similarity(vectors[block], values), covered, worth) for block in blocks]
+    gains = [measure_gain(compute_similarity(vectors[block], values), covered, worth) for block in blocks]
     bounds = np.concatenate([*gains, np.zeros(0, np.float32)])  # a gain never grows: an earlier one is an upper bound
     order: list[int] = []
     while len(order) < min(count, len(candidates)):
         first = np.argpartition(-bounds, min(COVERAGE_BATCH, len(bounds) - 1))[:COVERAGE_BATCH]
-        similar = similarity(vectors[candidates[first]], values)
+        similar = compute_similarity(vectors[candidates[first]], values)
         while True:
-            bounds[first] = np.where(bounds[first] < 0, -1, gain(similar, covered, worth))
+            bounds[first] = np.where(bounds[first] < 0, -1, measure_gain(similar, covered, worth))
             best = int(bounds[first].argmax())
             if len(order) == min(count, len(candidates)) or bounds[first[best]] < bounds.max():
                 break
@@ -305,21 +307,21 @@ def order_by_coverage(
     return np.array(order, np.int64)
 
 
-def evenly(images: int, most: int) -> NDArray[np.int64]:
+def spread_evenly(images: int, most: int) -> NDArray[np.int64]:
     """Int64: the numbers of `most` evenly spread images, or of all."""
     return np.linspace(0, images - 1, min(images, most)).astype(np.int64)
 
 
-def similarity(subset: Vectors, vectors: Vectors) -> Vectors:
+def compute_similarity(subset: Vectors, vectors: Vectors) -> Vectors:
     """Float32 [S, N]: cosines, cubed and at least 0."""
     cosines = np.maximum(subset @ vectors.T, 0)
     return cosines * cosines * cosines
 
 
-def gain(similar: Vectors, covered: Vectors, worth: Vectors) -> Vectors:
-    """Float32 [S]: what each of S images adds. `similar`: [S, N], of `similarity`."""
+def measure_gain(similar: Vectors, covered: Vectors, worth: Vectors) -> Vectors:
+    """Float32 [S]: what each of S images adds. `similar`: [S, N], of `compute_similarity`."""
     return np.maximum(similar - covered, 0) @ worth
 
 
-def fingerprint(data: bytes) -> str:
+def hash_picture(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()

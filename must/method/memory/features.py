@@ -33,8 +33,8 @@ from torch import Tensor
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.base.program import bar, is_first_rank
-from must.base.text import counted, printable
+from must.base.program import is_first_rank, show_bar
+from must.base.text import make_printable, pluralize
 from must.data.augment import normalize
 from must.data.format import read_hashes
 from must.data.image.preprocess import Preprocess
@@ -170,9 +170,9 @@ def read_features(
     rows = complete(ROWS, numbers)
     if world.is_main:
         store.tidy(contents)
-    found = np.isin(contents[numbers], as_hashes(rows["contents"]))
+    found = np.isin(contents[numbers], convert_to_hashes(rows["contents"]))
     return Features(
-        torch.from_numpy(numbers[found]), as_hashes(rows["contents"]), rows["embedding"], rows["vectors"],
+        torch.from_numpy(numbers[found]), convert_to_hashes(rows["contents"]), rows["embedding"], rows["vectors"],
         whitenings, contents, int((~found).sum()),
     )  # fmt: skip
 
@@ -188,14 +188,14 @@ def run_tower(
         source.batch_size = min(source.batch_size, BATCH_ON_CPU)
     model, bad = model.to(device).eval(), list[str]()
     rows, since = list[Tensors](), time.monotonic()
-    progress = bar(total=len(source.numbers), unit="img", desc="features", leave=False, quiet=not is_first_rank())
+    progress = show_bar(total=len(source.numbers), unit="img", desc="features", leave=False, quiet=not is_first_rank())
     with progress, torch.random.fork_rng(devices=[]):  # loaders draw a seed from it
         for batch in source:
             _, feature, tokens = model.classify(normalize(batch.pixels.to(device), source.preprocess))
             feature, flat = feature.float(), flatten_tokens(model.tower, tokens).half()
             finite = (feature.isfinite().all(1) & flat.isfinite().all(1)).cpu()
             bad += [name for name, good in zip(batch.sources, finite.tolist(), strict=True) if not good]
-            hashes = as_tensor(contents[batch.samples.numpy()])
+            hashes = convert_to_tensor(contents[batch.samples.numpy()])
             part = form({"contents": hashes, "embedding": feature, "flat": flat})
             rows.append({name: value.cpu()[finite] for name, value in part.items()})
             if sum(len(part["contents"]) for part in rows) >= PART or time.monotonic() - since > PART_SECONDS:
@@ -204,7 +204,7 @@ def run_tower(
             progress.update(len(batch.samples))
     if rows:
         yield join(rows)
-    count, example = counted(len(bad), "image"), printable("".join(bad[:1]))
+    count, example = pluralize(len(bad), "image"), make_printable("".join(bad[:1]))
     require(not bad, f"the model's features of {count} are not finite numbers, such as of {example}")
 
 
@@ -253,7 +253,9 @@ class FeatureStore:
 
     def contents(self, kind: str) -> np.ndarray:
         """Uint64 [n], those with a row."""
-        return np.concatenate([np.empty(0, np.uint64), *(as_hashes(part["contents"]) for part in self.parts[kind])])
+        return np.concatenate(
+            [np.empty(0, np.uint64), *(convert_to_hashes(part["contents"]) for part in self.parts[kind])]
+        )
 
     def take(self, kind: str, contents: np.ndarray | None = None) -> Tensors:
         """The rows of these contents, in their order; those without a row are left out. None: all."""
@@ -331,7 +333,7 @@ def read_tensors(uri: str) -> Tensors | None:
     except FileNotFoundError:
         return None
     except (SafetensorError, ValueError):
-        logger.warning(printable(f"warning: {uri} is damaged; it is made again"))
+        logger.warning(make_printable(f"warning: {uri} is damaged; it is made again"))
         storage.delete(uri)
         return None
 
@@ -345,12 +347,12 @@ def join(parts: Sequence[Tensors]) -> Tensors:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
-def as_tensor(hashes: np.ndarray) -> Tensor:
+def convert_to_tensor(hashes: np.ndarray) -> Tensor:
     """Int64 of uint64 [n]: torch cannot index the latter."""
     return torch.from_numpy(hashes.view(np.int64))
 
 
-def as_hashes(values: Tensor) -> np.ndarray:
+def convert_to_hashes(values: Tensor) -> np.ndarray:
     """Uint64 of int64 [n]."""
     return values.numpy().view(np.uint64)
 

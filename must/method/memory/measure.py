@@ -16,7 +16,7 @@ from torch import Tensor
 
 from must.base.parameters import require
 from must.base.storage import exists, join
-from must.base.text import counted
+from must.base.text import pluralize
 from must.config import RefineConfig
 from must.config.work import ADAPTED, DESCRIPTION_FILE
 from must.data.format import load_index, read_hashes
@@ -28,11 +28,11 @@ from must.method.answers.estimate import (
     Accepted,
     AccuracyEstimate,
     Sample,
-    abstention,
     accept,
-    fewest_answers,
+    choose_abstention,
+    compute_upper_bound,
+    count_fewest_answers,
     find_ranks,
-    upper_bound,
 )
 from must.method.answers.population import (
     NOTHING_GONE,
@@ -50,8 +50,8 @@ from must.method.memory.propagate import answer_rows, build_memory, look_up, pre
 from must.method.model.bundle import (
     CANDIDATES,
     Bundle,
-    best_candidate,
     check_ends,
+    choose_candidate,
     interpolate,
     load_trained,
     save_bundle,
@@ -125,23 +125,25 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
         if answer.sampled == RANDOM:
             random[number] = label
     if gone:
-        logger.info(f"{counted(gone, 'answer')} left out: of images that are no longer there")
+        logger.info(f"{pluralize(gone, 'answer')} left out: of images that are no longer there")
     if renamed := sum(answer.label is not None for answer in unfit):
         logger.warning(
-            f"{counted(renamed, 'answer')} with a class that is no longer there: they teach nothing, and those drawn "
+            f"{pluralize(renamed, 'answer')} with a class that is no longer there: they teach nothing, and those drawn "
             "at random count as wrong; if a class has another name now, write it into answers.jsonl (docs/day-two.md)"
         )
     if earlier := len(unfit) - renamed:
         logger.warning(
-            f"{counted(earlier, 'answer')} of none of the classes, from before a name was added: they teach nothing, "
+            f"{pluralize(earlier, 'answer')} of none of the classes, from before a name was added: they teach nothing, "
             "and those drawn at random count as wrong, until `must review` has asked about them again"
         )
     population = read_population(config.answers)
-    chosen, images, beyond = choose_sample(population, contents, shorten(sorted(drawn)), fewest_answers(config.risk))
+    chosen, images, beyond = choose_sample(
+        population, contents, shorten(sorted(drawn)), count_fewest_answers(config.risk)
+    )
     if random and not len(population):
         logger.warning(
-            f"{counted(len(random), 'answer')} drawn at random measure nothing: {POPULATION_FILE}, which `must review` "
-            "writes beside them, is not there"
+            f"{pluralize(len(random), 'answer')} drawn at random measure nothing: {POPULATION_FILE}, which `must "
+            "review` writes beside them, is not there"
         )
     if beyond.drawn:
         logger.warning(
@@ -252,7 +254,7 @@ def measure_answers(
     marked = others & (confidence >= (math.inf if accepted.threshold is None else accepted.threshold))
     sure = np.pad(with_answers.confidence.numpy(), (0, answers.gone.drawn), constant_values=1)
     named = np.pad((with_answers.labels != NO_CLASS).numpy(), (0, answers.gone.drawn), constant_values=True)
-    unsure = abstention(risk, sure, later, "answers", named)
+    unsure = choose_abstention(risk, sure, later, "answers", named)
     return Measured(
         once & ~answered, marked[first][pictures], accuracy.with_labels(right, own, rest), accepted,
         None if unsure.threshold is None else unsure, labels.numpy(), truth.numpy(), margin, none,
@@ -293,8 +295,8 @@ def bound_none(probabilities: Tensor, truth: Tensor) -> tuple[TopLabels, float, 
     named = (none / probabilities.amax(1)).log()[truth >= 0].sort(descending=True).values
     margin, text = NEVER, f"a class for every picture: fewer than {FEWEST_ANSWERS} random answers name one"
     if (count := len(named)) >= FEWEST_ANSWERS:
-        wrong = next(errors for errors in range(count) if upper_bound(errors + 1, count) > MOST_WITHOUT)
-        margin, most = max(0.0, float(named[wrong])) + ROOM, 100 * upper_bound(wrong, count)
+        wrong = next(errors for errors in range(count) if compute_upper_bound(errors + 1, count) > MOST_WITHOUT)
+        margin, most = max(0.0, float(named[wrong])) + ROOM, 100 * compute_upper_bound(wrong, count)
         text = f"no class for at most {most:.1f} in 100 pictures of a class ({count} random answers, 95% confidence)"
     predicted = probabilities / (total + none * math.exp(-margin))[:, None]
     return TopLabels.from_probabilities(predicted), margin, f"the model names {text}"
@@ -311,7 +313,7 @@ def change_alpha(
         return bundle
     now = provenance.selection or Selection()
     if config.alpha == now.alpha:
-        return replace(bundle, description=with_selection(bundle.description, replace(now, by=BY_HAND)))
+        return replace(bundle, description=add_selection(bundle.description, replace(now, by=BY_HAND)))
     if config.alpha == "auto" and (now.by == BY_HAND or len(answers.random) < FEWEST_ANSWERS):
         return bundle
     trained = load_trained(config.model)
@@ -326,7 +328,7 @@ def change_alpha(
             correct.append(labels.argmax(1)[answer_rows(answers.random, pool.numbers)[0]].numpy())
         truth = np.array([answers.random[n] for n in pool.numbers.tolist() if n in answers.random])
         right = np.stack(correct) == truth
-        alpha, by = alphas[best_candidate(right, alphas.index(now.alpha))], BY_ANSWERS
+        alpha, by = alphas[choose_candidate(right, alphas.index(now.alpha))], BY_ANSWERS
         found = ", ".join(f"{each:g} on {count}" for each, count in zip(alphas, right.sum(1), strict=True))
         why = f"right without answers on {len(truth)} random answers: {found}; {now.alpha:g} stays unless clearly worse"
         if alpha == now.alpha:
@@ -337,9 +339,9 @@ def change_alpha(
     if now.alpha == 1 and not exists(join(config.model, ADAPTED, DESCRIPTION_FILE)):
         save_bundle(join(config.model, ADAPTED), trained.model, trained.description)
     logger.info(f"alpha {alpha:g} ({why})")
-    description = with_selection(bundle.description, Selection(alpha=alpha, by=by))
+    description = add_selection(bundle.description, Selection(alpha=alpha, by=by))
     return Bundle(interpolate(zero_shot.model, trained.model, alpha), description)
 
 
-def with_selection(description: Description, selection: Selection) -> Description:
+def add_selection(description: Description, selection: Selection) -> Description:
     return replace(description, provenance=replace(description.provenance, selection=selection))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from must.base.text import counted
+from must.base.text import pluralize
 from must.method.answers.answers_file import NO_CLASS
 from must.method.model.description import CheckResult
 
@@ -101,7 +101,7 @@ class Finding:
         """For refined.json: classes and examples by name, and the finding in a line."""
         names, examples = [classes[k] for k in self.classes], [sources[row] for row in self.rows]
         if self.kind == "none":
-            like = f"the model finds {counted(self.images, 'other image')} like them"
+            like = f"the model finds {pluralize(self.images, 'other image')} like them"
             text = f"{self.answers:,} images have the answer “none of the classes”, {like}: is a class missing?"
         else:
             text = (

@@ -59,11 +59,11 @@ from must.method.model.memory import (
     Memory,
     Neighbours,
     apply_correction,
-    as_probabilities,
-    nearest,
-    nearest_groups,
-    neighbour_weights,
+    find_nearest,
+    find_nearest_groups,
+    normalize_probabilities,
     separate,
+    weigh_neighbours,
 )
 
 ROUNDS = 10
@@ -92,7 +92,7 @@ class Corrected(NamedTuple):
 
 
 def refine_probabilities(near: Neighbours, probabilities: Tensor, values: Tensor, answers: Tensor) -> Corrected:
-    """The probabilities [N, K], corrected by answers, then propagated. `near`: of `nearest_groups(values)`;
+    """The probabilities [N, K], corrected by answers, then propagated. `near`: of `find_nearest_groups(values)`;
     `answers`: of `answer_rows`."""
     P, (answered, labels) = probabilities.float(), answers.to(probabilities.device)
     none = min(MOST_NONE, float((labels < 0).sum()) / max(1, len(labels)))
@@ -109,7 +109,7 @@ def refine_probabilities(near: Neighbours, probabilities: Tensor, values: Tensor
     refined[rows] = add_votes(
         apply_correction(P[rows], values[rows], correction, none),
         torch.cat([groups[:, None], near.numbers[groups][:, :-1]], 1),
-        neighbour_weights(cosines),
+        weigh_neighbours(cosines),
         Z,
         shared,
     )
@@ -132,14 +132,14 @@ def propagate(
     """Answered images keep their class: no vote changes a probability of 1.
 
     Args:
-        neighbours: int64 [N, C], and their `cosines` [N, C], as of `nearest`.
+        neighbours: int64 [N, C], and their `cosines` [N, C], as of `find_nearest`.
         probabilities: [N, K], corrected if there are answers.
         answered: int64 [A], and `labels`, int64 [A], the class numbers.
     """
-    P = as_probabilities(probabilities.float())
+    P = normalize_probabilities(probabilities.float())
     if answered is not None and labels is not None:
-        P[answered] = one_hot(labels, P.shape[1])
-    weights = neighbour_weights(cosines)
+        P[answered] = encode_one_hot(labels, P.shape[1])
+    weights = weigh_neighbours(cosines)
     shared, Z = measure_sharing(neighbours, weights, P.argmax(1)), P
     for _ in range(ROUNDS if neighbours.shape[1] else 0):
         Z = add_votes(P, neighbours, weights, Z, shared)
@@ -187,7 +187,7 @@ def fit_correction(
         none: what it has in P; C is K + 1 if it is not 0.
     """
     P = probabilities.float()[answered]
-    known, errors = torch.cat([P, values[answered].float()], 1), one_hot(labels, P.shape[1]) - P
+    known, errors = torch.cat([P, values[answered].float()], 1), encode_one_hot(labels, P.shape[1]) - P
     parts = [errors, *([(labels < 0).float()[:, None] - none] if none else [])]
     smallest = [float(part.square().sum()) for part in parts]
     changes = [known.new_zeros(known.shape[1], part.shape[1]) for part in parts]
@@ -202,7 +202,7 @@ def fit_correction(
     return correction if bool(correction.any()) else correction[:0]
 
 
-def one_hot(labels: Tensor, classes: int) -> Tensor:
+def encode_one_hot(labels: Tensor, classes: int) -> Tensor:
     """Float32 [A, K]; a row of zeros for a number that is none of them."""
     return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
 
@@ -225,10 +225,10 @@ def build_memory(
     """(the memory on the CPU, the refined labels of all images on the CPU, float32 [N, K]: what a row lacks of 1 is the
     probability of none of the classes). `answers`: of `answer_rows`; `limit`: groups that are kept; the others only
     take part in the propagation; `near`: of `find_neighbours`, where several memories of one pool are made."""
-    values, P, answers = normalized(pool, device), pool.probabilities.to(device).float(), answers.to(device)
-    near = near or nearest_groups(values)
+    values, P, answers = normalize_vectors(pool, device), pool.probabilities.to(device).float(), answers.to(device)
+    near = near or find_nearest_groups(values)
     even = torch.linspace(0, len(near.first) - 1, min(len(near.first), limit), device=device).round().long()
-    cosines = near.cosines if len(even) == len(near.first) else nearest(values[near.first[even]])[1]
+    cosines = near.cosines if len(even) == len(near.first) else find_nearest(values[near.first[even]])[1]
     labels, near, Z, shared, correction, none = refine_probabilities(near, P, values, answers)
     C, rows = Z.shape[1], torch.cat([even, near.groups[answers[0]]]).unique()
     counts, mean = Z.sum(0), Z.mean(0) + RARE
@@ -248,11 +248,11 @@ def build_memory(
 
 
 def find_neighbours(pool: Pool, device: torch.device) -> Neighbours:
-    """As of `nearest_groups`."""
-    return nearest_groups(normalized(pool, device))
+    """As of `find_nearest_groups`."""
+    return find_nearest_groups(normalize_vectors(pool, device))
 
 
-def normalized(pool: Pool, device: torch.device) -> Tensor:
+def normalize_vectors(pool: Pool, device: torch.device) -> Tensor:
     """Unit vectors float32 [N, V]: half precision changes their length."""
     return F.normalize(pool.vectors.to(device).float(), dim=1)
 
@@ -275,7 +275,7 @@ def measure_fade(cosines: Tensor) -> Tensor:
     Where there is only one image nothing is known of others: votes count nothing."""
     if not cosines.shape[1]:
         return torch.tensor([1.0, 2.0])
-    distances = (neighbour_weights(cosines) * cosines).sum(1)
+    distances = (weigh_neighbours(cosines) * cosines).sum(1)
     low, high = (float(distances.kthvalue(max(1, round(share * len(distances)))).values) for share in FADE)
     return torch.tensor([low, max(high, low + 1e-6)])
 
@@ -306,8 +306,8 @@ class PropagatedLabels:
         P = features.probabilities(zero_shot)
         top = P.float().topk(min(TOP, P.shape[-1]))
         pictures = features.numbers.to(world.device)
-        near, cosines = nearest(features.vectors.to(world.device).float())
-        weights = neighbour_weights(cosines)
+        near, cosines = find_nearest(features.vectors.to(world.device).float())
+        weights = weigh_neighbours(cosines)
         numbers, rows = (torch.from_numpy(part).to(world.device) for part in features.find_rows())
 
         def scatter(values: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from must.base.errors import UserError
 from must.base.lock import HeldError
 from must.base.parameters import require
 from must.base.storage import exists, join
-from must.base.text import cell, counted, encoded, format_csv
+from must.base.text import encode_utf8, escape_cell, format_csv, pluralize
 from must.config import RefineConfig
 from must.config.work import (
     ADAPTED,
@@ -55,8 +55,8 @@ from must.method.memory.propagate import answer_rows, build_memory, find_neighbo
 from must.method.model.bundle import (
     Bundle,
     load_bundle,
+    make_zero_shot_bundle,
     save_bundle,
-    zero_shot_bundle,
 )
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import (
@@ -119,7 +119,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     to OUTPUT; returns the content of refined.json."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the weights that only training uses
-        zero_shot = zero_shot_bundle(load_text_classifier(config.classifier))
+        zero_shot = make_zero_shot_bundle(load_text_classifier(config.classifier))
     require(
         not exists(join(config.model.rstrip("/").rpartition("/")[0] or ".", VERSION_FILE)),
         f"--model {config.model}: is a version of a registry, which stays as promoted; give a copy of the bundle",
@@ -168,10 +168,10 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     order = source.reader.sort_as_source(images.tolist(), names)
     names, rows = [names[n] for n in order], rows[order]
     columns = {"similarity": [f"{value:.4f}" for value in similarity[rows].tolist()]}
-    table = predictions_csv(names, rows, description.classes, refined, trained, columns)
+    table = write_predictions(names, rows, description.classes, refined, trained, columns)
     storage.write_bytes(join(config.output, PREDICTIONS_FILE), table)
-    storage.write_bytes(join(config.output, COPIES_FILE), copies_csv(names, rows, pool, refined.near))
-    storage.write_bytes(join(config.output, REFINED_FILE), encoded(json.dumps(summary, indent=1) + "\n"))
+    storage.write_bytes(join(config.output, COPIES_FILE), write_copies(names, rows, pool, refined.near))
+    storage.write_bytes(join(config.output, REFINED_FILE), encode_utf8(json.dumps(summary, indent=1) + "\n"))
     print_summary(config, summary, refined, description)
     return summary
 
@@ -214,7 +214,7 @@ def print_summary(
     similar = summary["images"] - len(refined.near.first)
     logger.info(
         f"refined labels of {summary['images']:,} images, {summary['changed']:.1%} other than zero-shot's"
-        f"{', using ' + counted(answers, 'answer') if answers else ''} -> {config.output}\n"
+        f"{', using ' + pluralize(answers, 'answer') if answers else ''} -> {config.output}\n"
         f"{measured.accuracy.text() + chr(10) + measured.accepted.text() + chr(10) if measured else ''}"
         f"{measured.none + chr(10) if measured and facts.none else ''}"
         f"a memory of {facts.images:,} images"
@@ -310,7 +310,7 @@ def refine_pool(
     )
 
 
-def predictions_csv(
+def write_predictions(
     sources: list[str], rows: np.ndarray, classes: list[str], refined: RefineResult, trained: bool,
     more: dict[str, list[str]] | None = None,
 ) -> bytes:  # fmt: skip
@@ -319,7 +319,7 @@ def predictions_csv(
 
     The class is empty where a person answered that the image shows none of the classes, and where that is most
     probable. `rows`: int64, of each image, that of its picture; `more`: further columns."""
-    names, columns = [*map(cell, classes), ""], {"image": [cell(source) for source in sources]}
+    names, columns = [*map(escape_cell, classes), ""], {"image": [escape_cell(source) for source in sources]}
 
     def add(name: str, column: str, predicted: TopLabels) -> None:
         pairs = list(zip(predicted.labels[rows].tolist(), predicted.confidence[rows].tolist(), strict=True))
@@ -336,7 +336,7 @@ def predictions_csv(
     return format_csv([list(columns), *map(list, zip(*columns.values(), strict=True))])
 
 
-def copies_csv(sources: list[str], rows: np.ndarray, pool: Pool, near: Neighbours) -> bytes:
+def write_copies(sources: list[str], rows: np.ndarray, pool: Pool, near: Neighbours) -> bytes:
     """Columns: group, image, cosine: the images of each group of several near copies; `cosine` to the picture that
     votes for the group, 1 for copies of it. `rows`: int64, of each image, that of its picture."""
     groups, vectors = near.groups.cpu()[rows], F.normalize(pool.vectors.float(), dim=1)
@@ -344,7 +344,7 @@ def copies_csv(sources: list[str], rows: np.ndarray, pool: Pool, near: Neighbour
     names = {group: number for number, group in enumerate(dict.fromkeys(groups[several].tolist()), 1)}
     cosines = (vectors[rows[several.numpy()]] * vectors[near.first.cpu()[groups[several]]]).sum(1).tolist()
     lines = [
-        (names[int(groups[place])], -cosine, cell(sources[place]))
+        (names[int(groups[place])], -cosine, escape_cell(sources[place]))
         for place, cosine in zip(several.tolist(), cosines, strict=True)
     ]
     return format_csv(

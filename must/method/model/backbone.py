@@ -30,13 +30,13 @@ from torch import nn
 from must.base import storage
 from must.base.console import quieted
 from must.base.errors import UserError
-from must.base.text import brief
+from must.base.text import abbreviate
 from must.config.work import MODEL_FOLDER_FILE
 from must.data.image.preprocess import Preprocess
 from must.method.model import hub
 from must.method.model.masked_vit import make_tower
 from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, write_open_clip_folder
-from must.method.model.weights import AVERAGED, find_weights, from_transformers, read_weights, weights_problem
+from must.method.model.weights import AVERAGED, describe_weights_problem, find_weights, read_weights, rename_weights
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +67,8 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
     model, pretrained = hub.ensure_local(requested_model), hub.ensure_local(tag)
     label = f"--model {requested_model}" + (f" --pretrained {tag}" if tag else "")
     with open_model(requested_model, model, pretrained, label) as (name, transformers_folder, config):
-        check_tower(requested_model, architecture_from(config))  # before gigabytes are downloaded
-        options: dict[str, Any] = dict(quick_gelu_option(name, pretrained))
+        check_tower(requested_model, select_architecture(config))  # before gigabytes are downloaded
+        options: dict[str, Any] = dict(find_quick_gelu_option(name, pretrained))
         folder = Path(name.removeprefix("local-dir:")) if hub.is_folder(name) else None
         vocabulary = folder / TOKENIZER_FILE if folder and (folder / TOKENIZER_FILE).is_file() else None
         tokenizer_options = {"bpe_path": str(vocabulary)} if vocabulary else {}
@@ -90,7 +90,7 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
                     ) from error
                 lacks = "transformers" in str(error) and isinstance(error, ImportError | RuntimeError)
                 hint = "; install what it needs with: pip install 'must-clip[siglip]'" if lacks else ""
-                raise UserError(f"{label}: cannot be loaded: {hub.first_line(error)}{hint}") from error
+                raise UserError(f"{label}: cannot be loaded: {hub.find_first_line(error)}{hint}") from error
         set_activation(clip.visual, config["vision_cfg"])
         with hub.labelled(label):
             preprocess = Preprocess.from_dict(open_clip.get_model_preprocess_cfg(clip))
@@ -101,18 +101,18 @@ def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True)
             pretrained=tag,
             config=config,
             vocabulary=vocabulary.read_bytes() if vocabulary else None,
-            architecture=architecture_from(config),
+            architecture=select_architecture(config),
             preprocess=preprocess,
             logit_scale=clip.logit_scale.exp().item(),
         )
 
 
-def tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
+def find_tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
     """(width, side of the image in pixels, side of a patch) of a model's image tower. Needs no weights."""
     requested_model, pretrained = hub.parse_model_name(model, pretrained)
     model, pretrained = hub.ensure_local(requested_model), hub.ensure_local(pretrained)
     with open_model(requested_model, model, pretrained, f"--model {requested_model}") as (_, _, config):
-        visual = check_tower(requested_model, architecture_from(config))
+        visual = check_tower(requested_model, select_architecture(config))
     tower, size = make_tower(visual), visual.image_size
     return tower.width, size[0] if isinstance(size, tuple | list) else size, tower.patch
 
@@ -126,7 +126,7 @@ def open_model(
     after the block."""
     with tempfile.TemporaryDirectory(prefix=storage.TEMPORARY) as scratch:
         with hub.labelled(label):
-            local = (hub.as_folder(model.removeprefix(hub.HUB)) if model.startswith(hub.HUB) else "") or model
+            local = (hub.cache_as_folder(model.removeprefix(hub.HUB)) if model.startswith(hub.HUB) else "") or model
             folder = Path(local.removeprefix("local-dir:"))
             if folder.is_file():
                 hint = "give its folder, if it is a model's, or say which model's it is: --model NAME --pretrained FILE"
@@ -139,7 +139,7 @@ def open_model(
             hub.check_name(model)
             check_pretrained(model, pretrained)
         with hub_files_cached(name, pretrained, label, weights=False):
-            config = read_config(requested_model, name, quick_gelu_option(name, pretrained))
+            config = read_config(requested_model, name, find_quick_gelu_option(name, pretrained))
         yield name, transformers_folder, config
 
 
@@ -158,8 +158,8 @@ def create_with_weights(name: str, pretrained: str, transformers_folder: Path | 
     if entry.partition(".")[0] in AVERAGED:
         logger.info(f"{pretrained}: takes the averaged weights, {entry}")
     if any(name.startswith(("vision_model.", "text_model.")) for name in weights):  # transformers' names
-        weights = from_transformers(clip, weights)
-    if wrong := weights_problem(clip.state_dict(), weights):
+        weights = rename_weights(clip, weights)
+    if wrong := describe_weights_problem(clip.state_dict(), weights):
         try:
             open_clip.load_checkpoint(clip, pretrained)  # handles older names, and resizes position embeddings
         except Exception as error:
@@ -195,12 +195,12 @@ def hub_files_cached(model: str, pretrained: str, label: str, weights: bool = Tr
     with hub.labelled(label):
         if model.startswith(hub.HUB):
             names = (hub.OPEN_CLIP_WEIGHTS, hub.OLD_WEIGHTS_FILE) if weights else (MODEL_FOLDER_FILE,)
-            online = hub.fetched(model.removeprefix(hub.HUB), *names)
+            online = hub.fetch_first(model.removeprefix(hub.HUB), *names)
         elif weights and not hub.is_folder(model) and not Path(pretrained).is_file():
             hf_hub = open_clip.get_pretrained_cfg(open_clip_name(model), pretrained)["hf_hub"]
             repository, _, file = hf_hub.rpartition("/")
             safe = str(Path(file).with_suffix(".safetensors")) if file else hub.OPEN_CLIP_WEIGHTS
-            online = hub.fetched(repository, *dict.fromkeys([safe, file or hub.OLD_WEIGHTS_FILE]))
+            online = hub.fetch_first(repository, *dict.fromkeys([safe, file or hub.OLD_WEIGHTS_FILE]))
     # If the hub is not online, each request would wait for its timeout.
     with nullcontext() if online else hub.patched_constants(HF_HUB_OFFLINE=True):
         yield
@@ -233,7 +233,7 @@ def check_fetches_nothing(architecture: dict[str, Any]) -> None:
     """For other names than those of its own models, timm would ask a hub or read another folder."""
     name = architecture["vision_cfg"].get("timm_model_name")
     if name is not None and not (isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) and timm.is_model(name)):
-        raise UserError(f"its image tower is called {brief(name)}, which is none of timm's own models")
+        raise UserError(f"its image tower is called {abbreviate(name)}, which is none of timm's own models")
 
 
 def read_config(model: str, name: str, options: dict[str, bool]) -> dict[str, Any]:
@@ -244,13 +244,13 @@ def read_config(model: str, name: str, options: dict[str, bool]) -> dict[str, An
         if tokenizer_options.get("trust_remote_code"):
             raise UserError("it asks to run its own code (trust_remote_code), which is not done")
         config["quick_gelu"] = bool(options.get("force_quick_gelu", config.get("quick_gelu", False)))
-        architecture_from(config)
+        select_architecture(config)
         return config
     except Exception as error:  # a damaged file, or any error of the hub
-        raise UserError(f"--model {model}: its configuration cannot be read: {hub.first_line(error)}") from error
+        raise UserError(f"--model {model}: its configuration cannot be read: {hub.find_first_line(error)}") from error
 
 
-def architecture_from(config: dict[str, Any]) -> dict[str, Any]:
+def select_architecture(config: dict[str, Any]) -> dict[str, Any]:
     """The part of open_clip's model_cfg that `build_visual` needs."""
     if not config.get("vision_cfg"):  # audio, or one network for images and texts
         raise UserError("it has no image tower of its own")
@@ -263,7 +263,7 @@ def check_tower(model: str, architecture: dict[str, Any]) -> Any:
         with torch.device("meta"):
             visual = build_visual(architecture)
     except Exception as error:
-        raise UserError(f"--model {model}: the image tower cannot be built: {hub.first_line(error)}") from error
+        raise UserError(f"--model {model}: the image tower cannot be built: {hub.find_first_line(error)}") from error
     with hub.labelled(f"--model {model}"):
         make_tower(visual)
     return visual
@@ -279,7 +279,7 @@ def check_pretrained(model: str, pretrained: str) -> None:
         raise UserError(f"--pretrained {pretrained}: no such file and no tag of {model}; give {known}")
 
 
-def quick_gelu_option(model: str, pretrained: str) -> dict[str, bool]:
+def find_quick_gelu_option(model: str, pretrained: str) -> dict[str, bool]:
     """Options for weights that need QuickGELU: OpenAI's and some others, whatever the model's name is."""
     tag = open_clip.get_pretrained_cfg(model.replace("/", "-"), pretrained) if pretrained else {}
     return {"force_quick_gelu": True} if tag.get("quick_gelu") else {}
@@ -291,7 +291,7 @@ def save_model(backbone: Backbone, models: str) -> tuple[str, str]:
     names = [PurePosixPath(name).name for name in (backbone.model, backbone.pretrained)]
     names[0] = re.sub(r"-[0-9a-f]{12}$", "", names[0])  # the key, if the model is such a folder
     name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, names))) or "model"
-    models = hub.absolute(models)
+    models = hub.make_absolute(models)
     beside = None if storage.is_remote(models) else storage.local(models)
     if beside:
         with storage.disk_errors(beside):
@@ -312,9 +312,9 @@ def save_model(backbone: Backbone, models: str) -> tuple[str, str]:
 
 def write_files(backbone: Backbone, folder: Path) -> None:
     try:
-        save_file(compact(backbone.clip), folder / hub.OPEN_CLIP_WEIGHTS)
+        save_file(compact_weights(backbone.clip), folder / hub.OPEN_CLIP_WEIGHTS)
     except SafetensorError as error:  # safetensors raises it instead of OSError
-        raise UserError(f"{folder.parent}: the model cannot be written: {hub.first_line(error)}") from error
+        raise UserError(f"{folder.parent}: the model cannot be written: {hub.find_first_line(error)}") from error
     config = {"model_cfg": backbone.config, "preprocess_cfg": open_clip.get_model_preprocess_cfg(backbone.clip)}
     (folder / MODEL_FOLDER_FILE).write_text(json.dumps(config, indent=1, sort_keys=True))
     if hasattr(backbone.tokenizer, "save_pretrained"):  # a tokenizer of transformers
@@ -329,7 +329,7 @@ def write_files(backbone: Backbone, folder: Path) -> None:
             shutil.copymode(folder / MODEL_FOLDER_FILE, path)
 
 
-def compact(clip: Any) -> dict[str, Any]:
+def compact_weights(clip: Any) -> dict[str, Any]:
     """The weights, in half precision where that is exact, as for OpenAI's published weights."""
     weights, pointers = {}, set()
     for name, value in clip.state_dict().items():

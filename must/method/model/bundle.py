@@ -22,10 +22,10 @@ from must.base.parameters import require
 from must.config.defaults import ALPHA
 from must.config.work import ADAPTED, DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
 from must.data.image.preprocess import Preprocess
-from must.method.answers.estimate import difference
+from must.method.answers.estimate import compare_paired_answers
 from must.method.distributed import pick_device
 from must.method.model.backbone import Backbone, build_visual, check_fetches_nothing, load_backbone
-from must.method.model.classifier import TextClassifier, load_class_set, text_classifier
+from must.method.model.classifier import TextClassifier, load_class_set, make_text_classifier
 from must.method.model.description import Description, get_preprocess, load_description, require_weights
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.memory import Memory, MemoryClassifier, parse_memory
@@ -110,7 +110,7 @@ def load_bundle(folder: str) -> Bundle:
     return Bundle(model.eval(), description, memory)
 
 
-def zero_shot_bundle(
+def make_zero_shot_bundle(
     classifier: TextClassifier, model: str = "", pretrained: str = "", logit_factor: str = "model"
 ) -> Bundle:
     """The untrained model of a classifier file: the baseline, and what training starts from.
@@ -121,10 +121,12 @@ def zero_shot_bundle(
     source = names if model or pretrained else classifier.find_model()
     backbone = load_backbone(*source, with_tokenizer=False)
     factor = classifier.logit_scale if logit_factor == "model" else float(logit_factor)
-    return untrained(backbone, classifier, *names, factor)
+    return make_untrained(backbone, classifier, *names, factor)
 
 
-def untrained(backbone: Backbone, classifier: TextClassifier, model: str, pretrained: str, factor: float) -> Bundle:
+def make_untrained(
+    backbone: Backbone, classifier: TextClassifier, model: str, pretrained: str, factor: float
+) -> Bundle:
     """The image tower of a loaded model with a classifier's weights; `model` and `pretrained` name it."""
     network = MaskedViT(backbone.clip.visual, classifier.weights, factor)
     description = Description(
@@ -139,19 +141,19 @@ def untrained(backbone: Backbone, classifier: TextClassifier, model: str, pretra
     return Bundle(network.eval(), description)
 
 
-def named_bundle(model: str, classes: str | list[Any], device: str = "auto") -> Bundle:
+def make_named_bundle(model: str, classes: str | list[Any], device: str = "auto") -> Bundle:
     """The zero-shot bundle of a model's name and classes: `must classifier` in memory."""
     class_set, backbone = load_class_set(classes), load_backbone(model)
-    classifier = text_classifier(backbone, class_set, pick_device(device))
+    classifier = make_text_classifier(backbone, class_set, pick_device(device))
     backbone.clip.cpu()
-    return untrained(backbone, classifier, backbone.model, backbone.pretrained, backbone.logit_scale)
+    return make_untrained(backbone, classifier, backbone.model, backbone.pretrained, backbone.logit_scale)
 
 
-def best_candidate(correct: np.ndarray, default: int) -> int:
+def choose_candidate(correct: np.ndarray, default: int) -> int:
     """The row of bool [C, A] with the highest accuracy, but `default` unless another is better by more than one
     standard error."""
     best = int(correct.mean(1).argmax())
-    return best if difference(correct[default], correct[best], z=1).low > 0 else default
+    return best if compare_paired_answers(correct[default], correct[best], z=1).low > 0 else default
 
 
 def load_trained(model: str) -> Bundle:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import make_record, parse_yaml, require
-from must.base.text import brief, compose, without_invisible
+from must.base.text import abbreviate, compose, remove_invisible
 from must.config import ClassifierConfig
 from must.config.work import CLASSIFIER_FILE, DESCRIPTION_FILE, MODEL_FOLDER_FILE
 from must.method.model.description import LARGEST_LOGIT_FACTOR
@@ -63,10 +63,10 @@ class ClassifierHeader:
 
     def find_model(self) -> tuple[str, str]:
         """(model, pretrained) of `load_backbone`: the model's own folder if it is as it was, else its name."""
-        from must.method.model.hub import verified
+        from must.method.model.hub import verify_folder
 
         folder = self.model_folder
-        return (verified(folder, self.model_sha256), "") if folder else (self.model, self.pretrained)
+        return (verify_folder(folder, self.model_sha256), "") if folder else (self.model, self.pretrained)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +78,16 @@ def classifier(config: ClassifierConfig) -> TextClassifier:
     """The stage: reads the class file, runs the text tower, writes the classifier file."""
     from must.method.distributed import pick_device
     from must.method.model.backbone import load_backbone, save_model
-    from must.method.model.hub import default_models_folder
+    from must.method.model.hub import find_models_folder
 
     class_set = load_class_set(config.classes)
     if str(config.classes).endswith(".txt") and (commas := [name for name in class_set.names if "," in name]):
-        logger.warning(f"--classes {config.classes}: has one class a line, so that {brief(commas[0])} is one class")
+        logger.warning(
+            f"--classes {config.classes}: has one class a line, so that {abbreviate(commas[0])} is one class"
+        )
     backbone = load_backbone(config.model, config.pretrained)
-    text_weights = text_classifier(backbone, class_set, pick_device(config.device))
-    models = config.model_store or default_models_folder(config.output)
+    text_weights = make_text_classifier(backbone, class_set, pick_device(config.device))
+    models = config.model_store or find_models_folder(config.output)
     folder, sha256 = save_model(backbone, models)
     result = replace(text_weights, model_folder=folder, model_sha256=sha256)
     save_classifier(result, config.output)
@@ -95,7 +97,7 @@ def classifier(config: ClassifierConfig) -> TextClassifier:
     return result
 
 
-def text_classifier(backbone: Any, class_set: ClassSet, device: Any) -> TextClassifier:
+def make_text_classifier(backbone: Any, class_set: ClassSet, device: Any) -> TextClassifier:
     """The classifier from the text tower's features of the prompts; the tower stays on the device."""
     return TextClassifier(
         classes=class_set.names,
@@ -167,33 +169,33 @@ def load_class_set(source: str | list[Any]) -> ClassSet:
     hint = f"a file with a name a line, the names themselves (cat,dog,horse), or the set that ships: {BUNDLED_SET}"
     is_path = storage.is_remote(source) or bool(CLASS_FILE.search(source)) or "/" in source
     if not is_path and not storage.exists(source):
-        return make_class_set(split_names(source, hint), [DEFAULT_TEMPLATE], f"--classes {brief(source)}")
+        return make_class_set(split_names(source, hint), [DEFAULT_TEMPLATE], f"--classes {abbreviate(source)}")
     folder = not storage.is_remote(source) and storage.local(source).is_dir()
     require(not folder, f"{where}: is a folder; give {hint}")
     require(storage.exists(source), f"{where}: no such file; give {hint}")
     data = storage.read_bytes(source)
-    content: Any = names_in(data, where) if source.lower().endswith(".txt") else parse_yaml(data, where)
+    content: Any = parse_names(data, where) if source.lower().endswith(".txt") else parse_yaml(data, where)
     if isinstance(content, list):
         content = {"classes": content}
     has_classes = isinstance(content, dict) and "classes" in content
     require(has_classes, f"{where}: expected 'classes:' and 'templates:', or a list of names")
     unknown = content.keys() - {"classes", "templates"}
-    examples = ", ".join(sorted(map(brief, unknown))[:5])
+    examples = ", ".join(sorted(map(abbreviate, unknown))[:5])
     require(not unknown, f"{where}: unknown key {examples}; known: classes, templates")
     return make_class_set(content["classes"], content.get("templates") or [DEFAULT_TEMPLATE], where)
 
 
 def split_names(text: str, hint: str) -> list[str]:
     """The names in "cat,dog,horse"."""
-    names, where = [name.strip() for name in text.split(",")], f"--classes {brief(text)}"
+    names, where = [name.strip() for name in text.split(",")], f"--classes {abbreviate(text)}"
     if len(names) == 1 and ";" in text:
-        raise UserError(f"{where}: no such file; separate names by commas: {brief(text.replace(';', ','))}")
+        raise UserError(f"{where}: no such file; separate names by commas: {abbreviate(text.replace(';', ','))}")
     require(len(names) > 1, f"{where}: no such file, and one name; give {hint}")
     require(all(names), f"{where}: a name is empty; write the names without spaces between them, or quote them all")
     return names
 
 
-def names_in(data: bytes, where: str) -> list[str]:
+def parse_names(data: bytes, where: str) -> list[str]:
     """The names in a text file, one per line; a line that begins with "# " is a comment."""
     try:
         lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
@@ -209,7 +211,7 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
     require(isinstance(templates, list), f"{where}: templates must be a list of strings with {{}}")
     for template in templates:
         has_gap = is_text(template) and "{}" in template
-        require(has_gap, f"{where}: the template {brief(template)} has no {{}} for the class name")
+        require(has_gap, f"{where}: the template {abbreviate(template)} has no {{}} for the class name")
     names, prompts, shares, room = [], [], dict[str, Any](), LARGEST_SET
     longest = sum(PROMPT_OVERHEAD + len(template) for template in templates)
     for number, entry in enumerate(classes, 1):
@@ -219,15 +221,15 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
         require(room >= 0, f"{where}: class {number} of {len(classes)}: too many prompts, at most some 5 million")
         require(
             listed is None or (isinstance(listed, list) and bool(listed) and all(map(is_text, listed))),
-            f"{where}: the prompts of class {brief(name)} must be a list of strings",
+            f"{where}: the prompts of class {abbreviate(name)} must be a list of strings",
         )
         if "share" in values:
             share = shares[name] = values["share"]
             in_range = type(share) in (int, float) and 1 / LARGEST_SHARE <= share <= LARGEST_SHARE
             require(
                 in_range,
-                f"{where}: the share of class {brief(name)} must be a number from {1 / LARGEST_SHARE:g} to "
-                f"{LARGEST_SHARE:g}, not {brief(share)}",
+                f"{where}: the share of class {abbreviate(name)} must be a number from {1 / LARGEST_SHARE:g} to "
+                f"{LARGEST_SHARE:g}, not {abbreviate(share)}",
             )
         names.append(name)
         prompts.append(tuple(listed or (template.replace("{}", name) for template in templates)))
@@ -235,11 +237,12 @@ def make_class_set(classes: Any, templates: Any, where: str, allow_repeats: bool
         refuse_repeats(names, [entry["name"] if isinstance(entry, dict) else entry for entry in classes], where)
     without = next((name for name in names if name not in shares), "")
     require(
-        not (shares and without), f"{where}: class {brief(without)} has no share; give one to every class or to none"
+        not (shares and without),
+        f"{where}: class {abbreviate(without)} has no share; give one to every class or to none",
     )
     total = sum(shares.values())
     relative = tuple(float(share / total) for share in shares.values())
-    return ClassSet(unique(names), tuple(prompts), tuple(templates), relative)
+    return ClassSet(number_repeated(names), tuple(prompts), tuple(templates), relative)
 
 
 def refuse_repeats(names: list[str], written: list[Any], where: str) -> None:
@@ -247,10 +250,12 @@ def refuse_repeats(names: list[str], written: list[Any], where: str) -> None:
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
     forms = {str(form).strip() for form, name in zip(written, names, strict=True) if name in repeated}
     why = "" if len(forms) == len(repeated) else ", in Unicode forms that look the same"
-    require(not repeated, f"{where}: class {', '.join(map(brief, repeated[:5]))} appears more than once{why}")
-    alike = Counter(map(without_invisible, names))
+    require(not repeated, f"{where}: class {', '.join(map(abbreviate, repeated[:5]))} appears more than once{why}")
+    alike = Counter(map(remove_invisible, names))
     same = next((name for name, count in alike.items() if count > 1), "")
-    require(not same, f"{where}: two classes are {brief(same)}, but for a character that cannot be seen; delete that")
+    require(
+        not same, f"{where}: two classes are {abbreviate(same)}, but for a character that cannot be seen; delete that"
+    )
 
 
 def parse_name(name: Any, where: str) -> str:
@@ -258,7 +263,7 @@ def parse_name(name: Any, where: str) -> str:
     if isinstance(name, float) or (type(name) is int and name.bit_length() <= LONGEST_NUMBER):
         name = str(name)
     hint = " (YAML reads yes, no, on and off as true and false: quote them)" if isinstance(name, bool) else ""
-    require(is_text(name), f"{where} is {brief(name)}, which is no name{hint}")
+    require(is_text(name), f"{where} is {abbreviate(name)}, which is no name{hint}")
     return compose(name.strip())
 
 
@@ -267,7 +272,7 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip()) and not UNWRITABLE.search(value)
 
 
-def unique(names: list[str]) -> tuple[str, ...]:
+def number_repeated(names: list[str]) -> tuple[str, ...]:
     """Numbers repeated names: ImageNet has 'missile' and 'sunglasses' twice. The prompts stay the same."""
     counts: dict[str, int] = {}
     result = []
@@ -280,12 +285,12 @@ def unique(names: list[str]) -> tuple[str, ...]:
 def save_classifier(result: TextClassifier, uri: str) -> None:
     from safetensors.torch import save
 
-    description = asdict(replace(result, sha256=checksum(result.weights)))
+    description = asdict(replace(result, sha256=compute_checksum(result.weights)))
     del description["weights"]
     storage.write_bytes(uri, save({"classifier": result.weights.contiguous()}, {METADATA_KEY: json.dumps(description)}))
 
 
-def checksum(weights: Tensor) -> str:
+def compute_checksum(weights: Tensor) -> str:
     """The sha256 of the weights."""
     return hashlib.sha256(weights.contiguous().numpy().tobytes()).hexdigest()
 
@@ -299,11 +304,11 @@ def load_text_classifier(uri: str, flag: str = "--classifier") -> TextClassifier
         weights = load(storage.read_bytes(uri))["classifier"]
         intact = weights.ndim == 2 and weights.shape[1] == len(header.classes) and weights.is_floating_point()
         intact = intact and bool(weights.isfinite().all())  # after ndim: with 100,000 dimensions it takes a minute
-        intact = intact and header.sha256 == checksum(weights)
+        intact = intact and header.sha256 == compute_checksum(weights)
     except Exception:
         intact = False
     if not intact:
-        raise damage_error(uri, flag)
+        raise make_damage_error(uri, flag)
     return TextClassifier(**vars(header), weights=weights)
 
 
@@ -329,8 +334,8 @@ def parse_header(data: bytes, uri: str, flag: str) -> ClassifierHeader:
         require(all(0 < share <= 1 for share in header.shares), "a share out of range")
         return header
 
-    text = storage.parse_object(data, lambda header: header["__metadata__"][METADATA_KEY], damage_error(uri, flag))
-    return storage.parse_object(text, checked, damage_error(uri, flag))
+    text = storage.parse_object(data, lambda header: header["__metadata__"][METADATA_KEY], make_damage_error(uri, flag))
+    return storage.parse_object(text, checked, make_damage_error(uri, flag))
 
 
 def require_shares(shares: Sequence[float] | None, uri: str) -> None:
@@ -341,7 +346,7 @@ def require_shares(shares: Sequence[float] | None, uri: str) -> None:
     )
 
 
-def damage_error(uri: str, flag: str) -> ValueError:
+def make_damage_error(uri: str, flag: str) -> ValueError:
     folder, _, name = uri.rpartition("/")
     parts = (DESCRIPTION_FILE, MODEL_FOLDER_FILE, "config.json")
     if name.endswith("model.safetensors") and any(storage.exists(storage.join(folder, part)) for part in parts):

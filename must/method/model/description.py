@@ -10,7 +10,7 @@ from must import __version__
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import make_record, require
-from must.base.text import brief, printable
+from must.base.text import abbreviate, make_printable
 from must.config.work import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
 from must.data.image.preprocess import Preprocess
 from must.method.answers.estimate import Abstention, AccuracyEstimate
@@ -138,11 +138,11 @@ def load_description(folder: str) -> Description:
     complete_save(folder)
     uri = storage.join(folder, DESCRIPTION_FILE)
     require(storage.exists(uri), f"--model {folder}: no {DESCRIPTION_FILE} there; a bundle is what `must train` writes")
-    parsed = storage.read_object(uri, checked, UserError(f"{uri}: is damaged"))
+    parsed = storage.read_object(uri, check_description, UserError(f"{uri}: is damaged"))
     if not isinstance(parsed, Description):
         raise UserError(
-            f"--model {folder}: its format is {brief(parsed)}, and must {__version__} reads format {BUNDLE_FORMAT}; "
-            "use the version of must that wrote it, or a newer one"
+            f"--model {folder}: its format is {abbreviate(parsed)}, and must {__version__} reads format "
+            f"{BUNDLE_FORMAT}; use the version of must that wrote it, or a newer one"
         )
     return parsed
 
@@ -153,14 +153,14 @@ def complete_save(folder: str) -> None:
     if not storage.exists(following) or not storage.exists(weights):
         return
     data = storage.read_bytes(following)
-    sha256 = (storage.object_or_none(data, dict) or {}).get("weights_sha256")
+    sha256 = (storage.parse_object_or_none(data, dict) or {}).get("weights_sha256")
     if sha256 == hashlib.sha256(storage.read_bytes(weights)).hexdigest():
         with suppress(OSError):  # a folder that cannot be written to
             storage.write_bytes(storage.join(folder, DESCRIPTION_FILE), data)
             storage.delete(following)
 
 
-def checked(values: dict[str, Any]) -> Description | int | float:
+def check_description(values: dict[str, Any]) -> Description | int | float:
     """The description in a bundle's file, or the number of its format if that is another one."""
     if (number := values["format"]) != BUNDLE_FORMAT:
         require(isinstance(number, int | float), "a value of another kind")
@@ -173,7 +173,7 @@ def checked(values: dict[str, Any]) -> Description | int | float:
     return description
 
 
-def summary_at(folder: str) -> RunSummary:
+def read_summary(folder: str) -> RunSummary:
     """The summary of the training run of a bundle."""
     summary = load_description(folder).provenance.summary
     if summary is None:
@@ -194,7 +194,7 @@ def require_same_model(label: str, weights_sha256: str, description: Description
     this bundle."""
     require(
         weights_sha256 == description.weights_sha256,
-        f"{label}: was made of another model (weights {printable(weights_sha256[:12])}, of this bundle "
+        f"{label}: was made of another model (weights {make_printable(weights_sha256[:12])}, of this bundle "
         f"{description.weights_sha256[:12]}); run `{command}` again",
     )
 

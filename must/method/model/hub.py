@@ -22,8 +22,8 @@ from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.lock import in_turn
 from must.base.parameters import require
-from must.base.storage import listed
-from must.base.text import close_to, one_line, without_secrets
+from must.base.storage import list_names
+from must.base.text import close_to, make_one_line, remove_secrets
 from must.config.work import MODEL_FOLDER_FILE, PARTS
 from must.method.model.transformers_folder import CONFIG_FILE, PREPROCESSORS, WEIGHT_FILES
 
@@ -105,14 +105,14 @@ def patched_constants(**settings: bool) -> Iterator[None]:
 
 
 @patched_constants(HF_HUB_DISABLE_TELEMETRY=True)  # otherwise it first requests a list of agent programs from the hub
-def fetched(repository: str, *names: str) -> bool:
+def fetch_first(repository: str, *names: str) -> bool:
     """Downloads the first of the files `names` that the repository has to the hub's cache, unless it is cached. Returns
     whether the hub responded. If not, the cache has one of the files, possibly not the newest version.
     Raises TransientError if the hub cannot be reached, or is busy."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-    hub, timeout_setting = without_secrets(constants.ENDPOINT), constants.HF_HUB_ETAG_TIMEOUT
+    hub, timeout_setting = remove_secrets(constants.ENDPOINT), constants.HF_HUB_ETAG_TIMEOUT
     timeout_s = PATIENCE if timeout_setting == constants.DEFAULT_ETAG_TIMEOUT else timeout_setting
     for name in names:
         try:
@@ -125,12 +125,12 @@ def fetched(repository: str, *names: str) -> bool:
             continue
         except Exception as problem:  # many kinds of network errors, which change with huggingface_hub's versions
             error = problem
-        if any(cached(repository, file) for file in names):
+        if any(find_cached(repository, file) for file in names):
             logger.info(f"the hub {hub} cannot serve {repository}; using the cached copy")
             return False
         weights = OPEN_CLIP_WEIGHTS if names[0] == MODEL_FOLDER_FILE else names[0]
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-        reason, later = f"{status or first_line(error)}", may_succeed_later(status, error)
+        reason, later = f"{status or find_first_line(error)}", may_succeed_later(status, error)
         if status in (401, 403, 404):
             reason = f"no such public model ({status}); check its name, set HF_TOKEN if it is private"
         raise (TransientError if later else UserError)(
@@ -141,31 +141,31 @@ def fetched(repository: str, *names: str) -> bool:
     raise AbsentError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")
 
 
-def as_folder(repository: str) -> str:
+def cache_as_folder(repository: str) -> str:
     """The folder in the hub's cache of a model in transformers' format, without weights; '' for one in open_clip's."""
-    if cached(repository, MODEL_FOLDER_FILE):
+    if find_cached(repository, MODEL_FOLDER_FILE):
         return ""
-    online = fetched(repository, MODEL_FOLDER_FILE, CONFIG_FILE)
-    if cached(repository, MODEL_FOLDER_FILE):
+    online = fetch_first(repository, MODEL_FOLDER_FILE, CONFIG_FILE)
+    if find_cached(repository, MODEL_FOLDER_FILE):
         return ""
     for name in (*TOKENIZER_NAMES, *PREPROCESSORS) if online else ():
         with suppress(AbsentError):  # no repository has all of them
-            fetched(repository, name)
-    return str(Path(cached(repository, CONFIG_FILE)).parent)
+            fetch_first(repository, name)
+    return str(Path(find_cached(repository, CONFIG_FILE)).parent)
 
 
 def fetch_weights(repository: str) -> None:
     """Downloads the weights of a model in transformers' format to the hub's cache."""
-    online = fetched(repository, *WEIGHT_FILES)
-    index = next((cached(repository, name) for name in WEIGHT_FILES if cached(repository, name)), "")
+    online = fetch_first(repository, *WEIGHT_FILES)
+    index = next((find_cached(repository, name) for name in WEIGHT_FILES if find_cached(repository, name)), "")
     if online and index.endswith(".json"):
         damaged = UserError(f"{Path(index).name} of {repository} on the hub is damaged")
         files = storage.read_object(index, lambda content: set(content["weight_map"].values()), damaged)
         for file in sorted(files):
-            fetched(repository, file)
+            fetch_first(repository, file)
 
 
-def cached(repository: str, name: str) -> str:
+def find_cached(repository: str, name: str) -> str:
     """The path of a file in the hub's cache; '' if it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -193,9 +193,9 @@ def labelled(label: str) -> Iterator[None]:
         raise kind(f"{label}: {error}") from error
 
 
-def first_line(error: BaseException) -> str:
+def find_first_line(error: BaseException) -> str:
     """The message of an exception in one line, of at most 300 characters."""
-    return without_secrets(one_line(error))[:300]
+    return remove_secrets(make_one_line(error))[:300]
 
 
 def ensure_local(uri: str) -> str:
@@ -203,10 +203,10 @@ def ensure_local(uri: str) -> str:
     if not uri or not storage.is_remote(uri):
         return uri.removeprefix("file://")
     single = storage.exists(uri)
-    names = [""] if single else listed(uri)
+    names = [""] if single else list_names(uri)
     require(bool(names), f"{uri}: there is no model; expected a folder with open_clip_config.json or a checkpoint")
     uris = {name: storage.join(uri, name) if name else uri for name in names}
-    contents = [[name, storage.size(file_uri), storage.generation(file_uri)] for name, file_uri in uris.items()]
+    contents = [[name, storage.size(file_uri), storage.find_generation(file_uri)] for name, file_uri in uris.items()]
     target = cache_folder() / hashlib.sha256(json.dumps([uri, contents]).encode()).hexdigest()[:32]
     with in_turn(target.with_suffix(".lock")):  # so that one process downloads it for all
         if not target.exists():
@@ -229,12 +229,12 @@ def cache_folder() -> Path:
     return folder
 
 
-def default_models_folder(classifier: str) -> str:
+def find_models_folder(classifier: str) -> str:
     """The default folder of a classifier's models: beside the classifier file."""
-    return storage.join(absolute(classifier).rpartition("/")[0], MODELS_FOLDER)
+    return storage.join(make_absolute(classifier).rpartition("/")[0], MODELS_FOLDER)
 
 
-def absolute(uri: str) -> str:
+def make_absolute(uri: str) -> str:
     """The absolute path; URIs stay as they are."""
     return uri if storage.is_remote(uri) else os.path.normpath(storage.local(uri).absolute())
 
@@ -244,7 +244,7 @@ def resolve_folder(recorded: str, classifier: str) -> str:
     '' if it names none."""
     if not recorded:
         return ""
-    beside = storage.join(default_models_folder(classifier), PurePosixPath(recorded).name)
+    beside = storage.join(find_models_folder(classifier), PurePosixPath(recorded).name)
     folders = beside, recorded
     return next((folder for folder in folders if storage.exists(storage.join(folder, MODEL_FOLDER_FILE))), beside)
 
@@ -258,7 +258,7 @@ def require_model(folder: str) -> None:
     )
 
 
-def verified(folder: str, sha256: str) -> str:
+def verify_folder(folder: str, sha256: str) -> str:
     """The folder on this machine."""
     require_model(folder)
     path = Path(ensure_local(folder))

@@ -102,7 +102,7 @@ def find_components(centred: Tensor) -> tuple[Tensor, Tensor]:
     return spread, axes @ centred / spread.clamp(min=1e-30)[:, None] if wide else axes
 
 
-def grid_cells(patches: int) -> Tensor:
+def make_grid(patches: int) -> Tensor:
     """Float32 [G, L]: the weights of the mean over each cell of the grid; one cell if patches form no square."""
     side = round(patches**0.5)
     if side * side != patches:
@@ -119,7 +119,7 @@ def flatten_tokens(tower: Tower, tokens: Tensor) -> Tensor:
     """Float32 [B, (T - L + G) W]: the prefix tokens, and the patches' means over the grid's cells, of [B, T, W]."""
     patches = tower.patches(tokens)
     prefix = tokens[:, : tokens.shape[1] - patches.shape[1]]
-    cells = grid_cells(patches.shape[1]).to(tokens.device)
+    cells = make_grid(patches.shape[1]).to(tokens.device)
     return torch.cat([prefix.float(), cells @ patches.float()], 1).flatten(1)
 
 
@@ -128,7 +128,7 @@ def join_vectors(tokens: Tensor, embedding: Tensor) -> Tensor:
     return torch.cat([TOKENS_SHARE**0.5 * tokens, (1 - TOKENS_SHARE) ** 0.5 * embedding], 1)
 
 
-def nearest(values: Tensor, count: int = NEIGHBOURS, start: int = 0) -> tuple[Tensor, Tensor]:
+def find_nearest(values: Tensor, count: int = NEIGHBOURS, start: int = 0) -> tuple[Tensor, Tensor]:
     """(int64 [N, C] numbers of the most similar other images, best first; float32 [N, C] their cosines); of the images
     from `start` on. `values`: [N, V], unit vectors."""
     count = max(min(count, len(values) - 1), 0)
@@ -175,10 +175,10 @@ class Neighbours(NamedTuple):
     cosines: Tensor  # float32 [G, C], of their first images
 
 
-def nearest_groups(values: Tensor) -> Neighbours:
-    """As `nearest`, of groups of near copies. `values`: [N, V], unit vectors."""
+def find_nearest_groups(values: Tensor) -> Neighbours:
+    """As `find_nearest`, of groups of near copies. `values`: [N, V], unit vectors."""
     first, groups = find_groups(values).unique(return_inverse=True)
-    return Neighbours(first, groups, *nearest(values[first]))
+    return Neighbours(first, groups, *find_nearest(values[first]))
 
 
 def separate(near: Neighbours, values: Tensor, rows: Tensor) -> Neighbours:
@@ -187,7 +187,7 @@ def separate(near: Neighbours, values: Tensor, rows: Tensor) -> Neighbours:
     count = len(near.first)
     first, groups = torch.cat([near.first, rows]), near.groups.clone()
     new = groups[rows] = torch.arange(count, len(first), device=rows.device)
-    found = nearest(values[first], start=count)
+    found = find_nearest(values[first], start=count)
     parts = list[tuple[Tensor, Tensor]]()
     for part in torch.arange(count, device=rows.device).split(ROWS):
         cosines = torch.cat([near.cosines[part], values[near.first[part]] @ values[rows].T], 1)
@@ -197,8 +197,8 @@ def separate(near: Neighbours, values: Tensor, rows: Tensor) -> Neighbours:
     return Neighbours(first, groups, numbers, cosines)
 
 
-def neighbour_weights(cosines: Tensor) -> Tensor:
-    """Weights [N, C], rows of sum 1, from the `cosines` [N, C] of `nearest`."""
+def weigh_neighbours(cosines: Tensor) -> Tensor:
+    """Weights [N, C], rows of sum 1, from the `cosines` [N, C] of `find_nearest`."""
     weights = torch.exp(SHARPNESS * (cosines - 1))
     return weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
 
@@ -231,7 +231,7 @@ class Memory(nn.Module):
         cosines = vectors @ F.normalize(self.vectors.float(), dim=1).T  # half precision changes their length
         cosines = torch.where(cosines > self.same_image, -1.0, cosines)
         cosines, rows = cosines.topk(min(NEIGHBOURS, self.vectors.shape[0]), dim=1)
-        weights = neighbour_weights(cosines)
+        weights = weigh_neighbours(cosines)
         distance = (weights * cosines).sum(1)
         similarity = ((distance - self.fade[0]) / (self.fade[1] - self.fade[0])).clamp(0, 1)
         classes, share = probability.shape[1], similarity * (probability @ self.held)
@@ -275,10 +275,10 @@ def apply_correction(
     if correction.shape[0]:
         change = torch.cat([probabilities, values.float()], 1) @ correction.float()
         corrected = corrected + (change if share is None else share[:, None] * change)
-    return as_probabilities(corrected)
+    return normalize_probabilities(corrected)
 
 
-def as_probabilities(values: Tensor) -> Tensor:
+def normalize_probabilities(values: Tensor) -> Tensor:
     """[N, K], at least SMALLEST_PROBABILITY each, rows of sum 1."""
     values = values.clamp(min=SMALLEST_PROBABILITY)
     return values / values.sum(-1, keepdim=True)

@@ -62,7 +62,7 @@ class SelfAttention(nn.Module):
         return self.out_proj(attend(q, k, v).transpose(1, 2).reshape(B, Q, W))
 
 
-def attended(attention: Any, query: Tensor, key: Tensor) -> Tensor:
+def compute_attention(attention: Any, query: Tensor, key: Tensor) -> Tensor:
     """The output of an attention of torch or of this module: `query` [B, Q, W] attends to `key`."""
     if isinstance(attention, SelfAttention):
         return attention.attended(query, key)
@@ -247,7 +247,7 @@ class ClipTower(Tower):
     def last_block(self, read: Tensor, tokens: Tensor) -> Tensor:
         """The last block's output for the tokens `read` [B, R, W] out of its input `tokens` [B, T, W]."""
         last: Any = self.blocks[-1]
-        read = read + last.ls_1(attended(last.attn, last.ln_1(read), last.ln_1(tokens)))
+        read = read + last.ls_1(compute_attention(last.attn, last.ln_1(read), last.ln_1(tokens)))
         return read + last.ls_2(last.mlp(last.ln_2(read)))
 
     def patches(self, tokens: Tensor) -> Tensor:
@@ -293,7 +293,7 @@ class TimmTower(Tower):
     def __init__(self, visual: Any) -> None:
         self.visual, trunk = visual, visual.trunk
         self.width, self.patch = trunk.embed_dim, trunk.patch_embed.patch_size[0]
-        self.embed = output_size(visual)
+        self.embed = find_output_size(visual)
         self.blocks = trunk.blocks
 
     def forward_tokens(self, images: Tensor, replace: Callable[[Tensor], Tensor]) -> Tensor:
@@ -329,7 +329,7 @@ class TimmTower(Tower):
         return norm
 
 
-def output_size(visual: Any) -> int:
+def find_output_size(visual: Any) -> int:
     """D, the size of the last linear layer after the trunk's features."""
     layers = [*visual.trunk.head.modules(), *visual.head.modules()]
     sizes = [layer.out_features for layer in layers if isinstance(layer, nn.Linear)]

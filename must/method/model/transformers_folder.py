@@ -17,7 +17,7 @@ from typing import Any
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.text import brief
+from must.base.text import abbreviate
 from must.config.work import DESCRIPTION_FILE, MODEL_FOLDER_FILE
 from must.data.image.preprocess import CLIP_MEAN, CLIP_STD, FILTERS
 
@@ -94,7 +94,7 @@ def find_model_config(config: dict[str, Any]) -> dict[str, Any]:
     """open_clip's model_cfg that computes the same."""
     kind = config.get("model_type")
     if kind not in MODEL_CLASSES or config.get("architectures", [MODEL_CLASSES[kind]]) != [MODEL_CLASSES[kind]]:
-        raise UserError(unsupported_model(config))
+        raise UserError(describe_unsupported(config))
     try:
         image, text = (read_part(config, part) for part in ("vision", "text"))
         return convert_clip(config, image, text) if kind == "clip" else convert_siglip(image, text)
@@ -102,10 +102,10 @@ def find_model_config(config: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"its {CONFIG_FILE} is damaged") from error
 
 
-def unsupported_model(config: dict[str, Any]) -> str:
+def describe_unsupported(config: dict[str, Any]) -> str:
     """The message for a model of another kind."""
     kind = config.get("architectures") or config.get("architecture") or config.get("model_type") or "no model"
-    name = brief(kind[0] if isinstance(kind, list) and kind else kind)
+    name = abbreviate(kind[0] if isinstance(kind, list) and kind else kind)
     hint = ""
     if config.get("model_type") == "siglip2":
         hint = " (SigLIP 2 NaFlex, whose images differ in size); take SigLIP 2 of a fixed resolution"
@@ -127,7 +127,7 @@ def read_part(config: dict[str, Any], part: str) -> dict[str, Any]:
             values[name] = side[0]
     supported = [*GELUS, "quick_gelu"] if config["model_type"] == "clip" else [*GELUS]
     if values["hidden_act"] not in supported:
-        raise UserError(f"its activation {brief(values['hidden_act'])} is none of {', '.join(supported)}")
+        raise UserError(f"its activation {abbreviate(values['hidden_act'])} is none of {', '.join(supported)}")
     return values
 
 
@@ -147,7 +147,7 @@ def convert_clip(config: dict[str, Any], image: dict[str, Any], text: dict[str, 
             "head_width": image["hidden_size"] // image["num_attention_heads"],
             **read_shape(image),
         },
-        "text_cfg": {**text_shape(text), **pool},
+        "text_cfg": {**find_text_shape(text), **pool},
     }
 
 
@@ -182,7 +182,7 @@ def convert_siglip(image: dict[str, Any], text: dict[str, Any]) -> dict[str, Any
             "timm_proj": "none",
             "act_kwargs": {"approximate": GELUS[image["hidden_act"]]},
         },
-        "text_cfg": {**text_shape(text), "no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
+        "text_cfg": {**find_text_shape(text), "no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
     }
 
 
@@ -195,7 +195,7 @@ def read_shape(part: dict[str, Any]) -> dict[str, Any]:
     return {**shape, **eps, **({} if approximate == "none" else {"act_kwargs": {"approximate": approximate}})}
 
 
-def text_shape(text: dict[str, Any]) -> dict[str, Any]:
+def find_text_shape(text: dict[str, Any]) -> dict[str, Any]:
     sizes = {"context_length": text["max_position_embeddings"], "vocab_size": text["vocab_size"]}
     return {**sizes, "heads": text["num_attention_heads"], **read_shape(text)}
 
@@ -209,7 +209,7 @@ def read_preprocess(folder: Path, kind: str, size: int) -> dict[str, Any]:
     filters = {int(number): name for name, number in FILTERS.items()}
     resample = settings.get("resample", 3)
     if resample not in filters or abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-        raise UserError(f"its image preparation (resample {brief(resample)}) is neither bicubic nor bilinear")
+        raise UserError(f"its image preparation (resample {abbreviate(resample)}) is neither bicubic nor bilinear")
     crops = settings.get("do_center_crop", kind == "clip")
     side = settings.get("size")
     side = side.get("shortest_edge") or side.get("height") if isinstance(side, dict) else side
@@ -234,7 +234,7 @@ def write_vocabulary(folder: Path, output: Path, text: dict[str, Any]) -> bool:
 
     if text.get("no_causal_mask"):  # SigLIP's
         return False
-    vocabulary = byte_pairs(folder)
+    vocabulary = read_byte_pairs(folder)
     if vocabulary is None:
         return False
     numbers, merges = vocabulary
@@ -251,7 +251,7 @@ def write_vocabulary(folder: Path, output: Path, text: dict[str, Any]) -> bool:
     return False
 
 
-def byte_pairs(folder: Path) -> tuple[dict[str, int], list[str]] | None:
+def read_byte_pairs(folder: Path) -> tuple[dict[str, int], list[str]] | None:
     """(number of each token, merges) of a byte-pair tokenizer; None: another kind."""
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from must.base.errors import UserError
-from must.base.text import brief
+from must.base.text import abbreviate
 from must.method.model.transformers_folder import WEIGHT_FILES, read
 
 NAME_PAIRS = (  # patterns of open_clip's names, in this order, and transformers' names instead
@@ -52,7 +52,7 @@ WEIGHT_KEYS = (*AVERAGED, "state_dict", "model_state_dict", "model", "module")
 ANCHOR = "logit_scale"  # every CLIP has it: the text before it is the prefix of all names
 
 
-def transformers_names(name: str) -> list[str]:
+def list_transformers_names(name: str) -> list[str]:
     """The transformers names of open_clip's tensor `name`: one, or three whose tensors are concatenated."""
     parts = JOINED_PARTS.search(name)
     names = [f"{name[: parts.start()]}.self_attn.{part}_proj.{parts[2]}" for part in "qkv"] if parts else [name]
@@ -61,11 +61,11 @@ def transformers_names(name: str) -> list[str]:
     return names
 
 
-def from_transformers(clip: nn.Module, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def rename_weights(clip: nn.Module, source: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Transformers' weights `source`, renamed for open_clip's model `clip`, which is not changed."""
     weights, used = dict[str, Tensor](), set[str]()
     for name, target in clip.state_dict().items():
-        names = transformers_names(name)
+        names = list_transformers_names(name)
         missing = [source_name for source_name in names if source_name not in source]
         if missing:
             raise UserError(f"its weights have no {missing[0]}")
@@ -105,7 +105,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for file in files:
         if Path(file).name != file or not (folder / file).is_file():
-            raise UserError(f"no {brief(file)} in this folder, which {name} names")
+            raise UserError(f"no {abbreviate(file)} in this folder, which {name} names")
         try:
             weights |= read_file(folder / file, mmap=True)
         except Exception as error:
@@ -140,7 +140,7 @@ def find_weights(file: Path) -> tuple[dict[str, Tensor], str] | None:
     return weights, ".".join(keys)
 
 
-def weights_problem(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
+def describe_weights_problem(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
     """One line that says why weights do not fit a model; '' if they do."""
     missing = [name for name in expected if name not in weights]
     others = [name for name in weights if name not in expected]

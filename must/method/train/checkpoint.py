@@ -273,8 +273,8 @@ class TrainState:
     def start(cls, config: TrainConfig, index: Index, classifier: TextClassifier, visual: nn.Module) -> Self:
         """`visual`: the zero-shot model's image tower."""
         weights = {
-            "classifier": weights_sha256([classifier.weights]),
-            "image tower": weights_sha256(visual.parameters()),
+            "classifier": hash_tensors([classifier.weights]),
+            "image tower": hash_tensors(visual.parameters()),
         }
         uri = config.checkpoints or storage.join(config.output, "checkpoints")
         identity = run_identity(config, index.sha256, weights, classifier.shares)
@@ -316,7 +316,7 @@ class TrainState:
         return True
 
 
-def weights_sha256(tensors: Iterable[Tensor]) -> str:
+def hash_tensors(tensors: Iterable[Tensor]) -> str:
     """The first 16 digits of the sha256 of the tensors' bytes."""
     digest = hashlib.sha256()
     for tensor in tensors:

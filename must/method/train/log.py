@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from must.base.errors import UserError
-from must.base.program import bar
+from must.base.program import show_bar
 from must.data.loader import TrainBatch
 from must.data.reader import ShardReader
 from must.method.model.bundle import LOG_FILE
@@ -87,7 +87,7 @@ class TrainLog:
         self.count = 0
         self.writer: Any = None
         is_main, config = must_step.world.is_main, must_step.config
-        self.bar = bar(total=must_step.steps, initial=self.first_step, unit="step", leave=True, quiet=not is_main)
+        self.bar = show_bar(total=must_step.steps, initial=self.first_step, unit="step", leave=True, quiet=not is_main)
         if is_main:
             folder.mkdir(parents=True, exist_ok=True)
             self.path.write_text("".join(json.dumps(line) + "\n" for line in state.log_lines))
@@ -134,11 +134,11 @@ class TrainLog:
         if self.writer is not None:
             for name, value in line.items():
                 self.writer.add_scalar(f"train/{name}", value, step)
-        self.bar.set_postfix_str(brief(line))
+        self.bar.set_postfix_str(describe_line(line))
         if self.bar.disable and (now - self.last_line >= LINE_SECONDS or not left):
             self.last_line = now
             eta = (now - self.started) / (step + 1 - self.first_step) * left
-            logger.info(f"step {step + 1}/{must_step.steps}  {brief(line)}  eta {tqdm.format_interval(eta)}")
+            logger.info(f"step {step + 1}/{must_step.steps}  {describe_line(line)}  eta {tqdm.format_interval(eta)}")
 
     def count_problems(self) -> None:
         """Adds skipped steps and undecodable images to the progress, which checkpoints hold. Every process calls it."""
@@ -174,18 +174,18 @@ class TrainLog:
     def close(self) -> None:
         self.bar.close()
         finished = self.must_step.world.is_main and self.state.progress.step == self.must_step.steps
-        if finished and (warning := unlearned(self.state.log_lines)):
+        if finished and (warning := warn_unlearned(self.state.log_lines)):
             logger.info(warning)
         if self.writer is not None:
             self.writer.close()
 
 
-def brief(line: dict[str, Any]) -> str:
+def describe_line(line: dict[str, Any]) -> str:
     shares = f"confident {line['confident']:.0%}, same class as zero-shot {line['agreement']:.0%}"
     return f"loss {line['loss']:.3f}, {shares}, {line['images_per_s']:.0f} images/s"
 
 
-def unlearned(lines: list[dict[str, Any]]) -> str:
+def warn_unlearned(lines: list[dict[str, Any]]) -> str:
     """A warning if no pseudo-label was ever confident: the model has then learned nothing about the classes."""
     if not lines or max(line.get("confident", 1.0) for line in lines) >= LEARNED:
         return ""

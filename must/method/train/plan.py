@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from must.base import storage
-from must.base.program import bar
-from must.base.text import duration
+from must.base.program import show_bar
+from must.base.text import format_duration
 from must.config import PlanConfig
 from must.data.loader import TrainBatch
 from must.method.distributed import init_distributed, prepare_machine
@@ -61,12 +61,12 @@ def plan(config: PlanConfig) -> dict[str, Any]:
         seconds, images_per_s = size.steps * pace.mean, size.batch_size / pace.mean
         if world.is_main:
             logger.info(
-                f"{duration(pass_seconds)} for one pass over the images, which gives the model its memory and the "
-                "images their labels (must refine)"
+                f"{format_duration(pass_seconds)} for one pass over the images, which gives the model its memory and "
+                "the images their labels (must refine)"
             )
             part = f" with {pace.images} of its images" if pace.images < size.batch_size else ""
             logger.info(
-                f"{duration(seconds)} for {size.steps:,} steps on this machine: {pace.mean:.3g} s a step "
+                f"{format_duration(seconds)} for {size.steps:,} steps on this machine: {pace.mean:.3g} s a step "
                 f"({pace.least:.3g} to {pace.most:.3g}), {images_per_s:.3g} images/s, {pace.waiting:.0%} of it waiting "
                 f"for data; memory: {pace.memory / GB:.2g} of {pace.device_memory / GB:.3g} GB; measured on "
                 f"{pace.measured} steps{part}, after one to warm up"
@@ -106,10 +106,10 @@ def measure_speed(trainer: Trainer, seconds: float) -> Pace:
     local = config.batch_size // world.size
     count = min(FEW, trainer.micro_batch) if world.device.type == "cpu" else local
     ends, waited, micro_batches = list[float](), list[float](), list[TrainBatch]()  # after each step
-    batches = RunTimer(progress).waiting(endless(trainer.groups(0)))
-    for micro_batches in bar(batches, desc="trial steps", unit="step", leave=False, quiet=not world.is_main):
+    batches = RunTimer(progress).waiting(repeat_last(trainer.groups(0)))
+    for micro_batches in show_bar(batches, desc="trial steps", unit="step", leave=False, quiet=not world.is_main):
         began = time.monotonic()
-        trainer.must_step(progress.step, micro_batches if count == local else first_images(micro_batches, count))
+        trainer.must_step(progress.step, micro_batches if count == local else take_first(micro_batches, count))
         if world.device.type == "cuda":
             torch.cuda.synchronize(world.device)
         progress.step += 1
@@ -130,13 +130,13 @@ def measure_speed(trainer: Trainer, seconds: float) -> Pace:
     return Pace(mean, min(times), max(times), len(times), count * world.size, share, *measure_memory(world.device))
 
 
-def first_images(micro_batches: list[TrainBatch], count: int) -> list[TrainBatch]:
+def take_first(micro_batches: list[TrainBatch], count: int) -> list[TrainBatch]:
     first = micro_batches[0]
     weak, strong, masked, samples = (value[:count] for value in first[:4])
     return [TrainBatch(weak, strong, masked, samples, first.replaced)]
 
 
-def endless(groups: Iterable[list[TrainBatch]]) -> Iterator[list[TrainBatch]]:
+def repeat_last(groups: Iterable[list[TrainBatch]]) -> Iterator[list[TrainBatch]]:
     """The groups, then the last one repeatedly: a run may have fewer steps than the measurement needs."""
     last = list[TrainBatch]()
     for last in groups:

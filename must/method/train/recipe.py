@@ -24,7 +24,7 @@ import yaml
 import must
 from must.base import storage
 from must.base.parameters import require
-from must.base.text import did_you_mean
+from must.base.text import suggest_name
 from must.config import TrainConfig
 from must.config.defaults import ALPHA
 from must.data.format import Index
@@ -61,7 +61,7 @@ def resolve(config: TrainConfig, index: Index, classifier: TextClassifier) -> Re
             settings["confident_share"] = 0.0, "--confidence-threshold is given"
     else:
         reason = f"--preset {config.preset}, a row of must/config/presets.yaml"
-        row = published(config.preset, config.model or classifier.model)
+        row = find_published(config.preset, config.model or classifier.model)
         settings = {name: (value, reason) for name, value in row.items()}
     chosen = {name: setting for name, setting in settings.items() if not config.is_passed(name)}
     values = {name: value for name, (value, _) in chosen.items()}
@@ -71,22 +71,22 @@ def resolve(config: TrainConfig, index: Index, classifier: TextClassifier) -> Re
 
 def choose_settings(config: TrainConfig, index: Index, classifier: TextClassifier) -> Settings:
     """Settings for the split's number of images, the classifier's classes and the trained model."""
-    from must.method.model.backbone import tower_shape  # imports torch
+    from must.method.model.backbone import find_tower_shape  # imports torch
 
     images = sum(shard.samples for shard in index.list_shards(config.split))
     model, pretrained = config.model, config.pretrained
     if not model:
         stored = "" if pretrained else classifier.model_folder
         model, pretrained = stored or classifier.model, pretrained or ("" if stored else classifier.pretrained)
-    settings = auto_settings(images, len(classifier.classes), *tower_shape(model, pretrained))
+    settings = choose_auto_settings(images, len(classifier.classes), *find_tower_shape(model, pretrained))
     if classifier.shares:
         settings["class_prior"] = "given", "the class file has the classes' shares"
     return settings
 
 
-def published(name: str, model: str) -> dict[str, Any]:
+def find_published(name: str, model: str) -> dict[str, Any]:
     """The settings of a data set for a model of a published size (ViT-B/16 or ViT-L/14)."""
-    rows = preset_rows(name)
+    rows = list_preset_rows(name)
     match = re.search(r"ViT-?([BL])[-/](\d+)", model)
     size = "*" if "*" in rows else f"ViT-{match[1]}/{match[2]}" if match else ""
     require(
@@ -97,11 +97,11 @@ def published(name: str, model: str) -> dict[str, Any]:
     return {key: value for key, value in rows[size].items() if key not in REPORTED}
 
 
-def preset_rows(name: str) -> dict[str, dict[str, Any]]:
+def list_preset_rows(name: str) -> dict[str, dict[str, Any]]:
     """A preset's rows by the model's size, '*' for any."""
     rows = yaml.safe_load(resources.files("must.config").joinpath("presets.yaml").read_text(encoding="utf-8"))["tasks"]
     known = [AUTO, *dict.fromkeys(row["dataset"] for row in rows)]
-    require(name in known, f"--preset {name}: unknown; {did_you_mean(name, known)}")
+    require(name in known, f"--preset {name}: unknown; {suggest_name(name, known)}")
     return {row["model"]: row for row in rows if row["dataset"] == name}
 
 
@@ -117,7 +117,7 @@ RAMP = 0.15  # of the steps
 CONFIDENT = 0.4  # share of the images that are confident at the start
 
 
-def auto_settings(images: int, classes: int, width: int, size: int, patch: int) -> Settings:
+def choose_auto_settings(images: int, classes: int, width: int, size: int, patch: int) -> Settings:
     """A pure function of the arguments. `images`: of the split; `width`, `size`, `patch`: of the image tower;
     `size` and `patch` are sides of its input and of a patch, in pixels."""
     batch = choose_batch(images, classes)
@@ -144,9 +144,9 @@ def auto_settings(images: int, classes: int, width: int, size: int, patch: int) 
             "less for narrow towers beyond 10 classes",
         ),
         "min_lr": (float(f"{lr * 256 / batch / 100:.3g}"), "a hundredth of lr"),
-        "ema_decay_init": (round(decay(MEMORY[0] * steps), 5), "an average over 12% of the steps"),
+        "ema_decay_init": (round(choose_decay(MEMORY[0] * steps), 5), "an average over 12% of the steps"),
         "ema_decay": (
-            round(decay(MEMORY[1] * steps), 5),
+            round(choose_decay(MEMORY[1] * steps), 5),
             "an average over 25% of the steps: a shorter one copies the student's errors",
         ),
         "ema_warmup_steps": (round(RAMP * steps), "15% of the steps"),
@@ -179,7 +179,7 @@ def choose_batch(images: int, classes: int) -> int:
     return min(batch, max(images, 1))
 
 
-def decay(memory: float) -> float:
+def choose_decay(memory: float) -> float:
     """The EMA decay that averages over so many steps: 0.9 to 0.9998."""
     return min(max(1 - 1 / max(memory, 1), 0.9), 0.9998)
 
@@ -211,20 +211,20 @@ def run_key(index_sha256: str, classifier: str, settings: dict[str, Any]) -> str
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def provenance(index: Index, **facts: Any) -> Provenance:
+def record_provenance(index: Index, **facts: Any) -> Provenance:
     """`facts`: the fields of Provenance that only the trainer knows."""
     packages = ("torch", "open_clip_torch", "timm", "pillow", "numpy")
     versions = {"must": must.__version__, "python": platform.python_version()}
     return Provenance(
         index_sha256=index.sha256,
         index_revision=index.revision,
-        git_revision=git_revision(),
+        git_revision=find_git_revision(),
         versions=versions | {name: metadata.version(name) for name in packages},
         **facts,
     )
 
 
-def git_revision() -> str | None:
+def find_git_revision() -> str | None:
     """The commit of the container image (MUST_GIT_REVISION), else of the checkout with this package, if any."""
     if revision := os.environ.get("MUST_GIT_REVISION"):
         return revision

@@ -20,7 +20,7 @@ from must.config import TrainConfig
 from must.data.augment import normalize
 from must.data.image.preprocess import Preprocess
 from must.data.loader import TrainBatch
-from must.method.distributed import World, apply_ddp, auto_precision, gradient_sync
+from must.method.distributed import World, apply_ddp, choose_precision, gradient_sync
 from must.method.memory.propagate import PropagatedLabels
 from must.method.model.masked_vit import MaskedViT, StudentOutput, patchify
 from must.method.model.towers import take
@@ -77,13 +77,13 @@ class Losses(NamedTuple):
     class_balance: Tensor | None  # [K], the running mean, for the next step of the epoch
 
 
-def pseudo_labels(probabilities: Tensor, threshold: float) -> PseudoLabels:
+def make_pseudo_labels(probabilities: Tensor, threshold: float) -> PseudoLabels:
     """Hard labels from the teacher's probabilities [B, K]; confident where the largest is above the threshold."""
     score, label = probabilities.max(-1)
     return PseudoLabels(label, score > threshold, probabilities)
 
 
-def must_losses(
+def compute_losses(
     student: StudentOutput,
     labels: PseudoLabels,
     strong_images: Tensor,
@@ -105,7 +105,7 @@ def must_losses(
         totals: of the global batch, if these images are only a micro-batch of it: the gradients of all micro-batches
             then add up to the batch's. Without it these images are this process's part of the batch.
         prior: [K], sum 1: the class balance's target; None: uniform."""
-    terms = loss_sums(student, labels, strong_images, masked)
+    terms = sum_losses(student, labels, strong_images, masked)
     sums, rank_means, local_confident = totals or all_reduce_sums([terms])
     world = dist.get_world_size() if dist.is_initialized() else 1
     if config.loss_reduction == "global":
@@ -116,7 +116,7 @@ def must_losses(
         self_training_value = rank_means / world
     # The value is the global batch's; the gradient is that of these images, times `world`, which DDP's mean cancels.
     balance, local = sums.probability / sums.images, world * terms.probability / sums.images
-    fairness, running = fairness_loss(local + (balance - local).detach(), class_balance, prior)
+    fairness, running = compute_fairness_loss(local + (balance - local).detach(), class_balance, prior)
     weights = [getattr(config, loss.weight) for loss in IMAGE_LOSSES]
     of_images = sum(weight * loss for weight, loss in zip(weights, terms.image_losses, strict=True))
     total = self_training + config.fairness_weight * fairness + world * of_images / sums.images
@@ -129,8 +129,8 @@ def must_losses(
     return Losses(total, values | {"confident": sums.confident / sums.images}, running)
 
 
-def loss_sums(student: StudentOutput, labels: PseudoLabels, strong_images: Tensor, masked: Tensor) -> LossSums:
-    """The sums from which the losses are computed; arguments as in `must_losses`."""
+def sum_losses(student: StudentOutput, labels: PseudoLabels, strong_images: Tensor, masked: Tensor) -> LossSums:
+    """The sums from which the losses are computed; arguments as in `compute_losses`."""
     logits = upcast(student.logits)
     patch = round((student.reconstruction.shape[-1] / 3) ** 0.5)
     pixels = take(patchify(strong_images, patch), masked)
@@ -156,7 +156,9 @@ def all_reduce_sums(parts: list[LossSums]) -> GlobalSums:
     return GlobalSums(sums, rank_means[0], local.confident)
 
 
-def fairness_loss(balance: Tensor, running: Tensor | None, prior: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def compute_fairness_loss(
+    balance: Tensor, running: Tensor | None, prior: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Cross-entropy of the mean prediction `balance` [K] from `prior` [K], or the uniform distribution: as published.
 
     That is KL(prior || balance) up to a constant, so it is smallest where they are equal.
@@ -164,16 +166,16 @@ def fairness_loss(balance: Tensor, running: Tensor | None, prior: Tensor | None 
     With 512 classes and more the balance is averaged with that of the epoch's earlier steps (weight 1/2, without
     their gradient) and the loss is doubled, at the epoch's first step too, as published."""
     if len(balance) < MANY_CLASSES:
-        return -prior_mean(safe_log(balance), prior), None
+        return -average_over_prior(compute_safe_log(balance), prior), None
     mixed = balance if running is None else torch.where(running.isfinite(), (running + balance) / 2, balance)
-    return -2 * prior_mean(safe_log(mixed), prior), mixed.detach()
+    return -2 * average_over_prior(compute_safe_log(mixed), prior), mixed.detach()
 
 
-def prior_mean(x: Tensor, prior: Tensor | None) -> Tensor:
+def average_over_prior(x: Tensor, prior: Tensor | None) -> Tensor:
     return x.mean() if prior is None else (prior.to(x.dtype) * x).sum()
 
 
-def safe_log(x: Tensor) -> Tensor:
+def compute_safe_log(x: Tensor) -> Tensor:
     """log, with a floor far below all relevant probabilities: a class without predictions must not give inf."""
     return x.clamp(min=torch.finfo(x.dtype).tiny).log()
 
@@ -213,7 +215,7 @@ class MustStep:
         # About the floating point operations to train on an image: those of four forward passes (teacher 1, student 3).
         patches = (preprocess.size // student.patch_size) ** 2
         self.work = 4.0 * 2 * patches * sum(parameter.numel() for parameter in student.parameters())
-        self.precision = auto_precision(world.device, self.work) if config.precision == "auto" else config.precision
+        self.precision = choose_precision(world.device, self.work) if config.precision == "auto" else config.precision
         student.tower.checkpointing = config.activation_checkpointing
         self.optimizer = build_optimizer(student, config.layer_decay, config.weight_decay)
         self.prior = torch.tensor(prior, dtype=torch.float64).float().to(world.device) if prior else None
@@ -248,7 +250,7 @@ class MustStep:
         for number, (batch, label) in enumerate(zip(batches, labels, strict=True), start=1):
             with gradient_sync(self.network, number == len(batches)):
                 output, strong = self.forward_student(batch)
-                losses = must_losses(
+                losses = compute_losses(
                     output, label, strong, batch.masked, self.config, self.class_balance, totals, self.prior
                 )  # fmt: skip
                 losses.total.backward()
@@ -262,7 +264,7 @@ class MustStep:
         probabilities = upcast(logits).softmax(-1)
         if self.propagated is not None:
             probabilities = self.propagated(probabilities, batch.samples)
-        return pseudo_labels(probabilities, self.threshold)
+        return make_pseudo_labels(probabilities, self.threshold)
 
     def forward_student(self, batch: TrainBatch) -> tuple[StudentOutput, Tensor]:
         """(the student's output for the masked strong views, the strong views)."""
@@ -279,7 +281,7 @@ class MustStep:
         terms = []
         for batch, label in zip(batches, labels, strict=True):
             output, strong = self.forward_student(batch)
-            terms.append(loss_sums(output, label, strong, batch.masked))
+            terms.append(sum_losses(output, label, strong, batch.masked))
         return all_reduce_sums(terms)
 
     @torch.no_grad()

@@ -19,20 +19,20 @@ from torch import Tensor
 from must.base import storage
 from must.base.errors import UserError
 from must.base.storage import UnreachableError
-from must.base.text import printable
+from must.base.text import make_printable
 from must.config import TrainConfig
 from must.config.work import ADAPTED, DESCRIPTION_FILE
 from must.data.augment import TrainViews, normalize
-from must.data.loader import PREFETCH, EvalSource, GlobalBatches, TrainBatch, TrainDataset, grouped, train_batches
+from must.data.loader import PREFETCH, EvalSource, GlobalBatches, TrainBatch, TrainDataset, group_batches, train_batches
 from must.data.reader import open_reader
 from must.method.distributed import (
     Preempted,
     StopSignal,
     World,
-    division,
+    count_loader_processes,
+    count_own_cores,
+    divide_cores,
     init_distributed,
-    loader_processes,
-    own_cores,
     prepare_machine,
     share_cores,
 )
@@ -45,14 +45,14 @@ from must.method.model.bundle import (
     interpolate,
     load_bundle,
     load_trained,
+    make_zero_shot_bundle,
     save_bundle,
-    zero_shot_bundle,
 )
 from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.description import BY_HAND, BY_TRAINING, Description, RunSummary, Selection, get_preprocess
 from must.method.train.checkpoint import RunTimer, TrainState, exclusive_checkpoints
 from must.method.train.log import GB, Size, TrainLog, in_words, summarize_run
-from must.method.train.recipe import provenance, resolve
+from must.method.train.recipe import record_provenance, resolve
 from must.method.train.step import MustStep, make_teacher
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def train(config: TrainConfig) -> RunSummary:
                 return trainer.run(stop)
     except UnreachableError as error:
         prefix = f"{UnreachableError.__module__}.{UnreachableError.__qualname__}: "  # in a loader's traceback
-        reason = printable(str(error).strip().splitlines()[-1].removeprefix(prefix))
+        reason = make_printable(str(error).strip().splitlines()[-1].removeprefix(prefix))
         logger.warning(f"must train: {reason}; run the same command to go on from the last checkpoint")
         raise Preempted(reason) from error
     finally:
@@ -103,7 +103,7 @@ class Trainer:
         torch.manual_seed(config.seed)  # mask token and decoder are initialized at random, the same in every process
         own_model = not (config.model or config.pretrained)
         self.origin = {name: getattr(classifier, name) for name in ("model_folder", "model_sha256") if own_model}
-        self.zero_shot = zero_shot_bundle(classifier, config.model, config.pretrained, config.logit_factor)
+        self.zero_shot = make_zero_shot_bundle(classifier, config.model, config.pretrained, config.logit_factor)
         student = self.zero_shot.model.to(world.device)
         self.reference = make_teacher(student)  # the zero-shot model: for the share of labels that changed
         preprocess = get_preprocess(self.zero_shot.description)
@@ -136,15 +136,15 @@ class Trainer:
         if config.workers != "auto":
             self.loaders = config.workers
         elif on_cpu:
-            self.loaders = division(step.work).loaders
+            self.loaders = divide_cores(step.work).loaders
         else:
             view_bytes = 2 * step.preprocess.size**2 * 3  # of an image's two views
-            self.loaders = loader_processes(PREFETCH * self.micro_batch * view_bytes)
+            self.loaders = count_loader_processes(PREFETCH * self.micro_batch * view_bytes)
         if config.precision == "auto":
             step.precision = progress.precision or self.world.gather(step.precision)[0]
         progress.precision = step.precision
         if on_cpu:
-            share_cores(min(progress.threads, own_cores()) or division(step.work).threads)
+            share_cores(min(progress.threads, count_own_cores()) or divide_cores(step.work).threads)
             progress.threads = torch.get_num_threads()
 
     def start_labels(self, stop: StopSignal) -> None:
@@ -208,7 +208,7 @@ class Trainer:
         """The micro-batches of each step."""
         self.batches.first_step = first_step
         batches = train_batches(self.dataset, self.batches, self.loaders, self.world.device)
-        return grouped(batches, self.config.accumulate)
+        return group_batches(batches, self.config.accumulate)
 
     def size(self) -> Size:
         """Of the run with the chosen settings."""
@@ -235,7 +235,7 @@ class Trainer:
 
     def announce(self) -> None:
         description, size = self.zero_shot.description, self.size()
-        backbone = f"{printable(description.backbone)} ({size.parameters / 1e6:.1f} M parameters)"
+        backbone = f"{make_printable(description.backbone)} ({size.parameters / 1e6:.1f} M parameters)"
         images = f"{size.images:,} images of '{self.config.split}' (labels are not read)"
         logger.info("\n".join([f"{backbone}, {len(description.classes)} classes, {images}", *size.lines()]))
 
@@ -246,7 +246,7 @@ class Trainer:
         networks = self.state.save(self.must_step)
         if self.world.is_main:
             self.state.checkpoints.close()
-            origin = provenance(
+            origin = record_provenance(
                 self.reader.index, config=config.to_dict() | {"precision": progress.precision},
                 processes=self.world.size, threads=progress.threads or None, summary=summary,
                 class_shares=list(self.prior), **self.origin,

@@ -62,7 +62,7 @@ def test_a_listing_names_files_relative_to_the_folder_and_only_below_it(place):
 
 def test_missing_files_are_missing_everywhere(place):
     uri = storage.join(place, "nothing")
-    assert not storage.exists(uri) and storage.generation(uri) is None
+    assert not storage.exists(uri) and storage.find_generation(uri) is None
     for read in (storage.size, storage.read_bytes):
         with pytest.raises(FileNotFoundError):
             read(uri)
@@ -100,7 +100,7 @@ def test_writing_refuses_an_object_that_somebody_else_wrote(place):
 
 
 def test_a_large_download_is_complete(remote, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage.remote(remote.uri), "RANGE", 1 << 20)
+    monkeypatch.setattr(storage.find_store(remote.uri), "RANGE", 1 << 20)
     content = os.urandom((9 << 20) + 17)  # above 8 MiB uploads are resumable ones
     (tmp_path / "source").write_bytes(content)
     storage.upload(tmp_path / "source", remote.uri + "/big")
@@ -111,7 +111,7 @@ def test_a_large_download_is_complete(remote, tmp_path, monkeypatch):
 
 
 def test_a_download_is_of_a_single_version(remote, monkeypatch):
-    monkeypatch.setattr(storage.remote(remote.uri), "RANGE", 1 << 18)  # the least for Google's client
+    monkeypatch.setattr(storage.find_store(remote.uri), "RANGE", 1 << 18)  # the least for Google's client
     uri, found = remote.uri + "/object", []
     storage.write_bytes(uri, b"a" * 300_000)
 
@@ -127,20 +127,22 @@ def test_a_download_is_of_a_single_version(remote, monkeypatch):
 
 
 def test_an_object_above_what_one_request_copies_moves_whole(remote, monkeypatch):
-    monkeypatch.setattr(storage.remote(remote.uri), "LARGEST_COPY", 6 << 20, raising=False)  # S3 alone has a limit
+    monkeypatch.setattr(storage.find_store(remote.uri), "LARGEST_COPY", 6 << 20, raising=False)  # S3 alone has a limit
     content = os.urandom((12 << 20) + 17)
     storage.write_bytes(remote.uri + "/chunk.tar", content)
     storage.move(remote.uri + "/chunk.tar", remote.uri + "/shard.tar")
     assert storage.read_bytes(remote.uri + "/shard.tar") == content
     assert not storage.exists(remote.uri + "/chunk.tar")
     if remote.uri.startswith("s3://"):
-        assert str(storage.generation(remote.uri + "/shard.tar")).strip('"').endswith("-3"), "the ETag of three parts"
+        assert str(storage.find_generation(remote.uri + "/shard.tar")).strip('"').endswith("-3"), (
+            "the ETag of three parts"
+        )
 
 
 @pytest.mark.parametrize("fault", ["503", *(pytest.param(one, marks=pytest.mark.slow) for one in ("unsent", "lost"))])
 def test_an_upload_longer_than_our_patience_goes_on_where_it_was(remote, tmp_path, monkeypatch, fault):
     """Patience is with one request, of which a long upload has many; the last one's answer is lost, besides."""
-    monkeypatch.setattr(storage.remote(remote.uri), "RANGE", 1 << 20)
+    monkeypatch.setattr(storage.find_store(remote.uri), "RANGE", 1 << 20)
     monkeypatch.setattr("must.base.storage.store.RETRY_TIMEOUT", 1.5)
     data = os.urandom(12 << 20)
     (tmp_path / "state").write_bytes(data)
@@ -156,7 +158,7 @@ def test_an_upload_longer_than_our_patience_goes_on_where_it_was(remote, tmp_pat
 
 def test_the_parts_of_an_upload_that_fails_are_deleted(request, monkeypatch, tmp_path):
     server = empty_bucket(request, monkeypatch, "s3")
-    monkeypatch.setattr(storage.remote(server.uri), "RANGE", 1 << 10)
+    monkeypatch.setattr(storage.find_store(server.uri), "RANGE", 1 << 10)
     (tmp_path / "file").write_bytes(bytes(5 << 10))
     server.faults.plan = ["", "", "", "403"]  # of the requests the third, which sends the second part
     with pytest.raises(ValueError, match="no permission"):
@@ -181,7 +183,7 @@ def test_every_call_survives_a_busy_or_breaking_server(remote, tmp_path, fault):
 
 
 def test_a_listing_of_several_pages_is_complete(remote, monkeypatch):
-    monkeypatch.setattr(storage.remote(remote.uri), "PAGE", 5)
+    monkeypatch.setattr(storage.find_store(remote.uri), "PAGE", 5)
     names = [f"{number:04d}" for number in range(13)]
     for name in names:
         storage.write_bytes(f"{remote.uri}/p/{name}", b"x")

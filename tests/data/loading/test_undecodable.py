@@ -12,7 +12,7 @@ from must.data.augment import TrainViews
 from must.data.image import decode
 from must.data.loader import REPLACEMENTS, GlobalBatches, TrainDataset, train_batches
 from must.data.reader import ShardReader
-from must.evaluation.report import training_log
+from must.evaluation.report import read_training_log
 from must.method.train.trainer import train
 from tests import zoo
 from tests.data.augment.test_views import SETTINGS
@@ -64,4 +64,4 @@ def test_training_stops_when_too_many_are_damaged(tmp_path: Path) -> None:
         train(TrainConfig(**settings, output=str(stopped), max_replaced=0.01))
     assert not (stopped / "model.json").exists()
     assert train(TrainConfig(**settings, output=str(whole), max_replaced=0.1)).replaced_samples == 6
-    assert training_log(str(whole))[-1]["replaced_samples"] == 6
+    assert read_training_log(str(whole))[-1]["replaced_samples"] == 6

@@ -17,7 +17,7 @@ from must.base.storage import TransientError
 from must.data.format import verify
 from must.data.image import decode as images_module
 from must.data.image import limits
-from must.data.shards.workdir import Workdir, temporary_folder
+from must.data.shards.workdir import Workdir, make_temporary_folder
 from tests import zoo
 from tests.common import until
 from tests.data.shards.test_shard import rejected, run, tree
@@ -195,8 +195,8 @@ def test_a_killed_worker_is_asked_for_its_file(tmp_path, monkeypatch):
 def test_temporary_folders_of_killed_processes_go(tmp_path, monkeypatch):
     """Those for the lists of a run whose output is a bucket."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    mine = temporary_folder()
+    mine = make_temporary_folder()
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
         pass
     Path(str(mine).replace(f"-{os.getpid()}-", f"-{dead.pid}-")).mkdir()
-    assert {mine, temporary_folder()} == set(tmp_path.iterdir())
+    assert {mine, make_temporary_folder()} == set(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from must.base.parameters import read_yaml
 from must.base.program import WRONG_INPUT, find_exit_code, format_error
 from must.config import PredictConfig, TrainConfig
 from must.data.sources import archives
-from must.data.sources.archives import Archives, Headers, unzipped
+from must.data.sources.archives import Archives, Headers, read_zip_member
 from must.data.sources.files import ListingReport, UnreadableError
 from must.deploy.predict.predict import predict
 from must.method.model.classifier import load_class_set, load_text_classifier
@@ -127,10 +127,10 @@ def test_no_more_of_a_zips_member_is_read_than_an_image_may_have(tmp_path: Path)
     (tmp_path / "a.zip").write_bytes(zip_of(("a.png", os.urandom(5_000_000)), method=zipfile.ZIP_STORED))
     path = str(tmp_path / "a.zip")
     (item,) = Archives(path, [path], "none", "--source").items(ListingReport(lambda *_: None))
-    assert len(unzipped(path, item, 1000)) == 1000
+    assert len(read_zip_member(path, item, 1000)) == 1000
     for beyond in (1 << 40, 1 << 63, (1 << 64) - 1):
         with pytest.raises(UnreadableError, match="damaged in the archive"):
-            unzipped(path, item._replace(locator=[0, beyond, *item.locator[2:]]), 1000)
+            read_zip_member(path, item._replace(locator=[0, beyond, *item.locator[2:]]), 1000)
 
 
 @pytest.mark.parametrize(

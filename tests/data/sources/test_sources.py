@@ -11,8 +11,8 @@ import pytest
 import webdataset
 
 from must.data.shards.listing import open_source
-from must.data.sources.archives import expanded, split_key
-from must.data.sources.files import ListingReport, no_images
+from must.data.sources.archives import expand_range, split_key
+from must.data.sources.files import ListingReport, describe_no_images
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples
 from tests.zoo import tar_of, zip_of
@@ -275,9 +275,9 @@ def test_neighbours_of_a_key_are_webdatasets_samples(tmp_path: Path) -> None:
     ],
 )
 def test_braces_are_ranges_and_lists(pattern: str, files: list[str]) -> None:
-    assert expanded(pattern) == files
+    assert expand_range(pattern) == files
 
 
 def test_of_many_kinds_of_other_files_the_most_frequent_are_named() -> None:
-    told = no_images({f".k{number:03}": 1 for number in range(300)} | {".txt": 7})
+    told = describe_no_images({f".k{number:03}": 1 for number in range(300)} | {".txt": 7})
     assert told.endswith("1 .k008, 7 .txt and 291 other kinds") and len(told) < 250

@@ -19,7 +19,14 @@ from must.config import ExportConfig
 from must.data.augment import normalize
 from must.data.image.preprocess import normalize_pixels
 from must.deploy.export import graph
-from must.deploy.export.export import LEAST_COSINE, compare, export, reference, require_check, smallest_cosine
+from must.deploy.export.export import (
+    LEAST_COSINE,
+    compare,
+    compute_reference,
+    export,
+    find_smallest_cosine,
+    require_check,
+)
 from must.deploy.onnx_model import OnnxClassifier
 from must.method.model.bundle import load_bundle
 from must.method.model.description import RunSummary, get_preprocess
@@ -131,20 +138,20 @@ def test_a_file_of_another_model_is_refused(digits, embedded, real):
     bundle, other = load_bundle(digits.adapted), load_bundle(digits.zero_shot)
     classifier = OnnxClassifier(embedded / "model.onnx")
     config = ExportConfig(model=digits.adapted, output="out", embeddings=True)
-    probability, same = reference(bundle, pixels)
+    probability, same = compute_reference(bundle, pixels)
     np.testing.assert_allclose(same, features, atol=1e-5)
     check = compare(probability, classifier, pixels, features)
     require_check(check, config)
     assert check.cosine > 0.99999 and "smallest cosine of an embedding" in check.line()
-    for wrong in (np.roll(features, 1, axis=1), reference(other, pixels)[1], features[:, :-1]):
+    for wrong in (np.roll(features, 1, axis=1), compute_reference(other, pixels)[1], features[:, :-1]):
         with pytest.raises(ValueError, match=r"cosine of an embedding .* a cosine of 0.9999; nothing was written"):
             require_check(compare(probability, classifier, pixels, wrong), config)
     rounded = replace(config, precision="int8")
     require_check(replace(check, cosine=0.96, agreement=0.97), rounded)
     with pytest.raises(ValueError, match="97% are needed"):
         require_check(replace(check, agreement=0.96), rounded)
-    assert smallest_cosine(features, 1.01 * features) == smallest_cosine(features, features * np.nan) == -1
-    check = compare(reference(other, pixels)[0], classifier, pixels)
+    assert find_smallest_cosine(features, 1.01 * features) == find_smallest_cosine(features, features * np.nan) == -1
+    check = compare(compute_reference(other, pixels)[0], classifier, pixels)
     assert check.agreement < 1
     with pytest.raises(ValueError, match="nothing was written"):
         require_check(check, config)
@@ -193,7 +200,7 @@ def test_an_export_that_breaks_leaves_no_folder_that_looks_complete(digits, tmp_
     (tmp_path / "model.onnx").write_bytes(b"of an earlier export")
     config = ExportConfig(model=digits.adapted, output=str(tmp_path), limit=8)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk is gone"):
-        patch.setattr(module, "encoded", Mock(side_effect=OSError("the disk is gone")))
+        patch.setattr(module, "encode_utf8", Mock(side_effect=OSError("the disk is gone")))
         export(config)
     assert not (tmp_path / "model.onnx").exists()
     export(config)

@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from must.base.parameters import make_record
-from must.base.text import encoded
-from must.deploy.export.model_card import backbone_licence, front_matter, model_card
+from must.base.text import encode_utf8
+from must.deploy.export.model_card import find_backbone_licence, make_front_matter, make_model_card
 from must.evaluation.evaluate import evaluate
 from must.evaluation.result import read_metrics
 from must.method.model.description import Description, Provenance, load_description
@@ -30,7 +30,7 @@ EXPORTED = {"arithmetic": "fp32", "megabytes": 3.4, "checked_on": "train of shar
 
 def test_measured_numbers_and_intervals(digits, tmp_path, exported):
     metrics = evaluate(evaluation(digits, tmp_path))
-    card = model_card(load_description(digits.adapted), EXPORTED, read_metrics(str(tmp_path / "metrics.json")))
+    card = make_model_card(load_description(digits.adapted), EXPORTED, read_metrics(str(tmp_path / "metrics.json")))
     assert f"{metrics.adapted.top1:.1%}" in card and f"{metrics.baseline.top1:.1%}" in card
     assert "120 labelled images" in card and metrics.data.index_sha256 in card
     assert "Not measured" in (exported[1] / "MODEL_CARD.md").read_text()
@@ -39,8 +39,8 @@ def test_measured_numbers_and_intervals(digits, tmp_path, exported):
 def hub_card(tmp_path, of, to="open_clip", metrics=None, licence="", **more) -> Any:
     """README.md as the hub reads it."""
     exported = EXPORTED | {"to": to, "largest_logit_difference": 1e-6} | more
-    text = front_matter(of, to, metrics, licence) + model_card(of, exported, metrics)
-    (tmp_path / "README.md").write_bytes(encoded(text))
+    text = make_front_matter(of, to, metrics, licence) + make_model_card(of, exported, metrics)
+    (tmp_path / "README.md").write_bytes(encode_utf8(text))
     return ModelCard.load(tmp_path / "README.md")
 
 
@@ -100,10 +100,12 @@ def test_a_name_is_text_wherever_it_stands(name, tmp_path):
 
 
 def test_the_card_of_a_zero_shot_model():
-    card = model_card(description(), EXPORTED, None)
+    card = make_model_card(description(), EXPORTED, None)
     assert "\\<b\\>bold" in card and "a\\|b, c \\# heading" in card
     assert "Not adapted: the zero-shot model" in card and "licence is: MIT (github.com/openai/CLIP)" in card
-    assert "not known to us" in backbone_licence("mine.pt") and "no commercial" in backbone_licence("metaclip_fullcc")
+    assert "not known to us" in find_backbone_licence("mine.pt") and "no commercial" in find_backbone_licence(
+        "metaclip_fullcc"
+    )
 
 
 TRAINED = {"config": {"epochs": 3}, "selection": {"alpha": 0.35}}
@@ -128,5 +130,5 @@ TRAINED = {"config": {"epochs": 3}, "selection": {"alpha": 0.35}}
 )  # fmt: skip
 def test_the_card_says_how_the_model_was_made(provenance, to, sentence):
     made = description(provenance=make_record(Provenance, provenance))
-    card = model_card(made, EXPORTED | {"to": to, "largest_logit_difference": 1e-6}, None)
+    card = make_model_card(made, EXPORTED | {"to": to, "largest_logit_difference": 1e-6}, None)
     assert sentence in card and ("\n- memory: " in card) == (to == "onnx" and "memory" in provenance)

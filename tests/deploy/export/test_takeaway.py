@@ -21,7 +21,7 @@ from must.config import ClassifierConfig, ExportConfig
 from must.data.augment import normalize
 from must.data.image.preprocess import EvalView
 from must.deploy.export.export import export
-from must.method.model.bundle import load_bundle, save_bundle, zero_shot_bundle
+from must.method.model.bundle import load_bundle, make_zero_shot_bundle, save_bundle
 from must.method.model.classifier import classifier, load_text_classifier
 from must.method.model.description import Provenance, get_preprocess
 from tests.common import one_line, printed
@@ -50,7 +50,7 @@ def made(tmp_path_factory):
         place = root / family
         given, weights = model_folder(family, place / "model"), str(place / "classifier.safetensors")
         classifier(ClassifierConfig(classes=str(root / "classes.yaml"), model=given, output=weights, device="cpu"))
-        bundle = zero_shot_bundle(load_text_classifier(weights), logit_factor=str(FACTOR))
+        bundle = make_zero_shot_bundle(load_text_classifier(weights), logit_factor=str(FACTOR))
         torch.manual_seed(1)
         with torch.no_grad():  # what training does: the tower and the columns are no longer what they came as
             for parameter in bundle.model.parameters():

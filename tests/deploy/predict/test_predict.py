@@ -18,7 +18,7 @@ import must
 from must.api.cli import main
 from must.base.storage import UnreachableError
 from must.config import PredictConfig
-from must.deploy.onnx_model import ABSTENTION, Classified, OnnxClassifier, threshold
+from must.deploy.onnx_model import ABSTENTION, Classified, OnnxClassifier, choose_threshold
 from must.deploy.predict.predict import classify, predict
 from must.deploy.predict.writer import Options
 from must.evaluation.evaluate import evaluate
@@ -263,4 +263,4 @@ def test_abstaining_is_said_everywhere(exported, digits, tmp_path, capsys):
 @pytest.mark.parametrize("value", ['"0.5"', "2", "true", "NaN", "1}", ""])
 def test_a_damaged_threshold(value):
     with pytest.raises(ValueError, match="is damaged"):
-        threshold(-1, SimpleNamespace(metadata={ABSTENTION: f'{{"threshold": {value}}}'}), "model.onnx")
+        choose_threshold(-1, SimpleNamespace(metadata={ABSTENTION: f'{{"threshold": {value}}}'}), "model.onnx")

@@ -12,7 +12,7 @@ import uvicorn
 from starlette.responses import Response
 
 from benchmarks.image_cost import webp_animated
-from must.deploy.serve.protocol import Refused, from_json, parse_json
+from must.deploy.serve.protocol import Refused, parse_json, parse_tensor
 from must.deploy.serve.serve import Bounded, listen
 from tests.common import until
 from tests.deploy.serve.server import SILENCE
@@ -195,7 +195,7 @@ def test_data_that_are_not_the_shapes_numbers_take_no_memory(name):
     tracemalloc.start()
     try:
         with pytest.raises(Refused, match=reason) as refused:
-            from_json(data, "UINT8", [1, 32, 32, 3], "here")
+            parse_tensor(data, "UINT8", [1, 32, 32, 3], "here")
         assert refused.value.status == 400 and tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()

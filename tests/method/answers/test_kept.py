@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from must.method.answers.population import KeptLabels, kept_file, read_kept, write_kept
+from must.method.answers.population import KeptLabels, find_kept_file, read_kept, write_kept
 
 CLASSES = ["zero", "one"]
 PICTURES = np.arange(100, 200, dtype=np.uint64)  # as they are in the folder
@@ -55,7 +55,7 @@ def test_it_is_read_as_it_was_written(tmp_path, monkeypatch, answers):
     found = read_kept(answers, 0.05, CLASSES)
     assert holds(kept=found) and found.confidence.dtype == np.float32 and (found.labels == KEPT.labels).all()
     assert read_kept(answers, 0.02, CLASSES) is None and read_kept(answers, 0.05, ["zero", "two"]) is None
-    (tmp_path / kept_file(answers, 0.05)).write_bytes(b"PK damaged")
+    (tmp_path / find_kept_file(answers, 0.05)).write_bytes(b"PK damaged")
     assert read_kept(answers, 0.05, CLASSES) is None
 
 

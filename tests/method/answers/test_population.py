@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from must.method.answers.estimate import SET, Sample, accept, fewest_answers, find_ranks
+from must.method.answers.estimate import SET, Sample, accept, count_fewest_answers, find_ranks
 from must.method.answers.population import (
     ENTRY,
     POPULATION_FILE,
@@ -76,7 +76,7 @@ def test_the_promise_holds_where_later_images_are_harder():
         first = generator.choice(500, 300, replace=False)
         second = generator.choice(np.setdiff1d(np.arange(5_500), first), 300, replace=False)
         answered = np.sort(np.concatenate([first, second])).astype(np.uint64)
-        chosen, images, gone = choose_sample(population, population["content"], answered, fewest_answers(0.05))
+        chosen, images, gone = choose_sample(population, population["content"], answered, count_fewest_answers(0.05))
         assert 0 < len(chosen) < len(answered) and images.all() and gone == (0, 0)
         for name, rows in {"equal shares": chosen.astype(int), "all answers": answered.astype(int)}.items():
             others = np.setdiff1d(np.arange(5_500), answered)

@@ -13,10 +13,10 @@ from must.method.answers.estimate import (
     Sample,
     Step,
     accept,
-    fewest_answers,
+    compute_p_value,
+    count_fewest_answers,
     find_last,
     find_ranks,
-    p_value,
 )
 from must.method.answers.population import NOTHING_GONE, Gone
 
@@ -144,7 +144,7 @@ def test_the_promise_in_words():
     assert said(alone, unmeasured=3).endswith("confidence. Of 3 pictures that were added later: none.")
     assert "review yet: at least 77 random answers" in said(alone, accepted=0, answers=76)
     assert "review: 130 random answers do not show that at most 5 in 100" in said(alone, accepted=0)
-    assert fewest_answers(0.05) == 59 and fewest_answers(0.05, at_every_look=True) == 77
+    assert count_fewest_answers(0.05) == 59 and count_fewest_answers(0.05, at_every_look=True) == 77
 
 
 @pytest.mark.parametrize("promise, few", [(SET, 0.05), (ACCEPTED, 0.0)])
@@ -174,6 +174,6 @@ def test_the_tests_are_the_ratio_of_prior_and_posterior():
 
     priors = [comb(42, wrong) * beta(wrong + 1, 42 - wrong + 50) / beta(1, 50) for wrong in range(43)]
     every = sum(prior * drawn(wrong) for wrong, prior in enumerate(priors) if wrong)
-    assert p_value(1, 12, 42, 3, 0.05) == pytest.approx(min(1, drawn(5) / every))
-    assert p_value(0, 77, 10**6, 50_000, 0.05) < 0.05 < p_value(0, 76, 10**6, 50_000, 0.05)
-    assert p_value(0, 5, 10, 5, 0.05) == 0 and p_value(0, 0, 10, 3, 0.05) == 1
+    assert compute_p_value(1, 12, 42, 3, 0.05) == pytest.approx(min(1, drawn(5) / every))
+    assert compute_p_value(0, 77, 10**6, 50_000, 0.05) < 0.05 < compute_p_value(0, 76, 10**6, 50_000, 0.05)
+    assert compute_p_value(0, 5, 10, 5, 0.05) == 0 and compute_p_value(0, 0, 10, 3, 0.05) == 1

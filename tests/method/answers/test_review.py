@@ -11,11 +11,11 @@ from must.method.answers import review
 from must.method.answers.answers_file import COVERAGE, NO_CLASS, RANDOM, Answer
 from must.method.answers.estimate import (
     AccuracyEstimate,
+    compare_paired_answers,
     describe_classes,
-    difference,
     share,
 )
-from must.method.answers.review import SCHEDULE, Picture, Review, order_by_coverage, random_order, similarity
+from must.method.answers.review import SCHEDULE, Picture, Review, compute_similarity, draw_order, order_by_coverage
 
 
 def make_review(count, classes=("a", "b", "c")):
@@ -35,7 +35,7 @@ def test_every_image_is_as_likely_as_any_other_to_be_asked_and_none_is_asked_twi
     labels = np.random.default_rng(1).integers(0, 4, images) ** 2
     counts = np.zeros(images)
     for seed in range(seeds):
-        order = random_order(labels, seed)
+        order = draw_order(labels, seed)
         assert len(order) == images == len(np.unique(order))
         counts[order[:asked]] += 1
     share = asked / images
@@ -45,10 +45,10 @@ def test_every_image_is_as_likely_as_any_other_to_be_asked_and_none_is_asked_twi
 
 def test_the_first_pictures_are_spread_over_the_classes():
     labels = np.repeat(np.arange(10), 100)
-    fewest = min(len(np.unique(labels[random_order(labels, seed)[:16]])) for seed in range(50))
+    fewest = min(len(np.unique(labels[draw_order(labels, seed)[:16]])) for seed in range(50))
     at_random = min(len(np.unique(np.random.default_rng(seed).permutation(labels)[:16])) for seed in range(50))
     assert fewest == 10 > at_random
-    assert random_order(np.zeros(1, int), 0).tolist() == [0]
+    assert draw_order(np.zeros(1, int), 0).tolist() == [0]
 
 
 def test_intervals_hold_and_accuracies_have_no_bias():
@@ -58,11 +58,11 @@ def test_intervals_hold_and_accuracies_have_no_bias():
     before = rng.random(1000) < np.where(labels < 5, 0.45, 0.75)
     after = rng.random(1000) < np.where(before, 0.9, 0.55)
     truth = after.mean(), after.mean() - before.mean()
-    orders = [random_order(labels, seed) for seed in range(1000)]
+    orders = [draw_order(labels, seed) for seed in range(1000)]
     for asked in (20, 50, 200):
         found, held = [], []
         for order in orders:
-            ends = share(after[order[:asked]]), difference(before[order[:asked]], after[order[:asked]])
+            ends = share(after[order[:asked]]), compare_paired_answers(before[order[:asked]], after[order[:asked]])
             found.append([one.value for one in ends])
             held.append([one.low <= true <= one.high for one, true in zip(ends, truth, strict=True)])
         error = np.std(found, axis=0) / len(orders) ** 0.5
@@ -72,9 +72,9 @@ def test_intervals_hold_and_accuracies_have_no_bias():
 
 def test_no_answers_say_nothing_and_few_say_little():
     nothing = np.zeros(0, bool)
-    assert share(nothing)[1:] == (0, 1) and difference(nothing, nothing)[1:] == (-1, 1)
+    assert share(nothing)[1:] == (0, 1) and compare_paired_answers(nothing, nothing)[1:] == (-1, 1)
     all_right = np.ones(5, bool)
-    assert share(all_right).low < 0.6 and difference(all_right, all_right).low < -0.2
+    assert share(all_right).low < 0.6 and compare_paired_answers(all_right, all_right).low < -0.2
     measured = AccuracyEstimate.from_correct(~all_right, all_right, all_right)
     assert make_record(AccuracyEstimate, json.loads(json.dumps(asdict(measured)))) == measured
     assert measured.text().startswith("5 answers: zero-shot 0.0% (0% to 43%), the model 100.0% (57% to 100%), refined")
@@ -153,7 +153,7 @@ def test_the_order_is_that_of_the_plain_greedy_algorithm(monkeypatch, batch):
     vectors = rng.normal(size=(150, 5)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     weight, already = rng.random(150), np.array([3, 4])
-    similar, expected = similarity(vectors, vectors), []
+    similar, expected = compute_similarity(vectors, vectors), []
     covered = similar[already].max(0)
     for _ in range(40):
         gains = np.maximum(similar - covered, 0) @ weight

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from must.api.demo import digit_parts
+from must.api.demo import load_digits
 from must.config import ShardConfig
 from must.data.shards.build import shard
 from must.method.memory.features import Pool
@@ -32,7 +32,7 @@ def unlabeled_digits(root: Path, count: int | None = None) -> tuple[str, dict[st
     """(their shards, their classes by file name); the classes begin the names, too."""
     (root / "images").mkdir()
     classes = {}
-    for number, (image, label) in enumerate(digit_parts()["unlabeled"][:count]):
+    for number, (image, label) in enumerate(load_digits()["unlabeled"][:count]):
         image.save(root / "images" / f"{label}-{number:04d}.png")
         classes[f"{label}-{number:04d}.png"] = label
     shard(ShardConfig(source=str(root / "images"), output=str(root / "shards"), workers=1))

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import yaml
 
-from must.api.demo import asset_folder
+from must.api.demo import find_assets
 from must.api.model import load
 from must.config import ClassifierConfig, EvaluateConfig, ExportConfig, ShardConfig
 from must.data.format import load_index, read_hashes
 from must.data.reader import ShardReader
 from must.data.shards.build import shard
-from must.deploy.export.export import export, measured_abstention
+from must.deploy.export.export import export, find_measured_abstention
 from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import Answer, append, append_answers
 from must.method.answers.estimate import Sample, accept
 from must.method.answers.population import POPULATION_FILE, record_population, shorten
-from must.method.answers.review import fingerprint
+from must.method.answers.review import hash_picture
 from must.method.memory import measure
 from must.method.model.bundle import load_bundle
 from must.method.model.classifier import classifier
@@ -121,7 +121,7 @@ def test_every_copy_of_an_answered_image_has_the_answer_and_it_counts_once(digit
         shutil.copy(tmp_path / "images" / name, tmp_path / "images" / copy)
     shards = str(tmp_path / "again")
     shard(ShardConfig(source=str(tmp_path / "images"), output=shards, workers=1))
-    sha256 = fingerprint((tmp_path / "images" / name).read_bytes())
+    sha256 = hash_picture((tmp_path / "images" / name).read_bytes())
     other = "zero" if label != "zero" else "one"
     folder = answered(tmp_path / "review", [(name, sha256, other)], shards=shards)
     summary, rows = run(digits, tmp_path, shards=shards, answers=folder, risk=0.5)
@@ -188,7 +188,7 @@ def test_a_class_may_have_the_name_of_none_of_the_classes(digits, truth, tmp_pat
     classes = tmp_path / "classes.yaml"
     classes.write_text(yaml.safe_dump({"classes": [{"name": n, "prompts": [f"a {n}"]} for n in names]}))
     weights = str(tmp_path / "classifier.safetensors")
-    classifier(ClassifierConfig(classes=str(classes), model=str(asset_folder()), output=weights, device="cpu"))
+    classifier(ClassifierConfig(classes=str(classes), model=str(find_assets()), output=weights, device="cpu"))
     answers = answered(tmp_path / "review", truth[:40], lambda label: "none of these" if label == "zero" else label)
     summary, _ = run(digits, tmp_path, classifier=weights, answers=answers)
     assert sum(row["images"] for row in summary["classes"]) == 110 and all(row["samples"] for row in summary["classes"])
@@ -246,7 +246,7 @@ def test_labels_that_can_be_accepted_are_marked(digits, many, tmp_path, capsys):
     assert [row["light"] for row in classes] == sorted((row["light"] for row in classes), key="poor unsure good".find)
     unsure = selection(tmp_path).abstention
     assert unsure.by == "answers" and unsure.images == 240 and 0 < unsure.threshold < 1 and unsure.bound <= 0.03
-    assert measured_abstention(None, selection(tmp_path))["threshold"] == unsure.threshold
+    assert find_measured_abstention(None, selection(tmp_path))["threshold"] == unsure.threshold
     alone, rows = run(digits, tmp_path, shards=many[0], answers=answers, promise="accepted")
     others = [row for row in rows if row["image"] not in asked and row["accepted"] == "true"]
     assert 100 < len(others) == alone["accepted"]["accepted"] <= len(taken)

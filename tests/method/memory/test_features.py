@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from must.api.demo import asset_folder
+from must.api.demo import find_assets
 from must.base import storage
 from must.config import ClassifierConfig, EvaluateConfig, ReviewConfig, ShardConfig
 from must.data.augment import normalize
@@ -72,7 +72,7 @@ def test_each_picture_passes_once_through_all_that_people_do(digits, truth, tmp_
     assert passes == {"classify": 150 + 120}, "the test images, once"
     (tmp_path / "others.txt").write_text("two\nthree\ncat\n")
     other = str(tmp_path / "other.safetensors")
-    classifier(ClassifierConfig(classes=str(tmp_path / "others.txt"), model=str(asset_folder()), output=other))
+    classifier(ClassifierConfig(classes=str(tmp_path / "others.txt"), model=str(find_assets()), output=other))
     summary, rows = run(digits, tmp_path / "list", classifier=other, **more)
     assert passes == {"classify": 150 + 120} and {row["class"] for row in rows} <= {"two", "three", "cat"}
     run(digits, trained(digits, tmp_path / "trained"), **more)

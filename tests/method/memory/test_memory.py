@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from must.method.answers.estimate import upper_bound
+from must.method.answers.estimate import compute_upper_bound
 from must.method.memory import propagate as module
 from must.method.memory import refine as refine_module
 from must.method.memory.features import Pool
@@ -21,9 +21,9 @@ from must.method.memory.propagate import (
     VOTES,
     answer_rows,
     build_memory,
+    encode_one_hot,
     fit_correction,
     measure_sharing,
-    one_hot,
     predict_left_out,
     propagate,
 )
@@ -37,9 +37,9 @@ from must.method.model.memory import (
     MemoryClassifier,
     Whitening,
     apply_correction,
-    nearest,
-    neighbour_weights,
+    find_nearest,
     parse_memory,
+    weigh_neighbours,
 )
 from tests.method.memory.remembering import remember
 from tests.method.train.lives import same
@@ -72,7 +72,7 @@ def built(pool):
 
 def test_an_answered_image_keeps_its_class_in_every_round_and_its_neighbours_learn_it(pool):
     """An image between two classes, with the answer of a third."""
-    near = nearest(F.normalize(pool.vectors.float(), dim=1))
+    near = find_nearest(F.normalize(pool.vectors.float(), dim=1))
     rows, label = torch.arange(5), torch.full((5,), 3)
     before, after = (propagate(*near, pool.probabilities, *known).labels for known in ((), (rows, label)))
     assert torch.equal(after[rows], F.one_hot(label, CLASSES).float()) and TRUTH[rows].max() == 0
@@ -97,7 +97,7 @@ def by_hand(memory, labels, shared, probability, vector):
 
 def test_a_new_image_by_hand(pool, built):
     memory, Z = built
-    shared = propagate(*nearest(F.normalize(pool.vectors.float(), dim=1)), pool.probabilities).shared
+    shared = propagate(*find_nearest(F.normalize(pool.vectors.float(), dim=1)), pool.probabilities).shared
     assert 0.2 < shared < 0.9 and memory.facts == MemoryFacts(images=len(Z), shared=round(shared, 4))
     P = torch.tensor([0.1, 0.3, 0.2, 0.15, 0.15, 0.1])
     for direction in ([1.0, 0.1, 0, 0, 0, 0], [0.5, 0.5, 0.3, 0, 0, 0], [0.4, 0.5, 0.5, 0.5, 0.3, 0.0]):
@@ -233,7 +233,7 @@ def test_a_class_of_few_images_has_smaller_votes(pool):
     part = {name: getattr(pool, name)[rows] for name in ("numbers", "vectors", "probabilities")}
     part_pool = replace(pool, **part)
     memory, Z = build(part_pool)
-    shared = propagate(*nearest(F.normalize(part_pool.vectors.float(), dim=1)), part_pool.probabilities).shared
+    shared = propagate(*find_nearest(F.normalize(part_pool.vectors.float(), dim=1)), part_pool.probabilities).shared
     rare = int(Z.sum(0).argmin())
     count, own = Z[:, rare].sum(), Z[-1, rare]
     place = (memory.classes[-1] == rare).nonzero().item()
@@ -246,11 +246,11 @@ def test_a_class_that_the_pool_lacks_keeps_what_the_model_says(pool):
     rows = torch.nonzero(TRUTH != 4).flatten()
     part = {name: getattr(pool, name)[rows] for name in ("numbers", "vectors", "probabilities")}
     part["probabilities"] = part["probabilities"].clone()
-    part["probabilities"][::3] = one_hot(torch.full((len(rows[::3]),), 4), CLASSES).half()
+    part["probabilities"][::3] = encode_one_hot(torch.full((len(rows[::3]),), 4), CLASSES).half()
     memory, Z = build(replace(pool, **part), dict(zip(rows.tolist(), TRUTH[rows].tolist(), strict=True)))
     assert Z[:, 4].sum() < 0.1 and memory.held.tolist() == pytest.approx([1, 1, 1, 1, 0, 1], abs=0.02)
     assert "show 1 of the 6 classes (e): new images" in describe_lacking(memory, list("abcdef"))
-    P, vector = 0.94 * one_hot(torch.tensor([4]), CLASSES) + 0.01, part["vectors"][1:2].float()
+    P, vector = 0.94 * encode_one_hot(torch.tensor([4]), CLASSES) + 0.01, part["vectors"][1:2].float()
     found, similarity = memory(P, vector)
     assert found.argmax() == 4 and similarity == 1
     memory.held.fill_(1)
@@ -348,7 +348,11 @@ def test_few_images_of_the_classes_are_taken_for_none_of_them():
     none = torch.cat([torch.linspace(0.95, 0.05, 100), torch.full((19,), 0.9)])
     P, truth = torch.stack([0.8 * (1 - none), 0.2 * (1 - none)], 1), torch.tensor([0] * 100 + [-1] * 19)
     found, margin, text = bound_none(P, truth)
-    assert upper_bound(1, 100) <= 0.05 < upper_bound(2, 100) and "at most 4.7 in 100" in text and "(100 random" in text
+    assert (
+        compute_upper_bound(1, 100) <= 0.05 < compute_upper_bound(2, 100)
+        and "at most 4.7 in 100" in text
+        and "(100 random" in text
+    )
     assert (found.labels[:100] == -1).sum() == 1 and margin > 2
     assert (found.labels[100:] == 0).all(), "with so many sure ones, junk has a class, too"
     found, margin, text = bound_none(P[20:], truth[20:])
@@ -446,7 +450,7 @@ def test_neighbours_that_know_nothing_of_the_classes_change_next_to_nothing():
     P = torch.randn(2_000, 50, generator=generator).mul(3).softmax(1)
     neighbours = torch.randint(0, 2_000, (2_000, 10), generator=generator)
     found, shared = propagate(neighbours, torch.ones(2_000, 10), P)
-    assert shared == measure_sharing(neighbours, neighbour_weights(torch.ones(2_000, 10)), P.argmax(1)) < 0.01
+    assert shared == measure_sharing(neighbours, weigh_neighbours(torch.ones(2_000, 10)), P.argmax(1)) < 0.01
     assert (found.argmax(1) != P.argmax(1)).float().mean() < 0.05
 
 

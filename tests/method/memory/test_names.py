@@ -4,7 +4,7 @@ import pytest
 import torch
 import yaml
 
-from must.api.demo import CLASSES, TEMPLATES, asset_folder
+from must.api.demo import CLASSES, TEMPLATES, find_assets
 from must.config import ClassifierConfig, RefineConfig
 from must.method.memory.predictions import TopLabels, find_missing, find_pairs
 from must.method.memory.refine import refine
@@ -25,7 +25,7 @@ def find(tmp_path_factory):
         place.mkdir()
         (place / "classes.yaml").write_text(yaml.safe_dump({"classes": names, "templates": list(TEMPLATES)}))
         file = str(place / "classifier.safetensors")
-        classifier(ClassifierConfig(classes=f"{place}/classes.yaml", model=str(asset_folder()), output=file))
+        classifier(ClassifierConfig(classes=f"{place}/classes.yaml", model=str(find_assets()), output=file))
         places = {"model": str(place / "model"), "output": str(place / "labels")}
         return refine(RefineConfig(shards=shards, classifier=file, **places, **CPU))
 

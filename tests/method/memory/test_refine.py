@@ -24,7 +24,7 @@ from must.deploy.onnx_model import OnnxClassifier
 from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import append, hash_answers
 from must.method.memory import refine as refine_module
-from must.method.model.bundle import best_candidate, interpolate, load_bundle, save_bundle
+from must.method.model.bundle import choose_candidate, interpolate, load_bundle, save_bundle
 from must.method.model.description import MemoryFacts, get_preprocess, load_description
 from tests.common import ended, read_csv
 from tests.data.shards.test_shard import tree
@@ -104,11 +104,11 @@ def test_a_trained_model_gets_its_memory_in_place(digits, tmp_path):
 
 def test_alpha_changes_only_if_another_is_right_more_often_beyond_the_error():
     correct = np.repeat(np.random.default_rng(0).random((1, 50)) < 0.7, 3, axis=0)
-    assert best_candidate(correct, 1) == 1
+    assert choose_candidate(correct, 1) == 1
     one_more, many_more = correct.copy(), correct.copy()
     one_more[2, np.flatnonzero(~correct[2])[:1]] = True
     many_more[2, np.flatnonzero(~correct[2])[:10]] = True
-    assert best_candidate(one_more, 1) == 1 and best_candidate(many_more, 1) == 2
+    assert choose_candidate(one_more, 1) == 1 and choose_candidate(many_more, 1) == 2
 
 
 def test_another_alpha_begins_with_the_trained_weights_again_and_stays(digits, truth, tmp_path):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
-from must.api.demo import asset_folder
+from must.api.demo import find_assets
 from must.data.augment import normalize
 from must.data.image.preprocess import EvalView
 from must.method.model import transformers_folder
@@ -78,7 +78,7 @@ def tokenizer_beside(kind: str, folder: Path, scratch: Path) -> None:
 
     scratch.mkdir()
     if kind == "clip":
-        words = open_clip.SimpleTokenizer(str(asset_folder() / "bpe.txt.gz"), context_length=24)
+        words = open_clip.SimpleTokenizer(str(find_assets() / "bpe.txt.gz"), context_length=24)
         write_tokenizer(words, scratch)
         transformers.CLIPTokenizer.from_pretrained(scratch).save_pretrained(folder)
         return

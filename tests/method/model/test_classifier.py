@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from must.api.demo import asset_folder
+from must.api.demo import find_assets
 from must.method.model import classifier as module
-from must.method.model.backbone import load_backbone, quick_gelu_option
-from must.method.model.bundle import load_bundle, save_bundle, zero_shot_bundle
+from must.method.model.backbone import find_quick_gelu_option, load_backbone
+from must.method.model.bundle import load_bundle, make_zero_shot_bundle, save_bundle
 from must.method.model.classifier import load_class_set, load_text_classifier, read_header, save_classifier
 from must.method.model.masked_vit import MaskedViT
 from tests.golden import facts, golden
@@ -162,7 +162,7 @@ def test_shares_are_relative_and_the_file_comes_back_as_it_was(tmp_path):
     assert back.shares == written.shares == read_header(file).shares == (0.25, 0.75)
     assert torch.equal(back.weights, written.weights) and back.classes == ("cat", "dog")
     torch.testing.assert_close(back.weights.norm(dim=0), torch.ones(2))
-    assert back.logit_scale == pytest.approx(load_backbone(str(asset_folder())).logit_scale)
+    assert back.logit_scale == pytest.approx(load_backbone(str(find_assets())).logit_scale)
 
 
 @pytest.mark.parametrize("shares", [(1.0,), (0.5, 0.0), (0.5, float("nan")), (1.5, -0.5), "ab", 3], ids=str)
@@ -196,18 +196,18 @@ def test_a_file_that_is_not_what_was_written_is_damaged(tmp_path, damage):
 
 
 def test_a_classifier_of_another_model_is_refused():
-    visual = load_backbone(str(asset_folder())).clip.visual
+    visual = load_backbone(str(find_assets())).clip.visual
     with pytest.raises(ValueError, match="made with another model"):
         MaskedViT(visual, torch.eye(32))
 
 
 def test_openais_weights_get_their_activation_and_others_theirs():
-    assert quick_gelu_option("ViT-B-16", "openai") == {"force_quick_gelu": True}
-    assert quick_gelu_option("ViT-B-16", "laion2b_s34b_b88k") == {}
+    assert find_quick_gelu_option("ViT-B-16", "openai") == {"force_quick_gelu": True}
+    assert find_quick_gelu_option("ViT-B-16", "laion2b_s34b_b88k") == {}
 
 
 def test_a_bundle_classifies_as_before_and_damage_is_named(tmp_path):
-    bundle = zero_shot_bundle(made(tmp_path)[0])
+    bundle = make_zero_shot_bundle(made(tmp_path)[0])
     folder = tmp_path / "bundle"
     save_bundle(str(folder), bundle.model, bundle.description)
     images = torch.randn(3, 3, 32, 32)

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from must.api.demo import asset_folder
+from must.api.demo import find_assets
 from must.method.model.backbone import load_backbone
 from must.method.model.bundle import load_bundle
 from must.method.model.description import Selection
@@ -50,7 +50,7 @@ def test_a_model_that_asks_for_what_it_may_not_is_refused_and_no_host_is_looked_
     digits, tmp_path, asked, place, values, message
 ):
     is_bundle = place[0] == "architecture"
-    original, file = (digits.zero_shot, "model.json") if is_bundle else (asset_folder(), "open_clip_config.json")
+    original, file = (digits.zero_shot, "model.json") if is_bundle else (find_assets(), "open_clip_config.json")
     folder = rewritten(original, file, tmp_path, place, values)
     with pytest.raises(ValueError, match=message.format(folder)):
         (load_bundle if is_bundle else load_backbone)(folder)

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save_file
 
 from must.api import demo
-from must.api.demo import asset_folder
+from must.api.demo import find_assets
 from must.api.stages import call
 from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.program import PREEMPTED, WRONG_INPUT, find_exit_code
 from must.method.model import hub
-from must.method.model.backbone import load_backbone, tower_shape
+from must.method.model.backbone import find_tower_shape, load_backbone
 from must.method.model.description import load_description
 from tests.local_server import Answer, LocalServer, Request
 from tests.method.model.tiny import by_hand, model_folder
@@ -76,7 +76,7 @@ def repositories(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     tiny = folder / "team" / "tiny"
     tiny.mkdir(parents=True)
-    config = json.loads((asset_folder() / "open_clip_config.json").read_text())
+    config = json.loads((find_assets() / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"] |= {"vocab_size": 49408, "context_length": 77, "width": 16}
     (tiny / "open_clip_config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
@@ -160,7 +160,7 @@ def test_a_repository_without_the_file_is_named(repositories, serving):
 def test_what_the_cache_has_is_taken_where_the_hub_is_gone(repositories, serving, capsys):
     with serving(repositories):
         expected = load_backbone("hf-hub:team/tiny").clip.state_dict()
-        assert tower_shape("hf-hub:team/tiny", "") == (128, 32, 8)
+        assert find_tower_shape("hf-hub:team/tiny", "") == (128, 32, 8)
     assert same(load_backbone("hf-hub:team/tiny").clip.state_dict(), expected)
     assert "cannot serve team/tiny; using the cached copy" in capsys.readouterr().out
     assert not hub_settings.HF_HUB_OFFLINE and not hub_settings.HF_HUB_DISABLE_TELEMETRY
@@ -171,7 +171,7 @@ def test_a_model_in_transformers_format(serving, tmp_path):
     (tmp_path / "hub" / "team").mkdir(parents=True)
     by_hand(Path(given), tmp_path / "hub" / "team" / "fashion")
     with serving(tmp_path / "hub") as server:
-        assert tower_shape("hf-hub:team/fashion", "") == (32, 32, 8)
+        assert find_tower_shape("hf-hub:team/fashion", "") == (32, 32, 8)
         assert not [one for one in server.asked if "model.safetensors" in one]
         found = load_backbone("hf-hub:team/fashion")
         assert [one.rpartition("/")[2] for one in server.asked if one.startswith("GET")].count("model.safetensors") == 1
@@ -212,7 +212,7 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def bucket(bucket_server):
     """A model folder in a bucket."""
-    for file in demo.asset_folder().iterdir():
+    for file in demo.find_assets().iterdir():
         storage.upload(file, f"{bucket_server.uri}/models/tiny/{file.name}")
     return f"{bucket_server.uri}/models/tiny"
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from must.api.demo import asset_folder
+from must.api.demo import find_assets
 from must.api.stages import configure, preflight
 from must.method.model.backbone import load_backbone
-from must.method.model.bundle import zero_shot_bundle
+from must.method.model.bundle import make_zero_shot_bundle
 from must.method.model.classifier import load_text_classifier, read_header
 from tests.deploy.export.conftest import files_up_to
 from tests.method.model.tiny import FAMILIES, SIZE, make_classifier, model_folder
@@ -48,7 +48,7 @@ def test_what_begins_at_random_does_not_depend_on_where_the_model_is_read(tmp_pa
     networks = []
     for one in (made, replace(made, model_folder="")):
         torch.manual_seed(0)
-        networks.append(zero_shot_bundle(one).model.state_dict())
+        networks.append(make_zero_shot_bundle(one).model.state_dict())
     assert same(*networks)
 
 
@@ -85,14 +85,14 @@ def test_half_precision_is_kept_where_it_loses_nothing_and_only_there(tmp_path):
 
 
 def test_a_classifier_made_with_a_relative_path_works_in_another_folder(tmp_path, monkeypatch):
-    shutil.copytree(asset_folder(), tmp_path / "model")
+    shutil.copytree(find_assets(), tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     made = make_classifier(Path("w"), "model", model_store="w/other")
-    expected = logits(zero_shot_bundle(made))
+    expected = logits(make_zero_shot_bundle(made))
     shutil.rmtree("model")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    torch.testing.assert_close(logits(zero_shot_bundle(load_text_classifier("../w/c.safetensors"))), expected)
+    torch.testing.assert_close(logits(make_zero_shot_bundle(load_text_classifier("../w/c.safetensors"))), expected)
 
 
 def test_the_folder_is_found_beside_a_file_that_moved_else_where_it_was(tmp_path):
@@ -102,10 +102,10 @@ def test_the_folder_is_found_beside_a_file_that_moved_else_where_it_was(tmp_path
     (tmp_path / "w").rename(tmp_path / "moved")
     moved = str(tmp_path / "moved" / "c.safetensors")
     assert read_header(moved).model_folder == str(tmp_path / "moved/models" / Path(made.model_folder).name)
-    assert logits(zero_shot_bundle(load_text_classifier(moved))).shape == (3, 2)
+    assert logits(make_zero_shot_bundle(load_text_classifier(moved))).shape == (3, 2)
     lonely = load_text_classifier(str(tmp_path / "alone.safetensors"))
     with pytest.raises(ValueError, match=r"the classifier's model is not there, nor in the folder models beside"):
-        zero_shot_bundle(lonely)
+        make_zero_shot_bundle(lonely)
 
 
 @pytest.mark.parametrize("damage", ["cut", "other numbers", "gone"])
@@ -118,7 +118,7 @@ def test_damaged_weights_are_refused(tmp_path, damage):
         data = weights.read_bytes()
         weights.write_bytes(data[:-100] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(ValueError, match=r"open_clip_model.safetensors: is missing, damaged or of another model"):
-        zero_shot_bundle(load_text_classifier(output))
+        make_zero_shot_bundle(load_text_classifier(output))
 
 
 def test_in_a_bucket(bucket_server, tmp_path, monkeypatch):
@@ -128,9 +128,9 @@ def test_in_a_bucket(bucket_server, tmp_path, monkeypatch):
     assert made.model_folder.startswith(f"{work}/models/assets-") and not (tmp_path / "w/models").exists()
     again = make_classifier(tmp_path / "w", made.model_folder, output=f"{work}/c.safetensors")
     assert again.model_folder == made.model_folder
-    expected = logits(zero_shot_bundle(made))
+    expected = logits(make_zero_shot_bundle(made))
     for file in (str(tmp_path / "w/c.safetensors"), f"{work}/c.safetensors"):
-        torch.testing.assert_close(logits(zero_shot_bundle(load_text_classifier(file))), expected)
+        torch.testing.assert_close(logits(make_zero_shot_bundle(load_text_classifier(file))), expected)
 
 
 def test_no_stage_begins_without_the_model(digits, tmp_path):

@@ -15,7 +15,7 @@ from torch import nn
 from must.base.parameters import load
 from must.config import ClassifierConfig, ExportConfig, TrainConfig
 from must.deploy.export.export import export
-from must.method.model.backbone import architecture_from, build_visual, check_tower, load_backbone, read_config
+from must.method.model.backbone import build_visual, check_tower, load_backbone, read_config, select_architecture
 from must.method.model.bundle import load_bundle
 from must.method.model.classifier import classifier
 from must.method.model.description import load_description
@@ -179,7 +179,7 @@ def table() -> list[tuple[list[str], bool]]:
 def works(name: str) -> bool:
     with torch.device("meta"):
         try:
-            visual = build_visual(architecture_from(read_config(name, name, {})))
+            visual = build_visual(select_architecture(read_config(name, name, {})))
             model = MaskedViT(visual, torch.empty(open_clip.get_model_config(name)["embed_dim"], 3)).eval()
         except ValueError as error:
             assert "cannot be trained" in str(error) and "\n" not in str(error)
@@ -211,7 +211,7 @@ def test_real_architectures_are_what_the_table_says(name):
 
 @pytest.mark.slow
 def test_every_architecture_of_open_clip_is_what_the_table_says():
-    kinds = {n: json.dumps(architecture_from(read_config(n, n, {}))["vision_cfg"]) for n in open_clip.list_models()}
+    kinds = {n: json.dumps(select_architecture(read_config(n, n, {}))["vision_cfg"]) for n in open_clip.list_models()}
     one_of_a_kind = {kind: name for name, kind in kinds.items()}  # names of one image tower share the answer
     answers = {kind: works(name) for kind, name in one_of_a_kind.items()}
     assert not [name for name, kind in kinds.items() if answers[kind] is not promised(name)]

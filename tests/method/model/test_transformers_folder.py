@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from must.data.image.preprocess import Preprocess
-from must.method.model.backbone import load_backbone, tower_shape
-from must.method.model.bundle import save_bundle, zero_shot_bundle
+from must.method.model.backbone import find_tower_shape, load_backbone
+from must.method.model.bundle import make_zero_shot_bundle, save_bundle
 from must.method.model.classifier import load_text_classifier
 from tests.method.model.tiny import SIZE, TEXTS, by_hand, make_classifier, model_config, model_folder, named_model
 from tests.method.train.lives import same
@@ -71,7 +71,7 @@ def test_a_folder_of_transformers_is_the_same_model(ours, folder, layout):
     pixels = torch.randn(2, 3, SIZE, SIZE)
     one, other = (each.clip.get_logits(pixels, each.tokenizer(TEXTS))[0] for each in (found, given))
     torch.testing.assert_close(one, other)
-    assert tower_shape(str(folder), "") == (32, SIZE, 8)
+    assert find_tower_shape(str(folder), "") == (32, SIZE, 8)
 
 
 def changed(folder: Path, name: str = "config.json", **values: Any) -> None:
@@ -119,7 +119,7 @@ def test_a_file_where_its_folder_is_meant(folder, tmp_path):
     message = r"^--model \S+: is a file; give its folder, .* --model NAME --pretrained FILE$"
     with pytest.raises(ValueError, match=message):
         load_backbone(str(folder / "model.safetensors"))
-    bundle = zero_shot_bundle(make_classifier(tmp_path, str(folder)))
+    bundle = make_zero_shot_bundle(make_classifier(tmp_path, str(folder)))
     save_bundle(str(tmp_path / "bundle"), bundle.model, bundle.description)
     for place in (folder, tmp_path / "bundle"):
         with pytest.raises(ValueError, match=f"is a part of a model; give its folder, {place}$"):

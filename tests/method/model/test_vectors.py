@@ -11,10 +11,10 @@ from must.method.model.memory import (
     TOKENS_SHARE,
     Whitening,
     find_groups,
-    grid_cells,
+    find_nearest,
+    find_nearest_groups,
     join_vectors,
-    nearest,
-    nearest_groups,
+    make_grid,
     separate,
 )
 
@@ -28,7 +28,7 @@ def random(*shape, seed=0):
 
 
 def test_neighbours_are_the_nearest_others_best_first():
-    numbers, cosines = nearest(at_degrees(0, 10, 30, 180), count=2)
+    numbers, cosines = find_nearest(at_degrees(0, 10, 30, 180), count=2)
     assert numbers.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
     expected = [[10, 30], [10, 20], [20, 30], [150, 170]]
     assert torch.allclose(cosines, torch.cos(torch.deg2rad(torch.tensor(expected, dtype=torch.float32))), atol=1e-6)
@@ -37,18 +37,18 @@ def test_neighbours_are_the_nearest_others_best_first():
 @pytest.mark.parametrize("limit, value", [("ROWS", 7), ("COSINES", 150)])
 def test_blocks_make_no_difference(monkeypatch, limit, value):
     values = F.normalize(random(50, 7), dim=1)
-    whole = nearest(values)
+    whole = find_nearest(values)
     similar = values @ values.T
     similar.fill_diagonal_(-torch.inf)
     assert torch.equal(whole[0], similar.topk(10, dim=1).indices) and whole[0].shape == (50, 10)
     monkeypatch.setattr(module, limit, value)
-    parts = nearest(values)
+    parts = find_nearest(values)
     assert torch.equal(parts[0], whole[0]) and torch.allclose(parts[1], whole[1])
 
 
 @pytest.mark.parametrize("images, count", [(1, 0), (3, 2), (11, 10), (30, 10)])
 def test_few_images_have_few_neighbours(images, count):
-    numbers, cosines = nearest(at_degrees(*range(images)))
+    numbers, cosines = find_nearest(at_degrees(*range(images)))
     assert numbers.shape == cosines.shape == (images, count)
 
 
@@ -83,16 +83,16 @@ def test_few_numbers_agree_by_chance_so_that_only_copies_are_a_group():
 
 def test_neighbours_of_groups_are_those_of_their_first_images(bursts):
     values, of = bursts
-    near = nearest_groups(values)
+    near = find_nearest_groups(values)
     assert torch.equal(of[near.first][near.groups], of) and len(near.first) == 40
-    numbers, cosines = nearest(values[near.first])
+    numbers, cosines = find_nearest(values[near.first])
     assert torch.equal(near.numbers, numbers) and torch.equal(near.cosines, cosines)
 
 
 def test_separated_images_are_groups_of_their_own(bursts, monkeypatch):
     monkeypatch.setattr(module, "ROWS", 16)
     values, of = bursts
-    near = nearest_groups(values)
+    near = find_nearest_groups(values)
     rows = torch.tensor([int(near.first[5]), *(of == 7).nonzero().flatten().tolist()])
     found = separate(near, values, rows)
     new = [row for row in rows.tolist() if row not in near.first]
@@ -100,10 +100,10 @@ def test_separated_images_are_groups_of_their_own(bursts, monkeypatch):
     assert found.first[found.groups[rows]].tolist() == rows.tolist()
     others = ~torch.isin(torch.arange(len(of)), rows)
     assert torch.equal(found.groups[others], near.groups[others])
-    numbers, cosines = nearest(values[found.first])
+    numbers, cosines = find_nearest(values[found.first])
     torch.testing.assert_close(found.cosines, cosines)
     assert torch.equal(found.numbers, numbers)
-    few = separate(nearest_groups(values[of == 7]), values[of == 7], torch.arange(8))
+    few = separate(find_nearest_groups(values[of == 7]), values[of == 7], torch.arange(8))
     assert few.numbers.shape == (8, 7), "one group has no neighbours, its images have seven"
 
 
@@ -135,11 +135,11 @@ def test_a_component_for_each_four_images_and_none_where_nothing_differs():
 def test_cells_of_the_grid_are_those_of_adaptive_pooling(side):
     patches = random(2, side * side, 5)
     pooled = F.adaptive_avg_pool2d(patches.transpose(1, 2).unflatten(2, (side, side)), min(4, side))
-    assert torch.allclose(grid_cells(side * side) @ patches, pooled.flatten(2).transpose(1, 2), atol=1e-6)
+    assert torch.allclose(make_grid(side * side) @ patches, pooled.flatten(2).transpose(1, 2), atol=1e-6)
 
 
 def test_patches_that_form_no_square_are_one_cell():
-    assert torch.equal(grid_cells(6), torch.full((1, 6), 1 / 6))
+    assert torch.equal(make_grid(6), torch.full((1, 6), 1 / 6))
 
 
 def test_a_cosine_of_joined_vectors_is_the_mean_of_both_cosines():

@@ -14,7 +14,7 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 
-from must.api.demo import asset_folder
+from must.api.demo import find_assets
 from must.config import ClassifierConfig
 from must.method.model.classifier import TextClassifier, classifier
 
@@ -86,7 +86,7 @@ def model_folder(family: str, folder: Path) -> str:
     if "timm_model_name" in config["vision_cfg"]:
         preprocess["resize_mode"] = "squash"
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
-    shutil.copy(asset_folder() / "bpe.txt.gz", folder)
+    shutil.copy(find_assets() / "bpe.txt.gz", folder)
     torch.manual_seed(0)
     clip = open_clip.create_model(f"local-dir:{folder}")
     with torch.no_grad():
@@ -100,7 +100,7 @@ def model_folder(family: str, folder: Path) -> str:
 
 def make_classifier(folder: Path, model: str = "", classes: str = "cat,dog", **values: Any) -> TextClassifier:
     """`must classifier` of the bundled model or another one; the file is c.safetensors in the folder."""
-    given = {"classes": classes, "model": model or str(asset_folder()), "output": str(folder / "c.safetensors")}
+    given = {"classes": classes, "model": model or str(find_assets()), "output": str(folder / "c.safetensors")}
     return classifier(ClassifierConfig(**{**given, **values}))
 
 
@@ -164,7 +164,7 @@ def by_hand(folder: Path, target: Path) -> Path:
         "vision_config_dict": {**shape, "intermediate_size": 128, "image_size": SIZE, "patch_size": 8},
     }  # fmt: skip
     (target / "config.json").write_text(json.dumps(config))
-    write_tokenizer(open_clip.SimpleTokenizer(str(asset_folder() / "bpe.txt.gz"), context_length=24), target)
+    write_tokenizer(open_clip.SimpleTokenizer(str(find_assets() / "bpe.txt.gz"), context_length=24), target)
     prepared = {"size": {"shortest_edge": SIZE}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     (target / "preprocessor_config.json").write_text(json.dumps(prepared))
     return target

@@ -11,18 +11,18 @@ from must.base.parameters import load
 from must.config import TrainConfig
 from must.data.format import load_index
 from must.method.model.classifier import load_text_classifier, save_classifier
-from must.method.train.recipe import BATCHES, EPOCHS, auto_settings, published, resolve
+from must.method.train.recipe import BATCHES, EPOCHS, choose_auto_settings, find_published, resolve
 
 TOWERS = {"tiny": (128, 32, 4), "wide": (512, 32, 4), "ViT-B/16": (768, 224, 16), "ViT-L/14": (1024, 224, 14)}
 REQUIRED = dict.fromkeys(("shards", "classifier", "output"), "x")
 
 
 def chosen(*shape):
-    return {name: value for name, (value, reason) in auto_settings(*shape).items() if reason}
+    return {name: value for name, (value, reason) in choose_auto_settings(*shape).items() if reason}
 
 
 def test_the_help_marks_what_presets_choose():
-    rows = [published("imagenet", "ViT-B-16"), published("digits", "tiny")]
+    rows = [find_published("imagenet", "ViT-B-16"), find_published("digits", "tiny")]
     auto = chosen(300, 10, *TOWERS["tiny"]).keys() | {"class_prior"}
     assert auto | rows[0].keys() | rows[1].keys() == TrainConfig.by_preset.keys() | {"workers"}
     constants = {name: text for name, text in TrainConfig.by_preset.items() if text}
@@ -81,7 +81,7 @@ def test_learning_rates_are_published_for_large_towers_and_interpolated_for_narr
     assert rates[128] > rates[192] > rates[384] > rates[768] == pytest.approx(0.02 * rates[128], rel=0.01)
     assert rates[1024] == rates[1408] == pytest.approx(2 * rates[768])
     for data_set in ("imagenet", "sun397", "food101", "gtsrb", "dtd", "ucf101"):
-        base, large = (float(published(data_set, model)["lr"]) for model in ("ViT-B-16", "ViT-L-14"))
+        base, large = (float(find_published(data_set, model)["lr"]) for model in ("ViT-B-16", "ViT-L-14"))
         assert large == 2 * base
 
 
@@ -111,7 +111,7 @@ def test_published_settings_are_what_they_were(digits):
     named = {"preset": "imagenet", "model": "ViT-B-16", "pretrained": "openai"}
     config = resolved(digits, **named)
     places = {"shards": digits.shards, "classifier": digits.classifier, "output": "o"}
-    assert config == TrainConfig(**{**published("imagenet", "ViT-B-16"), **named, **places})
+    assert config == TrainConfig(**{**find_published("imagenet", "ViT-B-16"), **named, **places})
     assert (config.epochs, config.batch_size, config.lr, config.min_lr) == (30, 1024, 2e-5, 1e-6)
     assert (config.ema_decay_init, config.ema_decay, config.ema_warmup_steps) == (0.999, 0.9998, 2000)
     assert (config.mask_patch_size, config.mask_ratio, config.confidence_threshold) == (32, 0.3, 0.7)

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 
 from must.method.train.step import (
     build_optimizer,
+    compute_fairness_loss,
+    compute_losses,
     ema_decay,
-    fairness_loss,
     learning_rate,
+    make_pseudo_labels,
     make_teacher,
-    must_losses,
-    pseudo_labels,
     set_learning_rate,
 )
 from tests.golden import facts, golden, golden_batch, golden_model, our_name, tensors
@@ -38,14 +38,14 @@ def test_first_step(below):
     weak, strong, masked = golden_batch(0)
     with torch.no_grad():
         teacher_logits = make_teacher(student)(weak)
-    labels = pseudo_labels(teacher_logits.softmax(-1), 0.7)
+    labels = make_pseudo_labels(teacher_logits.softmax(-1), 0.7)
     below(1e-4, "largest deviation, teacher", np.abs(teacher_logits.numpy() - step0["teacher_logits"]).max())
     np.testing.assert_allclose(teacher_logits.softmax(-1).numpy(), step0["teacher_probs"], atol=1e-5)
     np.testing.assert_array_equal(labels.label.numpy(), step0["pseudo_label"])
     np.testing.assert_array_equal(labels.confident.numpy(), step0["conf_mask"])
 
     output = student(strong, masked)
-    losses = must_losses(output, labels, strong, masked, CONFIG)
+    losses = compute_losses(output, labels, strong, masked, CONFIG)
     below(1e-4, "largest deviation, student", np.abs(output.logits.detach().numpy() - step0["student_logits"]).max())
     np.testing.assert_allclose(output.alignment.detach().numpy(), step0["align_per_patch"], atol=1e-5)
     whole = torch.from_numpy(step0["x_recon"])
@@ -140,9 +140,9 @@ def test_many_classes_average_the_balance_over_an_epochs_steps():
     """K >= 512 (formulas of tests/golden): running mean with weight 1/2, no gradient into the past, doubled, reset."""
     torch.manual_seed(0)
     q0, q1 = (torch.randn(600, dtype=torch.float64).softmax(0).requires_grad_() for _ in range(2))
-    loss0, running = fairness_loss(q0, None)
+    loss0, running = compute_fairness_loss(q0, None)
     assert loss0.item() == pytest.approx(-2 / 600 * q0.log().sum().item(), rel=1e-12)
-    loss1, running = fairness_loss(q1, running)
+    loss1, running = compute_fairness_loss(q1, running)
     mixed = (q0.detach() + q1) / 2
     assert loss1.item() == pytest.approx(-2 / 600 * mixed.log().sum().item(), rel=1e-12)
     loss1.backward()
@@ -150,7 +150,7 @@ def test_many_classes_average_the_balance_over_an_epochs_steps():
     torch.testing.assert_close(q1.grad, -1 / 600 / mixed.detach())
     torch.testing.assert_close(running, mixed.detach())
     few = torch.full((511,), 1 / 511, dtype=torch.float64)
-    loss, running = fairness_loss(few, None)
+    loss, running = compute_fairness_loss(few, None)
     assert loss.item() == pytest.approx(math.log(511)) and running is None
 
 
@@ -158,16 +158,16 @@ def test_many_classes_average_the_balance_over_an_epochs_steps():
 def test_threshold_is_strict_and_in_float32(classes, threshold):
     """Equal logits score exactly float32(1 / K): not above it, though float32(0.1) is above 0.1 in double."""
     logits = torch.zeros(1, classes)
-    assert not pseudo_labels(logits.softmax(-1), threshold).confident.item()
-    assert pseudo_labels(logits.softmax(-1), threshold - 1e-6).confident.item()
+    assert not make_pseudo_labels(logits.softmax(-1), threshold).confident.item()
+    assert make_pseudo_labels(logits.softmax(-1), threshold - 1e-6).confident.item()
 
 
 def test_a_batch_without_a_confident_image_trains_on():
     student = golden_model()
     weak, strong, masked = golden_batch(0)
-    labels = pseudo_labels(student(weak).softmax(-1), 1.0)
+    labels = make_pseudo_labels(student(weak).softmax(-1), 1.0)
     assert not labels.confident.any()
-    losses = must_losses(student(strong, masked), labels, strong, masked, CONFIG)
+    losses = compute_losses(student(strong, masked), labels, strong, masked, CONFIG)
     losses.total.backward()
     assert losses.values["loss_self_training"].item() == 0
     assert all(torch.isfinite(parameter.grad).all() for parameter in student.parameters())
@@ -178,6 +178,6 @@ def test_a_batch_without_a_confident_image_trains_on():
 
 def test_a_class_that_nobody_predicts_keeps_the_loss_finite():
     balance = torch.tensor([1.0, 0.0], requires_grad=True)
-    loss, _ = fairness_loss(balance, None)
+    loss, _ = compute_fairness_loss(balance, None)
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(balance.grad).all()

@@ -11,10 +11,10 @@ from must.data.reader import open_reader
 from must.method.distributed import init_distributed
 from must.method.memory import propagate
 from must.method.memory.propagate import RARE, TOP, PropagatedLabels
-from must.method.model.bundle import zero_shot_bundle
+from must.method.model.bundle import make_zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess
-from must.method.model.memory import SMALLEST_PROBABILITY, nearest, neighbour_weights
+from must.method.model.memory import SMALLEST_PROBABILITY, find_nearest, weigh_neighbours
 from must.method.train import trainer
 from must.method.train.trainer import find_threshold, start_mask_token
 from tests.method.train.processes import on_ranks
@@ -28,9 +28,9 @@ def made(classes: int = CLASSES) -> tuple[PropagatedLabels, torch.Tensor, torch.
     generator = torch.Generator().manual_seed(0)
     values = torch.nn.functional.normalize(torch.randn(IMAGES, 8, generator=generator), dim=1)
     P = torch.randn(IMAGES, classes, generator=generator).mul(2).softmax(1)
-    neighbours, cosines = nearest(values)
+    neighbours, cosines = find_nearest(values)
     values, numbers = P.topk(min(TOP, classes))
-    weights, start = neighbour_weights(cosines), (numbers, values)
+    weights, start = weigh_neighbours(cosines), (numbers, values)
     labels = PropagatedLabels(neighbours, weights, start, numbers.clone(), values.clone(), P.sum(0), IMAGES)
     return labels, P, cosines
 
@@ -42,7 +42,7 @@ def test_ten_rounds_over_all_images_are_the_formula_ten_times():
         labels.update([everything], [labels(P, everything)], ALONE)
     wanted = P
     for _ in range(10):
-        near = (neighbour_weights(cosines)[:, :, None] * wanted[labels.neighbours]).sum(1)
+        near = (weigh_neighbours(cosines)[:, :, None] * wanted[labels.neighbours]).sum(1)
         lift = near / (wanted.mean(0) + RARE)
         wanted = P.clamp(min=SMALLEST_PROBABILITY) * lift.clamp(min=RARE)
         wanted = wanted / wanted.sum(1, keepdim=True)
@@ -95,7 +95,10 @@ def test_every_process_stores_the_labels_of_the_whole_batch():
 
 def test_similar_images_correct_zero_shot(digits):
     """The bundled digits, whose true classes are in the shards: labels that training starts with are better."""
-    zero_shot, reader = zero_shot_bundle(load_text_classifier(digits.classifier)), open_reader(digits.shards, "train")
+    zero_shot, reader = (
+        make_zero_shot_bundle(load_text_classifier(digits.classifier)),
+        open_reader(digits.shards, "train"),
+    )
     source = EvalSource(reader, get_preprocess(zero_shot.description), 64, 0)
     labels, confidence = PropagatedLabels.compute(zero_shot.model, source, ALONE)
     everything = torch.arange(len(reader))
@@ -110,7 +113,7 @@ def test_similar_images_correct_zero_shot(digits):
 
 def test_the_mask_token_starts_as_the_images_mean_patch(digits, monkeypatch):
     monkeypatch.setattr(trainer, "MASK_TOKEN_IMAGES", 40)
-    fresh = zero_shot_bundle(load_text_classifier(digits.classifier))
+    fresh = make_zero_shot_bundle(load_text_classifier(digits.classifier))
     preprocess, patches = get_preprocess(fresh.description), []
     reader = open_reader(digits.shards, "train")
     start_mask_token(fresh, EvalSource(reader, preprocess, 16, 0), torch.device("cpu"))

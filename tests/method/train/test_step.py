@@ -11,7 +11,7 @@ from must.data.image.preprocess import Preprocess
 from must.data.loader import GlobalBatches
 from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.model.description import load_description
-from must.method.train.step import MustStep, fairness_loss
+from must.method.train.step import MustStep, compute_fairness_loss
 from must.method.train.trainer import train
 from tests.method.train.lives import difference, training
 from tests.method.train.processes import on_ranks
@@ -87,8 +87,8 @@ def test_equal_shares_are_the_published_balance(classes):
     equal, published, given = torch.full((classes,), 1 / classes, dtype=torch.float64), None, None
     for _ in range(2):
         balance = torch.randn(classes, dtype=torch.float64).softmax(0).requires_grad_()
-        ours, given = fairness_loss(balance, given, equal)
-        theirs, published = fairness_loss(balance, published)
+        ours, given = compute_fairness_loss(balance, given, equal)
+        theirs, published = compute_fairness_loss(balance, published)
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
         gradients = (torch.autograd.grad(loss, balance)[0] for loss in (ours, theirs))
         torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
@@ -98,10 +98,10 @@ def test_the_balance_is_least_at_the_shares_given():
     """-sum q log m: the gradient is -q / m, and at m = q the value is the entropy of q, which none is below."""
     prior = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
     entropy = -(prior * prior.log()).sum()
-    assert fairness_loss(prior, None, prior)[0].item() == pytest.approx(entropy.item(), rel=1e-12)
+    assert compute_fairness_loss(prior, None, prior)[0].item() == pytest.approx(entropy.item(), rel=1e-12)
     for seed in range(5):
         other = torch.randn(3, generator=torch.Generator().manual_seed(seed)).double().softmax(0).requires_grad_()
-        loss, _ = fairness_loss(other, None, prior)
+        loss, _ = compute_fairness_loss(other, None, prior)
         loss.backward()
         torch.testing.assert_close(other.grad, -prior / other.detach())
         assert loss > entropy

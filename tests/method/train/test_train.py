@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from must.api.cli import main
 from must.config import RefineConfig, ShardConfig, TrainConfig
 from must.data.shards.build import shard
-from must.evaluation.report import training_log
+from must.evaluation.report import read_training_log
 from must.method.distributed import Preempted
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle
@@ -23,7 +23,7 @@ from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train import trainer
 from must.method.train.checkpoint import load_state
-from must.method.train.log import unlearned
+from must.method.train.log import warn_unlearned
 from must.method.train.trainer import train
 from tests.common import ended
 from tests.method.train.lives import difference, log_of, same, start, training, wait_for_step, weights
@@ -67,7 +67,7 @@ def test_a_run_leaves_a_bundle_a_log_and_its_story(uninterrupted, digits):
     assert (summary.steps, summary.images, summary.skipped_steps) == (STEPS, STEPS * 25, 0)
     description = load_description(str(output))
     assert description.provenance.config["seed"] == 1 and len(description.provenance.index_sha256) == 64
-    lines = training_log(str(output))
+    lines = read_training_log(str(output))
     assert [line["step"] for line in lines] == list(range(1, STEPS, 2))
     told = {"loss_self_training", "confident", "agreement", "stability", "lr", "images_per_s"}
     assert all(told <= line.keys() and 0 <= line["stability"] <= 1 for line in lines)
@@ -84,7 +84,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(digits, uninterrup
     assert code == 0, text
     assert "going on after step" in text
     assert difference(output, uninterrupted[0]) == 0.0
-    lines = training_log(str(output))
+    lines = read_training_log(str(output))
     assert [line["step"] for line in lines] == list(range(1, STEPS, 2))
     events = EventAccumulator(str(output / "tensorboard")).Reload().Scalars("train/loss")
     assert [event.step for event in events] == [line["step"] for line in lines]
@@ -98,7 +98,9 @@ def test_a_stopped_run_goes_on_in_another_folder_with_its_whole_log(digits, unin
     shutil.copytree(output / "checkpoints", tmp_path / "checkpoints")
     train(config(digits, tmp_path / "second", checkpoints=str(tmp_path / "checkpoints")))
     assert difference(tmp_path / "second", uninterrupted[0]) == 0.0
-    steps = [[line["step"] for line in training_log(str(place))] for place in (tmp_path / "second", uninterrupted[0])]
+    steps = [
+        [line["step"] for line in read_training_log(str(place))] for place in (tmp_path / "second", uninterrupted[0])
+    ]
     assert steps[0] == steps[1]
 
 
@@ -196,8 +198,8 @@ def test_a_truncated_shard_is_one_clear_line(digits, tmp_path, capfd):
 
 
 def test_a_run_that_learned_nothing_of_the_classes_says_so():
-    assert unlearned([{"confident": 0.0}, {"confident": 0.004}]).startswith("warning: the model was never sure")
-    assert unlearned([{"confident": 0.0}, {"confident": 0.2}]) == unlearned([]) == ""
+    assert warn_unlearned([{"confident": 0.0}, {"confident": 0.004}]).startswith("warning: the model was never sure")
+    assert warn_unlearned([{"confident": 0.0}, {"confident": 0.2}]) == warn_unlearned([]) == ""
 
 
 half_way = partial(training, epochs=2, batch_size=50, workers=0, seed=1, log_every=2, alpha=0.5)
