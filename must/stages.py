@@ -24,8 +24,8 @@ NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 class Pod(NamedTuple):
     """What a stage needs in a pipeline, and the interface of its component.
 
-    The component's parameters are those of the function, by name, type and default, with `work_uri` and `run_id`; its
-    description is the function's docstring. Artifacts are {name: one of kfp's types, such as Model}; the function gets
+    The component's parameters are those of the function, by name, type, default and description in the docstring, with
+    `work_uri` and `run_id`. Artifacts are {name: one of kfp's types, such as Model}; the function gets
     their paths. It returns a JSON object: {name of an output: its value, or an artifact's metadata}."""
 
     image: str  # one of IMAGES; on a GPU it is GPU_IMAGE instead
@@ -41,7 +41,7 @@ class Pod(NamedTuple):
     returns: Mapping[str, type] = NONE  # output parameters
     gpu: bool = False  # can use a GPU, if cluster.yaml's gpu.stages names it
     loaders: bool = False  # PyTorch's loader processes pass tensors through /dev/shm
-    supervised: bool = True  # has a process of its own, and a note; False for what takes a second
+    supervised: bool = True  # has a process of its own, and a note
     retried: bool = True  # False for the exit task, whose own failures would hide the run's
     of: str = ""  # the stage whose other component it is: with its resources, limits and note
     title: str = ""  # its name in Kubeflow's graph, if that is not the row's

@@ -1,5 +1,5 @@
-"""Kubernetes' API with a pod's service account: what an Argo workflow says about a run's stages, and the end of a run
-in the stage summary. Standard library only, because not every image has a client. And the three stages that it is for.
+"""Kubernetes' API with a pod's service account: what an Argo workflow says about a run's stages, and the end of a run.
+And the functions of the stages inputs, summary and close. Standard library only, as not every image has a client.
 
 Kubeflow deletes pods half a second after a run is stopped, before a launcher can end its TrainJob or a stage can write
 its last note. `settle_run` completes the notes from the cluster's state and deletes the TrainJob; if its requests fail,
@@ -175,7 +175,7 @@ def check_inputs(facts: Facts, work_uri: str, *, runtime: str = "", **run: Any) 
     them; and whether the cluster would refuse a TrainJob.
 
     Args:
-        runtime: of the TrainJob; '' if training is none.
+        runtime: the TrainJob's training runtime; '' if training is no TrainJob.
 
     Returns:
         fingerprint: a sha256 of class file and model."""
@@ -192,7 +192,7 @@ def summarize_run(work_uri: str, *, run_id: str, status: dict[str, Any], run_sum
     """The exit task: summarizes the stages' notes: which one failed, its last lines, whether and how to resume.
 
     Args:
-        status: of the run, from Kubeflow."""
+        status: the run's final status, from Kubeflow."""
     wait_for_credentials(work_uri)
     again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
     page = summarize(work_uri, run_id, str(status.get("state", "")), again, settle_run(work_uri, run_id))

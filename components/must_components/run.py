@@ -2,8 +2,8 @@
 
 Kubeflow's executor input has the values of the parameters, the URIs of the artifacts, and where the outputs go, in
 JSON; its launcher has downloaded the artifacts that are read, and uploads those that are written. Both formats, and the
-local paths, are those of Kubeflow Pipelines 2.17 (kfp/dsl/executor.py, backend/src/v2/component/launcher_v2.go). So no
-image needs kfp."""
+local paths of artifacts in buckets, are those of Kubeflow Pipelines 2.17 (kfp/dsl/executor.py,
+backend/src/v2/component/launcher_v2.go). So no image needs kfp."""
 
 import json
 import sys
@@ -25,7 +25,8 @@ def run_component(name: str, executor_input: dict[str, Any]) -> dict[str, Any]:
     paths = {key: find_local_path(given[key]["uri"]) for key in (*pod.reads, *pod.writes)}
     for key in pod.writes:
         Path(paths[key]).parent.mkdir(parents=True, exist_ok=True)
-    result = run_stage(name, inputs.get("parameterValues", {}) | paths) or {}
+    values = {key: value for key, value in inputs.get("parameterValues", {}).items() if value is not None}
+    result = run_stage(name, values | paths) or {}
     artifacts = {key: given[key] | {"metadata": result.get(key, {})} for key in (*pod.writes, *pod.shows)}
     kept = ("name", "uri", "metadata")
     return {

@@ -97,8 +97,8 @@ def train_on_nodes(
     process is stopped.
 
     Args:
-        nodes: from cluster.yaml.
-        model_name: a label of the job.
+        nodes: settings of the TrainJob's nodes, from cluster.yaml.
+        model_name: the model's name in the registry, which labels the job.
 
     Raises ValueError: the cluster refuses the job; TransientError: Kubernetes' API gave no answer for API_TIMEOUT."""
     run_id = os.environ.get(RUN_ID, "")

@@ -137,14 +137,14 @@ def champion(
     Args:
         only_new: do not train if there is a decision on a run with the same data, classes, settings, answers and gate.
         evaluate_split: '' for test, or for train if the shards have no split test.
-        processes: of the training, on all nodes together.
+        processes: number of processes of the training, on all nodes together.
 
     Returns:
         action: train, or nothing new.
         version: of the champion; none before the first promotion.
         bundle_uri: of the model to compare with; '' if there is none, or it has other classes.
         key: of this run's data, settings, answers and gate.
-        split: on which the run evaluates."""
+        split: the split on which the run evaluates."""
     work = WorkUri(work_uri)
     models = Registry(work.registry(registry_uri), model_name)
     index = load_index(work.shards, index_sha256)

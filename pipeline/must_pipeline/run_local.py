@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -33,6 +34,7 @@ SOURCE_FOLDERS = [str(Path(package.__file__ or "").parent.parent) for package in
 
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
 LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} - (INFO|ERROR|WARNING) - (.*)")
+STAGE_MARK = "\0"  # before a line of a stage, which may look like one of kfp's
 RUN_LOCK = Kind("must-pipeline run", "--output", ".run.lock")
 
 
@@ -105,13 +107,17 @@ class Stages:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.running.add(process)
+        if self.stopped:  # since the first line
+            os.killpg(process.pid, signal.SIGTERM)
+        mark = STAGE_MARK if isinstance(sys.stdout, StageOutput) else ""
         try:
             assert process.stdout
             for line in process.stdout:
-                sys.stdout.write(line)  # kfp has replaced `print`
+                sys.stdout.write(mark + line)  # kfp has replaced `print`
             return process.wait()
         except BaseException:
-            sys.stdout.write(process.communicate()[0])  # it was asked to end, and may save its state first
+            for line in process.communicate()[0].splitlines(keepends=True):  # it may have saved its state
+                sys.stdout.write(mark + line)
             raise
         finally:
             self.running.remove(process)
@@ -191,14 +197,16 @@ class StageOutput(io.TextIOBase):
         self.target = target
         self.pending = ""
         self.in_runner_text = False
+        self.writing = threading.Lock()  # a loop's parts run in threads
 
     def write(self, text: str) -> int:
-        self.pending += text
-        *lines, self.pending = self.pending.split("\n")
-        for line in lines:
-            if (output := self.show(COLOR.sub("", line))) is not None:
-                self.target.write(output + "\n")
-                self.target.flush()
+        with self.writing:
+            self.pending += text
+            *lines, self.pending = self.pending.split("\n")
+            for line in lines:
+                if (output := self.show(COLOR.sub("", line))) is not None:
+                    self.target.write(output + "\n")
+                    self.target.flush()
         return len(text)
 
     def flush(self) -> None:
@@ -206,6 +214,8 @@ class StageOutput(io.TextIOBase):
 
     def show(self, line: str) -> str | None:
         """The text to print for a line, or None."""
+        if line.startswith(STAGE_MARK):
+            return line.removeprefix(STAGE_MARK) if line.strip(STAGE_MARK).strip() else None
         if match := LOG_LINE.match(line):
             level, text = match.groups()
             self.in_runner_text = "Streamed logs" not in text

@@ -87,6 +87,15 @@ def test_every_stage_gets_its_runs_id_is_retried_and_never_cached(compiled):
             assert given["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}", name
 
 
+def test_a_name_that_means_something_else_in_a_stage_than_in_a_run_is_passed_by_hand(compiled):
+    """A task takes the run's parameters by name; `split` and `settings` of these stages are not the run's."""
+    settings = compiled.tasks["shard"]["inputs"]["parameters"]["settings"]
+    assert settings == {"componentInputParameter": "pipelinechannel--shard_settings"}
+    for name in ("evaluate", "gate"):
+        given = compiled.tasks[name]["inputs"]["parameters"]["split"]
+        assert given == {"componentInputParameter": "pipelinechannel--champion-split"}, name
+
+
 def test_the_first_stage_gets_every_parameter_of_the_run(compiled):
     """So that it can refuse what any stage would; of some that are true or false nothing can be refused."""
     given = compiled.tasks["inputs"]["inputs"]["parameters"].values()
@@ -137,10 +146,13 @@ def test_the_console_keeps_a_stages_lines_and_drops_the_runners(capsys):
         "16:19:35.687 - INFO - Executing task \x1b[96m'train'\x1b[0m\n"
         "16:19:35.687 - INFO - Streamed logs:\n\n"
         "step 1/2\n\n"
+        "\0" "16:19:35.700 - INFO - a line of the stage itself\n\0\n\0step 2/2\n"
         "16:19:36.000 - INFO - Task 'train' outputs:\n    bundle: Model\n"
         "16:19:36.000 - ERROR - Task 'train' finished with status FAILURE\n"
     )  # fmt: skip
-    assert capsys.readouterr().out == "\n== train ==\nstep 1/2\nTask 'train' finished with status FAILURE\n"
+    said = ["step 1/2", "16:19:35.700 - INFO - a line of the stage itself", "step 2/2"]
+    end = "Task 'train' finished with status FAILURE"
+    assert capsys.readouterr().out.splitlines() == ["", "== train ==", *said, end]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -36,7 +36,7 @@ class PseudoLabels(NamedTuple):
 
 class ImageLoss(NamedTuple):
     """A loss that is a mean over images. From its row come its part of the total, `loss_NAME` in the log, the sum over
-    processes and its curve in the report."""
+    processes and, for the first three, a curve in the report."""
 
     name: str
     weight: str  # a parameter of `must train`
