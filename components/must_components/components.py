@@ -31,10 +31,9 @@ def make_component(name: str) -> Any:
     describe.__name__ = (pod.title or name).replace("-", "_")
     describe.__doc__ = row.help if pod.function == LIBRARY else inspect.getdoc(function)
     if pod.takes:
-        described = [
-            f"    {one.name}: {' '.join(one.metadata['help'].split())}" for one in fields(stages.import_name(pod.takes))
-        ]
-        describe.__doc__ = str(describe.__doc__).replace("Args:", "\n".join(["Args:", *described]), 1)
+        texts = {one.name: " ".join(one.metadata["help"].split()) for one in fields(stages.import_name(pod.takes))}
+        described = "\n".join(["Args:", *(f"    {key}: {text}" for key, text in texts.items())])
+        describe.__doc__ = str(describe.__doc__).replace("Args:", described, 1)
     interface = sorted(list_interface(row, pod, function), key=lambda one: one.default is not NO_DEFAULT)  # stable
     vars(describe)["__signature__"] = inspect.Signature(interface)
     return dsl.container_component(describe)
