@@ -173,9 +173,9 @@ COSTLY = {
 }
 HERE = """
 import sys
-from must.data.image import limits, limits, decode
+from must.data.image import decode, limits
 data = sys.stdin.buffer.read()
-found = limits.cost(data)
+found = limits.estimate_decoding(data)
 assert found.format in decode.PLAIN_FORMATS and found.seconds <= decode.TRUSTED, found
 with limits.limits(limits.MAX_PIXELS, len(data)):
     decode.decode(data)
