@@ -151,13 +151,6 @@ format: setup  ## Format the code, and fix style errors that can be fixed automa
 compile: setup  ## Compile the Kubeflow pipeline
 	@$(BIN)/python pipeline/compile.py
 
-build/onnxruntime-web/node_modules/onnxruntime-web/package.json:
-	@npm install --silent --no-audit --no-fund --prefix build/onnxruntime-web onnxruntime-web
-
-.PHONY: draw
-draw: setup build/onnxruntime-web/node_modules/onnxruntime-web/package.json  ## Make the model's files for the site's page "Try it in the browser" (needs npm)
-	@$(BIN)/python docs/draw.py build/onnxruntime-web/node_modules/onnxruntime-web build/draw
-
 .PHONY: docs
 docs: setup  ## Build the documentation site in build/site; fails on dead links
 	@$(BIN)/python docs/site.py

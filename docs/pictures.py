@@ -6,12 +6,10 @@ The pictures of the report are screenshots by chromium (--chromium: another brow
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from html import escape
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -30,12 +28,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--chromium", default=shutil.which("chromium") or shutil.which("google-chrome") or "")
     options = parser.parse_args()
-    work = options.demo / "work"
-    details = work / "report"
-    log = [json.loads(line) for line in (work / "model" / "train_log.jsonl").open()]
+    details = options.demo / "work" / "report"
     output = options.output
     output.mkdir(parents=True, exist_ok=True)
-    (output / "curves.svg").write_text(curves(log))
     (output / "order.svg").write_text(order())
     (output / "pipeline.svg").write_text(dag())
     if options.chromium:
@@ -48,43 +43,6 @@ def main() -> None:
         print(f"{file}: {file.stat().st_size:,} bytes")
         if file.stat().st_size > LIMIT:
             raise SystemExit(f"pictures: {file} is larger than {LIMIT:,} bytes")
-
-
-def curves(log: list[dict[str, Any]]) -> str:
-    """Three panels over the epochs: losses, share of confident images, and agreement with other models."""
-    epochs = [row["epoch"] for row in log]
-    panels = [
-        ("Losses", {"self-training": "loss_self_training", "reconstruction": "loss_reconstruction",
-                    "alignment": "loss_alignment"}, None),
-        ("Images the teacher is sure of", {"confident": "confident"}, 1.0),
-        ("Teacher's answers: the same as", {"zero-shot's": "agreement", "the student's": "stability"}, 1.0),
-    ]  # fmt: skip
-    body = []
-    for number, (title, series, highest) in enumerate(panels):
-        values = {name: [row[key] for row in log] for name, key in series.items()}
-        body.append(panel(20 + number * 300, title, epochs, values, highest or max(map(max, values.values()))))
-    return page(930, 270, body)
-
-
-def panel(x: int, title: str, epochs: list[float], values: dict[str, list[float]], highest: float) -> str:
-    x0, top, width, height = x + 34, 50, 236, 150
-    lines = [text(x, 24, title, INK, 15, weight="bold")]
-    for share in (0, 0.5, 1):
-        y = top + height * (1 - share)
-        lines.append(f'<path d="M{x0} {y}h{width}" stroke="{PALE}"/>')
-        lines.append(text(x0 - 6, y + 4, f"{highest * share:.3g}", GREY, 11, "end"))
-    legend_x: float = x0
-    for (name, points), colour in zip(values.items(), SERIES, strict=False):
-        path = " ".join(
-            f"{x0 + width * e / epochs[-1]:.1f},{top + height * (1 - v / highest):.1f}"
-            for e, v in zip(epochs, points, strict=True)
-        )
-        lines.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-        lines.append(text(legend_x, top + height + 42, name, colour, 12))
-        legend_x += 14 + 6.6 * len(name)
-    lines.append(text(x0, top + height + 18, "0", GREY, 11))
-    lines.append(text(x0 + width, top + height + 18, f"{epochs[-1]:.0f} epochs", GREY, 11, "end"))
-    return "".join(lines)
 
 
 def order(shards: int = 24, images: int = 48, window: int = 6, processes: int = 4, batch: int = 64) -> str:

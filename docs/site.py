@@ -29,8 +29,6 @@ def main() -> None:
     docs = BUILD / "docs"
     shutil.rmtree(docs, ignore_errors=True)
     shutil.copytree(ROOT / "docs", docs, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    if (BUILD / "draw").is_dir():  # of `make draw`
-        shutil.copytree(BUILD / "draw", docs / "try", dirs_exist_ok=True)
     dead: list[str] = []
     for page in docs.rglob("*.md"):
         source = ROOT / "docs" / page.relative_to(docs)

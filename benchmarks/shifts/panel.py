@@ -1,4 +1,4 @@
-"""`--preset auto` on every task and variant with two seeds, and the tables of docs/measured.md.
+"""`--preset auto` on every task and variant with two seeds, and the tables of benchmarks/README.md.
 
 python -m benchmarks.shifts.families                     (fonts; npm and pip)
 MUST_PHOTOS=DIR python -m benchmarks.shifts.panel        (hours of one core; existing results are not computed again)

@@ -2,7 +2,7 @@
 labels and without: accuracy, calibration and confusion, with bootstrap intervals and paired tests.
 
 N images, K classes. The figures without labels (agreement, confidence, class balance) do not measure accuracy;
-docs/tried.md says that none told good adaptations from bad ones."""
+benchmarks/README.md says that none told good adaptations from bad ones."""
 
 from __future__ import annotations
 

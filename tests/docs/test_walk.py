@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.common import ROOT, printed, read_csv
+from tests.common import ROOT, printed
 from tests.docs.blocks import blocks
 
 SHORT = {"batch_size": 32, "workers": 0, "epochs": 2}
@@ -104,24 +104,3 @@ def test_day_two(tmp_path, walk):
     assert classes[-1] == "rabbit" and (work / "before" / "report").is_dir()
     metrics = json.loads((work / "report" / "metrics.json").read_text())
     assert metrics["labelled"] == 500 and metrics["adapted"]["top1"] > metrics["baseline"]["top1"]
-
-
-@pytest.mark.slow
-def test_coming_from_elsewhere(tmp_path, walk):
-    """The bundled digits as the service lists them: some with several tags, one of the tag Negative."""
-    shutil.rmtree(tmp_path / "photos")
-    images = [
-        {"id": f"{number:03d}", "originalImageUri": image.as_uri(), "tags": [{"tagName": image.parent.name}]}
-        for number, image in enumerate(sorted((tmp_path / "demo/images/test").rglob("*.png"))[::5])
-    ]
-    images[0]["tags"].append({"tagName": "two"})
-    images[1]["tags"][0]["tagName"] = "Negative"
-    (tmp_path / "tagged-0.json").write_text(json.dumps(images[:60]))
-    (tmp_path / "tagged-1.json").write_text(json.dumps(images[60:]))
-    walk("docs/coming-from.md")
-    table = read_csv(tmp_path / "work/labels/predictions.csv")
-    tags = {row["image"]: row["class"] for row in read_csv(tmp_path / "tags.csv")}
-    assert len(table) == len(tags) == len(images) - 1 and tags["001.jpg"] == "none of these"
-    assert all(row["class"] == ("" if row["image"] == "001.jpg" else tags[row["image"]]) for row in table)
-    assert (tmp_path / "work/onnx/model.onnx").exists() and (tmp_path / "work/sorted/none of these/001.jpg").exists()
-    assert (tmp_path / "keywords.csv").read_text().splitlines()[0] == "SourceFile,Keywords"

@@ -30,7 +30,7 @@ GPUS = torch.cuda.device_count() if ON_GPU else 2
 pytestmark = pytest.mark.skipif(GPUS == 0, reason="needs a CUDA GPU (torch.cuda.device_count() is 0)")
 several = pytest.mark.skipif(GPUS < 2, reason=f"needs two CUDA GPUs, this machine has {GPUS}")
 
-# Largest relative differences that pass. Not yet tried on a GPU (docs/not-verified.md).
+# Largest relative differences that pass. Not yet tried on a GPU (benchmarks/README.md).
 DEVICES, BF16, PROCESSES = 0.01, 0.03, 0.01  # of losses
 WEIGHTS = 1e-3 if ON_GPU else 0.0  # of a resumed run's weights: a GPU's kernels may add in another order
 FUSED = ("flash", "fmha", "cudnn") if ON_GPU else ("attention",)  # parts of the names of fused attention kernels

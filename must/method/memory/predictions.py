@@ -6,7 +6,7 @@ Two kinds of findings are about names that do not fit the images:
 - pair: two names that the zero-shot model gives to the same images, or whose texts are almost the same to its text
   encoder. They mean almost the same, or the model cannot tell them apart. Found without labels or answers.
 
-How often they are right was measured on spoilt lists (docs/measured.md).
+How often they are right was measured on spoilt lists (benchmarks/README.md).
 
 Shapes: N images, K classes, D numbers of the joint space.
 """
@@ -51,7 +51,7 @@ def compare_predictions(before: TopLabels, after: TopLabels, classes: list[str])
     """The check without labels: how many classes a model predicts, and whether it collapsed. `before`, `after`: of the
     zero-shot and the adapted model for the same images.
 
-    No number without labels was found that tells a model that gained from one that lost (docs/tried.md), so the check
+    No number without labels was found that tells a model that gained from one that lost (benchmarks/README.md), so the check
     warns of collapse only."""
     counts = [torch.bincount(p.labels[p.labels >= 0], minlength=len(classes)) for p in (before, after)]
     images = len(before.labels)
