@@ -51,8 +51,8 @@ def compare_predictions(before: TopLabels, after: TopLabels, classes: list[str])
     """The check without labels: how many classes a model predicts, and whether it collapsed. `before`, `after`: of the
     zero-shot and the adapted model for the same images.
 
-    No number without labels was found that tells a model that gained from one that lost (benchmarks/README.md), so the check
-    warns of collapse only."""
+    No number without labels was found that tells a model that gained from one that lost (benchmarks/README.md), so
+    the check warns of collapse only."""
     counts = [torch.bincount(p.labels[p.labels >= 0], minlength=len(classes)) for p in (before, after)]
     images = len(before.labels)
     dead = (counts[0] > max(1, DEAD * images)) & (counts[1] == 0)
