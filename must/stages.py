@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from must.base.parameters import StageConfig
 
 
-LIBRARY: Final = "must.runtime.stages:library"  # runs the command; the parameters are those of its dataclass
-
-
 NONE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
@@ -33,7 +30,7 @@ class Pod(NamedTuple):
     # batch of 64 took 1.5 (x86-64, PyTorch); ViT-L has three times the weights. `must shard` may take a GB per worker
     # for decoding.
     memory: int
-    function: str = LIBRARY
+    function: str
     takes: str = ""  # a dataclass with more parameters, for a function with **values
     reads: Mapping[str, str] = NONE  # artifacts of earlier stages
     writes: Mapping[str, str] = NONE  # artifacts

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+from must.api.stages import call
 from must.base import storage
 from must.base.errors import UserError
 from must.base.processes import DaemonThreads
@@ -47,6 +48,11 @@ def end(how):
     if how == "bug":
         raise RuntimeError("NCCL error: remote process exited")
     raise SystemExit(int(how))
+
+
+def call_stage(facts, work_uri, stage, **values) -> None:
+    """The stage itself, without what its pod adds."""
+    call(stage, **values)
 
 
 def saving(facts, work_uri) -> None:

@@ -12,16 +12,15 @@ from typing import Any, get_args, get_origin, get_type_hints
 from kfp import dsl
 
 from must import __version__, stages
-from must.stages import LIBRARY, Pod, Stage
+from must.stages import Pod
 
 NO_DEFAULT = inspect.Parameter.empty
-NOT_THE_USERS = ("facts", "passed", "stage")  # parameters that a stage gets from the supervisor
 EXECUTOR_INPUT = "{{$}}"  # Kubeflow replaces it with the parameters' values and the artifacts' places, in JSON
 
 
 def make_component(name: str) -> Any:
     """The component of a row: an image, a command (must_components/run.py), and its function's interface."""
-    row, pod = stages.STAGES[name], stages.COMPONENTS[name]
+    pod = stages.COMPONENTS[name]
     function = stages.import_name(pod.function)
 
     def describe(*_: Any) -> dsl.ContainerSpec:
@@ -29,25 +28,24 @@ def make_component(name: str) -> Any:
         return dsl.ContainerSpec(f"{pod.image}:{__version__}", command, [name, EXECUTOR_INPUT])
 
     describe.__name__ = (pod.title or name).replace("-", "_")
-    describe.__doc__ = row.help if pod.function == LIBRARY else inspect.getdoc(function)
+    describe.__doc__ = inspect.getdoc(function)
     if pod.takes:
         texts = {one.name: " ".join(one.metadata["help"].split()) for one in fields(stages.import_name(pod.takes))}
         described = "\n".join(["Args:", *(f"    {key}: {text}" for key, text in texts.items())])
         describe.__doc__ = str(describe.__doc__).replace("Args:", described, 1)
-    interface = sorted(list_interface(row, pod, function), key=lambda one: one.default is not NO_DEFAULT)  # stable
+    interface = sorted(list_interface(pod, function), key=lambda one: one.default is not NO_DEFAULT)  # stable
     vars(describe)["__signature__"] = inspect.Signature(interface)
     return dsl.container_component(describe)
 
 
-def list_interface(row: Stage, pod: Pod, function: Any) -> Iterator[inspect.Parameter]:
+def list_interface(pod: Pod, function: Any) -> Iterator[inspect.Parameter]:
     """The parameters and artifacts of a component, as kfp reads them."""
     kinds: dict[str, Any] = {"work_uri": str, "run_id": str} if pod.supervised else {}
-    takes = pod.takes or (row.parameters if pod.function == LIBRARY else "")
     defaults = dict[str, Any]()
-    for source in filter(None, (stages.import_name(takes) if takes else None, function)):
+    for source in filter(None, (stages.import_name(pod.takes) if pod.takes else None, function)):
         hints = get_type_hints(source)
         for name, one in inspect.signature(source).parameters.items():
-            if one.kind != inspect.Parameter.VAR_KEYWORD and name not in NOT_THE_USERS:
+            if one.kind != inspect.Parameter.VAR_KEYWORD and name != "facts":  # of the supervisor
                 kinds[name], defaults[name] = find_kind(hints[name]), one.default
     kinds |= {"status": dsl.PipelineTaskFinalStatus} if "status" in kinds else {}  # of the run, for the exit task
     kinds |= {name: dsl.Input[getattr(dsl, kind)] for name, kind in pod.reads.items()}

@@ -2,7 +2,7 @@
 
 The rows of must/stages.py name them. A function's parameters and its docstring are the component's; it gets the stage's
 Facts, which it fills, raises the library's exceptions, and returns {output's name: value, or an artifact's metadata} in
-JSON. A stage without special facts needs no function here: `library` runs it."""
+JSON."""
 
 import hashlib
 import json
@@ -47,15 +47,6 @@ from must.runtime.training import keep_plain, read_origin
 logger = logging.getLogger(__name__)
 
 MOST_REASONS = 8  # why images cannot be read, that are reported one by one
-
-
-def library(facts: Facts, work_uri: str, *, stage: str, **values: Any) -> None:
-    """Runs the library's stage of that name; the stage itself checks its parameters `values`.
-
-    The result lists the numbers that the stage returns."""
-    result = call(stage, **values)
-    numbers = result.items() if isinstance(result, dict) else ()
-    facts.result = ", ".join(f"{name} {value:,}" for name, value in numbers if isinstance(value, int | float))
 
 
 def shard(

@@ -39,7 +39,7 @@ from must.base.program import (
 from must.base.storage import wait_for_credentials
 from must.base.text import remove_secrets
 from must.runtime.notes import FACTS_FILE, Facts, Failure, Note, make_part_name, parse_failure, read_note, write_note
-from must.stages import COMPONENTS, LIBRARY, import_name
+from must.stages import COMPONENTS, import_name
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +102,6 @@ def run_stage(name: str, values: dict[str, Any]) -> Any:
         return import_name(pod.function)(**values)
     values = dict(values)
     run_id, work_uri = values.pop("run_id"), values.pop("work_uri")
-    if pod.function == LIBRARY:
-        values["stage"] = name
     note = make_part_name(pod.of or name, values["part"]) if "part" in values else pod.of or name
     return run_supervised(note, pod.function, run_id, work_uri, **values)
 

@@ -7,18 +7,18 @@ import sys
 import time
 
 import pytest
-from PIL import Image
 
 from must.base.processes import is_running
 from must.data.shards.workdir import SHARDS_LOCK
 from must.runtime import supervise
-from must.runtime.notes import make_part_name, read_notes
+from must.runtime.notes import read_notes
 from must.runtime.summary import summarize
-from must.runtime.supervise import LONGEST_WAIT, Policy, run_stage, run_supervised
-from must.stages import COMPONENTS, LIBRARY, Pod
+from must.runtime.supervise import LONGEST_WAIT, Policy, run_supervised
 from tests.base.test_lock import hold
 from tests.common import ROOT, until
 from tests.deploy.promote.bundles import make_bundle
+
+CALL = "tests.supervised:call_stage"
 
 
 @pytest.fixture
@@ -213,14 +213,6 @@ print(subprocess.Popen([sys.executable, "-c", {child!r}], env=make_child_environ
     assert not begun.exists()
 
 
-def test_a_stage_of_the_library_runs_as_it_is_also_with_a_parameter_called_name(tmp_path, capfd):
-    given = {"registry": str(tmp_path / "registry"), "name": "digits", "model": str(make_bundle(tmp_path / "model"))}
-    assert run_supervised("promote", LIBRARY, "7", str(tmp_path), stage="promote", **given) is None
-    assert "digits: LATEST is r0000-" in capfd.readouterr().out
-    (note,) = read_notes(str(tmp_path), "7")
-    assert (note.stage, note.state) == ("promote", "done")
-
-
 def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_own_code(tmp_path, retries, capfd):
     other = hold(tmp_path / "shards", SHARDS_LOCK, MUST_RUN_ID="1f2e")
     (tmp_path / "in").mkdir()
@@ -228,7 +220,7 @@ def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_
     retries("1,0,2")
     try:
         with pytest.raises(SystemExit, match="73"):
-            run_supervised("shard", LIBRARY, "7", str(tmp_path), stage="shard", **given)
+            run_supervised("shard", CALL, "7", str(tmp_path), stage="shard", **given)
     finally:
         other.communicate("")
     (note,) = read_notes(str(tmp_path), "7")
@@ -246,9 +238,9 @@ def test_a_run_that_another_one_overtook_is_not_tried_again_and_nothing_is_calle
     given = {"registry": str(tmp_path / "registry"), "name": "digits", "champion": "none"}
     retries("3,60,2")
     first, second = (given | {"model": str(tmp_path / name)} for name in ("a", "b"))
-    run_supervised("promote", LIBRARY, "6", str(tmp_path), stage="promote", **first)
+    run_supervised("promote", CALL, "6", str(tmp_path), stage="promote", **first)
     with pytest.raises(SystemExit, match="73"):
-        run_supervised("promote", LIBRARY, "7", str(tmp_path), stage="promote", **second)
+        run_supervised("promote", CALL, "7", str(tmp_path), stage="promote", **second)
     (note,) = read_notes(str(tmp_path), "7")
     assert (note.code, note.tries) == (73, [])
     page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown()
@@ -271,14 +263,3 @@ def test_keys_that_are_refused_for_a_while_cost_no_try_no_note_and_no_page(bucke
     bucket_server.faults.plan = ["403"]
     with pytest.raises(SystemExit, match="2"):
         run_supervised("inputs", "tests.supervised:saving", "8", work)
-
-
-def test_a_part_of_a_stage_of_the_library_has_a_note_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setitem(COMPONENTS, "shard", Pod("must-shard", 4))
-    (tmp_path / "images").mkdir()
-    for number in range(8):
-        Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / f"images/{number}.png")
-    given = {"source": str(tmp_path / "images"), "output": str(tmp_path / "shards"), "part": "1/2"}
-    run_stage("shard", given | {"work_uri": str(tmp_path), "run_id": "7"})
-    (note,) = read_notes(str(tmp_path), "7")
-    assert (note.stage, note.state) == (make_part_name("shard", "1/2"), "done")
