@@ -28,6 +28,4 @@ done
 find /opt/must/lib -mindepth 1 -path '*/botocore/data/*' -prune -type d ! -name s3 ! -name sts ! -name sso \
     ! -name sso-oidc ! -name signin -exec rm -r {} +
 find /opt/must/lib -type f -name dateutil-zoneinfo.tar.gz -delete
-# The program with which TensorBoard's page reads faster goes: events are written without it.
-find /opt/must/lib -type f -path '*/tensorboard_data_server/bin/*' -delete
 [ "$imports" = all ] || PYTHONDONTWRITEBYTECODE="" /opt/must/bin/python -c "import $imports"

@@ -84,7 +84,7 @@ def run_task(name: str, variant_name: str, seed: int, setting: str, change: dict
     shards, classifier_file = prepare(ROOT / "work" / f"{name}.{variant_name}.{seed}", data)
     folder = ROOT / "runs" / result.stem
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
-    settings: dict[str, Any] = {"preset": "auto", "workers": 0, "device": "cpu", "tensorboard": False, "seed": seed}
+    settings: dict[str, Any] = {"preset": "auto", "workers": 0, "device": "cpu", "seed": seed}
     settings |= change or {}
     row = {"task": name, "variant": variant_name, "setting": setting, "seed": seed, "images": len(data.unlabeled)}
     row |= {"classes": len(data.classes)}

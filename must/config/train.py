@@ -306,7 +306,6 @@ class TrainConfig(StageConfig):
     )
     features: str = defaults.features(work="")
     log_every: int = param("steps between log lines", 10, group="how it runs", at_least=1)
-    tensorboard: bool = param("also write the log's numbers as TensorBoard's files, in OUTPUT/tensorboard", True)
     timeout: int = defaults.timeout()
 
     def check_values(self) -> None:

@@ -38,7 +38,7 @@ SETTINGS: list[dict] = [{}, {"accumulate": 2}, {"pseudo_labels": "propagated"}]
 
 
 def config_of(digits, device: str = DEVICE, **changes) -> TrainConfig:
-    values = {"batch_size": 32, "workers": 0, "tensorboard": False, "device": device}
+    values = {"batch_size": 32, "workers": 0, "device": device}
     return training(digits, Path("unused"), **values | changes)
 
 

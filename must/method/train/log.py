@@ -1,5 +1,5 @@
-"""The output of a run: its size at the start, progress bar or plain lines, ``train_log.jsonl``, TensorBoard's files, a
-summary at the end; and the conditions, checked with each log line, that stop a run."""
+"""The output of a run: its size at the start, progress bar or plain lines, ``train_log.jsonl``, a summary at the end;
+and the conditions, checked with each log line, that stop a run."""
 
 import json
 import logging
@@ -85,17 +85,11 @@ class TrainLog:
         self.names: list[str] = []
         self.total: Tensor | None = None  # of the values of `count` steps, since the last line
         self.count = 0
-        self.writer: Any = None
-        is_main, config = must_step.world.is_main, must_step.config
+        is_main = must_step.world.is_main
         self.bar = show_bar(total=must_step.steps, initial=self.first_step, unit="step", leave=True, quiet=not is_main)
         if is_main:
             folder.mkdir(parents=True, exist_ok=True)
             self.path.write_text("".join(json.dumps(line) + "\n" for line in state.log_lines))
-        if is_main and config.tensorboard and self.first_step < must_step.steps:
-            from torch.utils.tensorboard import SummaryWriter  # takes seconds
-
-            # An earlier attempt's points from the first step on are hidden.
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=self.first_step or None)
 
     def add(self, values: dict[str, Tensor]) -> None:
         """The values of a step. They are added up on the device: only reading the sums makes the host wait."""
@@ -131,9 +125,6 @@ class TrainLog:
         self.state.log_lines.append({"step": step, **line})
         with self.path.open("a") as file:
             file.write(json.dumps(self.state.log_lines[-1]) + "\n")
-        if self.writer is not None:
-            for name, value in line.items():
-                self.writer.add_scalar(f"train/{name}", value, step)
         self.bar.set_postfix_str(describe_line(line))
         if self.bar.disable and (now - self.last_line >= LINE_SECONDS or not left):
             self.last_line = now
@@ -176,8 +167,6 @@ class TrainLog:
         finished = self.must_step.world.is_main and self.state.progress.step == self.must_step.steps
         if finished and (warning := warn_unlearned(self.state.log_lines)):
             logger.info(warning)
-        if self.writer is not None:
-            self.writer.close()
 
 
 def describe_line(line: dict[str, Any]) -> str:

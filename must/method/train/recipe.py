@@ -188,7 +188,7 @@ def choose_decay(memory: float) -> float:
 RESUME_SAFE_FIELDS = frozenset(
     {"shards", "classifier", "output", "preset", "model", "pretrained", "device", "workers", "checkpoints"}
     | {"checkpoint_every", "checkpoint_seconds", "keep_checkpoints", "resume", "alpha", "log_every"}
-    | {"tensorboard", "timeout", "accumulate", "activation_checkpointing"}
+    | {"timeout", "accumulate", "activation_checkpointing"}
     | {"cache", "cache_gb", "max_replaced", "index_sha256", "features"}
 )
 
