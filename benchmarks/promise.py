@@ -115,7 +115,6 @@ class Digits:
     """The labels of `must refine`, with a number of copies of each picture."""
 
     pool: Pool
-    columns: torch.Tensor
     truth: np.ndarray
     copies: np.ndarray  # int64 [N], copies of each picture in the pool
     classes = len(CLASSES)
@@ -136,7 +135,7 @@ class Digits:
             known, random, {n: k for n, k in copies.items() if n not in known}, rows.astype(np.uint64),
             measured[rows], frozenset(first[row] for row in measuring.tolist()), gone,
         )  # fmt: skip
-        refined = refine_pool(part, self.columns, answers, torch.device("cpu"), 10_000, risk, promise)
+        refined = refine_pool(part, answers, torch.device("cpu"), 10_000, risk, promise)
         if refined.measured is None or refined.accepted is None:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         numbers = np.array([n for n in first.values() if refined.accepted[n] and n not in known], np.int64)
@@ -270,7 +269,7 @@ def read_digits(folder: Path) -> Digits:
     pool = features.pool(bundle.model, [features.probabilities(bundle.model)])
     reader, labels = ShardReader(shards, "train"), [CLASSES.index(label) for _, label in load_digits()["unlabeled"]]
     truth = [labels[int(Path(reader.description(number)["source"]).stem)] for number in pool.numbers.tolist()]
-    return Digits(pool, bundle.model.classifier.detach(), np.array(truth), np.ones(len(truth), np.int64))
+    return Digits(pool, np.array(truth), np.ones(len(truth), np.int64))
 
 
 def main() -> None:

@@ -33,7 +33,6 @@ def main() -> None:
     vectors = centres[truth] + 2 * torch.randn(options.images, 256, generator=generator)
     vectors = torch.nn.functional.normalize(vectors, dim=1).half()
     probabilities = torch.rand(options.images, options.classes, generator=generator).softmax(1).half()
-    columns = torch.nn.functional.normalize(torch.randn(256, options.classes, generator=generator), dim=0)
     parts = (Whitening(torch.zeros(1, 128).half(), torch.zeros(128)) for _ in range(2))
     numbers = torch.arange(options.images)
     pool = Pool(numbers, [""] * options.images, vectors, probabilities, probabilities[None][:0], *parts)
@@ -45,7 +44,7 @@ def main() -> None:
     lap = time.perf_counter()
     count = len(pool.numbers)
     known = Answers(answers, answers, {}, np.zeros(count, np.int64), np.arange(count, dtype=np.uint64))
-    refined = refine_pool(pool, columns, known, device, 10_000, 0.05)
+    refined = refine_pool(pool, known, device, 10_000, 0.05)
     if options.device != "cpu":
         torch.cuda.synchronize()
         memory = torch.cuda.max_memory_allocated() / 1e9

@@ -134,7 +134,6 @@ def plan(
     alpha: float = 1.0,
     features: Text = "",
     log_every: int = 10,
-    tensorboard: bool = True,
     timeout: int = 600,
     json: Text = "",
     seconds: float = 20.0,
@@ -195,7 +194,6 @@ def train(
     alpha: float = 1.0,
     features: Text = "",
     log_every: int = 10,
-    tensorboard: bool = True,
     timeout: int = 600,
 ) -> Trained:
     """Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST)."""

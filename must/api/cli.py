@@ -34,7 +34,7 @@ from must.base.program import INTERRUPTED, WRONG_INPUT, exiting, is_first_rank
 from must.base.text import close_to, make_page_printable, make_printable
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
-from must.config.work import REFINED_FILE, REPORT_FILE, find_work, is_work
+from must.config.work import REPORT_FILE, find_work, is_work
 from must.stages import COMMANDS
 
 logger = logging.getLogger(__name__)
@@ -64,11 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if command == "predict" and not file and "model" not in options:
                     refuse_no_model(options.get("images", []))
                 config: Any = configure(command, with_settings(options), file)
-                result = run(command, config)
+                run(command, config)
                 if command == "evaluate" and is_first_rank():
                     logger.info(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
-                if command in ("adapt", "refine"):
-                    print_misfits(str(result.labels.parent) if command == "adapt" else config.output)
                 print_next(command, config)
         except BrokenPipeError:  # `must ... | head`
             sys.stderr.close()
@@ -76,18 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except KeyboardInterrupt:
             print(f"must {command}: interrupted; run the same command again", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
-
-
-MISFITS_SHOWN = 3  # lines
-
-
-def print_misfits(labels: str) -> None:
-    """Prints the names that do not fit, of the folder of `must refine`."""
-    misfits = storage.read_json(storage.join(labels, REFINED_FILE), "output").get("misfits", [])
-    for finding in misfits[:MISFITS_SHOWN]:
-        logger.info(make_printable(f"names: {finding['text']} ({', '.join(finding['examples'])})"))
-    if len(misfits) > MISFITS_SHOWN:
-        logger.info(f"and {len(misfits) - MISFITS_SHOWN} more in the report")
 
 
 def print_next(command: str, config: Any) -> None:
@@ -196,7 +182,6 @@ PACKAGES = (
     "torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "simplejpeg", "safetensors",
     "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "starlette", "uvicorn", "httptools", "pyarrow",
     "google-cloud-storage", "boto3", "azure-storage-blob", "kfp", "kfp-server-api", "kubeflow", "kubernetes",
-    "tensorboard",
 )  # fmt: skip
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MUST_START_METHOD")
 

@@ -85,26 +85,6 @@ def draw_lines(title: str, lines: Sequence[ChartLine], percent: bool = False, ze
     return make_svg(title, "".join(parts))
 
 
-def draw_reliability(title: str, models: Sequence[tuple[str, str, Sequence[dict[str, float]]]]) -> Markup:
-    """Accuracy over confidence, one dot per bin, its area the share of images. `models`: (name, style, bins)."""
-    axes = Axes((0, 1), (0, 1), height=300)
-    ticks = (0, 0.25, 0.5, 0.75, 1)
-    parts = [axes.grid(ticks, ticks, percent=True, percent_x=True)]
-    parts.append(f'<line class="ideal" x1="{axes.x(0)}" y1="{axes.y(0)}" x2="{axes.x(1)}" y2="{axes.y(1)}"/>')
-    for name, style, bins in models:
-        total = sum(row["images"] for row in bins)
-        points = [(row["confidence"], row["accuracy"]) for row in bins]
-        parts.append(draw_polyline(ChartLine(name, f"{style} faint", points), axes))
-        for row in bins:
-            radius = round(2 + 9 * math.sqrt(row["images"] / total), 1)
-            hint = f"{name}: {row['images']} images, confidence {row['confidence']:.0%}, accuracy {row['accuracy']:.0%}"
-            parts.append(
-                f'<circle class="{style}" cx="{axes.x(row["confidence"])}" cy="{axes.y(row["accuracy"])}" r="{radius}">'
-                f"<title>{escape(hint)}</title></circle>"
-            )
-    return make_svg(title, "".join(parts), height=300)
-
-
 def draw_polyline(line: ChartLine, axes: Axes) -> str:
     step = max(1, math.ceil(len(line.points) / POINTS))
     points = [*line.points[:-1:step], line.points[-1]]

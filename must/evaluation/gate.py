@@ -218,10 +218,9 @@ def state_with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
         text = f"All {images:,} images keep their class, so both have the same accuracy."
         plain = f"{describe_same(metrics)} {are} images are right.{chance}"
         return Verdict("open", f"The same as {name}", text, plain + HELPS)
-    p = "< 0.001" if changed.mcnemar_p < 0.001 else f"= {changed.mcnemar_p:.3f}"
     facts = (
         f"{100 * (after - before):+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f}): "
-        f"{changed.fixed:,} images fixed, {changed.broken:,} broken, of {images:,}; McNemar's exact test: p {p}."
+        f"{changed.fixed:,} images fixed, {changed.broken:,} broken, of {images:,}."
     )
     now = f"{are} are right, before it was {were}.{chance}"
     if images < FEWEST_LABELS:

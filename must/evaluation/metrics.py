@@ -18,7 +18,7 @@ from torch import Tensor
 from must.base.errors import UserError
 from must.data.reader import ShardReader
 from must.evaluation.result import Accuracy, Compared, Interval, LabelFree, Metrics, ModelFigures, Paired
-from must.method.answers.estimate import compare_paired_answers, compute_binomial_tail, share
+from must.method.answers.estimate import compare_paired_answers, share
 from must.method.memory.features import Features
 from must.method.memory.predictions import TopLabels, compare_predictions, count_effective
 from must.method.model.masked_vit import MaskedViT
@@ -136,7 +136,7 @@ def concatenate(batches: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
 
 
 BINS = 15
-MATRIX_LIMIT = 200  # classes up to which the confusion matrices are written out
+MATRIX_LIMIT = 200  # classes up to which the confusion matrix is written out
 
 
 @dataclass(frozen=True)
@@ -192,28 +192,9 @@ def compute_scalar_metrics(results: Labelled, weights: np.ndarray | None = None)
 
 def compute_calibration_error(confidence: np.ndarray, correct: np.ndarray, weights: np.ndarray) -> float:
     """Expected calibration error over 15 equal bins of confidence (Guo et al. 2017, arXiv 1706.04599, eq. 3)."""
-    gap = np.bincount(find_bins(confidence), weights * (correct - confidence), BINS)
+    bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)  # (low, high], as in the paper
+    gap = np.bincount(bins, weights * (correct - confidence), BINS)
     return float(np.abs(gap).sum() / weights.sum())
-
-
-def measure_reliability(results: Labelled) -> list[dict[str, float]]:
-    """For each of the 15 bins that has images: its bounds, count, mean confidence and accuracy."""
-    bins = find_bins(results.confidence)
-    return [
-        {
-            "low": float(number / BINS),
-            "high": float((number + 1) / BINS),
-            "images": int((bins == number).sum()),
-            "confidence": float(results.confidence[bins == number].mean()),
-            "accuracy": float(results.correct[bins == number].mean()),
-        }
-        for number in np.unique(bins)
-    ]
-
-
-def find_bins(confidence: np.ndarray) -> np.ndarray:
-    """Bins are (low, high], as in the paper; a confidence of 0 falls into the first."""
-    return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
 
 
 def count_confusions(labels: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:
@@ -268,18 +249,6 @@ def find_interval(values: np.ndarray) -> Interval:
     """The 95% percentile interval [low, high]."""
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return float(low), float(high)
-
-
-def compare_paired(before: Labelled, after: Labelled) -> Paired:
-    """Counts of images that the second model fixed and broke, and McNemar's exact test on these two counts."""
-    was, now = before.correct, after.correct
-    fixed, broken, both, none = (int(rows.sum()) for rows in (~was & now, was & ~now, was & now, ~was & ~now))
-    return Paired(fixed, broken, both, none, test_mcnemar(fixed, broken))
-
-
-def test_mcnemar(fixed: int, broken: int) -> float:
-    """Two-sided p of McNemar's exact test: binomial, with p = 1/2 for fixed and broken."""
-    return min(1.0, 2 * compute_binomial_tail(min(fixed, broken), fixed + broken, 0.5))
 
 
 def label_free(scores: Scores, classes: int) -> ModelFigures:
@@ -349,9 +318,7 @@ def measure(
     for number, (name, one) in enumerate(results.items()):
         spread = {key: find_interval(values[:, number]) for key, values in replicates.items()}
         spread |= {key: share(right)[1:] for key, right in one.rights.items()}
-        accuracies[name] = Accuracy(
-            **compute_scalar_metrics(one), intervals=spread, reliability=measure_reliability(one)
-        )
+        accuracies[name] = Accuracy(**compute_scalar_metrics(one), intervals=spread)
     differences = dict[str, Interval]()  # adapted - baseline
     if old:
         differences = {key: find_interval(values[:, 0] - values[:, 1]) for key, values in replicates.items()}
@@ -363,9 +330,11 @@ def measure(
         baseline=accuracies.get("baseline"),
         tower=accuracies.get("tower"),
         intervals=differences,
-        paired=compare_paired(old, new) if old else None,
+        paired=Paired(int((~old.correct & new.correct).sum()), int((old.correct & ~new.correct).sum()))
+        if old
+        else None,
         per_class=make_class_table(new, old, classes),
-        confusion={name: summarize_confusion(one) for name, one in results.items() if name != "tower"},
+        confusion=summarize_confusion(new),
     )
 
 
@@ -381,7 +350,7 @@ def make_class_table(new: Labelled, old: Labelled | None, classes: list[str]) ->
 
 
 def summarize_confusion(results: Labelled) -> dict[str, Any]:
-    """The most frequent confusions as class numbers; the full matrix for up to MATRIX_LIMIT classes."""
+    """The model's most frequent confusions as class numbers; the matrix, for up to MATRIX_LIMIT classes."""
     matrix = count_confusions(results.labels, results.prediction, results.classes)
     return {
         "pairs": [{"label": r, "prediction": c, "images": n} for r, c, n in list_confused_pairs(matrix, 50)],

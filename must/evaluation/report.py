@@ -10,7 +10,6 @@ from importlib import resources
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from must.base import storage
 from must.base.parameters import StageConfig, flag, get_default, list_parameters
@@ -23,7 +22,6 @@ from must.evaluation.figures import (
     Pictures,
     draw_lines,
     draw_map,
-    draw_reliability,
     format_points,
     format_signed,
 )
@@ -71,13 +69,11 @@ def render_report(
         pairs=pictures.changed_pairs(),
         gallery=pictures.gallery(),
         map=draw_map(pictures, features) if features else None,
-        reliability=draw_reliabilities(metrics),
         histogram=count_predictions(metrics),
         refined=refined,
         lights=LIGHTS,
         relabelled=pictures.relabelled(refined.changed) if refined and refined.split == config.split else [],
         of_classes=pictures.with_samples(refined.classes, SMALL_SIDE) if refined else [],
-        misfits=pictures.with_samples(refined.misfits) if refined else [],
         unusual=pictures.with_samples(refined.unusual, SMALL_SIDE) if refined else [],
         copies=refined.count_copies() if refined else (0, 0),
         curves=draw_training_curves(read_training_log(config.model)),
@@ -148,12 +144,6 @@ def draw_classes(metrics: Metrics) -> dict[str, Any] | None:
     hidden = max(0, len(rows) - 2 * CLASSES_CHARTED)
     shown = rows if not hidden else rows[:CLASSES_CHARTED] + rows[-CLASSES_CHARTED:]
     return {"shown": shown, "hidden": hidden, "all": sorted(metrics.per_class, key=lambda row: row["class"])}
-
-
-def draw_reliabilities(metrics: Metrics) -> Markup | None:
-    models = ((metrics.baseline_name, "baseline", metrics.baseline), ("adapted", "adapted", metrics.adapted))
-    shown = [(name, style, model.reliability) for name, style, model in models if model]
-    return draw_reliability("Accuracy over confidence", shown) if shown else None
 
 
 def count_predictions(metrics: Metrics) -> list[tuple[str, int, int]]:

@@ -37,7 +37,6 @@ class Accuracy:
     ece: float
     confidence: float
     intervals: dict[str, Interval] = field(default_factory=dict)  # by the names above
-    reliability: list[dict[str, float]] = field(default_factory=list)  # see metrics.reliability
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -46,13 +45,10 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Paired:
-    """Counts of labelled images by which models are right: the baseline, the model, both, none; McNemar's p."""
+    """Counts of labelled images that only the model has right, and only the baseline."""
 
     fixed: int
     broken: int
-    both_right: int
-    both_wrong: int
-    mcnemar_p: float
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ class Metrics:
     intervals: dict[str, Interval] = field(default_factory=dict)  # of the differences, adapted - baseline
     paired: Paired | None = None
     per_class: list[dict[str, Any]] = field(default_factory=list)
-    confusion: dict[str, dict[str, Any]] = field(default_factory=dict)  # by model: pairs, and the matrix or None
+    confusion: dict[str, Any] = field(default_factory=dict)  # of the model: `pairs`, and the `matrix` or None
     bootstrap_replicates: int = 0
     abstention: Abstention | None = None
     baseline_name: str = "zero-shot"
@@ -179,7 +175,6 @@ class RefinedLabels:
     changed: dict[str, tuple[str, str]]
     accepted: str = ""  # what can be accepted without review; "" without answers drawn at random
     classes: list[dict[str, Any]] = field(default_factory=list)  # rows of `describe_classes`
-    misfits: list[dict[str, Any]] = field(default_factory=list)  # as of names.Finding.to_dict
     unusual: list[dict[str, Any]] = field(default_factory=list)  # image, similarity, samples; the least similar first
     copies: bytes = b""  # copies.csv
 
@@ -202,8 +197,8 @@ class RefinedLabels:
             return cls(
                 folder, config["shards"], summary["index_sha256"], config["split"], images, summary["answers"],
                 summary["weights_sha256"], changed, (summary.get("accepted") or {}).get("text", ""),
-                summary.get("classes", []), summary.get("misfits", []),
-                summary.get("unusual", []), storage.read_bytes(copies) if storage.exists(copies) else b"",
+                summary.get("classes", []), summary.get("unusual", []),
+                storage.read_bytes(copies) if storage.exists(copies) else b"",
             )  # fmt: skip
         except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(

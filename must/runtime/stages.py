@@ -196,7 +196,7 @@ def evaluate(
     facts.result = "no labels" if facts.top1 is None else f"top-1 {facts.top1:.1%}"
     if len(scores) == 2:
         facts.result += f", zero-shot {facts.before:.1%}"
-    matrix = metrics.confusion.get("adapted", {}).get("matrix") or []
+    matrix = metrics.confusion.get("matrix") or []
     confusion: dict[str, Any] = {}
     if matrix:  # as kfp's ClassificationMetrics has it
         rows, names = [{"row": row} for row in matrix], [{"displayName": name} for name in metrics.classes]

@@ -24,7 +24,7 @@ CHECK = CheckResult(
 )
 MEASURED = Metrics(
     images=200, labelled=200, skipped=0, classes=["cat", "dog"], adapted=accuracy(0.9), baseline=accuracy(0.7),
-    intervals={"top1": (0.05, 0.2)}, paired=Paired(40, 0, 140, 20, 0.0),
+    intervals={"top1": (0.05, 0.2)}, paired=Paired(40, 0),
     label_free=LabelFree(FIGURES, FIGURES, Compared(0.9, [], [], CHECK)),
     data=Data(split="test", index_sha256="0" * 64),
 )  # fmt: skip

@@ -50,17 +50,12 @@ def test_accuracy_is_that_of_the_model_on_the_files(digits, evaluated):
 def test_the_numbers_fit_together(evaluated):
     metrics, output = evaluated
     changed, images = metrics["paired"], metrics["labelled"]
-    assert changed["fixed"] + changed["broken"] + changed["both_right"] + changed["both_wrong"] == images == 120
     gain = metrics["adapted"]["top1"] - metrics["baseline"]["top1"]
     assert gain == pytest.approx((changed["fixed"] - changed["broken"]) / images)
     low, high = metrics["intervals"]["top1"]
     assert low < gain < high
-    matrix = np.array(metrics["confusion"]["adapted"]["matrix"])
+    matrix = np.array(metrics["confusion"]["matrix"])
     assert np.trace(matrix) / matrix.sum() == pytest.approx(metrics["adapted"]["top1"])
-    bins = metrics["adapted"]["reliability"]
-    assert all(one["low"] < one["confidence"] <= one["high"] for one in bins)
-    right = sum(one["images"] * one["accuracy"] for one in bins) / sum(one["images"] for one in bins)
-    assert right == pytest.approx(metrics["adapted"]["top1"])
     rows = read_csv(output / "predictions.csv")
     assert len(rows) == 120
     assert sum(row["adapted"] == row["label"] for row in rows) / 120 == pytest.approx(metrics["adapted"]["top1"])
@@ -102,7 +97,6 @@ def test_a_bundle_as_baseline(digits, tmp_path):
     metrics = evaluate(evaluation(digits, tmp_path, baseline=digits.adapted)).to_dict()
     assert metrics["baseline_name"] == "baseline"
     assert metrics["paired"]["fixed"] == metrics["paired"]["broken"] == 0
-    assert metrics["paired"]["mcnemar_p"] == 1
     assert metrics["label_free"]["compared"]["agreement"] == 1
 
 
@@ -146,7 +140,7 @@ def test_two_processes_say_what_one_says(digits, evaluated, tmp_path):
 
 @pytest.fixture(scope="module")
 def refined(digits, tmp_path_factory):
-    """The folder of `must refine`, with 70 right answers and a finding about its first image; model/ beside it is the
+    """The folder of `must refine`, with 70 right answers; model/ beside it is the
     tuned model with its memory."""
     folder = tmp_path_factory.mktemp("refined")
     shutil.copytree(digits.adapted, folder / "model")
@@ -157,10 +151,7 @@ def refined(digits, tmp_path_factory):
     record_population(str(folder), read_hashes(digits.shards, reader.index, "train"), shorten([]))
     places = {"shards": digits.shards, "classifier": digits.classifier, "answers": str(folder)}
     places |= {"model": str(folder / "model"), "output": str(folder / "labels")}
-    summary = refine(RefineConfig(**places, workers=0, device="cpu"))
-    finding = {"kind": "pair", "classes": ["<i>"], "images": 1, "examples": ["a.png"], "text": "<i> fits no image"}
-    finding["samples"] = [0]
-    (folder / "labels/refined.json").write_text(json.dumps(summary | {"misfits": [finding]}))
+    refine(RefineConfig(**places, workers=0, device="cpu"))
     return folder / "labels"
 
 
@@ -227,9 +218,6 @@ def test_the_report_shows_the_refined_labels_of_the_unlabeled_images(digits, ref
     images = {row["image"]: row for row in rows}
     for new, old, image in re.findall(r"<b>(.*?)</b><small>zero-shot: (.*?)</small><small>(.*?)</small>", part):
         assert (images[image]["class"], images[image]["zero_shot"]) == (new, old)
-    part = section(tmp_path, "Names that do not fit")
-    assert "<h3>&lt;i&gt; fits no image</h3>" in part and part.count("<img") == 1
-    assert part.count("a.png") == 1 and "<figcaption><small>a.png</small></figcaption>" in part
 
 
 def section(folder, title):
@@ -262,7 +250,6 @@ def test_of_images_that_are_no_longer_in_the_shards_only_the_numbers_are_shown(d
     (copy / "refined.json").write_text(json.dumps(summary | {"index_sha256": index_sha256}))
     evaluate(with_memory(refined, digits, tmp_path, refined=str(copy)))
     assert "<table>" in (changes := section(tmp_path, "Labels of your images")) and "<img" not in changes
-    assert "a.png</" in (names := section(tmp_path, "Names that do not fit")) and ("<img" in names) is there
     pictures = there * sum(len(row["samples"]) for row in summary["classes"])
     assert section(tmp_path, "What need not be looked at").count("<img") == pictures
 

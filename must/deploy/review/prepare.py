@@ -72,7 +72,6 @@ class Images:
     """What the review is computed from: N pictures, K classes."""
 
     pool: Pool
-    columns: Tensor  # [D, K], the zero-shot weights of the classes
     classes: list[str]
 
     @cached_property
@@ -157,9 +156,7 @@ class AnswerEffect:
         pool = self.images.pool
         with quieted(logging.ERROR, "must.method.memory.measure"):  # what it says is about `must refine`
             answers = find_answers(self.config, self.images.classes).among(pool.numbers.tolist())
-        refined = refine_pool(
-            pool, self.images.columns, answers, CPU, LARGEST_MEMORY, self.config.risk, near=self.images.near
-        )
+        refined = refine_pool(pool, answers, CPU, LARGEST_MEMORY, self.config.risk, near=self.images.near)
         changed = refined.labels.labels != self.images.initial_labels
         changed[refined.answered] = False
         measured, true = refined.measured, None
@@ -197,7 +194,7 @@ def compute_review(
             others = read_features(zero_shot.model, source, world, config.features, limit)
         names = source.reader.sources(features.numbers)
         pool = features.pool(bundle.model, [others.probabilities(zero_shot.model)], names)
-    images = Images(pool, zero_shot.model.classifier.detach(), classes)
+    images = Images(pool, classes)
     there = len(np.unique(features.split)) - features.undecodable
     if saved and (saved.images, len(saved.pictures)) == (there, len(pool.numbers)):  # else --limit is another one
         return saved, images

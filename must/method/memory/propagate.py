@@ -50,7 +50,7 @@ from torch.utils._pytree import tree_map
 from must.data.loader import EvalSource
 from must.method.distributed import World
 from must.method.memory.features import Pool, read_features
-from must.method.memory.predictions import BLOCK_NUMBERS, TopLabels
+from must.method.memory.predictions import TopLabels
 from must.method.model.description import MemoryFacts
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.memory import (
@@ -207,6 +207,7 @@ def encode_one_hot(labels: Tensor, classes: int) -> Tensor:
     return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
 
 
+BLOCK_NUMBERS = 1 << 25  # numbers of a block of images
 LARGEST_MEMORY = 10_000  # images, at even intervals
 LABELS_KEPT = 5
 # Quantiles of the memory's own cosines: votes count nothing below the first, fully above the second.

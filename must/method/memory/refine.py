@@ -36,7 +36,7 @@ from must.config.work import (
 )
 from must.data.format import read_hashes
 from must.data.loader import EvalSource
-from must.method.answers.answers_file import NO_CLASS, hash_answers
+from must.method.answers.answers_file import hash_answers
 from must.method.answers.estimate import SET, describe_classes
 from must.method.answers.population import KeptLabels, write_kept
 from must.method.distributed import init_distributed
@@ -50,7 +50,7 @@ from must.method.memory.measure import (
     keep_labels,
     measure_answers,
 )
-from must.method.memory.predictions import Finding, TopLabels, compare_predictions, find_missing, find_pairs
+from must.method.memory.predictions import TopLabels, compare_predictions
 from must.method.memory.propagate import answer_rows, build_memory, find_neighbours, look_up
 from must.method.model.bundle import (
     Bundle,
@@ -77,8 +77,7 @@ LACKING = 0.5  # a class that is held (must/method/model/memory.py) by less is n
 
 @dataclass(frozen=True)
 class RefineResult:
-    """Labels of N images: of the zero-shot model, the model, and refined; the memory; what the answers measured; names
-    that do not fit."""
+    """Labels of N images: of the zero-shot model, the model, and refined; the memory; what the answers measured."""
 
     zero_shot: TopLabels
     model: TopLabels
@@ -86,7 +85,6 @@ class RefineResult:
     memory: Memory
     measured: Measured | None
     answered: Tensor  # int64 [R], the rows of answered images
-    misfits: list[Finding]
     near: Neighbours  # groups of near copies
     kept: KeptLabels | None  # accepted for the promise of the set, now or at an earlier look
 
@@ -140,7 +138,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         pool = features.pool(bundle.model, others, source.reader.sources(features.numbers))
         answers = answers.among(pool.numbers.tolist())  # without those about images that cannot be decoded
         refined = refine_pool(
-            pool, zero_shot.model.classifier.detach(), answers, world.device, config.memory_images, config.risk,
+            pool, answers, world.device, config.memory_images, config.risk,
             config.promise,
         )  # fmt: skip
     if answers.known:
@@ -191,10 +189,6 @@ def add_findings(description: Description, refined: RefineResult, index_sha256: 
 def summarize(description: Description, pool: Pool, refined: RefineResult, similarity: Tensor) -> dict[str, Any]:
     """What refined.json says of the labels. `similarity`: float [N], of `look_up`."""
     classes, numbers = description.classes, pool.numbers
-    misfits = [
-        finding.to_dict(classes, pool.sources) | {"samples": numbers[list(finding.rows)].tolist()}
-        for finding in refined.misfits
-    ]
     return {
         "must_version": __version__,
         "weights_sha256": description.weights_sha256,  # of --model
@@ -202,7 +196,6 @@ def summarize(description: Description, pool: Pool, refined: RefineResult, simil
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
         "accepted": refined.measured and refined.measured.accepted.to_dict(),
         "classes": refined.describe_classes(classes, numbers),
-        "misfits": misfits,
         "unusual": list_unusual(pool, similarity),
     }
 
@@ -274,10 +267,10 @@ def load_model(config: RefineConfig, zero_shot: Bundle) -> Bundle:
 
 
 def refine_pool(
-    pool: Pool, columns: Tensor, answers: Answers, device: torch.device, limit: int, risk: float, promise: str = SET,
+    pool: Pool, answers: Answers, device: torch.device, limit: int, risk: float, promise: str = SET,
     near: Neighbours | None = None,
 ) -> RefineResult:  # fmt: skip
-    """`columns`: unit [D, K], the zero-shot weights of the classes; `limit`: images of the memory at most."""
+    """`limit`: images of the memory at most."""
     near = near or find_neighbours(pool, device)
 
     def remember(known: dict[int, int]) -> tuple[Memory, Tensor]:
@@ -301,10 +294,6 @@ def refine_pool(
         memory,
         measured,
         rows,
-        [
-            *find_missing(labels, rows, [*answers.known.values()].count(NO_CLASS)),
-            *find_pairs(zero_shot.to(device), columns.to(device)),
-        ],
         near,
         kept,
     )

@@ -310,8 +310,7 @@ def test_images_like_those_of_none_of_the_classes_get_no_class_in_every_output(d
         for three in (True, False)
     )
     assert np.mean([row["class"] == "" for row in threes]) > 0.9 > 0.05 > np.mean([row["class"] == "" for row in named])
-    finding, none = summary["misfits"][0], sum(row["class"] == "" for row in threes + named)
-    assert finding["kind"] == "none" and finding["images"] == none and finding["examples"][0].startswith("three")
+    none = sum(row["class"] == "" for row in threes + named)
     lights = {row["class"]: row for row in summary["classes"]}
     assert lights["none of these"]["images"] == none and len(lights["none of these"]["samples"]) == 3
     assert selection(tmp_path).measured.with_answers.value > selection(tmp_path).measured.model.value + 0.05

@@ -202,7 +202,7 @@ def test_an_answer_more_leaves_the_others_in_their_parts_of_the_cross_validation
         known.clear()
         random = {row: int(TRUTH[row]) for row in rows}
         answers = Answers(random, random, {}, contents, np.ones(len(TRUTH), bool), frozenset(rows))
-        refine_pool(pool, torch.eye(WIDTH)[:, :CLASSES], answers, torch.device("cpu"), 1_000, 0.05)
+        refine_pool(pool, answers, torch.device("cpu"), 1_000, 0.05)
         return [{*rows} - some for some in known if some and some != {*rows}]
 
     monkeypatch.setattr(refine_module, "build_memory", build_one)
