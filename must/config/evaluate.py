@@ -100,9 +100,7 @@ class RefineConfig(StageConfig):
     features: str = defaults.features()
     output: str = defaults.output("folder for predictions.csv, copies.csv and refined.json", "labels")
     alpha: float | Literal["auto"] = param(
-        "weight interpolation between the zero-shot (0) and the trained model (1); auto: the one given before, else as "
-        f"trained, or the one of 0, {defaults.ALPHA} and 1 whose refined labels are right most often on the answers "
-        "drawn at random, if it is better by more than one standard error",
+        "weight interpolation between the zero-shot (0) and the trained model (1); auto: that of the model there",
         "auto",
         metavar="X|auto",
         between=(0, 1),

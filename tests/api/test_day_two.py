@@ -509,20 +509,6 @@ def test_the_trial_of_training_is_remembered(place, ran, monkeypatch, caplog):
     assert printed(sys.executable, "-c", code) == "False\n"
 
 
-def test_answers_take_a_training_back_that_harms(place):
-    """And the alpha that somebody gives stays."""
-    quick = {"lr": 1.0, "ema_decay_init": 0.0, "ema_decay": 0.0}
-    adapt(place, train="yes", preset="digits", epochs=1, batch_size=4, **quick)
-    work, seen = place / "work", list[tuple[float, str]]()
-    answer(work, place / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in range(20)}, sampled="random")
-    for given in ({}, {}, {"alpha": 0.0}, {"alpha": 1.0}, {}):
-        provenance = json.loads((work / "model/model.json").read_text())["provenance"]
-        seen.append((provenance["selection"]["alpha"], provenance["selection"]["by"]))
-        must.refine(model=str(work), workers=0, device="cpu", **given)
-    assert seen == [(1.0, "training"), (0.0, "answers"), (0.0, "answers"), (0.0, "given"), (1.0, "given")]
-    assert json.loads((work / "model/model.json").read_text())["provenance"]["selection"]["by"] == "given"
-
-
 def test_what_answers_of_another_folder_taught_stays(place, ran):
     work, photos = place / "work", place / "photos"
     answer(work, photos, {f"IMG_{n:04d}.png": "zero" for n in range(20)})

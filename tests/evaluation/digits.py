@@ -24,7 +24,7 @@ from must.data.image.preprocess import EvalView
 from must.data.shards.build import shard
 from must.method.model.bundle import Bundle, make_zero_shot_bundle, save_bundle
 from must.method.model.classifier import classifier, load_text_classifier
-from must.method.model.description import BY_TRAINING, Provenance, get_preprocess
+from must.method.model.description import Provenance, get_preprocess
 from tests.once import made_once
 
 torch.set_num_threads(1)  # the model is so small that threads cost more than they bring
@@ -71,7 +71,7 @@ def make(root: Path) -> None:
     save_bundle(str(root / "zero-shot"), baseline.model, baseline.description)
     tune(baseline, parts["validation"][:150])
     story = {"config": {"epochs": 3, "shards": shards}, "index_sha256": "0" * 64, "summary": {"steps": 30}}
-    story |= {"selection": {"alpha": 1.0, "by": BY_TRAINING}}  # as `must train` writes it
+    story |= {"selection": {"alpha": 1.0}}  # as `must train` writes it
     description = replace(baseline.description, provenance=make_record(Provenance, story))
     save_bundle(str(root / "adapted"), baseline.model, description)
 

@@ -13,7 +13,7 @@ import yaml
 from must.base.text import pluralize
 from must.data.image.preprocess import describe_preprocess
 from must.evaluation.result import METRIC_ROWS, Metrics, format_percent
-from must.method.model.description import BY_ANSWERS, Description, get_preprocess
+from must.method.model.description import Description, get_preprocess
 
 README_FILE = "README.md"  # the model card for a hub, with a YAML header
 CLASSES_SHOWN = 100
@@ -80,8 +80,6 @@ def describe_origin(description: Description, with_memory: bool) -> str:
     labels = "No labels were used"
     if memory and memory.answers and with_memory:
         labels = f"People named the classes of {pluralize(memory.answers, 'image')}"
-    elif selection and selection.by == BY_ANSWERS:
-        labels = "People's answers chose how much of a training is kept"
     return f"{text}. {labels}."
 
 

@@ -1,6 +1,6 @@
 """What people's answers say about the images of a split: accuracies, which labels nobody has to look at, how often a
 picture gets none of the classes. The statistics are those of must/method/answers/estimate.py; here answered images are
-left out. Answers also choose alpha, if nobody has given it."""
+left out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from must.base.parameters import require
-from must.base.storage import exists, join
 from must.base.text import pluralize
 from must.config import RefineConfig
-from must.config.work import ADAPTED, DESCRIPTION_FILE
 from must.data.format import load_index, read_hashes
 from must.method.answers.answers_file import NO_CLASS, OUTDATED, RANDOM, Answer, read_answers
 from must.method.answers.estimate import (
@@ -44,20 +41,9 @@ from must.method.answers.population import (
     read_population,
     shorten,
 )
-from must.method.memory.features import Features, Pool
+from must.method.memory.features import Pool
 from must.method.memory.predictions import TopLabels
-from must.method.memory.propagate import answer_rows, build_memory, look_up, predict_left_out
-from must.method.model.bundle import (
-    CANDIDATES,
-    Bundle,
-    check_ends,
-    choose_candidate,
-    interpolate,
-    load_trained,
-    save_bundle,
-)
-from must.method.model.description import BY_ANSWERS, BY_HAND, Description, Selection
-from must.method.model.masked_vit import MaskedViT
+from must.method.memory.propagate import answer_rows, look_up, predict_left_out
 from must.method.model.memory import Memory
 
 logger = logging.getLogger(__name__)
@@ -155,7 +141,7 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
     return Answers(known, random, copies, contents, images, measuring, beyond, kept)
 
 
-FEWEST_ANSWERS = 20  # drawn at random; with fewer they choose no alpha and bound no rate
+FEWEST_ANSWERS = 20  # drawn at random; with fewer they bound no rate
 
 # Of the cross-validation on the answers drawn at random: as many as fit, of so many numbers each.
 FOLDS, FOLD_NUMBERS = (5, 20), 5_000_000
@@ -300,48 +286,3 @@ def bound_none(probabilities: Tensor, truth: Tensor) -> tuple[TopLabels, float, 
         text = f"no class for at most {most:.1f} in 100 pictures of a class ({count} random answers, 95% confidence)"
     predicted = probabilities / (total + none * math.exp(-margin))[:, None]
     return TopLabels.from_probabilities(predicted), margin, f"the model names {text}"
-
-
-def change_alpha(
-    config: RefineConfig, bundle: Bundle, zero_shot: Bundle, read: Callable[[MaskedViT], Features],
-    device: torch.device, answers: Answers,
-) -> Bundle:  # fmt: skip
-    """The bundle with the alpha that is given, or that the answers choose."""
-    provenance = bundle.description.provenance
-    if not provenance.config:
-        require(config.alpha in ("auto", 0.0), f"--alpha: {config.model} is not trained")
-        return bundle
-    now = provenance.selection or Selection()
-    if config.alpha == now.alpha:
-        return replace(bundle, description=add_selection(bundle.description, replace(now, by=BY_HAND)))
-    if config.alpha == "auto" and (now.by == BY_HAND or len(answers.random) < FEWEST_ANSWERS):
-        return bundle
-    trained = load_trained(config.model)
-    check_ends(config.model, trained, zero_shot)
-    if config.alpha == "auto":
-        alphas = sorted({*CANDIDATES, now.alpha})
-        networks = [interpolate(zero_shot.model, trained.model, alpha) for alpha in alphas]
-        correct = []
-        for network in networks:
-            pool = read(network).pool(network)
-            _, labels = build_memory(pool, answer_rows({}, pool.numbers), device)
-            correct.append(labels.argmax(1)[answer_rows(answers.random, pool.numbers)[0]].numpy())
-        truth = np.array([answers.random[n] for n in pool.numbers.tolist() if n in answers.random])
-        right = np.stack(correct) == truth
-        alpha, by = alphas[choose_candidate(right, alphas.index(now.alpha))], BY_ANSWERS
-        found = ", ".join(f"{each:g} on {count}" for each, count in zip(alphas, right.sum(1), strict=True))
-        why = f"right without answers on {len(truth)} random answers: {found}; {now.alpha:g} stays unless clearly worse"
-        if alpha == now.alpha:
-            logger.info(f"alpha {alpha:g} ({why})")
-            return bundle
-    else:
-        alpha, by, why = float(config.alpha), BY_HAND, "--alpha"
-    if now.alpha == 1 and not exists(join(config.model, ADAPTED, DESCRIPTION_FILE)):
-        save_bundle(join(config.model, ADAPTED), trained.model, trained.description)
-    logger.info(f"alpha {alpha:g} ({why})")
-    description = add_selection(bundle.description, Selection(alpha=alpha, by=by))
-    return Bundle(interpolate(zero_shot.model, trained.model, alpha), description)
-
-
-def add_selection(description: Description, selection: Selection) -> Description:
-    return replace(description, provenance=replace(description.provenance, selection=selection))

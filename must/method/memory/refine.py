@@ -45,7 +45,6 @@ from must.method.memory.measure import (
     NEVER,
     Answers,
     Measured,
-    change_alpha,
     find_answers,
     keep_labels,
     measure_answers,
@@ -54,6 +53,7 @@ from must.method.memory.predictions import TopLabels, compare_predictions
 from must.method.memory.propagate import answer_rows, build_memory, find_neighbours, look_up
 from must.method.model.bundle import (
     Bundle,
+    change_alpha,
     load_bundle,
     make_zero_shot_bundle,
     save_bundle,
@@ -132,7 +132,8 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         def read(model: MaskedViT) -> Features:
             return read_features(model, source, world, config.features, config.limit)
 
-        bundle = change_alpha(config, bundle, zero_shot, read, world.device, answers)
+        if config.alpha != "auto":
+            bundle = change_alpha(config.model, float(config.alpha), bundle, zero_shot)
         trained, features = bool(bundle.description.provenance.config), read(bundle.model)
         others = [read(zero_shot.model).probabilities(zero_shot.model)] if trained else []
         pool = features.pool(bundle.model, others, source.reader.sources(features.numbers))

@@ -2,8 +2,7 @@
 zero-shot model that it comes from; and the weights between the two (WiSE-FT, arXiv 2109.01903).
 
 Training writes the model at `--alpha` between the zero-shot weights (0) and the trained ones (1), and the fully trained
-one beside it, in OUTPUT/adapted, from which `must refine --alpha` makes another. There are three candidates: 0, ALPHA
-and 1."""
+one beside it, in OUTPUT/adapted, from which `must refine --alpha` makes another."""
 
 import copy
 import hashlib
@@ -11,7 +10,6 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
@@ -19,20 +17,17 @@ from torch import Tensor
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.config.defaults import ALPHA
 from must.config.work import ADAPTED, DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
 from must.data.image.preprocess import Preprocess
-from must.method.answers.estimate import compare_paired_answers
 from must.method.distributed import pick_device
 from must.method.model.backbone import Backbone, build_visual, check_fetches_nothing, load_backbone
 from must.method.model.classifier import TextClassifier, load_class_set, make_text_classifier
-from must.method.model.description import Description, get_preprocess, load_description, require_weights
+from must.method.model.description import Description, Selection, load_description, require_weights
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.memory import Memory, MemoryClassifier, parse_memory
 
 MEMORY_PREFIX = "memory."  # of the memory's tensors in model.safetensors
 LOG_FILE = "train_log.jsonl"  # the training log, beside them; not every bundle has one
-CANDIDATES = (0.0, ALPHA, 1.0)  # for alpha
 CLASSIFIER_PREFIXES = ("visual.", "classifier")  # the other weights are for training only
 
 Weights = dict[str, Tensor]
@@ -149,13 +144,6 @@ def make_named_bundle(model: str, classes: str | list[Any], device: str = "auto"
     return make_untrained(backbone, classifier, backbone.model, backbone.pretrained, backbone.logit_scale)
 
 
-def choose_candidate(correct: np.ndarray, default: int) -> int:
-    """The row of bool [C, A] with the highest accuracy, but `default` unless another is better by more than one
-    standard error."""
-    best = int(correct.mean(1).argmax())
-    return best if compare_paired_answers(correct[default], correct[best], z=1).low > 0 else default
-
-
 def load_trained(model: str) -> Bundle:
     """The fully trained bundle of a bundle: the one in its folder adapted/, or itself where its alpha is 1."""
     folder = storage.join(model, ADAPTED)
@@ -168,16 +156,24 @@ def load_trained(model: str) -> Bundle:
     return bundle
 
 
-def check_ends(model: str, trained: Bundle, zero_shot: Bundle) -> None:
-    """The zero-shot model must be one that the trained one may have begun with: of the same shapes and pixels."""
-    ends = trained, zero_shot
-    shapes, other_shapes = ({name: value.shape for name, value in b.model.state_dict().items()} for b in ends)
-    pixels, other_pixels = (get_preprocess(b.description) for b in ends)
+def change_alpha(model: str, alpha: float, bundle: Bundle, zero_shot: Bundle) -> Bundle:
+    """The bundle of `model` with another alpha, made of the zero-shot model and the fully trained one, which is saved
+    beside it first. Raises UserError: it is not trained, or by another zero-shot model."""
+    description = bundle.description
+    now = description.provenance.selection or Selection()
+    require(bool(description.provenance.config) or not alpha, f"--alpha: {model} is not trained")
+    if not description.provenance.config or alpha == now.alpha:
+        return bundle
     require(
-        shapes == other_shapes and pixels == other_pixels,
-        f"--classifier: is of {zero_shot.description.backbone}, --model {model} is a {trained.description.backbone} of "
-        "another shape; take the classifier file that the model was trained with",
+        description.architecture == zero_shot.description.architecture,
+        f"--classifier: is of {zero_shot.description.backbone}, --model {model} is a {description.backbone} of another "
+        "shape; take the classifier file that the model was trained with",
     )
+    trained = load_trained(model)
+    if now.alpha == 1 and not storage.exists(storage.join(model, ADAPTED, DESCRIPTION_FILE)):
+        save_bundle(storage.join(model, ADAPTED), trained.model, trained.description)
+    provenance = replace(description.provenance, selection=Selection(alpha=alpha))
+    return Bundle(interpolate(zero_shot.model, trained.model, alpha), replace(description, provenance=provenance))
 
 
 def interpolate(zero_shot: MaskedViT, trained: MaskedViT, alpha: float) -> MaskedViT:

@@ -16,7 +16,6 @@ from must.data.image.preprocess import Preprocess
 from must.method.answers.estimate import Abstention, AccuracyEstimate
 
 BUNDLE_FORMAT = 1
-BY_TRAINING, BY_HAND, BY_ANSWERS = "training", "given", "answers"  # what decided alpha: its default, a person, answers
 LARGEST_LOGIT_FACTOR = 1e30  # on the cosine: above it, float32 probabilities overflow
 
 
@@ -61,10 +60,9 @@ class MemoryFacts:
 
 @dataclass(frozen=True)
 class Selection:
-    """How much of an adaptation is kept, what decided it, a check without labels, what answers measure."""
+    """How much of an adaptation is kept, a check without labels, what answers measure."""
 
     alpha: float = 1.0  # position between the zero-shot weights (0) and the adapted ones (1)
-    by: str = ""  # BY_TRAINING, BY_HAND or BY_ANSWERS; "" where nothing was trained
     check: CheckResult | None = None
     measured: AccuracyEstimate | None = None
     abstention: Abstention | None = None  # by the same answers

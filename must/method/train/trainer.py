@@ -49,7 +49,7 @@ from must.method.model.bundle import (
     save_bundle,
 )
 from must.method.model.classifier import load_text_classifier, require_shares
-from must.method.model.description import BY_HAND, BY_TRAINING, Description, RunSummary, Selection, get_preprocess
+from must.method.model.description import Description, RunSummary, Selection, get_preprocess
 from must.method.train.checkpoint import RunTimer, TrainState, exclusive_checkpoints
 from must.method.train.log import GB, Size, TrainLog, in_words, summarize_run
 from must.method.train.recipe import record_provenance, resolve
@@ -93,7 +93,6 @@ class Trainer:
             config.shards, config.split, config.cache, config.cache_gb, config.index_sha256, config.shuffle_window
         )
         classifier = load_text_classifier(config.classifier)
-        self.alpha_by = BY_HAND if config.is_passed("alpha") else BY_TRAINING
         self.resolved = resolve(config, self.reader.index, classifier)
         self.config = config = self.resolved.config
         self.prior: tuple[float, ...] = ()
@@ -301,7 +300,7 @@ class Trainer:
         check = compare_predictions(*predicted, description.classes)
         for warning in check.warnings:
             logger.warning(f"warning: {warning}")
-        selection = Selection(alpha=alpha, by=self.alpha_by, check=check)
+        selection = Selection(alpha=alpha, check=check)
         description = replace(description, provenance=replace(description.provenance, selection=selection))
         save_bundle(config.output, network.cpu(), description, memory)
 

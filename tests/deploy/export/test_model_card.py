@@ -122,10 +122,8 @@ TRAINED = {"config": {"epochs": 3}, "selection": {"alpha": 0.35}}
          "People named the classes of 1 image."),
         (TRAINED | {"memory": {"images": 1200}}, "open_clip",
          "(MUST, arXiv 2206.02967), of which a share of 0.35 is kept. No labels were used."),
-        (TRAINED | {"selection": {"alpha": 0.0, "by": "given"}, "memory": {"images": 1200, "answers": 50}},
+        (TRAINED | {"selection": {"alpha": 0.0}, "memory": {"images": 1200, "answers": 50}},
          "open_clip", "CLIP's zero-shot classifier. No labels were used."),
-        (TRAINED | {"selection": {"alpha": 0.0, "by": "answers"}, "memory": {"images": 9, "answers": 50}},
-         "open_clip", "CLIP's zero-shot classifier. People's answers chose how much of a training is kept."),
     ],
 )  # fmt: skip
 def test_the_card_says_how_the_model_was_made(provenance, to, sentence):

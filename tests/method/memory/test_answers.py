@@ -27,9 +27,8 @@ from must.method.model.bundle import load_bundle
 from must.method.model.classifier import classifier
 from must.method.model.description import load_description
 from tests.deploy.serve.server import running
-from tests.method.memory.refining import accuracy, answer_lines, answered, run, selection, trained, weights
+from tests.method.memory.refining import accuracy, answer_lines, answered, run, selection, trained
 from tests.method.memory.remembering import unlabeled_digits
-from tests.method.train.lives import same
 
 
 def test_answered_images_keep_their_answer_and_similar_ones_learn_from_it(digits, truth, tmp_path, capsys):
@@ -336,17 +335,3 @@ def test_images_like_those_of_none_of_the_classes_get_no_class_in_every_output(d
     with running("--model", tmp_path / "onnx") as server:
         served = [server.ask("POST", "/classify", Path(one.image).read_bytes())[1] for one in predictions[1][:40]]
     assert [row["class"] for row in served] == [one.name for one in predictions[1][:40]]
-
-
-@pytest.mark.parametrize("count, alpha", [(60, 0.0), (19, 1.0)])
-def test_answers_against_the_model_choose_zero_shots_weights(digits, truth, tmp_path, capsys, count, alpha):
-    """Somebody agrees with zero-shot's labels on every picture; 19 answers are too few to choose."""
-    _, rows = run(digits, tmp_path)
-    says = {row["image"]: row["class"] for row in rows}
-    shutil.rmtree(tmp_path / "model")
-    pictures = [(name, sha256, says[name]) for name, sha256, _ in truth[:count]]
-    run(digits, trained(digits, tmp_path), answers=answered(tmp_path / "review", pictures))
-    chosen = selection(tmp_path)
-    assert ("alpha 0 (right without answers on 60 random answers: 0 on " in capsys.readouterr().out) == (alpha == 0)
-    assert chosen.alpha == alpha and (chosen.by == "answers") == (alpha == 0)
-    assert same(weights(tmp_path / "model"), weights(digits.adapted if alpha else digits.zero_shot))

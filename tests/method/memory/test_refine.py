@@ -24,7 +24,7 @@ from must.deploy.onnx_model import OnnxClassifier
 from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import append, hash_answers
 from must.method.memory import refine as refine_module
-from must.method.model.bundle import choose_candidate, interpolate, load_bundle, save_bundle
+from must.method.model.bundle import interpolate, load_bundle, save_bundle
 from must.method.model.description import MemoryFacts, get_preprocess, load_description
 from tests.common import ended, read_csv
 from tests.data.shards.test_shard import tree
@@ -78,7 +78,7 @@ def test_a_model_that_is_not_there_yet_is_zero_shots_with_a_memory_and_better_on
     folder, summary, _ = zero_shot
     description = load_description(str(folder / "model"))
     assert 450 < description.provenance.memory.images < 500 and description.weights_sha256 == summary["weights_sha256"]
-    assert (description.provenance.selection.alpha, description.provenance.selection.by) == (0, "")
+    assert description.provenance.selection.alpha == 0
     assert same(weights(folder / "model"), weights(digits.zero_shot))
     values = {"model": str(folder / "model"), "baseline": digits.classifier, "shards": digits.shards}
     found = evaluate(EvaluateConfig(**values, output=str(folder / "report"), workers=0, device="cpu"))
@@ -102,25 +102,16 @@ def test_a_trained_model_gets_its_memory_in_place(digits, tmp_path):
     assert after.selection.alpha == 1 and after.selection.check.images == 150 and not after.selection.check.warnings
 
 
-def test_alpha_changes_only_if_another_is_right_more_often_beyond_the_error():
-    correct = np.repeat(np.random.default_rng(0).random((1, 50)) < 0.7, 3, axis=0)
-    assert choose_candidate(correct, 1) == 1
-    one_more, many_more = correct.copy(), correct.copy()
-    one_more[2, np.flatnonzero(~correct[2])[:1]] = True
-    many_more[2, np.flatnonzero(~correct[2])[:10]] = True
-    assert choose_candidate(one_more, 1) == 1 and choose_candidate(many_more, 1) == 2
-
-
 def test_another_alpha_begins_with_the_trained_weights_again_and_stays(digits, truth, tmp_path):
     trained(digits, tmp_path)
     for alpha in (0.5, 0.25, 1.0, 0.5):
         run(digits, tmp_path, alpha=alpha, limit=20)
         network = interpolate(load_bundle(digits.zero_shot).model, load_bundle(digits.adapted).model, alpha)
         torch.testing.assert_close(weights(tmp_path / "model")["classifier"], network.classifier.detach())
-        assert (selection(tmp_path).alpha, selection(tmp_path).by) == (alpha, "given")
+        assert selection(tmp_path).alpha == alpha
         assert same(weights(tmp_path / "model/adapted"), weights(digits.adapted)), alpha
     run(digits, tmp_path, answers=answered(tmp_path / "review", truth[:60]))
-    assert (selection(tmp_path).alpha, selection(tmp_path).by) == (0.5, "given"), "answers do not change it"
+    assert selection(tmp_path).alpha == 0.5, "answers do not change it"
 
 
 @pytest.mark.parametrize("images", [3, 1])
