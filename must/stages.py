@@ -73,7 +73,7 @@ JUDGED: Final = {"bundle": "Model", "details": "Artifact"}  # what is decided ab
 
 STAGES: Final[dict[str, Stage]] = {
     "adapt": Stage(
-        "Adapt CLIP to images without labels: one pass gives a model, labels and a report; then training, if worth it.",
+        "Adapt CLIP to images without labels: one pass gives a model, labels, a report; with a GPU, training follows.",
         "must.config.adapt:AdaptConfig", "must.api.adapt:command", python="must.api.adapt:adapt",
         next="must predict FOLDER --model {output}; must review {output}; must export {output}",
     ),

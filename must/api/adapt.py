@@ -1,11 +1,12 @@
 """`must.adapt`: images and class names in; a model, labels of the images and a report out, below one folder, WORK.
 
     images, classes -> classifier.safetensors + shards/ -> model/ + labels/ (one pass, no training) -> report/
-                    -> training, if it is worth it on this machine -> model/ + labels/ -> report/
+                    -> training, with a CUDA GPU or if asked for -> model/ + labels/ -> report/
 
 A call with the same words goes on where it was stopped, and does what is new since: other photos, classes or settings
 (must/api/work_state.py). Everything is checked before anything is written."""
 
+import ctypes
 import json
 import logging
 import os
@@ -36,15 +37,15 @@ from must.api.work_state import (
     remove,
 )
 from must.base import storage
-from must.base.console import quieted, replaced
+from must.base.console import replaced
 from must.base.errors import UserError
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, naming_parameters, require
-from must.base.processes import check_processes, describe_machine
+from must.base.processes import check_processes
 from must.base.program import load_torch
-from must.base.text import format_duration, pluralize
+from must.base.text import pluralize
 from must.config import AdaptConfig, TrainConfig
-from must.config.work import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, NEXT_PREFIX, OF_CLASSIFIER, PARTS
+from must.config.work import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, NEXT_PREFIX, PARTS
 from must.data.format import load_index
 from must.method.model.classifier import read_header
 from must.method.model.description import load_description
@@ -56,8 +57,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/models.md says why
 SET_BY_ADAPT = ("shards", "features", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
 CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "alpha"}  # settings that may change from one call to the next
-WORTH_TRAINING = 30 * 60  # seconds of training that `--train auto` takes without a GPU
-TRIAL_SECONDS = 5.0  # of the trial steps that measure it
 FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/model/memory.py)
 APPENDED = "append"  # a folder for shards to which images are being appended
 ADAPT_LOCK = Kind("must adapt", "--output", ".adapt.lock")
@@ -95,7 +94,7 @@ def adapt(
         test_images: labelled images to measure the accuracy with, which nothing else reads: a folder with a folder a
             class, or a table (.csv) with the columns image and class. They may be among `images`.
         train: "no" or False: one pass over the images, and a memory of them; "yes" or True: training besides; "auto":
-            with a CUDA GPU, or if it takes less than half an hour here.
+            training, too, where there is a CUDA GPU.
         device: auto, cpu, cuda or cuda:N.
         again: make everything anew; what there is goes to the folder before/ in `output`.
         max_rejected: the largest share of images that cannot be decoded; above it nothing is adapted.
@@ -305,31 +304,19 @@ def should_train(
             logger.info("the model was trained on other images, and has a memory of these; --train yes trains it again")
         if same or train == "auto":
             return False
-    if train == "yes":
-        return True
-    names, index = (*OF_CLASSIFIER, "settings"), load_index(str(state.part(SHARDS)))
-    about = [describe_machine(), settings | {"device": common["device"]}, index.sha256]
-    about = json.loads(json.dumps([*about, [state.inputs[name] for name in names]], default=str))
-    if state.trial.get("about") != about:
-        load_torch("adapt")
-        import torch
+    return train == "yes" or (common["device"].startswith(("auto", "cuda")) and has_gpu())
 
-        if common["device"].startswith(("auto", "cuda")) and torch.cuda.is_available():
-            return True
-        trial = {"classifier": state.part(CLASSIFIER_FILE), "output": state.part(BUNDLE), "seconds": TRIAL_SECONDS}
-        with quieted(logging.WARNING, "must"):
-            seconds = call("plan", **settings | trial | common)["seconds"]
-        state.trial = {"seconds": seconds, "about": about}
-        state.write_record()
-    seconds = state.trial["seconds"]
-    if seconds <= WORTH_TRAINING:
-        return True
-    logger.info(
-        f"not trained{' again' if origin.config else ''}: training would take {format_duration(seconds)} on this "
-        "machine (--train yes). It paid on two of five tasks of others; fifty answers (must review) gained more on "
-        "average. The model and the labels are ready without it"
-    )
-    return False
+
+def has_gpu() -> bool:
+    """Whether torch finds a CUDA GPU. Where there is no driver, torch is not imported, which takes seconds."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    load_torch("adapt")
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def check_labels(test_images: str, state: WorkState) -> None:

@@ -87,9 +87,8 @@ class WorkState:
             exchange(work, unfinished.parent)
         record = work / RECORD_FILE
         before = storage.read_json(str(record), "adapt") if record.exists() else {}
-        trial, exports, _ = (before.pop(name, None) for name in ("trial", "exports", WORDS))
+        exports, _ = (before.pop(name, None) for name in ("exports", WORDS))
         self.words, self.exports = words, dict[str, dict[str, Any]](exports or {})
-        self.trial: dict[str, Any] = trial if isinstance(trial, dict) and not again else {}
         others = [name for name in MADE_FROM if (work / name).exists()]
         require(
             bool(before) or not others or is_work(str(work)),
@@ -114,9 +113,8 @@ class WorkState:
         self.write_record()
 
     def write_record(self) -> None:
-        """adapt.json: the inputs, the words of the call, the trial of training, and exports to make again."""
-        parts = {"trial": self.trial, "exports": self.exports}
-        more = {WORDS: self.words} | {name: value for name, value in parts.items() if value}
+        """adapt.json: the inputs, the words of the call, and exports to make again."""
+        more = {WORDS: self.words} | ({"exports": self.exports} if self.exports else {})
         storage.write_bytes(str(self.folder / RECORD_FILE), json.dumps(self.inputs | more, indent=1).encode())
 
     def abandon(self) -> None:

@@ -38,8 +38,8 @@ class AdaptConfig(StageConfig):
         metavar="NAME=VALUE,...",
     )
     train: Literal["auto", "yes", "no"] = param(
-        "no: one pass over the images gives the model a memory of them; yes: train it besides; auto: with a CUDA GPU, "
-        "or if training takes less than half an hour here",
+        "no: one pass over the images gives the model a memory of them; yes: train it besides; auto: train it "
+        "where there is a CUDA GPU",
         "auto",
     )
     again: bool = param("make everything anew; what there is goes to OUTPUT/before", False)
