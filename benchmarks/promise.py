@@ -26,7 +26,7 @@ from must.api.demo import CLASSES, find_assets, load_digits
 from must.config import RefineConfig
 from must.data.loader import EvalSource
 from must.data.reader import ShardReader
-from must.method.answers.answers_file import NO_CLASS
+from must.method.answers.answers_file import OPEN, UNSURE
 from must.method.answers.estimate import ACCEPTED, SET, Sample, accept, count_fewest_answers, find_ranks
 from must.method.answers.population import ENTRY, NOTHING_GONE, Gone, choose_sample, forget_gone
 from must.method.distributed import World
@@ -53,12 +53,14 @@ SHAPES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {  # share of wro
 @dataclass
 class State:
     """Of N pictures: `drawn`: rows that were drawn at random and answered, in order; `other`: bool [N], answered in
-    another way; `here`: bool [N], not removed; `answer`: int64 [N], what the person says."""
+    another way; `here`: bool [N], not removed; `answer`: int64 [N], what the person says; `shown`: int64 [N], labels
+    before the answers."""
 
     order: np.ndarray
     other: np.ndarray
     here: np.ndarray
     answer: np.ndarray
+    shown: np.ndarray
     drawn: list[int] = field(default_factory=list)
     population: np.ndarray = field(init=False)
 
@@ -70,8 +72,14 @@ class State:
     def remove(self, rows: np.ndarray) -> None:
         """And `must review` is started."""
         self.here &= ~rows
-        drawn, here = np.array(sorted(self.drawn), np.uint64), np.flatnonzero(self.here).astype(np.uint64)
-        self.population = forget_gone(self.population, here, drawn)
+        self.population = forget_gone(self.population, *self.contents)
+
+    @property
+    def contents(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Uint64: the pictures that are there, those that were drawn, and those of these whose label was wrong."""
+        drawn = np.array(sorted(self.drawn), np.int64)
+        wrong = drawn[self.shown[drawn] != self.answer[drawn]]
+        return np.flatnonzero(self.here).astype(np.uint64), drawn.astype(np.uint64), wrong.astype(np.uint64)
 
     @property
     def answered(self) -> np.ndarray:
@@ -104,56 +112,52 @@ class MadeUp:
         others, besides = measured & ~state.answered, state.answered.copy()
         besides[measuring] = False
         ranks, known = (find_ranks(self.confidence[rows], self.confidence[others]) for rows in (measuring, besides))
-        right = self.labels[measuring] == state.answer[measuring]
-        found = accept(risk, Sample(ranks, right, known, gone), self.confidence[others], promise)
+        said = state.answer[measuring]
+        unsure = int((said == UNSURE).sum())
+        sample = Sample(ranks, self.labels[measuring] == said, known, gone, unsure)
+        found = accept(risk, sample, self.confidence[others], promise)
         taken = others & (self.confidence >= (np.inf if found.threshold is None else found.threshold))
         return np.flatnonzero(taken), self.labels[taken]
 
 
 @dataclass
 class Digits:
-    """The labels of `must refine`, with a number of copies of each picture."""
+    """The labels of `must refine`."""
 
     pool: Pool
     truth: np.ndarray
-    copies: np.ndarray  # int64 [N], copies of each picture in the pool
     classes = len(CLASSES)
 
     def look(self, state: State, risk: float, promise: str) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.repeat(np.arange(len(self.truth)), np.where(state.here, self.copies, 0))
-        pool = self.pool
+        rows, pool = np.flatnonzero(state.here), self.pool
         part = Pool(
             torch.arange(len(rows)), [""] * len(rows), pool.vectors[rows], pool.probabilities[rows],
             pool.others[:, rows], pool.tokens, pool.embedding,
         )  # fmt: skip
-        first = {row: number for number, row in reversed([*enumerate(rows.tolist())])}
-        known = {first[row]: int(state.answer[row]) for row in np.flatnonzero(state.answered).tolist()}
-        random = {first[row]: int(state.answer[row]) for row in state.drawn if row in first}
-        copies = {number: known[first[row]] for number, row in enumerate(rows.tolist()) if first[row] in known}
         measuring, measured, gone = sample_of(state, risk)
-        answers = Answers(
-            known, random, {n: k for n, k in copies.items() if n not in known}, rows.astype(np.uint64),
-            measured[rows], frozenset(first[row] for row in measuring.tolist()), gone,
-        )  # fmt: skip
+        said = np.where(state.answered, state.answer, OPEN)
+        sample = np.isin(rows, measuring)
+        answers = Answers(said[rows], sample, measured[rows], rows.astype(np.uint64), gone)
         refined = refine_pool(part, answers, torch.device("cpu"), 10_000, risk, promise)
         if refined.measured is None or refined.accepted is None:
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        numbers = np.array([n for n in first.values() if refined.accepted[n] and n not in known], np.int64)
-        return rows[numbers], refined.labels.labels.numpy()[numbers]
+        taken = refined.accepted & (said[rows] == OPEN)
+        return rows[taken], refined.labels.labels.numpy()[taken]
 
 
 def sample_of(state: State, risk: float) -> tuple[np.ndarray, np.ndarray, Gone]:
     """As of `choose_sample`: the contents are the numbers of the pictures."""
     if state.here.all():
         return np.array(sorted(state.drawn), np.int64), state.here, NOTHING_GONE
-    here, drawn = np.flatnonzero(state.here).astype(np.uint64), np.array(sorted(state.drawn), np.uint64)
-    measuring, images, gone = choose_sample(state.population, here, drawn, count_fewest_answers(risk))
+    here = state.contents[0]
+    measuring, images, gone = choose_sample(state.population, *state.contents, count_fewest_answers(risk))
     measured = np.zeros(len(state.here), bool)
     measured[here[images].astype(np.int64)] = True
     return measuring.astype(np.int64), measured, gone
 
 
 Labels = MadeUp | Digits
+Act = Callable[[State, Labels, np.random.Generator, float, str], None]
 
 
 def sure_ones(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
@@ -168,21 +172,16 @@ def right_ones(state: State, labels: Labels, rng: np.random.Generator, risk: flo
     state.other |= right & (rng.random(len(right)) < 0.3)
 
 
-def remove_wrong(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
-    """Removes the answered pictures whose labels were wrong."""
-    predicted = labels.labels if isinstance(labels, MadeUp) else zero_shot(labels)
-    state.remove(state.answered & (predicted != state.answer))
+def remove(of_wrong: float, of_unanswered: float, of_all: float = 0.0) -> Act:
+    """Removes these shares, at random, of the answered pictures whose labels were wrong, of those without an answer,
+    and of all, such as a folder."""
 
+    def act(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
+        wrong = state.answered & (state.shown != state.answer)
+        shares = np.where(wrong, of_wrong, np.where(state.answered, 0.0, of_unanswered))
+        state.remove((rng.random(len(wrong)) < shares) | (rng.random(len(wrong)) < of_all))
 
-def remove_some(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
-    """Removes 20% of all pictures, such as a folder."""
-    state.remove(rng.random(len(state.here)) < 0.2)
-
-
-def remove_both(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
-    """At once."""
-    predicted = labels.labels if isinstance(labels, MadeUp) else zero_shot(labels)
-    state.remove((state.answered & (predicted != state.answer)) | (rng.random(len(state.here)) < 0.2))
+    return act
 
 
 def remove_left(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
@@ -206,6 +205,14 @@ def answer_left(state: State, labels: Labels, rng: np.random.Generator, risk: fl
     state.other[taken] = False
 
 
+def cannot_tell(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
+    """From the start: nobody can tell a tenth of the pictures; half of their made-up labels are wrong."""
+    unsure = rng.random(len(state.answer)) < 0.1
+    state.answer[unsure] = UNSURE
+    if isinstance(labels, MadeUp):
+        labels.labels[unsure] = rng.random(int(unsure.sum())) < 0.5
+
+
 def wrong_answers(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
     """From the start: 2 in 100 answers are wrong."""
     wrong = rng.random(len(state.answer)) < 0.02
@@ -214,18 +221,25 @@ def wrong_answers(state: State, labels: Labels, rng: np.random.Generator, risk: 
     ) % labels.classes
 
 
-Act = Callable[[State, Labels, np.random.Generator, float, str], None]
-ACTS: dict[str, tuple[int, Act | None]] = {  # random answers before it
-    "random answers only": (0, None),
-    "answers by class about the surest half": (20, sure_ones),
-    "answers by --add where labels are right": (20, right_ones),
-    "removes answered pictures with wrong labels": (ACT, remove_wrong),
-    "removes a fifth of all": (ACT, remove_some),
-    "removes both": (ACT, remove_both),
-    "removes those that are left": (ACT, remove_left),
-    "removes those not to be looked at": (ACT, remove_accepted),
-    "names those that are left": (ACT, answer_left),
-    "2 in 100 answers are wrong": (0, wrong_answers),
+ONCE, FOUR_TIMES = (ACT,), (60, ACT, 140, 180)
+ACTS: dict[str, tuple[tuple[int, ...], Act | None]] = {  # random answers before it
+    "random answers only": ((), None),
+    "answers by class about the surest half": ((20,), sure_ones),
+    "answers by --add where labels are right": ((20,), right_ones),
+    "removes answered pictures with wrong labels": (ONCE, remove(1, 0)),
+    "removes a fifth of all": (ONCE, remove(0, 0, 0.2)),
+    "removes both": (ONCE, remove(1, 0, 0.2)),
+    "removes a fifth of those without an answer": (ONCE, remove(0, 0.2)),
+    "and the answered ones with wrong labels": (ONCE, remove(1, 0.2)),
+    "the same, a twentieth": (ONCE, remove(1, 0.05)),
+    "a fifth of those without an answer, four times": (FOUR_TIMES, remove(0, 0.2)),
+    "and the answered ones with wrong labels, each time": (FOUR_TIMES, remove(1, 0.2)),
+    "the same, a twentieth each time": (FOUR_TIMES, remove(1, 0.05)),
+    "removes those that are left": (ONCE, remove_left),
+    "removes those not to be looked at": (ONCE, remove_accepted),
+    "names those that are left": (ONCE, answer_left),
+    "nobody can tell a tenth": ((0,), cannot_tell),
+    "2 in 100 answers are wrong": ((0,), wrong_answers),
 }
 
 
@@ -233,19 +247,22 @@ def simulate(
     labels: Labels, name: str, risk: float, promise: str, rng: np.random.Generator, looks: tuple[int, ...] = LOOKS
 ) -> tuple[bool, list[float]]:
     """(whether the promise is broken at any look, the share of the pictures that nobody has to look at, by look)."""
-    pictures, (start, act) = len(labels.truth), ACTS[name]
-    state = State(rng.permutation(pictures), np.zeros(pictures, bool), np.ones(pictures, bool), labels.truth.copy())
+    pictures, (times, act) = len(labels.truth), ACTS[name]
+    shown = labels.labels if isinstance(labels, MadeUp) else zero_shot(labels)
+    none = np.zeros(pictures, bool)
+    state = State(rng.permutation(pictures), none, ~none, labels.truth.copy(), shown)
     broken, unseen = False, list[float]()
     for number in range(looks[-1] + 1):
-        if number == start and act:
+        if number in times and act:
             act(state, labels, rng, risk, promise)
         if number in looks:
             rows, given = labels.look(state, risk, promise)
             wrong = int((given != labels.truth[rows]).sum())
             if promise == SET:
-                answered = state.answered
+                answered = state.answered & (state.answer != UNSURE)
                 wrong += int((state.answer[answered] != labels.truth[answered]).sum())
-            broken |= wrong > risk * (int(state.here.sum()) if promise == SET else len(rows)) + 1e-9
+            named = int((state.here & ~(state.answered & (state.answer == UNSURE))).sum())
+            broken |= wrong > risk * (named if promise == SET else len(rows)) + 1e-9
             unseen.append(len(rows) / int(state.here.sum()))
         if len(state.drawn) == int(state.here.sum()):
             break
@@ -269,7 +286,7 @@ def read_digits(folder: Path) -> Digits:
     pool = features.pool(bundle.model, [features.probabilities(bundle.model)])
     reader, labels = ShardReader(shards, "train"), [CLASSES.index(label) for _, label in load_digits()["unlabeled"]]
     truth = [labels[int(Path(reader.description(number)["source"]).stem)] for number in pool.numbers.tolist()]
-    return Digits(pool, np.array(truth), np.ones(len(truth), np.int64))
+    return Digits(pool, np.array(truth))
 
 
 def main() -> None:
@@ -281,7 +298,6 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     torch.set_num_threads(1)
-    assert NO_CLASS < 0
     for risk in options.risks if options.draws else ():
         for promise in (SET, ACCEPTED):
             print(f"\nmade-up labels, at most {risk:.0%} of {promise}: broken in % of {options.draws} draws, by shape")
@@ -303,13 +319,9 @@ def main() -> None:
     for risk in options.risks:
         for promise in (SET, ACCEPTED):
             print(f"\ndigits, at most {risk:.0%} of {promise}: broken of {options.digits}; unseen in % after {looks}")
-            for name in [*options.acts, "copies"]:
+            for name in options.acts:
                 rng = np.random.default_rng(round(1000 * risk))
-                if name == "copies":
-                    digits.copies = np.where(rng.random(len(digits.truth)) < 0.3, 3, 1)
-                act = "random answers only" if name == "copies" else name
-                runs = [simulate(digits, act, risk, promise, rng, looks) for _ in range(options.digits)]
-                digits.copies[:] = 1
+                runs = [simulate(digits, name, risk, promise, rng, looks) for _ in range(options.digits)]
                 unseen = np.mean([run[1] for run in runs], axis=0)
                 print(f"{name:45s}{sum(run[0] for run in runs):3d}  {(100 * unseen).round().astype(int)}", flush=True)
 

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import torch
 
+from must.method.answers.answers_file import OPEN
 from must.method.memory.features import Pool
 from must.method.memory.measure import Answers
 from must.method.memory.refine import refine_pool
@@ -36,14 +37,15 @@ def main() -> None:
     parts = (Whitening(torch.zeros(1, 128).half(), torch.zeros(128)) for _ in range(2))
     numbers = torch.arange(options.images)
     pool = Pool(numbers, [""] * options.images, vectors, probabilities, probabilities[None][:0], *parts)
-    answers = {row: int(truth[row]) for row in torch.randperm(options.images, generator=generator)[:200].tolist()}
+    said, answered = np.full(options.images, OPEN), torch.randperm(options.images, generator=generator)[:200].numpy()
+    said[answered] = truth.numpy()[answered]
     device = torch.device(options.device)
     began = time.perf_counter()
     values = vectors.to(device).float()
     find_nearest(values)
     lap = time.perf_counter()
     count = len(pool.numbers)
-    known = Answers(answers, answers, {}, np.zeros(count, np.int64), np.arange(count, dtype=np.uint64))
+    known = Answers(said, said != OPEN, np.ones(count, bool), np.arange(count, dtype=np.uint64))
     refined = refine_pool(pool, known, device, 10_000, 0.05)
     if options.device != "cpu":
         torch.cuda.synchronize()

@@ -74,8 +74,7 @@ def prepare_images(folder: Path, epochs: int) -> tuple[Images, torch.Tensor]:
 def simulate(images: Images, truth: torch.Tensor, order: np.ndarray) -> list[float]:
     """The columns of one draw, in which the images `order` get answers."""
     answered = torch.from_numpy(order)
-    answers = dict(zip(images.pool.numbers[answered].tolist(), truth[answered].tolist(), strict=True))
-    labels, usual = images.refined(answers).argmax(1), images.initial_labels
+    labels, usual = images.refined(torch.stack([answered, truth[answered]])).argmax(1), images.initial_labels
     others = torch.ones(len(truth), dtype=torch.bool)
     others[answered] = False
     before, after = ((each == truth)[others].float().mean().item() for each in (usual, labels))

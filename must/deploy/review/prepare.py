@@ -22,16 +22,8 @@ from must.config.work import WEIGHTS_FILE
 from must.data.loader import EvalSource
 from must.data.reader import ShardReader
 from must.method.answers.answers_file import RANDOM, read_answers
-from must.method.answers.estimate import Accepted, Share
-from must.method.answers.population import (
-    KeptLabels,
-    count_cohorts,
-    find_cohorts,
-    read_population,
-    record_population,
-    shorten,
-    write_kept,
-)
+from must.method.answers.estimate import Accepted, AccuracyEstimate
+from must.method.answers.population import KeptLabels, record_population, shorten, write_kept
 from must.method.answers.review import (
     MOST_BY_COVERAGE,
     REFINED,
@@ -46,7 +38,7 @@ from must.method.distributed import init_distributed
 from must.method.memory.features import Pool, read_features
 from must.method.memory.measure import find_answers
 from must.method.memory.predictions import TopLabels
-from must.method.memory.propagate import LARGEST_MEMORY, answer_rows, build_memory, find_neighbours, predict_left_out
+from must.method.memory.propagate import LARGEST_MEMORY, NO_ANSWERS, build_memory, find_neighbours, predict_left_out
 from must.method.memory.refine import refine_pool
 from must.method.model.bundle import load_bundle, make_zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
@@ -72,6 +64,8 @@ class Images:
     """What the review is computed from: N pictures, K classes."""
 
     pool: Pool
+    contents: np.ndarray  # uint64 [N], the first 8 bytes of their sha256; and those of all images of the split:
+    split: np.ndarray  # uint64 [M]
     classes: list[str]
 
     @cached_property
@@ -82,11 +76,11 @@ class Images:
     @cached_property
     def initial_labels(self) -> Tensor:
         """Int64 [N]: the refined labels without answers."""
-        return self.refined({}).argmax(1)
+        return self.refined(NO_ANSWERS).argmax(1)
 
-    def refined(self, answers: dict[int, int]) -> Tensor:
-        """Float32 [N, K]: the refined labels' probabilities with these answers, {number: class number}."""
-        return build_memory(self.pool, answer_rows(answers, self.pool.numbers), CPU, near=self.near)[1]
+    def refined(self, answers: Tensor) -> Tensor:
+        """Float32 [N, K]: the refined labels' probabilities with these answers, as of `build_memory`."""
+        return build_memory(self.pool, answers, CPU, near=self.near)[1]
 
 
 @dataclass(frozen=True)
@@ -98,13 +92,16 @@ class Progress:
     accepted: Accepted | None  # None: no answer measures yet
     right: float  # share of the pictures drawn at random whose label is right without their own answer
     left: list[int]  # numbers of the pictures that a person still has to name, the least sure label first
+    labels: dict[int, int]  # number -> class of each picture, as of `TopLabels`
     classes: list[dict[str, Any]]  # rows of `describe_classes`
-    labels: Share | None  # of all labels that are right, estimated
+    accuracy: AccuracyEstimate | None  # None: no answer measures yet
     true: tuple[float, float] | None  # shares of zero-shot's classes and of the labels that are right, where known
 
     def text(self) -> str:
-        others = f"So far {pluralize(self.changed, 'label')} of other pictures changed." if self.changed else ""
-        return f"{self.accepted.text() if self.accepted else ''} {others}".strip()
+        parts = [f"{self.accuracy.text()}."] if self.accuracy else []
+        parts += [self.accepted.text()] if self.accepted else []
+        parts += [f"So far {pluralize(self.changed, 'label')} of other pictures changed."] if self.changed else []
+        return " ".join(parts)
 
 
 class AnswerEffect:
@@ -155,7 +152,7 @@ class AnswerEffect:
         """The progress, and accepted labels that are to be written."""
         pool = self.images.pool
         with quieted(logging.ERROR, "must.method.memory.measure"):  # what it says is about `must refine`
-            answers = find_answers(self.config, self.images.classes).among(pool.numbers.tolist())
+            answers = find_answers(self.config, self.images.classes, self.images.contents, self.images.split)
         refined = refine_pool(pool, answers, CPU, LARGEST_MEMORY, self.config.risk, near=self.images.near)
         changed = refined.labels.labels != self.images.initial_labels
         changed[refined.answered] = False
@@ -163,14 +160,15 @@ class AnswerEffect:
         if self.truth is not None:
             right = [one.labels == self.truth for one in (refined.zero_shot, refined.labels)]
             true = right[0].double().mean().item(), right[1].double().mean().item()
+        labels = dict(zip(pool.numbers.tolist(), refined.labels.labels.tolist(), strict=True))
         if measured is None:
-            return Progress(len(answers.known), int(changed.sum()), None, 0.0, [], [], None, true), None
+            return Progress(int(answers.known.sum()), int(changed.sum()), None, 0.0, [], labels, [], None, true), None
         rows = np.flatnonzero(measured.others & ~measured.marked)
         rows = rows[np.argsort(refined.labels.confidence.numpy()[rows], kind="stable")]
         progress = Progress(
-            len(answers.known), int(changed.sum()), measured.accepted,
-            float((measured.labels == measured.truth).mean()), pool.numbers[rows].tolist(),
-            refined.describe_classes(self.images.classes, pool.numbers), measured.accuracy.labels, true,
+            int(answers.known.sum()), int(changed.sum()), measured.accepted,
+            float((measured.labels == measured.truth).mean()), pool.numbers[rows].tolist(), labels,
+            refined.describe_classes(self.images.classes, pool.numbers), measured.accuracy, true,
         )  # fmt: skip
         return progress, None if refined.kept is answers.kept else refined.kept
 
@@ -194,21 +192,20 @@ def compute_review(
             others = read_features(zero_shot.model, source, world, config.features, limit)
         names = source.reader.sources(features.numbers)
         pool = features.pool(bundle.model, [others.probabilities(zero_shot.model)], names)
-    images = Images(pool, classes)
+    images = Images(pool, features.contents, features.split, classes)
     there = len(np.unique(features.split)) - features.undecodable
     if saved and (saved.images, len(saved.pictures)) == (there, len(pool.numbers)):  # else --limit is another one
         return saved, images
-    review = replace(make_review(config, source.reader, images, features.split), images=there)
+    review = replace(make_review(config, source.reader, images), images=there)
     asked = {picture.sha256 for picture in review.pictures[: SCHEDULE.random_first]}
     answered = {*read_answers(config.output, classes)} | asked
     return replace(review, coverage=rank_by_coverage(review, images, answered)), images
 
 
-def make_review(config: ReviewConfig, reader: ShardReader, images: Images, contents: np.ndarray) -> Review:
-    """Classes of the zero-shot model, of the model with a memory of the images before any answer, and refined.
-    `contents`: uint64, of all images of the split."""
+def make_review(config: ReviewConfig, reader: ShardReader, images: Images) -> Review:
+    """Classes of the zero-shot model, of the model with a memory of the images before any answer, and refined."""
     pool, classes = images.pool, images.classes
-    memory, refined = build_memory(pool, answer_rows({}, pool.numbers), CPU, near=images.near)
+    memory, refined = build_memory(pool, NO_ANSWERS, CPU, near=images.near)
     similar = images.near.first[images.near.numbers][images.near.groups]
     zero_shot, adapted = TopLabels.from_probabilities(pool.others[0]), TopLabels.from_probabilities(refined)
     with_memory = predict_left_out(memory, pool, torch.arange(len(pool.numbers))).labels
@@ -225,19 +222,13 @@ def make_review(config: ReviewConfig, reader: ShardReader, images: Images, conte
             tuple(sorted(list(candidates)[:LIKELY], key=lambda k: -float(refined[index, k]))),
             tuple(pool.numbers[similar[index, :SIMILAR_SHOWN]].tolist()),
         ))  # fmt: skip
-    answers = read_answers(config.output)
-    drawn = [s for s, answer in answers.items() if answer.sampled == RANDOM and not answer.unsure]
-    random = shorten(sha256 for sha256, answer in answers.items() if answer.sampled == RANDOM)
-    record_population(config.output, contents, random)
-    population = read_population(config.output)
-    cohorts = find_cohorts(population, shorten(picture.sha256 for picture in pictures)).tolist()
-    gone = [sha256 for sha256, there in zip(drawn, np.isin(shorten(drawn), contents), strict=True) if not there]
+    random = {sha256: answer for sha256, answer in read_answers(config.output).items() if answer.sampled == RANDOM}
+    wrong = shorten(sha256 for sha256, answer in random.items() if answer.corrects)
+    record_population(config.output, images.split, shorten(random), wrong)
     return Review(
         model_sha256=hash_picture(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE))), shards=config.shards,
         index_sha256=reader.index.sha256, split=config.split, classes=list(classes), images=len(pool.numbers),
-        pictures=[replace(picture, cohort=cohort) for picture, cohort in zip(pictures, cohorts, strict=True)],
-        coverage=[], cohorts=count_cohorts(population, contents),
-        gone=list(zip(gone, find_cohorts(population, shorten(gone)).tolist(), strict=True)),
+        pictures=pictures, coverage=[],
     )  # fmt: skip
 
 

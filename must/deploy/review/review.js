@@ -68,7 +68,7 @@ function look(name) {
 }
 
 function bar(state) {
-  $("question").textContent = `Is the model better than zero-shot? ${state.verdict || "Not decided yet: no answers."}`;
+  $("question").textContent = `Is the model better than zero-shot? ${state.counting ? "…" : state.verdict || "Not decided yet: no answers."}`;
   $("progress").textContent = state.text;
   $("gauge").hidden = !state.gain;
   if (state.gain) {
@@ -188,10 +188,11 @@ const undo = () => !$("undo").disabled && turn(async () => {
 const again = (number) => turn(async () => show(await ask("show", { number })));
 const one = (choose) => turn(async () => { choose(); grid = null; queue = []; show(await ask("next")); });
 const rest = () => one(() => { more = finishing; finishing = !finishing; });
-const onward = () => one(() => { more ||= view === "done" && $("end").textContent === "Finished"; });
+const onward = () => one(() => { more ||= view === "done" && $("end").textContent.startsWith("Finished"); });
 const finish = async () => {
   const reply = await ask("end"), { finished, answers, of } = reply.state;
-  const title = finished ? "Finished" : answers < of ? "Result so far" : "All pictures are answered.";
+  const besides = reply.state.unsure ? `, but for ${reply.state.unsure.toLocaleString("en")} that you could not tell` : "";
+  const title = finished ? `Finished${besides}` : answers < of ? "Result so far" : "All pictures are answered.";
   bar(reply.state);
   look("done");
   $("end").textContent = title;
@@ -205,7 +206,7 @@ const finish = async () => {
   }));
   $("without-review").hidden = !reply.accepted;
   if (reply.accepted) {
-    $("accepted").textContent = reply.accepted + (reply.with_answers ? "" : " These are the labels before any answer; the command below counts again, with what your answers teach.");
+    $("accepted").textContent = reply.accepted;
     $("lights").textContent = reply.classes.some(({ light }) => light) ? reply.lights : "";
     const cell = (textContent) => make("td", { textContent });
     const titles = make("tr", {}, ...["class", "", "labels", "accepted", "answers", "right", "confused with"].map((textContent) => make("th", { textContent })));
@@ -217,9 +218,9 @@ const finish = async () => {
   $("type-next").hidden = !reply.commands.length;
   $("commands").replaceChildren(...reply.commands.map((textContent) => make("pre", { textContent })));
   $("back").hidden = title === "All pictures are answered.";
-  $("back-text").textContent = title === "Finished" ? "answer more pictures" : "back to the pictures";
+  $("back-text").textContent = finished ? "answer more pictures" : "back to the pictures";
   const set = reply.state.set;
-  $("saved").hidden = title !== "Finished" || !set;
+  $("saved").hidden = !finished || !set;
   if (set) $("saved").textContent = `You looked at ${counted(set.answered, "picture")}. ${counted(set.accepted, "picture")} (${percent(set.accepted / set.pictures)}) nobody has to look at.`;
 };
 

@@ -88,7 +88,8 @@ def add_corrections(
         sampled = RANDOM if before and before.sampled == RANDOM else ADDED
         if before and before.label == label and not before.unsure and before.fits(classes):
             continue
-        new[sha256] = Answer(sha256, label, False, reader.description(number)["source"], config.who, now, sampled)
+        name, model = reader.description(number)["source"], before.model if before else ""
+        new[sha256] = Answer(sha256, label, False, name, config.signature, now, sampled, model)
     append_answers(Path(storage.local(config.output)) / ANSWERS_FILE, classes, new.values())
     return f"{config.add}: {pluralize(len(new), 'new answer')} of {len(labels):,}"
 
@@ -207,9 +208,9 @@ def review(config: ReviewConfig, truth: Mapping[str, str] | None = None) -> None
             config.shards, config.split, config.cache, config.cache_gb, sha256=saved.index_sha256 if saved else ""
         )
         if config.add:
-            review = saved or prepare_review(config)
-            added = add_corrections(config, labels, classes, reader)
-            lines = [added, review.text(review.answers(config.output)), *list_next_commands(config)]
+            if not saved:  # the images that later answers are drawn from
+                prepare_review(config)
+            lines = [add_corrections(config, labels, classes, reader), *list_next_commands(config)]
             logger.info(make_page_printable("\n".join(lines)))
             return
         with listen(config.host, config.port) as listener:

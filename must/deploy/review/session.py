@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from must.base.parameters import require
+from must.base.text import pluralize
 from must.config.work import ANSWERS_FILE
 from must.method.answers import answers_file
-from must.method.answers.answers_file import AGAIN, COVERAGE, GRID, LEFT, RANDOM, SIMILAR, Answer
+from must.method.answers.answers_file import AGAIN, COVERAGE, GRID, LEFT, NO_CLASS, RANDOM, SIMILAR, Answer
 from must.method.answers.estimate import LIGHTS
-from must.method.answers.review import MODEL, SCHEDULE, Picture, Review
+from must.method.answers.review import MODEL, REFINED, SCHEDULE, Picture, Review
 
 if TYPE_CHECKING:
     from must.deploy.review.prepare import AnswerEffect, Progress
@@ -124,13 +125,14 @@ class Session:
         return left if finish or LEFT_TIMES * len(left) <= len(answers) else None
 
     def state(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The progress that the page shows. `gain`: in points with its interval; None without random answers; `set`:
+        """The progress that the page shows. `text`: what the answers measure and have done; `gain`: in points with its
+        interval; None without random answers, and both before their effect is computed for the first time; `set`:
         how many pictures are answered, need not be looked at, and are left, `unread` ones among them, about which this
         page does not ask; None where nothing is promised; `labels`: the share of right labels with its interval;
         `true`: of zero-shot and of the labels, where it is known."""
         answers, progress, unread = self.answers, self.progress, self.review.unread
         counts = progress.accepted if progress and progress.accepted and progress.accepted.accepted else None
-        measured = self.review.measured(self.measuring)
+        measured = progress.accuracy if progress and answers else None
         batches = self.find_batches(page, request)
         times = [(sha256, when) for when, sha256s in batches.items() for sha256 in sha256s]
         recent = [sha256 for sha256, when in times if answers[sha256].when == when]
@@ -140,6 +142,7 @@ class Session:
             "verdict": measured.verdict if measured else "",
             "gain": [100 * end for end in measured.gain] if measured else None,
             "text": self.text(),
+            "counting": progress is None,
             "set": {
                 "pictures": counts.pictures + unread,
                 "answered": counts.answered,
@@ -150,7 +153,8 @@ class Session:
             if counts
             else None,
             "finished": self.finished,
-            "labels": progress and progress.labels,
+            "unsure": sum(answer.unsure for answer in answers.values()),
+            "labels": measured and measured.labels,
             "true": progress and progress.true,
             "undo": bool(batches),
             "recent": [
@@ -160,10 +164,20 @@ class Session:
         }
 
     def text(self) -> str:
-        """What the answers measure, and what they have done, with what they teach once that is computed."""
-        progress = self.progress if self.answers else None
-        measured = self.review.text(self.measuring, promise=progress is None)
-        return f"{measured} {progress.text() if progress else ''}".strip()
+        """What the answers measure, and what they have done; of those before the last ones while these are counted."""
+        answers = self.answers.values()
+        if not answers:
+            return "No answers yet."
+        others = sum(answer.sampled != RANDOM and not answer.unsure for answer in answers)
+        unsure, parts = sum(answer.unsure for answer in answers), [self.progress.text()] if self.progress else []
+        if others:
+            parts.append(f"{pluralize(others, 'answer')} for teaching only: not drawn at random.")
+        if unsure:
+            parts.append(f"{pluralize(unsure, 'answer')} “cannot tell”.")
+        if self.review.unread:
+            pictures = pluralize(self.review.unread, "other picture")
+            parts.append(f"{pictures} are left that were not read here (--limit); `must refine` counts these, too.")
+        return " ".join(parts).strip()
 
     def find_batches(self, page: str, request: dict[str, Any] | None) -> dict[str, list[str]]:
         """{time: sha256s} of the answers by this browser, or of an earlier run by this person; those of one press of a
@@ -271,8 +285,8 @@ class Session:
         when = datetime.now(UTC).isoformat(timespec="microseconds")
         text = label if kind == "label" else None
         new = [
-            Answer(sha256, text, kind == "unsure", self.by_sha256[sha256].image, who, when, how)
-            for sha256, how in sampled.items()
+            Answer(s, text, kind == "unsure", self.by_sha256[s].image, who, when, how, self.name_label(s))
+            for s, how in sampled.items()
         ]
         answers_file.append_answers(self.path, self.review.classes, new)
         for answer in new:
@@ -281,6 +295,14 @@ class Session:
         self.browsers[when] = browser
         self.update_effect()
         return self.reply(page, request, None if grid else self.offer(page, request))
+
+    def name_label(self, sha256: str) -> str | None:
+        """The class that the picture's label names without its answers; None: none of the classes."""
+        if answer := self.measuring.get(sha256):
+            return answer.model
+        picture, labels = self.by_sha256[sha256], self.progress.labels if self.progress else {}
+        label = labels.get(picture.number, picture.classes[REFINED])
+        return None if label == NO_CLASS else self.review.classes[label]
 
     def how_sampled(self, sha256: str, grid: bool) -> str:
         """The field `sampled` of an answer about a picture that was shown alone. One that was drawn at random stays so,
@@ -343,22 +365,19 @@ class Session:
     def end(self, page: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """The summary of the answers: rows of (kind of labels, accuracy, its interval), changed labels, commands;
         which labels nobody has to look at, and a row for each class."""
-        state, measured = self.state(page, request), self.review.measured(self.measuring)
-        rows = []
-        if measured and measured.refined:
+        state, progress, rows = self.state(page, request), self.progress, []
+        measured = progress.accuracy if progress and self.answers else None
+        if measured:
             rows = [
-                ["zero-shot", *measured.zero_shot], ["the model", *measured.model],
-                ["refined labels, without answers", *measured.refined],
+                ["zero-shot", *measured.zero_shot], ["the model without answers", *measured.model],
+                *([["the model with answers", *measured.with_answers]] if measured.with_answers else []),
+                *([["the labels", *measured.labels]] if measured.labels else []),
             ]  # fmt: skip
-        progress = self.progress
-        accepted, of_classes = self.review.accepted(self.measuring)
-        if progress and progress.accepted:
-            accepted, of_classes = progress.accepted, progress.classes
         return {
             "state": state, "rows": rows, "measured": measured.answers if measured else 0,
-            "accepted": accepted.text() if accepted else "", "classes": of_classes, "lights": LIGHTS,
+            "accepted": progress.accepted.text() if progress and progress.accepted else "",
+            "classes": progress.classes if progress else [], "lights": LIGHTS,
             "changed": [progress.answers, progress.changed] if progress else None,
-            "with_answers": bool(progress and progress.accepted),
             "relabelled": len(self.review.relabelled(self.answers)), "commands": self.commands,
         }  # fmt: skip
 

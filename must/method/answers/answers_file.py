@@ -1,6 +1,6 @@
 """answers.jsonl: people's answers about pictures, one JSON object per line, append-only.
 
-    {"image": "a.jpg", "sha256": "...", "label": "cat", "sampled": "random", "who": "ann", "when": "2026-01-01T12:00"}
+    {"image": "a.jpg", "sha256": "...", "label": "cat", "sampled": "random", "model": "dog", "when": "..."}
 
 `label` is a class name, or null where the picture shows none of the classes; `"unsure": true` replaces it where the
 person could not tell. The last line about a picture counts. `"undone": WHEN` takes back the picture's answer with that
@@ -11,6 +11,8 @@ another model, and may come from another program.
 
 Such a line says which classes the answers "none of the classes" after it are about: where a class was added later,
 they are asked again.
+
+`model` is the class that the picture's label named before the answer; null for none of the classes.
 
 `sampled` is how the picture was chosen: random (drawn at random), coverage (unlike the pictures answered before), grid
 (pictures of a class side by side), similar (to an answered one), again (opened again by the person), added (a
@@ -33,7 +35,8 @@ from must.config.work import ANSWERS_FILE
 from must.method.answers.population import find_population_file
 
 RANDOM, COVERAGE, LEFT, GRID, SIMILAR, AGAIN, ADDED = "random", "coverage", "left", "grid", "similar", "again", "added"
-NO_CLASS, OUTDATED = -1, -2  # in place of class numbers: none of the classes; an answer that does not fit the classes
+# In place of class numbers: none of the classes; an answer that does not fit the classes; "cannot tell"; no answer.
+NO_CLASS, OUTDATED, UNSURE, OPEN = -1, -2, -3, -4
 LARGEST_LINE = 1 << 20  # bytes
 NO_ANSWER = "is not the JSON object of an answer, with sha256 and label; delete the line, or restore an earlier copy"
 
@@ -49,6 +52,7 @@ class Answer:
     who: str = ""
     when: str = ""
     sampled: str = ""
+    model: str | None = ""  # the class by its label before the answer; "" where the line does not say it
     listed: frozenset[str] | None = None  # the classes that "none of the classes" is about; None: not known
 
     def fits(self, classes: Iterable[str]) -> bool:
@@ -58,17 +62,24 @@ class Answer:
         return self.unsure or self.listed is None or self.listed.issuperset(classes)
 
     def find_number(self, class_numbers: dict[str, int]) -> int:
-        """Of its class; NO_CLASS for none of the classes, OUTDATED if it does not fit the classes."""
+        """Of its class; NO_CLASS for none of the classes, OUTDATED if it does not fit the classes, or UNSURE."""
+        if self.unsure:
+            return UNSURE
         if not self.fits(class_numbers):
             return OUTDATED
         return NO_CLASS if self.label is None else class_numbers[self.label]
 
     @property
+    def corrects(self) -> bool:
+        """Whether its label was another one before, as far as is known."""
+        return self.unsure or self.model != self.label
+
+    @property
     def line(self) -> dict[str, Any]:
         """The JSON object of its line."""
         content: dict[str, Any] = {"unsure": True} if self.unsure else {"label": self.label}
-        optional = {"sampled": self.sampled, "who": self.who, "when": self.when}
-        return {"image": self.image, "sha256": self.sha256} | content | {k: v for k, v in optional.items() if v}
+        optional = {"sampled": self.sampled, "model": self.model, "who": self.who, "when": self.when}
+        return {"image": self.image, "sha256": self.sha256} | content | {k: v for k, v in optional.items() if v != ""}
 
 
 def find_answers_file(uri: str) -> str:
@@ -140,7 +151,8 @@ def parse_answer(entry: dict[str, Any], sha256: str, listed: frozenset[str] | No
     require(label is None or isinstance(label, str), "label must be a class name or null")
     label = label and compose(label)
     texts = {name: str(entry.get(name, "")) for name in ("image", "who", "when", "sampled")}
-    return Answer(sha256, label, unsure, **texts, listed=listed)
+    model = entry.get("model", "")
+    return Answer(sha256, label, unsure, **texts, model=model if model is None else str(model), listed=listed)
 
 
 def is_list(entry: dict[str, Any]) -> bool:

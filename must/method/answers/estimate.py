@@ -14,8 +14,8 @@ of all pictures, are tested in this order, by the answers about pictures drawn a
 a test fails (fixed sequence testing: Angelopoulos et al. 2021, "Learn then test", arXiv 2110.01052). The tests hold at
 every look, for a person who looks after each answer and stops when the result is good (`compute_p_value`), so that
 labels that were accepted stay so (population.py); and where the answered pictures are a large part of all. The label
-of a picture of none of the classes is wrong. Pictures with another answer, such as those answered by class, were not
-drawn, and count as right.
+of a picture of none of the classes is wrong, and so is that of a drawn picture that nobody can tell. Pictures with
+another answer, such as those answered by class, were not drawn, and count as right.
 
 The promise is kept with a probability of 95%, provided that
 
@@ -189,11 +189,13 @@ class Sample:
     correct: np.ndarray  # bool [A], whether their labels are right
     known: np.ndarray  # float [O], ranks of the pictures with another answer
     gone: Gone = NOTHING_GONE
+    unsure: int = 0  # of the drawn pictures, those that nobody could tell; none of them is right
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """Of the `pictures`, so many are `answered`, and so many labels `accepted`: nobody has to look at them."""
+    """Of the `pictures`, so many are `answered`, and so many labels `accepted`: nobody has to look at them. `unsure`
+    others could not be told: nothing is promised of them."""
 
     risk: float
     promise: str  # SET or ACCEPTED
@@ -203,6 +205,7 @@ class Accepted:
     accepted: int = 0
     threshold: float | None = None  # smallest confidence that this look accepts; None: it accepts none
     unmeasured: int = 0  # pictures that the answers were not drawn from; none of their labels is accepted
+    unsure: int = 0
 
     @property
     def left(self) -> int:
@@ -216,8 +219,9 @@ class Accepted:
     def text(self) -> str:
         """A line."""
         most, added = f"at most {100 * self.risk:g} in 100", pluralize(self.unmeasured, "picture")
+        besides = f", but for {self.unsure:,} that nobody could tell" if self.unsure else ""
         if self.answered == self.pictures:
-            return f"All {pluralize(self.pictures, 'picture')} are answered: none is left."
+            return f"All {pluralize(self.pictures, 'picture')} are answered{besides}: none is left."
         if self.promise == SET:
             later = f", {added} of them added later than the answers" if self.unmeasured else ""
             numbers = f"{self.answered:,} answered, {self.accepted:,} need not be looked at"
@@ -225,7 +229,7 @@ class Accepted:
                 self.left, f"{self.left:,} are left{later}. Then at"
             )
             wrong = f"{left}{most.removeprefix('at')} of all labels are wrong, with 95% confidence."
-            return f"{pluralize(self.pictures, 'picture')}: {numbers}, {wrong}"
+            return f"{pluralize(self.pictures, 'picture')}{besides}: {numbers}, {wrong}"
         later = f" Of {added} that were added later: none." if self.unmeasured else ""
         what = "can be accepted without review"
         if self.accepted:
@@ -272,7 +276,7 @@ def accept(risk: float, sample: Sample, confidence: np.ndarray, promise: str = S
     """The largest set that passes. `confidence`: float [N], of the labels of the pictures without an answer; `counts`:
     of `Accepted`, where there are other pictures besides."""
     drawn, others, gone = len(sample.ranks), len(confidence), sample.gone
-    every = drawn + len(sample.known) + others
+    every = drawn - sample.unsure + len(sample.known) + others
     # In parts of all pictures, so that they are the same when some of what is left is named. At the end threshold 0:
     # answered pictures less sure than all others have no influence.
     sizes = np.arange(1, math.ceil(STEPS * others / max(1, every)) + 1)

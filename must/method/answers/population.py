@@ -26,6 +26,7 @@ from must.base.parameters import require
 
 POPULATION_FILE = "population.npy"
 ENTRY = np.dtype([("content", "<u8"), ("cohort", "<i4")])  # the first 8 bytes of the image's sha256
+NO_PICTURES = np.empty(0, np.uint64)
 UNKNOWN = -1  # the cohort of an image that was never there when `must review` was started
 
 
@@ -33,21 +34,23 @@ class Gone(NamedTuple):
     """How many of the pictures that were drawn, and of the others, count although they are gone: as wrong in the
     sample, and as right among the others.
 
-    Pictures are removed for what they show or where they are, whether they are answered or not: then about the same
-    share of both is gone, and the answers that are left are still a random sample of what is left. But who removes
-    those of the answered ones that are junk removes the evidence of the other junk. So what is gone beyond the common
-    share counts; of the drawn ones, beyond what is a standard error below it, as chance could hide some."""
+    Pictures are removed for what they show or where they are, whether they are answered or not: then the same share of
+    both is gone, and the answers that are left are still a random sample of what is left. But who removes those of the
+    answered ones that the labels had wrong removes the evidence of the other wrong labels, and other pictures that go
+    at the same time are no excuse. So what tells the common share is the answers that the labels had right. What is
+    gone beyond it counts; of the wrong ones, beyond what is a standard error below it, as chance could hide some."""
 
     drawn: int
     others: int
 
     @classmethod
-    def compare(cls, drawn: tuple[int, int], others: tuple[int, int]) -> Self:
-        """Of two pairs (pictures, how many of them are gone)."""
-        (answers, lost), (rest, removed) = drawn, others
-        share = removed / max(1, rest)
-        by_chance = max(0.0, answers * share - math.sqrt(answers * share * (1 - share)))
-        return cls(max(0, math.ceil(lost - by_chance)), max(0, removed - rest * lost // max(1, answers)))
+    def compare(cls, wrong: tuple[int, int], right: tuple[int, int], others: tuple[int, int]) -> Self:
+        """Of three pairs (pictures, how many of them are gone): of the drawn ones those whose label was wrong and those
+        whose was right, and of the others."""
+        (errors, lost), (correct, went), (rest, removed) = wrong, right, others
+        share = min(went / max(1, correct), removed / max(1, rest))
+        by_chance = max(0.0, errors * share - math.sqrt(errors * share * (1 - share)))
+        return cls(math.ceil(max(0.0, lost - by_chance)), max(0, removed - rest * went // max(1, correct)))
 
 
 NOTHING_GONE = Gone(0, 0)
@@ -80,16 +83,19 @@ def read_population(answers: str) -> np.ndarray:
         raise UserError(f"{uri}: is damaged; delete it: then answers given so far measure nothing") from None
 
 
-def record_population(folder: str, contents: np.ndarray, drawn: np.ndarray) -> None:
+def record_population(
+    folder: str, contents: np.ndarray, drawn: np.ndarray = NO_PICTURES, wrong: np.ndarray = NO_PICTURES
+) -> None:
     """Adds images that are not recorded yet, as a cohort, and forgets those that are gone, except `Gone` ones.
 
     Args:
         contents: uint64 [N], the first 8 bytes of their sha256.
         drawn: uint64 [A], of images that were drawn at random and answered. It is not known from which images those
             were drawn that are not recorded: they become UNKNOWN, so that their answers measure nothing.
+        wrong: uint64 [B], those of `drawn` whose label was wrong.
     """
     old = read_population(folder)
-    kept = forget_gone(old, contents, drawn)
+    kept = forget_gone(old, contents, drawn, wrong)
     added = np.setdiff1d(contents, kept["content"])
     if not len(added) and len(kept) == len(old):
         return
@@ -102,14 +108,15 @@ def record_population(folder: str, contents: np.ndarray, drawn: np.ndarray) -> N
     storage.write_bytes(storage.join(folder, POPULATION_FILE), buffer.getvalue())
 
 
-def forget_gone(population: np.ndarray, contents: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+def forget_gone(population: np.ndarray, contents: np.ndarray, drawn: np.ndarray, wrong: np.ndarray) -> np.ndarray:
     """The ENTRYs of images that are there, and as many of those that are gone as `Gone` counts. Before more are drawn:
     these are drawn from the images that are left."""
-    here, asked = (np.isin(population["content"], values) for values in (contents, drawn))
+    here, asked, failed = (np.isin(population["content"], values) for values in (contents, drawn, wrong))
     for cohort in np.unique(population["cohort"]):
-        parts = [(population["cohort"] == cohort) & part for part in (asked, ~asked)]
-        beyond = Gone.compare(*((int(part.sum()), int((part & ~here).sum())) for part in parts))
-        for part, count in zip(parts, beyond, strict=True):
+        parts = [(population["cohort"] == cohort) & part for part in (asked & failed, asked & ~failed, ~asked)]
+        lost, went, others = ((int(part.sum()), int((part & ~here).sum())) for part in parts)
+        beyond = Gone.compare(lost, went, others)
+        for part, count in ((parts[0], beyond.drawn), (parts[2], beyond.others)):
             here[np.flatnonzero(part & ~here)[:count]] = True
     return population[here]
 
@@ -158,7 +165,7 @@ def choose_measured(drawn: np.ndarray, sizes: np.ndarray, enough: int) -> tuple[
 
 
 def choose_sample(
-    population: np.ndarray, contents: np.ndarray, drawn: np.ndarray, enough: int
+    population: np.ndarray, contents: np.ndarray, drawn: np.ndarray, wrong: np.ndarray, enough: int
 ) -> tuple[np.ndarray, np.ndarray, Gone]:
     """(uint64, the drawn pictures that measure and are there; bool [N], the images that they measure; what is gone).
 
@@ -166,15 +173,16 @@ def choose_sample(
         population: as of `read_population`.
         contents: uint64 [N], of all images that are there.
         drawn: uint64 [A], of the pictures that were drawn at random and answered, rising.
+        wrong: uint64 [B], those of `drawn` whose label was wrong.
         enough: as of `choose_measured`.
     """
     sizes = [pictures for pictures, _ in count_cohorts(population, contents)]
     cohorts, chosen = choose_measured(find_cohorts(population, drawn), np.array(sizes, np.int64), enough)
     recorded = population["content"][np.isin(population["cohort"], cohorts)]
     sample, others = drawn[chosen], np.setdiff1d(recorded, drawn[chosen])
-    here = np.isin(sample, contents)
-    missing = int((~here).sum()), int((~np.isin(others, contents)).sum())
-    gone = Gone.compare((len(sample), missing[0]), (len(others), missing[1]))
+    here, failed = np.isin(sample, contents), np.isin(sample, wrong)
+    lost, went = ((int(part.sum()), int((part & ~here).sum())) for part in (failed, ~failed))
+    gone = Gone.compare(lost, went, (len(others), int((~np.isin(others, contents)).sum())))
     return sample[here], np.isin(contents, recorded), gone
 
 
@@ -207,20 +215,20 @@ class KeptLabels:
         """Wrong labels that the promise has room for."""
         return math.floor(self.risk * self.pictures + 1e-9)
 
-    def holds(self, pictures: int, contents: np.ndarray, random: dict[int, int], answers: dict[int, int]) -> bool:
+    def holds(self, pictures: int, contents: np.ndarray, answers: dict[int, int]) -> bool:
         """Whether nothing was taken back: the promise is about no fewer pictures, the answers that it rests on are as
         they were, and no more labels than it has room for were found to be wrong.
 
         Args:
             pictures: that there are in all.
             contents: uint64 [N], of the images that there are.
-            random, answers: {content: class number}, of those drawn at random, and of all.
+            answers: {content: class number}.
         """
         here = self.drawn[np.isin(self.drawn, contents)].tolist()
         before = dict(zip(self.drawn.tolist(), self.answers.tolist(), strict=True))
         accepted = zip(self.contents.tolist(), self.labels.tolist(), strict=True)
         wrong = sum(answers.get(one, label) != label for one, label in accepted)
-        same = all(random.get(one) == before[one] for one in here)
+        same = all(answers.get(one) == before[one] for one in here)
         return same and wrong <= self.allowed <= math.floor(self.risk * pictures + 1e-9)
 
 

@@ -18,26 +18,11 @@ from numpy.typing import NDArray
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import SHA256, make_record, match_form, require
-from must.base.text import pluralize
-from must.config.defaults import RISK
-from must.method.answers.answers_file import COVERAGE, NO_CLASS, RANDOM, Answer, read_answers
-from must.method.answers.estimate import (
-    SET,
-    Accepted,
-    AccuracyEstimate,
-    Sample,
-    accept,
-    count_fewest_answers,
-    describe_classes,
-    find_ranks,
-)
-from must.method.answers.population import Gone, choose_measured
+from must.method.answers.answers_file import COVERAGE, RANDOM, Answer
 
 REVIEW_FILE = "review.json"
-FORMAT = 7
+FORMAT = 8
 ZERO_SHOT, MODEL, REFINED = range(3)  # positions in a picture's `classes`
-AGAIN_BY_REFINE = "This is of the labels before any answer; `must refine` counts again, with what the answers teach."
-OPEN = -3  # in place of a class number: without an answer
 
 
 class QuestionMix(NamedTuple):
@@ -65,7 +50,7 @@ Vectors = NDArray[np.float32]
 class Picture:
     """`number`: in the split; `classes`: class numbers of the zero-shot model, the model and the refined labels;
     `confidence`: the model's; `likely`: the classes by falling probability, ten at most; `similar`: numbers of the
-    most similar pictures; `cohort`: as of `find_cohorts`."""
+    most similar pictures."""
 
     number: int
     image: str
@@ -74,16 +59,6 @@ class Picture:
     confidence: float
     likely: tuple[int, ...] = ()
     similar: tuple[int, ...] = ()
-    cohort: int = 0
-
-
-class Drawn(NamedTuple):
-    """Of P pictures."""
-
-    rows: np.ndarray  # int64 [A], the pictures drawn at random whose answers measure
-    truth: np.ndarray  # int64 [A], these answers, as of `Answer.find_number`
-    measured: np.ndarray  # bool [P], the pictures that they say something about
-    gone: Gone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +71,6 @@ class Review:
     images: int  # of the split, of distinct content; `pictures` are fewer where --limit left some out
     pictures: list[Picture]  # in the order in which they are drawn at random
     coverage: list[int]  # numbers of pictures, in the order by coverage
-    cohorts: list[tuple[int, int]]  # as of `count_cohorts`
-    gone: list[tuple[str, int]]  # (sha256, cohort) of pictures that were drawn at random, answered, and are gone
     format: int = FORMAT
 
     @cached_property
@@ -133,117 +106,16 @@ class Review:
             require(min(numbers) >= 0, "a picture's numbers")
             require(max(*picture.classes, *picture.likely) < len(review.classes), "a picture's classes")
             require(0 <= picture.confidence <= 1, "a picture's confidence")
-            require(picture.cohort < max(1, len(review.cohorts)), "a picture's cohort")
         return review
-
-    def answers(self, folder: str) -> dict[str, Answer]:
-        """sha256 -> the answer that counts, of this review's pictures. Those that do not fit the classes are left out,
-        unless their pictures were drawn at random."""
-        known = {picture.sha256 for picture in self.pictures}
-        return {
-            sha256: answer
-            for sha256, answer in read_answers(folder).items()
-            if sha256 in known and (answer.sampled == RANDOM or answer.fits(self.class_numbers))
-        }
-
-    @cached_property
-    def row_of(self) -> dict[str, int]:
-        """sha256 -> place in `pictures`."""
-        return {picture.sha256: row for row, picture in enumerate(self.pictures)}
-
-    @cached_property
-    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(classes int64 [P, 3], confidence float [P], cohorts int64 [P]) of the pictures."""
-        classes, confidence, cohorts = zip(*((p.classes, p.confidence, p.cohort) for p in self.pictures), strict=True)
-        return np.array(classes, np.int64), np.array(confidence), np.array(cohorts, np.int64)
-
-    def said(self, answers: dict[str, Answer]) -> np.ndarray:
-        """Int64 [P]: the class number of each picture's answer, as of `Answer.find_number`; OPEN without a sure one."""
-        said = np.full(len(self.pictures), OPEN)
-        for sha256, answer in answers.items():
-            if sha256 in self.row_of and not answer.unsure:
-                said[self.row_of[sha256]] = answer.find_number(self.class_numbers)
-        return said
-
-    def truth(self, answers: dict[str, Answer]) -> tuple[list[Picture], np.ndarray]:
-        """(the pictures with a sure answer, int64 [A] of their numbers, as of `Answer.find_number`)."""
-        said = self.said(answers)
-        rows = np.flatnonzero(said != OPEN)
-        return [self.pictures[row] for row in rows], said[rows]
-
-    def draw(self, answers: dict[str, Answer]) -> Drawn:
-        """What was drawn at random and answered. Skipped pictures are ignored: people skip few, and "cannot tell" is
-        not counted."""
-        cohorts = self.columns[2] if self.pictures else np.empty(0, np.int64)
-        said = self.said({sha256: answer for sha256, answer in answers.items() if answer.sampled == RANDOM})
-        drawn = {self.pictures[row].sha256: int(cohorts[row]) for row in np.flatnonzero(said != OPEN)} | dict(self.gone)
-        sizes, gone = np.array(self.cohorts or [(n, 0) for n in np.bincount(cohorts[cohorts >= 0])]).reshape(-1, 2).T
-        order = sorted(drawn)
-        included, chosen = choose_measured(
-            np.array([drawn[s] for s in order], np.int64), sizes, count_fewest_answers(RISK)
-        )
-        rows = np.array(sorted(self.row_of[order[n]] for n in chosen if order[n] in self.row_of), np.int64)
-        lost, removed = len(chosen) - len(rows), int(gone[included].sum())
-        others = int(sizes[included].sum()) - len(chosen), removed - lost
-        return Drawn(rows, said[rows], np.isin(cohorts, included), Gone.compare((len(chosen), lost), others))
-
-    def measured(self, answers: dict[str, Answer]) -> AccuracyEstimate | None:
-        """Accuracies by the answers about pictures drawn at random; None if there are no such answers."""
-        drawn = self.draw(answers)
-        if not len(drawn.rows):
-            return None
-        right = self.columns[0][drawn.rows] == drawn.truth[:, None]
-        columns = np.pad(right, ((0, drawn.gone.drawn), (0, 0))).T
-        unmeasured = int((~drawn.measured).sum())
-        return AccuracyEstimate.from_correct(
-            columns[ZERO_SHOT], columns[MODEL], columns[REFINED], unmeasured=unmeasured
-        )
-
-    def accepted(self, answers: dict[str, Answer]) -> tuple[Accepted | None, list[dict[str, Any]]]:
-        """(which refined labels, before any answer, nobody has to look at, by answers about pictures drawn at random;
-        None without any; the rows of `describe_classes`)."""
-        drawn, said = self.draw(answers), self.said(answers)
-        if not len(drawn.rows):
-            return None, []
-        (classes, confidence, _), known = self.columns, said >= NO_CLASS
-        labels, others, besides = classes[:, REFINED], drawn.measured & (said == OPEN), drawn.measured & known
-        besides[drawn.rows] = False
-        ranks, besides_ranks = (find_ranks(confidence[part], confidence[others]) for part in (drawn.rows, besides))
-        sample = Sample(ranks, labels[drawn.rows] == drawn.truth, besides_ranks, drawn.gone)
-        unmeasured = int((~drawn.measured & ~known).sum())
-        counts = {"pictures": len(said), "answered": int(known.sum()), "unmeasured": unmeasured}
-        result = accept(RISK, sample, confidence[others], SET, **counts)
-        accepted = None if result.threshold is None else confidence[others] >= result.threshold
-        rows = describe_classes(self.classes, labels[others], accepted, labels[drawn.rows], drawn.truth)
-        return result, [row for _, row in rows]
-
-    def text(self, answers: dict[str, Answer], promise: bool = True) -> str:
-        """The measured accuracies, the number of answers that do not measure, and, with `promise`, how many of the
-        labels before any answer nobody has to look at."""
-        if not answers:
-            return "No answers yet."
-        measured, unsure = self.measured(answers), sum(answer.unsure for answer in answers.values())
-        others = sum(answer.sampled != RANDOM and not answer.unsure for answer in answers.values())
-        accepted = self.accepted(answers)[0] if promise else None
-        parts = [f"{measured.text()}."] if measured else []
-        if accepted:
-            again = "" if accepted.answered == accepted.pictures else f" {AGAIN_BY_REFINE}"
-            parts.append(f"{accepted.text()}{again}")
-        if others:
-            parts.append(f"{pluralize(others, 'answer')} for teaching only: not drawn at random.")
-        if unsure:
-            parts.append(f"{pluralize(unsure, 'answer')} “cannot tell”.")
-        if self.unread:
-            pictures = pluralize(self.unread, "other picture")
-            parts.append(f"{pictures} are left that were not read here (--limit); `must refine` counts these, too.")
-        return " ".join(parts)
 
     def relabelled(self, answers: dict[str, Answer]) -> list[tuple[Picture, Answer]]:
         """The pictures to which people gave another class than the model did, or none of the classes."""
         return [
-            (picture, answers[picture.sha256])
-            for picture, label in zip(*self.truth(answers), strict=True)
-            if label != picture.classes[MODEL]
+            (picture, answer)
+            for picture in self.pictures
+            if (answer := answers.get(picture.sha256))
+            and not answer.unsure
+            and answer.find_number(self.class_numbers) != picture.classes[MODEL]
         ]
 
 

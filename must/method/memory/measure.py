@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from must.base.text import pluralize
 from must.config import RefineConfig
-from must.data.format import load_index, read_hashes
-from must.method.answers.answers_file import NO_CLASS, OUTDATED, RANDOM, Answer, read_answers
+from must.method.answers.answers_file import NO_CLASS, OPEN, OUTDATED, RANDOM, UNSURE, Answer, read_answers
 from must.method.answers.estimate import (
     ROOM,
     SET,
@@ -32,6 +31,7 @@ from must.method.answers.estimate import (
     find_ranks,
 )
 from must.method.answers.population import (
+    ENTRY,
     NOTHING_GONE,
     POPULATION_FILE,
     Gone,
@@ -39,77 +39,55 @@ from must.method.answers.population import (
     choose_sample,
     read_kept,
     read_population,
-    shorten,
 )
 from must.method.memory.features import Pool
 from must.method.memory.predictions import TopLabels
-from must.method.memory.propagate import answer_rows, look_up, predict_left_out
+from must.method.memory.propagate import look_up, predict_left_out
 from must.method.model.memory import Memory
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Answers:
-    """{number in the split: class number, -1 for none of the classes}; `random`: those drawn at random, also OUTDATED
-    ones; `copies`: of other images with the same content as the `known` ones.
+    """Of N pictures."""
 
-    Of the images of the split: `contents`, uint64; `measured`, bool, those that the random answers say something about.
-    `measuring`: the numbers of those random answers that do."""
-
-    known: dict[int, int]
-    random: dict[int, int]
-    copies: dict[int, int]
-    contents: np.ndarray
-    measured: np.ndarray
-    measuring: frozenset[int] = frozenset()
+    said: np.ndarray  # int64 [N], as of `Answer.find_number`; OPEN without an answer
+    sample: np.ndarray  # bool [N], those that were drawn at random and measure
+    measured: np.ndarray  # bool [N], those that the sample says something about
+    contents: np.ndarray  # uint64 [N], the first 8 bytes of their sha256
     gone: Gone = NOTHING_GONE
     kept: KeptLabels | None = None  # of an earlier look, for the promise of the set
-
-    def among(self, numbers: Iterable[int]) -> Answers:
-        """Those about images with these numbers."""
-        images = {int(number) for number in numbers}
-        known, random, copies = (
-            {n: k for n, k in part.items() if n in images} for part in (self.known, self.random, self.copies)
-        )
-        return replace(self, known=known, random=random, copies=copies)
+    others: int = 0  # of the split's pictures that are not among these, those with an answer
 
     @property
-    def all(self) -> dict[int, int]:
-        """Of all images that somebody answered about."""
-        return self.copies | self.random | self.known
+    def known(self) -> np.ndarray:
+        """Bool [N]: pictures with a class, or none of the classes, by an answer."""
+        return self.said >= NO_CLASS
+
+    def teach(self, rows: np.ndarray) -> Tensor:
+        """Int64 [2, A]: rows and classes of the answers about the pictures `rows`, bool [N], that teach."""
+        taught = np.flatnonzero(rows & self.known)
+        return torch.from_numpy(np.stack([taught, self.said[taught]]))
 
 
-def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
-    """The answers about images of the shards, which are known by their content. An answer that does not fit the classes
-    teaches nothing: its class is gone, or it is "none of the classes" and one was added. About a picture drawn at
-    random any label is wrong, as its image stays part of the sample; so does one that is gone, see `Gone`."""
-    if not config.answers:
-        return Answers({}, {}, {}, np.empty(0, np.uint64), np.empty(0, bool))
-    contents = read_hashes(config.shards, load_index(config.shards), config.split)
-    class_numbers = {name: number for number, name in enumerate(classes)}
-    numbers = defaultdict[int, list[int]](list)
-    for number, value in enumerate(contents.tolist()):
-        numbers[value].append(number)
-    known, random, copies, gone, unfit = dict[int, int](), dict[int, int](), dict[int, int](), 0, list[Answer]()
-    drawn = list[str]()
-    for sha256, answer in read_answers(config.answers).items():
-        if answer.unsure:
-            continue
+def find_answers(config: RefineConfig, classes: list[str], contents: np.ndarray, split: np.ndarray) -> Answers:
+    """The answers about the pictures `contents`, uint64 [N], of those in the `split`, uint64 [M]. An answer that does
+    not fit the classes teaches nothing: its class is gone, or it is "none of the classes" and one was added. About a
+    picture drawn at random any label is wrong, as its image stays part of the sample; so does one that is gone, see
+    `Gone`."""
+    said, drawn, gone, unfit = dict[int, int](), dict[int, bool](), 0, list[Answer]()
+    there, class_numbers = {*split.tolist()}, {name: number for number, name in enumerate(classes)}
+    for sha256, answer in read_answers(config.answers).items() if config.answers else ():
+        content = int(sha256[:16], 16)
         if answer.sampled == RANDOM:
-            drawn.append(sha256)
-        number, *others = numbers.get(int(sha256[:16], 16), [-1])
-        if number < 0:
+            drawn[content] = answer.corrects
+        if content not in there:
             gone += 1
             continue
-        label = answer.find_number(class_numbers)
-        if label == OUTDATED:
+        said[content] = answer.find_number(class_numbers)
+        if said[content] == OUTDATED:
             unfit.append(answer)
-        else:
-            known[number] = label
-            copies |= dict.fromkeys(others, label)
-        if answer.sampled == RANDOM:
-            random[number] = label
     if gone:
         logger.info(f"{pluralize(gone, 'answer')} left out: of images that are no longer there")
     if renamed := sum(answer.label is not None for answer in unfit):
@@ -122,23 +100,26 @@ def find_answers(config: RefineConfig, classes: list[str]) -> Answers:
             f"{pluralize(earlier, 'answer')} of none of the classes, from before a name was added: they teach nothing, "
             "and those drawn at random count as wrong, until `must review` has asked about them again"
         )
-    population = read_population(config.answers)
+    population = read_population(config.answers) if config.answers else np.empty(0, ENTRY)
+    order, wrong = (np.array(sorted(part), np.uint64) for part in (drawn, [one for one in drawn if drawn[one]]))
     chosen, images, beyond = choose_sample(
-        population, contents, shorten(sorted(drawn)), count_fewest_answers(config.risk)
+        population, np.unique(split), order, wrong, count_fewest_answers(config.risk)
     )
-    if random and not len(population):
+    if drawn and not len(population):
         logger.warning(
-            f"{pluralize(len(random), 'answer')} drawn at random measure nothing: {POPULATION_FILE}, which `must "
+            f"{pluralize(len(drawn), 'answer')} drawn at random measure nothing: {POPULATION_FILE}, which `must "
             "review` writes beside them, is not there"
         )
     if beyond.drawn:
         logger.warning(
-            f"of the pictures drawn at random and answered more are no longer there than of the others: "
-            f"{beyond.drawn:,} of these answers count as wrong"
+            f"answered pictures whose label was wrong are no longer there: {beyond.drawn:,} of these answers count as "
+            "wrong"
         )
-    measuring = frozenset(numbers[value][0] for value in chosen.tolist())
-    kept = read_kept(config.answers, config.risk, classes) if config.promise == SET else None
-    return Answers(known, random, copies, contents, images, measuring, beyond, kept)
+    values = np.array([said.get(one, OPEN) for one in contents.tolist()], np.int64)
+    measured = np.isin(contents, np.unique(split)[images])
+    kept = read_kept(config.answers, config.risk, classes) if config.answers and config.promise == SET else None
+    others = len(said) - int((values != OPEN).sum())
+    return Answers(values, np.isin(contents, chosen), measured, contents, beyond, kept, others)
 
 
 FEWEST_ANSWERS = 20  # drawn at random; with fewer they bound no rate
@@ -153,7 +134,7 @@ NEVER = 100.0  # a margin that no probability reaches
 class Measured:
     """What A answers drawn at random say about the labels of N images."""
 
-    others: np.ndarray  # bool [N], the pictures without an answer, one image of each
+    others: np.ndarray  # bool [N], the pictures without an answer
     marked: np.ndarray  # bool [N], images whose label is accepted
     accuracy: AccuracyEstimate
     accepted: Accepted
@@ -164,112 +145,112 @@ class Measured:
     none: str  # a line about it
 
 
-def keep_labels(
-    pool: Pool, answers: Answers, labels: TopLabels, measured: Measured
-) -> tuple[Measured, KeptLabels | None]:
+def keep_labels(answers: Answers, labels: TopLabels, measured: Measured) -> tuple[Measured, KeptLabels | None]:
     """What was measured, and the accepted labels: those of an earlier look, unless now fewer pictures are left, or none
     is. They are written into `labels`."""
-    contents, counts, kept = answers.contents[pool.numbers.numpy()], measured.accepted, answers.kept
-    random, every = (
-        {int(answers.contents[n]): label for n, label in part.items()} for part in (answers.random, answers.all)
-    )
-    if kept and kept.holds(counts.pictures, answers.contents, random, every):
-        marked = np.isin(contents, kept.contents) & ~np.isin(contents, np.array([*every], np.uint64))
-        accepted = int((marked & measured.others).sum())
+    contents, counts, kept = answers.contents, measured.accepted, answers.kept
+    said = {one: label for one, label in zip(contents.tolist(), answers.said.tolist(), strict=True) if label != OPEN}
+    if kept and kept.holds(counts.pictures + counts.unsure, contents, said):
+        marked = np.isin(contents, kept.contents) & measured.others
+        accepted = int(marked.sum())
         if counts.left and counts.pictures - counts.answered - accepted <= counts.left:
             order = np.argsort(kept.contents)
             of_mine = order[np.searchsorted(kept.contents, contents[marked], sorter=order)]
             labels.labels[marked] = torch.from_numpy(kept.labels[of_mine])
             labels.confidence[marked] = torch.from_numpy(kept.confidence[of_mine])
             return replace(measured, marked=marked, accepted=replace(counts, accepted=accepted)), kept
-    mine = measured.marked & measured.others
+    mine = measured.marked
     if not mine.any():
         return measured, None
-    drawn = np.array([answers.contents[n] for n in answers.measuring if n in answers.random], np.uint64)
     return measured, KeptLabels(
         counts.risk, counts.pictures, contents[mine], labels.labels.numpy()[mine], labels.confidence.numpy()[mine],
-        drawn, np.array([random[int(one)] for one in drawn], np.int64),
+        contents[answers.sample], answers.said[answers.sample],
     )  # fmt: skip
+
+
+Remember = Callable[[np.ndarray], tuple[Memory, Tensor]]  # bool [N], pictures whose answers teach -> memory, labels
 
 
 def measure_answers(
-    pool: Pool,
-    answers: Answers,
-    zero_shot: TopLabels,
-    refined: TopLabels,
-    remember: Callable[[dict[int, int]], tuple[Memory, Tensor]],
-    risk: float,
+    pool: Pool, answers: Answers, zero_shot: TopLabels, refined: TopLabels, remember: Remember, risk: float,
     promise: str,
-) -> Measured | None:
+) -> Measured | None:  # fmt: skip
     """Accuracies on pictures that were drawn at random and answered, of zero-shot, of the model with its memory before
-    any answer, and with answers; and which of the `refined` labels are accepted. `remember`: known answers -> the
-    memory and the labels. None: nothing is measured."""
-    measuring = {n: label for n, label in answers.random.items() if n in answers.measuring}
-    rows, truth = answer_rows(measuring, pool.numbers)
-    if not len(rows):
-        return None
-    _, first, pictures = np.unique(answers.contents[pool.numbers.numpy()], return_index=True, return_inverse=True)
-    once, answered, known = (np.zeros(len(pool.numbers), bool) for _ in range(3))
-    once[first] = True
-    answered[answer_rows(answers.all, pool.numbers)[0]] = True
-    known[answer_rows(answers.copies | answers.known, pool.numbers)[0]] = True
-    measured = answers.measured[pool.numbers.numpy()] & once
-    others, besides = measured & ~answered, measured & known
-    besides[rows] = False
+    any answer, and with answers; and which of the `refined` labels are accepted. None: nothing is measured.
 
-    model = predict_left_out(remember({})[0], pool, rows)
-    folds = max(FOLDS[0], min(FOLDS[1], FOLD_NUMBERS // pool.probabilities.numel()))
-    fold = torch.from_numpy((answers.contents[pool.numbers[rows].numpy()] % np.uint64(folds)).astype(np.int64))
-    labels, ranks, found = leave_out(pool, answers.known, rows, fold, others, remember)
-    with_answers, margin, none = bound_none(found, truth)
+    Accuracies are of the pictures that people can tell. In the test of what is accepted a drawn picture that nobody can
+    tell counts as wrong: there are others like it among those without an answer."""
+    sample = Drawn.of(pool, answers)
+    if not len(sample.rows):
+        return None
+    others, besides = (answers.measured & part for part in (answers.said == OPEN, answers.known & ~answers.sample))
+    nothing = np.zeros_like(others)
+    model = predict_left_out(remember(nothing)[0], pool, torch.from_numpy(sample.rows)).labels.numpy()
+    found = sample.leave_out(pool, answers, others, remember)
+    with_answers, margin, none = bound_none(found.probabilities, torch.from_numpy(sample.truth))
     ranks_besides = np.empty(0)
     if besides.any():  # as sure as they are without these answers
-        drawn = {n: label for n, label in answers.known.items() if n in measuring}
-        confidence = TopLabels.from_probabilities(remember(drawn)[1]).confidence.numpy()
+        confidence = TopLabels.from_probabilities(remember(answers.sample)[1]).confidence.numpy()
         ranks_besides = find_ranks(confidence[besides], confidence[others])
 
-    predicted = zero_shot.labels[rows], model.labels, with_answers.labels, labels
-    before, now, later, right = (np.pad((one == truth).numpy(), (0, answers.gone.drawn)) for one in predicted)
-    own, rest, unmeasured = (
-        int(part.sum()) for part in (measured & known, measured & ~known, once & ~measured & ~known)
-    )
+    gone, told, unsure = answers.gone.drawn, sample.truth != UNSURE, answers.said == UNSURE
+    predicted = zero_shot.labels.numpy()[sample.rows], model, with_answers.labels.numpy(), found.labels
+    before, now, later, right = (np.pad((labels == sample.truth)[told], (0, gone)) for labels in predicted)
+    own, rest = answers.measured & answers.known, answers.measured & ~answers.known & ~unsure
+    unmeasured = int((~answers.measured & ~answers.known & ~unsure).sum())
     accuracy = AccuracyEstimate.from_correct(before, now, with_answers=later, unmeasured=unmeasured)
-    sample, confidence = Sample(ranks, right[: len(rows)], ranks_besides, answers.gone), refined.confidence.numpy()
-    counts = {"pictures": len(first), "answered": int((known & once).sum()), "unmeasured": unmeasured}
-    accepted = accept(risk, sample, confidence[others], promise, **counts)
+    accuracy = accuracy.with_labels(right, int(own.sum()), int(rest.sum()))
+    confidence, counts = refined.confidence.numpy(), {"unsure": int(unsure.sum()), "unmeasured": unmeasured}
+    counts |= {"pictures": len(others) - counts["unsure"], "answered": int(answers.known.sum())}
+    correct, drawn_unsure = found.labels == sample.truth, int((~told).sum())
+    tested = Sample(found.ranks, correct, ranks_besides, answers.gone, drawn_unsure)
+    accepted = accept(risk, tested, confidence[others], promise, **counts)
     marked = others & (confidence >= (math.inf if accepted.threshold is None else accepted.threshold))
-    sure = np.pad(with_answers.confidence.numpy(), (0, answers.gone.drawn), constant_values=1)
-    named = np.pad((with_answers.labels != NO_CLASS).numpy(), (0, answers.gone.drawn), constant_values=True)
-    unsure = choose_abstention(risk, sure, later, "answers", named)
+    sure = np.pad(with_answers.confidence.numpy()[told], (0, gone), constant_values=1)
+    named = np.pad(with_answers.labels.numpy()[told] != NO_CLASS, (0, gone), constant_values=True)
+    abstention = choose_abstention(risk, sure, later, "answers", named)
     return Measured(
-        once & ~answered, marked[first][pictures], accuracy.with_labels(right, own, rest), accepted,
-        None if unsure.threshold is None else unsure, labels.numpy(), truth.numpy(), margin, none,
+        answers.said == OPEN, marked, accuracy, accepted, None if abstention.threshold is None else abstention,
+        found.labels[told], sample.truth[told], margin, none,
     )  # fmt: skip
 
 
-def leave_out(
-    pool: Pool,
-    known: dict[int, int],
-    rows: Tensor,
-    fold: Tensor,
-    others: np.ndarray,
-    remember: Callable[[dict[int, int]], tuple[Memory, Tensor]],
-) -> tuple[Tensor, np.ndarray, Tensor]:
-    """(labels int64 [A], their ranks float [A] among the pictures `others`, the model's probabilities [A, K]) of the
-    answered images `rows` [A], each without its own answer, by cross-validation: as for an image without an answer, and
-    as for a new image. `fold`: int64 [A], the part of each; by its content, so that an answer more changes no other's
-    part."""
-    labels, ranks = torch.empty(len(rows), dtype=torch.int64), np.empty(len(rows))
-    predicted = torch.empty(len(rows), pool.probabilities.shape[1])
-    for number in fold.unique():
-        mine = rows[fold == number]
-        left_out = {int(pool.numbers[row]) for row in mine}
-        memory, left = remember({n: label for n, label in known.items() if n not in left_out})
-        predicted[fold == number] = look_up(memory, pool, mine)[0]
-        label, confidence = TopLabels.from_probabilities(left)
-        labels[fold == number] = label[mine]
-        ranks[(fold == number).numpy()] = find_ranks(confidence[mine].numpy(), confidence[others].numpy())
-    return labels, ranks, predicted
+class LeftOut(NamedTuple):
+    """Of A answered pictures, each without its own answer."""
+
+    labels: np.ndarray  # int64 [A], as of a picture without an answer
+    ranks: np.ndarray  # float [A], of these labels, as of `find_ranks`
+    probabilities: Tensor  # [A, K], as of a new image
+
+
+class Drawn(NamedTuple):
+    """The A pictures that were drawn at random and measure."""
+
+    rows: np.ndarray  # int64 [A]
+    truth: np.ndarray  # int64 [A], the answers
+    fold: np.ndarray  # uint64 [A], the part of each; by its content, so that an answer more changes no other's part
+
+    @classmethod
+    def of(cls, pool: Pool, answers: Answers) -> Self:
+        rows, folds = np.flatnonzero(answers.sample), FOLD_NUMBERS // pool.probabilities.numel()
+        fold = answers.contents[rows] % np.uint64(max(FOLDS[0], min(FOLDS[1], folds)))
+        return cls(rows, answers.said[rows], fold)
+
+    def leave_out(self, pool: Pool, answers: Answers, others: np.ndarray, remember: Remember) -> LeftOut:
+        """By cross-validation. `others`: bool [N], the pictures that ranks are among."""
+        count = len(self.rows)
+        labels, ranks = np.empty(count, np.int64), np.empty(count)
+        predicted = torch.empty(count, pool.probabilities.shape[1])
+        for number in np.unique(self.fold):
+            mine = self.fold == number
+            rows, known = self.rows[mine], answers.known.copy()
+            known[rows] = False
+            memory, refined = remember(known)
+            predicted[torch.from_numpy(mine)] = look_up(memory, pool, torch.from_numpy(rows))[0]
+            label, confidence = TopLabels.from_probabilities(refined)
+            labels[mine] = label.numpy()[rows]
+            ranks[mine] = find_ranks(confidence.numpy()[rows], confidence.numpy()[others])
+        return LeftOut(labels, ranks, predicted)
 
 
 def bound_none(probabilities: Tensor, truth: Tensor) -> tuple[TopLabels, float, str]:

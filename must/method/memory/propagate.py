@@ -93,7 +93,7 @@ class Corrected(NamedTuple):
 
 def refine_probabilities(near: Neighbours, probabilities: Tensor, values: Tensor, answers: Tensor) -> Corrected:
     """The probabilities [N, K], corrected by answers, then propagated. `near`: of `find_nearest_groups(values)`;
-    `answers`: of `answer_rows`."""
+    `answers`: int64 [2, A], the rows of answered images and their classes."""
     P, (answered, labels) = probabilities.float(), answers.to(probabilities.device)
     none = min(MOST_NONE, float((labels < 0).sum()) / max(1, len(labels)))
     correction = fit_correction(P, values, answered, labels, none)
@@ -114,12 +114,6 @@ def refine_probabilities(near: Neighbours, probabilities: Tensor, values: Tensor
         shared,
     )
     return Corrected(refined, near, Z, shared, correction, none)
-
-
-def answer_rows(answers: dict[int, int], numbers: Tensor) -> Tensor:
-    """Int64 [2, A]: the indices in `numbers` [N] of answered images, and their classes, of {number: class number}."""
-    pairs = [(index, answers[number]) for index, number in enumerate(numbers.tolist()) if number in answers]
-    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
 
 
 def propagate(
@@ -216,6 +210,9 @@ FEW_IMAGES = 5.0  # a class of n images gets n / (n + FEW_IMAGES) of its votes
 HELD = 10, 0.5  # a class is held by n / HELD[0] with n images, or by n / HELD[1] of a class's mean if that is more
 
 
+NO_ANSWERS = torch.zeros(2, 0, dtype=torch.int64)
+
+
 def build_memory(
     pool: Pool,
     answers: Tensor,
@@ -224,8 +221,8 @@ def build_memory(
     near: Neighbours | None = None,
 ) -> tuple[Memory, Tensor]:
     """(the memory on the CPU, the refined labels of all images on the CPU, float32 [N, K]: what a row lacks of 1 is the
-    probability of none of the classes). `answers`: of `answer_rows`; `limit`: groups that are kept; the others only
-    take part in the propagation; `near`: of `find_neighbours`, where several memories of one pool are made."""
+    probability of none of the classes). `answers`: int64 [2, A], rows and classes; `limit`: groups that are kept; the
+    others only take part in the propagation; `near`: of `find_neighbours`, where several memories are made."""
     values, P, answers = normalize_vectors(pool, device), pool.probabilities.to(device).float(), answers.to(device)
     near = near or find_nearest_groups(values)
     even = torch.linspace(0, len(near.first) - 1, min(len(near.first), limit), device=device).round().long()

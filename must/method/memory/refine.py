@@ -34,7 +34,6 @@ from must.config.work import (
     REFINED_FILE,
     VERSION_FILE,
 )
-from must.data.format import read_hashes
 from must.data.loader import EvalSource
 from must.method.answers.answers_file import hash_answers
 from must.method.answers.estimate import SET, describe_classes
@@ -50,7 +49,7 @@ from must.method.memory.measure import (
     measure_answers,
 )
 from must.method.memory.predictions import TopLabels, compare_predictions
-from must.method.memory.propagate import answer_rows, build_memory, find_neighbours, look_up
+from must.method.memory.propagate import build_memory, find_neighbours, look_up
 from must.method.model.bundle import (
     Bundle,
     change_alpha,
@@ -124,7 +123,6 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     )
     bundle, before = load_model(config, zero_shot), hash_weights(config.model)
     answers_sha256 = hash_answers(config.answers)  # first: an answer that comes meanwhile is not taken for a used one
-    answers = find_answers(config, bundle.description.classes)
     with init_distributed(config.device, timeout=600) as world:
         require(world.size == 1, "must refine runs in one process")
         source = EvalSource.open(config, get_preprocess(bundle.description))
@@ -137,14 +135,13 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         trained, features = bool(bundle.description.provenance.config), read(bundle.model)
         others = [read(zero_shot.model).probabilities(zero_shot.model)] if trained else []
         pool = features.pool(bundle.model, others, source.reader.sources(features.numbers))
-        answers = answers.among(pool.numbers.tolist())  # without those about images that cannot be decoded
+        answers = find_answers(config, bundle.description.classes, features.contents, features.split)
         refined = refine_pool(
             pool, answers, world.device, config.memory_images, config.risk,
             config.promise,
         )  # fmt: skip
-    if answers.known:
-        contents = read_hashes(config.shards, source.index, config.split)
-        refined.memory.answered = torch.from_numpy(contents[list(answers.known)].view(np.int64))
+    if answers.known.any():
+        refined.memory.answered = torch.from_numpy(answers.contents[answers.known].view(np.int64))
     similarity = look_up(refined.memory, pool)[1]
     if hash_weights(config.model) != before:
         raise HeldError(
@@ -157,7 +154,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
             write_kept(config.answers, refined.kept, description.classes)
     summary = summarize(description, pool, refined, similarity) | {
         "undecodable": features.undecodable,
-        "answers": len(answers.known),
+        "answers": int(answers.known.sum()),
         "answers_sha256": answers_sha256,
         "index_sha256": source.index.sha256,  # of the shards that `samples` are in
         "config": config.to_dict(),
@@ -274,18 +271,18 @@ def refine_pool(
     """`limit`: images of the memory at most."""
     near = near or find_neighbours(pool, device)
 
-    def remember(known: dict[int, int]) -> tuple[Memory, Tensor]:
-        return build_memory(pool, answer_rows(known, pool.numbers), device, limit, near)
+    def remember(taught: np.ndarray) -> tuple[Memory, Tensor]:
+        return build_memory(pool, answers.teach(taught), device, limit, near)
 
     memory, refined = remember(answers.known)
     zero_shot = pool.others[0] if len(pool.others) else pool.probabilities
     before, labels = TopLabels.from_probabilities(zero_shot), TopLabels.from_probabilities(refined)
-    rows, given = answer_rows(answers.copies | answers.known, pool.numbers)
-    labels.labels[rows], labels.confidence[rows] = given, 1.0  # copies, too
-    measured = measure_answers(pool, answers, before, labels, remember, risk, promise) if answers.random else None
+    rows, given = answers.teach(answers.known)
+    labels.labels[rows], labels.confidence[rows] = given, 1.0
+    measured = measure_answers(pool, answers, before, labels, remember, risk, promise)
     kept = None
     if measured and promise == SET:
-        measured, kept = keep_labels(pool, answers, labels, measured)
+        measured, kept = keep_labels(answers, labels, measured)
     if memory.facts.none:
         memory.facts = replace(memory.facts, none_margin=measured.margin if measured else NEVER)
     return RefineResult(

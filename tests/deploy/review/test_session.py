@@ -8,7 +8,7 @@ import pytest
 
 from must.deploy.review.prepare import CPU, AnswerEffect
 from must.deploy.review.session import RESERVED_S, Session
-from must.method.answers.answers_file import AGAIN, COVERAGE, RANDOM, append, read_answers
+from must.method.answers.answers_file import AGAIN, COVERAGE, RANDOM, read_answers
 from must.method.memory.measure import find_answers
 from must.method.memory.refine import refine_pool
 from tests.deploy.review.conftest import config_at, labels_of
@@ -21,13 +21,13 @@ def test_two_pages_show_different_pictures_and_one_that_is_left_holds_nothing_up
     first, second, third, *_ = (picture.number for picture in review.pictures)
     assert (ann["number"], bob["number"]) == (first, second) and session.next("ann")["picture"] == ann
     reply = session.answer("bob", {"number": bob["number"], "kind": "none"})
-    assert reply["picture"]["number"] == third and reply["state"]["text"].startswith("1 answer: "), "a gap is no end"
+    assert reply["picture"]["number"] == third and reply["state"]["counting"], "a gap is no end"
     session.leave("ann")
     assert session.next("eve")["picture"]["number"] == first
     now[0] = RESERVED_S + 1
     assert session.next("bob")["picture"]["number"] == first
     session.answer("bob", {"number": ann["number"], "kind": "unsure"})
-    assert session.review.measured(session.answers).answers == 1
+    assert [one.unsure for one in session.answers.values()] == [False, True]
 
 
 def test_only_pictures_drawn_at_random_measure_whatever_else_is_answered(review, folder):
@@ -40,7 +40,7 @@ def test_only_pictures_drawn_at_random_measure_whatever_else_is_answered(review,
     wanted = [one["number"] for one in grid["pictures"]][:4]
     reply = session.answer("page", {"kind": "label", "label": grid["label"], "also": wanted, "grid": True})
     assert reply["picture"] is None and reply["state"]["text"].startswith("4 answers for teaching only")
-    assert session.review.measured(session.answers) is None and not reply["state"]["gain"]
+    assert not reply["state"]["gain"]
     assert session.grid("page", {"label": grid["label"]})["left"] == grid["left"] - 4
     asked, shown = {RANDOM: [], COVERAGE: []}, session.next("page")["picture"]
     while len(asked[COVERAGE]) < 12:
@@ -56,7 +56,6 @@ def test_only_pictures_drawn_at_random_measure_whatever_else_is_answered(review,
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     counts = Counter(line["sampled"] for line in lines)
     assert counts[RANDOM] == drawn and counts[COVERAGE] == 12 and counts["grid"] == 4 and counts["similar"] > 20
-    assert session.review.measured(session.answers).answers == drawn
     first = review.pictures[0]
     session.show("page", {"number": first.number})
     session.answer("page", {"number": first.number, "kind": "none"})
@@ -64,21 +63,8 @@ def test_only_pictures_drawn_at_random_measure_whatever_else_is_answered(review,
     again = {"kind": "label", "label": "one", "also": [first.number], "grid": True}
     session.answer("page", again)
     assert session.answers[first.sha256].label is None, "a grid changes no answer that measures"
-    assert all(len(set(one["predicted"])) > 1 for one in session.grid("page", {"sort": "differ"})["pictures"])
-    rows = session.end("page")["rows"]
-    assert [row[0] for row in rows] == ["zero-shot", "the model", "refined labels, without answers"]
-
-
-def test_the_first_images_measure_with_the_sizes_of_all_cohorts(review, folder):
-    """Of two cohorts as large as each other, all answers of the first and a few of the second are among the first
-    images that are looked at."""
-    pictures = [replace(picture, cohort=int(place >= 20)) for place, picture in enumerate(review.pictures[:25])]
-    part = replace(review, pictures=pictures, coverage=[], cohorts=[(200, 0), (200, 0)])
-    lines = [{"sha256": p.sha256, "label": review.classes[0], "sampled": "random"} for p in pictures]
-    append(folder / "answers.jsonl", *lines)
-    answers = part.answers(str(folder))
-    assert part.measured(answers).answers == 20 and part.measured(answers).unmeasured == 5
-    assert replace(part, cohorts=[]).measured(answers).answers == 25, "by the sizes of the part"
+    differ = session.grid("page", {"sort": "differ"})["pictures"]
+    assert differ and all(len(set(one["predicted"])) > 1 for one in differ)
 
 
 def test_pictures_of_none_of_the_classes_are_asked_again_after_a_class_was_added(review, folder):
@@ -91,7 +77,7 @@ def test_pictures_of_none_of_the_classes_are_asked_again_after_a_class_was_added
     session.act("answer", "page", {"also": [numbers[-1]], "kind": "none", "grid": True})
     more = replace(review, classes=[*review.classes, "ten"])
     later = Session(more, str(folder), "ann")
-    assert len(later.answers) == 1 and more.measured(later.measuring).answers == 3
+    assert len(later.answers) == 1 and len(later.measuring) == 3
     for label in review.classes:
         assert not {numbers[0], numbers[2]} & {
             tile["number"] for tile in later.act("grid", "p", {"label": label})["pictures"]
@@ -122,27 +108,6 @@ def test_a_random_answer_that_is_changed_in_a_later_session_stays_in_the_sample(
     later.act("answer", "page", {"number": first.number, "kind": "label", "label": "two"})
     later.act("answer", "page", {"number": second.number, "kind": "none", "grid": True})
     assert {answer.sampled for answer in read_answers(str(folder)).values()} == {RANDOM}
-    assert review.measured(later.measuring).answers == 2
-
-
-def test_the_page_counts_pictures_that_are_gone_and_those_that_are_answered_in_another_way(review, folder):
-    """50 random answers, all right, and 40 by class, leave 60 of 150 pictures. 7 labels of them may be wrong."""
-    pictures = review.pictures
-    lines = [{"sha256": p.sha256, "label": review.classes[p.classes[2]], "sampled": "random"} for p in pictures[:50]]
-    lines += [line | {"sha256": p.sha256, "sampled": "grid"} for p, line in zip(pictures[50:90], lines, strict=False)]
-    append(folder / "answers.jsonl", *lines)
-    without = replace(review, pictures=[*pictures[:50], *pictures[90:]], coverage=[])
-    answers = review.answers(str(folder))
-    found, alone = (one.accepted(answers)[0] for one in (review, without))
-    assert (found.pictures, found.answered, found.answers) == (150, 90, 50) and alone.accepted == 60 > found.accepted
-    assert f"150 pictures: 90 answered, {found.accepted} need not" in review.text(answers)
-    gone = replace(without, cohorts=[(118, 8)], gone=[(f"{place:064x}", 0) for place in range(8)])
-    assert gone.draw(answers).gone == (8, 0) and gone.draw(answers).rows.tolist() == [*range(50)]
-    assert gone.measured(answers).answers == 58 and gone.measured(answers).refined.value == 50 / 58, "these are wrong"
-    assert gone.accepted(answers)[0].accepted < 60
-    later = replace(without, pictures=[replace(p, cohort=int(n > 94)) for n, p in enumerate(without.pictures)])
-    later = replace(later, cohorts=[(95, 0), (15, 0)]).accepted(answers)[0]
-    assert (later.unmeasured, later.accepted) == (15, 45)
 
 
 def test_undo_restores_what_was_there_and_takes_nothing_from_others(review, folder):
@@ -198,7 +163,8 @@ def test_a_set_is_finished_when_a_person_has_named_what_is_left(review, folder, 
     assert COVERAGE not in asked, "the labels are right on more than 80 of 100"
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert [line["sampled"] for line in lines if "sampled" in line] == asked
-    refined = refine_pool(images.pool, find_answers(effect.config, review.classes), CPU, 1000, 0.05)
+    found = find_answers(effect.config, review.classes, images.contents, images.split)
+    refined = refine_pool(images.pool, found, CPU, 1000, 0.05)
     labels = [review.classes[label] for label in refined.labels.labels.tolist()]
     true = {picture.number: known_labels[picture.sha256] for picture in review.pictures}
     wrong = sum(label != true[number] for label, number in zip(labels, images.pool.numbers.tolist(), strict=True))

@@ -22,7 +22,7 @@ RANDOM = dict(zip(KEPT.drawn.tolist(), KEPT.answers.tolist(), strict=True))
 
 
 def holds(pictures=100, contents=PICTURES, random=RANDOM, others=None, kept=KEPT):
-    return kept.holds(pictures, contents, random, random | (others or {}))
+    return kept.holds(pictures, contents, random | (others or {}))
 
 
 def test_more_answers_change_nothing():

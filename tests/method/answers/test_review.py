@@ -8,7 +8,7 @@ import pytest
 
 from must.base.parameters import make_record
 from must.method.answers import review
-from must.method.answers.answers_file import COVERAGE, NO_CLASS, RANDOM, Answer
+from must.method.answers.answers_file import COVERAGE, RANDOM
 from must.method.answers.estimate import (
     AccuracyEstimate,
     compare_paired_answers,
@@ -22,12 +22,8 @@ def make_review(count, classes=("a", "b", "c")):
     pictures = [Picture(n, f"{n}.png", f"{n:064x}", (n % 3, 1, 2), 0.5, (0, 1, 2), ()) for n in range(count)]
     return Review(
         model_sha256="0" * 64, shards="", index_sha256="", split="train", classes=list(classes), images=count,
-        pictures=pictures, coverage=[], cohorts=[], gone=[],
+        pictures=pictures, coverage=[],
     )  # fmt: skip
-
-
-def answer(number, label, sampled=RANDOM, **more):
-    return Answer(f"{number:064x}", label, sampled=sampled, **more)
 
 
 def test_every_image_is_as_likely_as_any_other_to_be_asked_and_none_is_asked_twice():
@@ -70,6 +66,12 @@ def test_intervals_hold_and_accuracies_have_no_bias():
         assert (np.mean(held, axis=0) >= 0.93).all(), np.mean(held, axis=0)
 
 
+def test_the_interval_of_a_gain_is_that_of_bonett_and_price():
+    """Of 10 pictures the second is right on 4 that the first has wrong, and wrong on 1 that it has right."""
+    before, after = np.array([0] * 4 + [1] + [1] * 5, bool), np.array([1] * 4 + [0] + [1] * 5, bool)
+    assert compare_paired_answers(before, after) == pytest.approx((0.3, 0.25 - 0.408333, 0.25 + 0.408333), abs=1e-4)
+
+
 def test_no_answers_say_nothing_and_few_say_little():
     nothing = np.zeros(0, bool)
     assert share(nothing)[1:] == (0, 1) and compare_paired_answers(nothing, nothing)[1:] == (-1, 1)
@@ -80,20 +82,6 @@ def test_no_answers_say_nothing_and_few_say_little():
     assert measured.text().startswith("5 answers: zero-shot 0.0% (0% to 43%), the model 100.0% (57% to 100%), refined")
     better = AccuracyEstimate.from_correct(~all_right, ~all_right, with_answers=all_right)
     assert better.gain.value == 1 and "gain of the model with answers +100.0 points" in better.text()
-
-
-def test_only_sure_answers_about_pictures_drawn_at_random_measure():
-    review = make_review(9)
-    given = [answer(0, "a"), answer(4, "b"), answer(5, None)]
-    given += [answer(6, "b", COVERAGE), answer(7, "b", ""), answer(8, None, unsure=True)]
-    answers = {one.sha256: one for one in given}
-    pictures, labels = review.truth(answers)
-    assert [one.number for one in pictures] == [0, 4, 5, 6, 7] and labels.tolist() == [0, 1, NO_CLASS, 1, 1]
-    measured = review.measured(answers)
-    assert measured.answers == 3 and measured.zero_shot.value == pytest.approx(2 / 3)
-    assert measured.model.value == pytest.approx(1 / 3) and measured.refined.value == 0
-    assert [picture.number for picture, _ in review.relabelled(answers)] == [0, 5]
-    assert review.measured({}) is None
 
 
 @pytest.mark.parametrize(

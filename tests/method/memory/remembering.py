@@ -10,9 +10,14 @@ from must.api.demo import load_digits
 from must.config import ShardConfig
 from must.data.shards.build import shard
 from must.method.memory.features import Pool
-from must.method.memory.propagate import answer_rows, build_memory
+from must.method.memory.propagate import build_memory
 from must.method.model.bundle import Bundle
 from must.method.model.memory import Whitening, flatten_tokens, join_vectors
+
+
+def pair(answers: dict[int, int]) -> Tensor:
+    """Int64 [2, A]: rows and class numbers."""
+    return torch.tensor([*answers.items()], dtype=torch.int64).reshape(-1, 2).T
 
 
 @torch.no_grad()
@@ -24,7 +29,7 @@ def remember(bundle: Bundle, images: Tensor, answers: dict[int, int]) -> Bundle:
     vectors, probability = join_vectors(parts[0](flat), parts[1](feature)).half(), logits.softmax(1).half()
     none = probability.new_zeros(0, *probability.shape)
     pool = Pool(torch.arange(len(images)), [""] * len(images), vectors, probability, none, *parts)
-    memory, _ = build_memory(pool, answer_rows(answers, pool.numbers), torch.device("cpu"))
+    memory, _ = build_memory(pool, pair(answers), torch.device("cpu"))
     return replace(bundle, memory=memory)
 
 

@@ -194,7 +194,7 @@ def test_a_class_may_have_the_name_of_none_of_the_classes(digits, truth, tmp_pat
 
 
 def test_pictures_that_are_answered_in_another_way_enter_the_test_as_right_ones(digits, many, tmp_path, monkeypatch):
-    """100 random answers; then the 200 surest labels of the others are answered by class."""
+    """100 random answers; then every second of the others is answered by class."""
     samples = list[Sample]()
 
     def seen(risk, sample, *more, **counts):
@@ -208,12 +208,12 @@ def test_pictures_that_are_answered_in_another_way_enter_the_test_as_right_ones(
     answers = answered(tmp_path / "review", pictures[:100], shards=many[0])
     summary, rows = run(digits, tmp_path, shards=many[0], answers=answers)
     surest = sorted(rows, key=lambda row: -float(row["probability"]))
-    sure = {row["image"] for row in surest[100:300]}
+    sure = {row["image"] for row in surest[100::2]}
     lines = answer_lines(picture for picture in pictures if picture[0] in sure)
     append(tmp_path / "review/answers.jsonl", *(line | {"sampled": "grid"} for line in lines))
     again, rows = run(digits, tmp_path, shards=many[0], answers=answers)
     assert [(len(one.ranks), len(one.known)) for one in samples] == [(100, 0), (100, 200)]
-    assert np.mean(samples[1].known > 0.9) > 0.8, "they are surer than the others also without these answers"
+    assert 0.3 < np.mean(samples[1].known) < 0.7, "without these answers they are as sure as the others"
     found = again["accepted"]
     assert (found["answers"], found["answered"], found["pictures"]) == (100, 300, 500)
     assert found["accepted"] < summary["accepted"]["accepted"]
@@ -280,6 +280,10 @@ def test_accepted_labels_stay_as_they_were_while_what_is_left_is_named(digits, m
     (tmp_path / "review/accepted-0.03.npz").rename(tmp_path / "aside.npz")
     assert refined()[0]["left"] > 0, "they are found anew"
     (tmp_path / "aside.npz").rename(tmp_path / "review/accepted-0.03.npz")
+    unsure = next(name for name in labels if name not in left and name not in [*pictures][:150])
+    append(file, {"sha256": pictures[unsure][1], "unsure": True})
+    now, after = refined()
+    assert after[unsure][1] == "false" and now["unsure"] == 1 and now["left"] == 0, "nothing is promised of it"
     name, sha256, label = next(iter(pictures.values()))
     append(file, *answer_lines([(name, sha256, "one" if label != "one" else "two")]))
     assert refined()[0]["left"] > 0, "an answer that they rest on was changed"

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from must.method.answers.answers_file import OPEN
 from must.method.answers.estimate import compute_upper_bound
 from must.method.memory import propagate as module
 from must.method.memory import refine as refine_module
@@ -19,7 +20,6 @@ from must.method.memory.propagate import (
     LABELS_KEPT,
     RARE,
     VOTES,
-    answer_rows,
     build_memory,
     encode_one_hot,
     fit_correction,
@@ -41,7 +41,7 @@ from must.method.model.memory import (
     parse_memory,
     weigh_neighbours,
 )
-from tests.method.memory.remembering import remember
+from tests.method.memory.remembering import pair, remember
 from tests.method.train.lives import same
 
 CLASSES, GROUP, WIDTH = 6, 30, 12
@@ -62,7 +62,7 @@ def pool():
 
 
 def build(pool, answers=(), **more):
-    return build_memory(pool, answer_rows(dict(answers), pool.numbers), torch.device("cpu"), **more)
+    return build_memory(pool, pair(dict(answers)), torch.device("cpu"), **more)
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +200,9 @@ def test_an_answer_more_leaves_the_others_in_their_parts_of_the_cross_validation
 
     def find_parts(rows):
         known.clear()
-        random = {row: int(TRUTH[row]) for row in rows}
-        answers = Answers(random, random, {}, contents, np.ones(len(TRUTH), bool), frozenset(rows))
+        said = np.full(len(TRUTH), OPEN)
+        said[[*rows]] = TRUTH[[*rows]]
+        answers = Answers(said, said != OPEN, np.ones(len(TRUTH), bool), contents)
         refine_pool(pool, answers, torch.device("cpu"), 1_000, 0.05)
         return [{*rows} - some for some in known if some and some != {*rows}]
 
@@ -501,8 +502,3 @@ def test_none_of_the_classes_has_a_ridge_of_its_own():
     corrected = apply_correction(P, values, found, 0.1)
     assert corrected[6, 2] > 3 * corrected[0, 2]
     assert float(corrected[0, 0]) == pytest.approx(float(corrected[0, 1]), abs=1e-5)
-
-
-def test_answers_are_found_among_the_images_that_could_be_decoded():
-    assert answer_rows({7: 2, 3: -1, 4: 0}, torch.tensor([3, 5, 7])).tolist() == [[0, 2], [-1, 2]]
-    assert answer_rows({}, torch.tensor([3])).shape == (2, 0)
