@@ -20,9 +20,10 @@ from starlette.types import Receive, Scope, Send
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.storage import parse_object
+from must.data.format import load_index
 from must.data.image.decode import decode
 from must.data.reader import ShardReader
-from must.deploy.review.session import ACTIONS, Session
+from must.deploy.review.session import ACTIONS, CHANGED, Session
 from must.deploy.serve.http import Json, Refusal
 from must.deploy.serve.protocol import Refused, expect
 
@@ -119,7 +120,11 @@ class App:
         """(bytes, media type) of a sample's picture, whose longer side has at most `side` pixels."""
         require(number < len(self.reader), "there is no such picture")
         with self.reading:
-            data = self.reader.image(number)
+            try:
+                data = self.reader.image(number)
+            except UserError:
+                require(load_index(self.reader.uri).sha256 == self.reader.index.sha256, CHANGED)
+                raise
         image = decode(data, self.reader.index.max_pixels, shorter_side=side)
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         kind = "PNG" if max(image.size) <= LOSSLESS_SIDE else "JPEG"

@@ -1,7 +1,7 @@
 """Computes the review from the features of the images, then the effect of answers."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,13 +14,16 @@ from torch import Tensor
 
 from must.base import storage
 from must.base.console import quieted
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.processes import count_cores
 from must.base.text import pluralize
 from must.config import RefineConfig, ReviewConfig
-from must.config.work import WEIGHTS_FILE
+from must.config.defaults import RISK
+from must.config.work import PARTS, REFINED_FILE, find_work
 from must.data.loader import EvalSource
 from must.data.reader import ShardReader
+from must.deploy.review.session import CHANGED, find_made_of
 from must.method.answers.answers_file import RANDOM, read_answers
 from must.method.answers.estimate import Accepted, AccuracyEstimate
 from must.method.answers.population import KeptLabels, record_population, shorten, write_kept
@@ -35,7 +38,7 @@ from must.method.answers.review import (
     order_by_coverage,
 )
 from must.method.distributed import init_distributed
-from must.method.memory.features import Pool, read_features
+from must.method.memory.features import Features, Pool, read_features
 from must.method.memory.measure import find_answers
 from must.method.memory.predictions import TopLabels
 from must.method.memory.propagate import LARGEST_MEMORY, NO_ANSWERS, build_memory, find_neighbours, predict_left_out
@@ -64,8 +67,8 @@ class Images:
     """What the review is computed from: N pictures, K classes."""
 
     pool: Pool
-    contents: np.ndarray  # uint64 [N], the first 8 bytes of their sha256; and those of all images of the split:
-    split: np.ndarray  # uint64 [M]
+    features: Features
+    made_of: tuple[str, str]  # as of `find_made_of`
     classes: list[str]
 
     @cached_property
@@ -89,13 +92,15 @@ class Progress:
 
     answers: int
     changed: int  # labels of other pictures
-    accepted: Accepted | None  # None: no answer measures yet
-    right: float  # share of the pictures drawn at random whose label is right without their own answer
-    left: list[int]  # numbers of the pictures that a person still has to name, the least sure label first
+    unread: int  # pictures without an answer that --limit left out, and those of them with one:
+    elsewhere: int
     labels: dict[int, int]  # number -> class of each picture, as of `TopLabels`
-    classes: list[dict[str, Any]]  # rows of `describe_classes`
-    accuracy: AccuracyEstimate | None  # None: no answer measures yet
     true: tuple[float, float] | None  # shares of zero-shot's classes and of the labels that are right, where known
+    accuracy: AccuracyEstimate | None = None  # None: no answer measures yet
+    accepted: Accepted | None = None
+    right: float = 0.0  # share of the pictures drawn at random whose label is right without their own answer
+    left: Sequence[int] = ()  # numbers of the pictures that a person still has to name, the least sure label first
+    classes: Sequence[dict[str, Any]] = ()  # rows of `describe_classes`
 
     def text(self) -> str:
         parts = [f"{self.accuracy.text()}."] if self.accuracy else []
@@ -115,12 +120,13 @@ class AnswerEffect:
         self.truth = torch.tensor([numbers[truth[name]] for name in images.pool.sources]) if truth else None
         self.config = RefineConfig(
             shards=config.shards, split=config.split, classifier=config.baseline, model=config.model,
-            answers=config.output, output=config.output,
+            answers=config.output, output=config.output, risk=find_risk(config),
         )  # fmt: skip
         self.thread = ThreadPoolExecutor(1, initializer=limit_threads)
         self.newest = self.computed = 0  # the numbers of the last answers, and of those that `progress` is of
         self.last: Future[None] | None = None
         self.progress: Progress | None = None
+        self.changed = False  # whether the images or the model are others now
 
     def update(self) -> None:
         """Answers were written, or taken back."""
@@ -140,6 +146,11 @@ class AnswerEffect:
     def work(self, number: int) -> None:
         if number != self.newest:  # the newest answers are counted next
             return
+        if find_made_of(self.config.model, self.config.shards) != self.images.made_of:
+            if not self.changed:
+                logger.warning(CHANGED)
+            self.changed = True  # answers are not joined to other pictures
+            return
         try:
             self.progress, kept = self.compute()
             self.computed = number
@@ -152,7 +163,7 @@ class AnswerEffect:
         """The progress, and accepted labels that are to be written."""
         pool = self.images.pool
         with quieted(logging.ERROR, "must.method.memory.measure"):  # what it says is about `must refine`
-            answers = find_answers(self.config, self.images.classes, self.images.contents, self.images.split)
+            answers = find_answers(self.config, self.images.classes, self.images.features)
         refined = refine_pool(pool, answers, CPU, LARGEST_MEMORY, self.config.risk, near=self.images.near)
         changed = refined.labels.labels != self.images.initial_labels
         changed[refined.answered] = False
@@ -160,17 +171,29 @@ class AnswerEffect:
         if self.truth is not None:
             right = [one.labels == self.truth for one in (refined.zero_shot, refined.labels)]
             true = right[0].double().mean().item(), right[1].double().mean().item()
-        labels = dict(zip(pool.numbers.tolist(), refined.labels.labels.tolist(), strict=True))
+        progress = Progress(
+            int(answers.known.sum()), int(changed.sum()), answers.unread - answers.elsewhere, answers.elsewhere,
+            dict(zip(pool.numbers.tolist(), refined.labels.labels.tolist(), strict=True)), true,
+        )  # fmt: skip
         if measured is None:
-            return Progress(int(answers.known.sum()), int(changed.sum()), None, 0.0, [], labels, [], None, true), None
+            return progress, None
         rows = np.flatnonzero(measured.others & ~measured.marked)
         rows = rows[np.argsort(refined.labels.confidence.numpy()[rows], kind="stable")]
-        progress = Progress(
-            int(answers.known.sum()), int(changed.sum()), measured.accepted,
-            float((measured.labels == measured.truth).mean()), pool.numbers[rows].tolist(), labels,
-            refined.describe_classes(self.images.classes, pool.numbers), measured.accuracy, true,
+        progress = replace(
+            progress, accuracy=measured.accuracy, accepted=measured.accepted,
+            right=float((measured.labels == measured.truth).mean()), left=pool.numbers[rows].tolist(),
+            classes=refined.describe_classes(self.images.classes, pool.numbers),
         )  # fmt: skip
         return progress, None if refined.kept is answers.kept else refined.kept
+
+
+def find_risk(config: ReviewConfig) -> float:
+    """What `must refine` was asked to promise of the labels of the same WORK."""
+    work = find_work(RefineConfig, {"model": config.model, "shards": config.shards})
+    with suppress(UserError, OSError, KeyError):
+        file = storage.join(work, PARTS["labels"].path, REFINED_FILE)
+        return float(storage.read_object(file, dict, UserError())["config"]["risk"])
+    return RISK
 
 
 def compute_review(
@@ -192,17 +215,16 @@ def compute_review(
             others = read_features(zero_shot.model, source, world, config.features, limit)
         names = source.reader.sources(features.numbers)
         pool = features.pool(bundle.model, [others.probabilities(zero_shot.model)], names)
-    images = Images(pool, features.contents, features.split, classes)
-    there = len(np.unique(features.split)) - features.undecodable
-    if saved and (saved.images, len(saved.pictures)) == (there, len(pool.numbers)):  # else --limit is another one
+    images = Images(pool, features, (bundle.description.weights_sha256, source.index.sha256), classes)
+    if saved and len(saved.pictures) == len(pool.numbers):  # else --limit is another one
         return saved, images
-    review = replace(make_review(config, source.reader, images), images=there)
+    review = make_review(config, images, source.reader)
     asked = {picture.sha256 for picture in review.pictures[: SCHEDULE.random_first]}
     answered = {*read_answers(config.output, classes)} | asked
     return replace(review, coverage=rank_by_coverage(review, images, answered)), images
 
 
-def make_review(config: ReviewConfig, reader: ShardReader, images: Images) -> Review:
+def make_review(config: ReviewConfig, images: Images, reader: ShardReader) -> Review:
     """Classes of the zero-shot model, of the model with a memory of the images before any answer, and refined."""
     pool, classes = images.pool, images.classes
     memory, refined = build_memory(pool, NO_ANSWERS, CPU, near=images.near)
@@ -224,11 +246,11 @@ def make_review(config: ReviewConfig, reader: ShardReader, images: Images) -> Re
         ))  # fmt: skip
     random = {sha256: answer for sha256, answer in read_answers(config.output).items() if answer.sampled == RANDOM}
     wrong = shorten(sha256 for sha256, answer in random.items() if answer.corrects)
-    record_population(config.output, images.split, shorten(random), wrong)
+    record_population(config.output, images.features.split, shorten(random), wrong)
+    model_sha256, index_sha256 = images.made_of
     return Review(
-        model_sha256=hash_picture(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE))), shards=config.shards,
-        index_sha256=reader.index.sha256, split=config.split, classes=list(classes), images=len(pool.numbers),
-        pictures=pictures, coverage=[],
+        model_sha256=model_sha256, shards=config.shards, index_sha256=index_sha256, split=config.split,
+        classes=list(classes), pictures=pictures, coverage=[],
     )  # fmt: skip
 
 

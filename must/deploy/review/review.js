@@ -70,6 +70,8 @@ function look(name) {
 function bar(state) {
   $("question").textContent = `Is the model better than zero-shot? ${state.counting ? "…" : state.verdict || "Not decided yet: no answers."}`;
   $("progress").textContent = state.text;
+  $("problem").textContent = state.problem;
+  $("problem").hidden = !state.problem;
   $("gauge").hidden = !state.gain;
   if (state.gain) {
     const [value, low, high] = state.gain, most = Math.max(10, Math.abs(low), Math.abs(high)), at = (points) => `${50 + 48 * points / most}%`;

@@ -40,10 +40,9 @@ from must.base.text import (
 )
 from must.config import RefineConfig
 from must.config.evaluate import ReviewConfig
-from must.config.work import ANSWERS_FILE, PARTS, RECORD_FILE, WEIGHTS_FILE, find_work
-from must.data.format import load_index
+from must.config.work import ANSWERS_FILE, PARTS, RECORD_FILE, find_work
 from must.data.reader import ShardReader, open_reader
-from must.deploy.review.session import Session
+from must.deploy.review.session import Session, find_made_of
 from must.method.answers.answers_file import ADDED, RANDOM, Answer, append_answers, read_answers
 from must.method.answers.population import POPULATION_FILE
 from must.method.answers.review import MODEL, REVIEW_FILE, Review, hash_picture
@@ -185,8 +184,8 @@ def find_pictures(reader: ShardReader, names: list[str]) -> dict[str, int]:
 
 REVIEW = Kind("must review", "--output", ".review.lock")
 RELABELLED = "relabelled.csv"
-CONNECTIONS = 64  # of all browsers together, at most
-KEEP_ALIVE = 30  # seconds without a request, or for its head, after which a connection ends
+CONNECTIONS = 512  # of all browsers together, at most; pictures are decoded a few at a time
+KEEP_ALIVE = 5  # seconds without a request, or for its head, after which a connection ends
 
 
 def review(config: ReviewConfig, truth: Mapping[str, str] | None = None) -> None:
@@ -264,12 +263,13 @@ def review_at(config: ReviewConfig) -> Review | None:
     """The one in the folder, if it is about this model and these shards; otherwise another one has to be made."""
     if not all(storage.exists(storage.join(config.output, name)) for name in (REVIEW_FILE, POPULATION_FILE)):
         return None
-    review = Review.load(config.output, "--output")
-    weights = hash_picture(storage.read_bytes(storage.join(config.model, WEIGHTS_FILE)))
-    current = weights, load_index(config.shards).sha256, config.split
-    if current == (review.model_sha256, review.index_sha256, review.split):
+    review = Review.load(config.output)
+    current = *find_made_of(config.model, config.shards), config.split
+    if review and current == (review.model_sha256, review.index_sha256, review.split):
         return review
-    logger.info(make_printable(f"{config.output}: another model or other images than before: all are looked at again"))
+    if answers := len(read_answers(config.output)):
+        kept = f"your {pluralize(answers, 'answer')} {'is' if answers == 1 else 'are'} kept"
+        logger.info(make_printable(f"{kept}; the images or the model are others than before"))
     return None
 
 
@@ -286,7 +286,7 @@ async def serve_page(
         make_printable(f"answers: {storage.join(config.output, ANSWERS_FILE)}; Ctrl-C ends, the same command resumes")
     )
     if config.browser and sys.stdout.isatty():
-        threading.Thread(target=open_browser, args=(url,), daemon=True).start()
+        threading.Thread(target=open_browser, args=(url, storage.local(config.output)), daemon=True).start()
     serving = asyncio.ensure_future(
         serve_until_signal(
             app, listener, timeout_keep_alive=KEEP_ALIVE, limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=2
@@ -306,12 +306,16 @@ async def serve_page(
         logger.info(make_page_printable(summarize(config, app.session)))
 
 
-def open_browser(url: str) -> None:
-    """Does nothing where there is no display: the address is also printed."""
+def open_browser(url: str, folder: Path) -> None:
+    """Does nothing where there is no display: the address is also printed. By a file that leads to it, as all users of
+    a machine see the browser's command line."""
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return
+    file = folder / "open.html"
     with suppress(webbrowser.Error, OSError):
-        webbrowser.open(url)
+        file.touch(0o600)
+        file.write_text(f'<meta http-equiv="refresh" content="0;url={url}">')
+        webbrowser.open(file.absolute().as_uri())
 
 
 def summarize(config: ReviewConfig, session: Session) -> str:

@@ -4,22 +4,27 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import pluralize
 from must.config.work import ANSWERS_FILE
+from must.data.format import load_index
 from must.method.answers import answers_file
 from must.method.answers.answers_file import AGAIN, COVERAGE, GRID, LEFT, NO_CLASS, RANDOM, SIMILAR, Answer
 from must.method.answers.estimate import LIGHTS
 from must.method.answers.review import MODEL, REFINED, SCHEDULE, Picture, Review
+from must.method.model.description import load_description
 
 if TYPE_CHECKING:
     from must.deploy.review.prepare import AnswerEffect, Progress
 
+CHANGED = "The images or the model are others now: end this program and start it again; your answers are kept."
 RESERVED_S = 15.0  # seconds that a picture is reserved for the page that shows it
 BUTTONS = 30  # classes up to which each has a button
 ACTIONS = ("next", "show", "answer", "undo", "grid", "end", "leave")
@@ -30,6 +35,13 @@ RECENT = 12  # answers that the page shows
 SORTS = ("sure", "doubtful", "differ")
 GOOD_LABELS = 0.8  # share of right labels above which all questions are drawn at random
 LEFT_TIMES = 2  # the pictures that are left are asked about once there are so many times as many answers
+
+
+def find_made_of(model: str, shards: str) -> tuple[str, str]:
+    """The sha256 of the model's weights and of the shards' index; "" while another program writes them."""
+    with suppress(UserError, OSError):
+        return load_description(model).weights_sha256, load_index(shards).sha256
+    return "", ""
 
 
 class Session:
@@ -111,7 +123,8 @@ class Session:
     @property
     def finished(self) -> bool:
         """Whether nobody has to name a picture any more, of all that there are."""
-        return self.is_current and not self.review.unread and self.left(True) == []
+        progress = self.progress
+        return self.is_current and bool(progress and not progress.unread) and self.left(True) == []
 
     def left(self, finish: bool) -> list[Picture] | None:
         """The pictures that a person still has to name, the least sure label first; None: it is better to go on with
@@ -130,7 +143,8 @@ class Session:
         how many pictures are answered, need not be looked at, and are left, `unread` ones among them, about which this
         page does not ask; None where nothing is promised; `labels`: the share of right labels with its interval;
         `true`: of zero-shot and of the labels, where it is known."""
-        answers, progress, unread = self.answers, self.progress, self.review.unread
+        answers, progress = self.answers, self.progress
+        unread, elsewhere = (progress.unread, progress.elsewhere) if progress else (0, 0)
         counts = progress.accepted if progress and progress.accepted and progress.accepted.accepted else None
         measured = progress.accuracy if progress and answers else None
         batches = self.find_batches(page, request)
@@ -143,9 +157,10 @@ class Session:
             "gain": [100 * end for end in measured.gain] if measured else None,
             "text": self.text(),
             "counting": progress is None,
+            "problem": CHANGED if self.effect and self.effect.changed else "",
             "set": {
-                "pictures": counts.pictures + unread,
-                "answered": counts.answered,
+                "pictures": counts.pictures + unread + elsewhere,
+                "answered": counts.answered + elsewhere,
                 "accepted": counts.accepted,
                 "left": counts.left + unread,
                 "unread": unread,
@@ -169,13 +184,14 @@ class Session:
         if not answers:
             return "No answers yet."
         others = sum(answer.sampled != RANDOM and not answer.unsure for answer in answers)
-        unsure, parts = sum(answer.unsure for answer in answers), [self.progress.text()] if self.progress else []
+        progress, unsure = self.progress, sum(answer.unsure for answer in answers)
+        parts = [progress.text()] if progress else []
         if others:
             parts.append(f"{pluralize(others, 'answer')} for teaching only: not drawn at random.")
         if unsure:
             parts.append(f"{pluralize(unsure, 'answer')} “cannot tell”.")
-        if self.review.unread:
-            pictures = pluralize(self.review.unread, "other picture")
+        if progress and progress.unread:
+            pictures = pluralize(progress.unread, "other picture")
             parts.append(f"{pictures} are left that were not read here (--limit); `must refine` counts these, too.")
         return " ".join(parts).strip()
 
@@ -228,7 +244,7 @@ class Session:
         now, answers, request = self.clock(), self.answers, request or {}
         left = None if request.get("more") else self.left(bool(request.get("finish")))
         if left == [] and not self.finished:
-            left, self.may_be_finished = None, not self.review.unread
+            left, self.may_be_finished = None, bool(self.progress and not self.progress.unread)
         elsewhere = {sha256 for sha256, (on, since) in self.shown.items() if on != page and now - since <= RESERVED_S}
         streams = Counter(answer.sampled for answer in answers.values())
         streams.update(self.offered[sha256] for sha256 in elsewhere if sha256 in self.offered)

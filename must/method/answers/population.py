@@ -238,15 +238,19 @@ def find_kept_file(answers: str, risk: float) -> str:
 
 
 def read_kept(answers: str, risk: float, classes: Sequence[str]) -> KeptLabels | None:
-    """None: there are none, the file is damaged, or the labels are of other classes."""
+    """None: there are none, the file is damaged, or the labels are of other classes; in another order, they count."""
     try:
         data = storage.read_bytes(find_kept_file(answers, risk))
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            *arrays, pictures, names = (file[name] for name in NAMES)
-        return KeptLabels(risk, int(pictures), *arrays) if names.tolist() == list(classes) else None
+            found = {name: file[name] for name in NAMES}
+        number_of = {name: number for number, name in enumerate(classes)}
+        numbers = np.array([number_of.pop(name) for name in found.pop("classes").tolist()], np.int64)
+        for name in ("labels", "answers"):
+            found[name] = np.where(found[name] < 0, found[name], numbers[found[name].clip(0)])
+        return None if number_of else KeptLabels(risk, int(found.pop("pictures")), **found)
     except Exception:  # numpy has no common class for errors in a file
         return None
 

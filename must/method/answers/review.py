@@ -68,7 +68,6 @@ class Review:
     index_sha256: str
     split: str
     classes: list[str]
-    images: int  # of the split, of distinct content; `pictures` are fewer where --limit left some out
     pictures: list[Picture]  # in the order in which they are drawn at random
     coverage: list[int]  # numbers of pictures, in the order by coverage
     format: int = FORMAT
@@ -78,22 +77,21 @@ class Review:
         """Class name -> number."""
         return {name: number for number, name in enumerate(self.classes)}
 
-    @property
-    def unread(self) -> int:
-        """Pictures that --limit left out: nobody is asked about them."""
-        return max(0, self.images - len(self.pictures))
-
     def save(self, folder: str) -> None:
         storage.write_bytes(storage.join(folder, REVIEW_FILE), json.dumps(asdict(self), separators=(",", ":")).encode())
 
     @classmethod
-    def load(cls, folder: str, flag: str = "--answers") -> Self:
-        uri = storage.join(folder, REVIEW_FILE)
-        damaged = f"{uri}: is damaged or of another version; delete it, and `must review` makes it again"
+    def load(cls, folder: str) -> Self | None:
+        """None: there is none, or it is damaged or of another version."""
+        damaged = UserError(REVIEW_FILE)
         try:
-            return storage.read_object(uri, cls.parse, UserError(damaged))
+            return storage.read_object(storage.join(folder, REVIEW_FILE), cls.parse, damaged)
+        except UserError as error:
+            if error is not damaged:
+                raise
         except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{flag} {folder}: no {REVIEW_FILE} there; it is what `must review` writes") from None
+            pass
+        return None
 
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Self:

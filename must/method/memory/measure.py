@@ -40,7 +40,7 @@ from must.method.answers.population import (
     read_kept,
     read_population,
 )
-from must.method.memory.features import Pool
+from must.method.memory.features import Features, Pool
 from must.method.memory.predictions import TopLabels
 from must.method.memory.propagate import look_up, predict_left_out
 from must.method.model.memory import Memory
@@ -58,7 +58,8 @@ class Answers:
     contents: np.ndarray  # uint64 [N], the first 8 bytes of their sha256
     gone: Gone = NOTHING_GONE
     kept: KeptLabels | None = None  # of an earlier look, for the promise of the set
-    others: int = 0  # of the split's pictures that are not among these, those with an answer
+    unread: int = 0  # the split's pictures that are not among these, and those of them with an answer:
+    elsewhere: int = 0
 
     @property
     def known(self) -> np.ndarray:
@@ -71,11 +72,11 @@ class Answers:
         return torch.from_numpy(np.stack([taught, self.said[taught]]))
 
 
-def find_answers(config: RefineConfig, classes: list[str], contents: np.ndarray, split: np.ndarray) -> Answers:
-    """The answers about the pictures `contents`, uint64 [N], of those in the `split`, uint64 [M]. An answer that does
-    not fit the classes teaches nothing: its class is gone, or it is "none of the classes" and one was added. About a
-    picture drawn at random any label is wrong, as its image stays part of the sample; so does one that is gone, see
-    `Gone`."""
+def find_answers(config: RefineConfig, classes: list[str], features: Features) -> Answers:
+    """The answers about the N pictures of the features. An answer that does not fit the classes teaches nothing: its
+    class is gone, or it is "none of the classes" and one was added. About a picture drawn at random any label is wrong,
+    as its image stays part of the sample; so does one that is gone, see `Gone`."""
+    contents, split = features.contents, np.unique(features.split)
     said, drawn, gone, unfit = dict[int, int](), dict[int, bool](), 0, list[Answer]()
     there, class_numbers = {*split.tolist()}, {name: number for number, name in enumerate(classes)}
     for sha256, answer in read_answers(config.answers).items() if config.answers else ():
@@ -102,9 +103,7 @@ def find_answers(config: RefineConfig, classes: list[str], contents: np.ndarray,
         )
     population = read_population(config.answers) if config.answers else np.empty(0, ENTRY)
     order, wrong = (np.array(sorted(part), np.uint64) for part in (drawn, [one for one in drawn if drawn[one]]))
-    chosen, images, beyond = choose_sample(
-        population, np.unique(split), order, wrong, count_fewest_answers(config.risk)
-    )
+    chosen, images, beyond = choose_sample(population, split, order, wrong, count_fewest_answers(config.risk))
     if drawn and not len(population):
         logger.warning(
             f"{pluralize(len(drawn), 'answer')} drawn at random measure nothing: {POPULATION_FILE}, which `must "
@@ -116,10 +115,10 @@ def find_answers(config: RefineConfig, classes: list[str], contents: np.ndarray,
             "wrong"
         )
     values = np.array([said.get(one, OPEN) for one in contents.tolist()], np.int64)
-    measured = np.isin(contents, np.unique(split)[images])
+    measured = np.isin(contents, split[images])
     kept = read_kept(config.answers, config.risk, classes) if config.answers and config.promise == SET else None
-    others = len(said) - int((values != OPEN).sum())
-    return Answers(values, np.isin(contents, chosen), measured, contents, beyond, kept, others)
+    unread, elsewhere = len(split) - features.undecodable - len(contents), len(said) - int((values != OPEN).sum())
+    return Answers(values, np.isin(contents, chosen), measured, contents, beyond, kept, unread, elsewhere)
 
 
 FEWEST_ANSWERS = 20  # drawn at random; with fewer they bound no rate
@@ -147,10 +146,10 @@ class Measured:
 
 def keep_labels(answers: Answers, labels: TopLabels, measured: Measured) -> tuple[Measured, KeptLabels | None]:
     """What was measured, and the accepted labels: those of an earlier look, unless now fewer pictures are left, or none
-    is. They are written into `labels`."""
+    is. They are written into `labels`. A look at fewer of the pictures replaces none."""
     contents, counts, kept = answers.contents, measured.accepted, answers.kept
     said = {one: label for one, label in zip(contents.tolist(), answers.said.tolist(), strict=True) if label != OPEN}
-    if kept and kept.holds(counts.pictures + counts.unsure, contents, said):
+    if kept and kept.holds(len(contents) + answers.unread, contents, said):
         marked = np.isin(contents, kept.contents) & measured.others
         accepted = int(marked.sum())
         if counts.left and counts.pictures - counts.answered - accepted <= counts.left:
@@ -160,6 +159,8 @@ def keep_labels(answers: Answers, labels: TopLabels, measured: Measured) -> tupl
             labels.confidence[marked] = torch.from_numpy(kept.confidence[of_mine])
             return replace(measured, marked=marked, accepted=replace(counts, accepted=accepted)), kept
     mine = measured.marked
+    if kept and answers.unread and kept.pictures > len(contents):
+        return measured, kept
     if not mine.any():
         return measured, None
     return measured, KeptLabels(

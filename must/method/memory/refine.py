@@ -135,7 +135,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         trained, features = bool(bundle.description.provenance.config), read(bundle.model)
         others = [read(zero_shot.model).probabilities(zero_shot.model)] if trained else []
         pool = features.pool(bundle.model, others, source.reader.sources(features.numbers))
-        answers = find_answers(config, bundle.description.classes, features.contents, features.split)
+        answers = find_answers(config, bundle.description.classes, features)
         refined = refine_pool(
             pool, answers, world.device, config.memory_images, config.risk,
             config.promise,

@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from must.data.reader import ShardReader
+from must.deploy.review.page import App
 from must.deploy.review.prepare import AnswerEffect, compute_review
 from must.deploy.review.review import read_corrections, review_at
 from must.deploy.review.review import review as must_review
@@ -22,6 +24,7 @@ from must.method.answers.review import Review
 from tests.common import one_line
 from tests.deploy.review.conftest import config_at, labels_of
 from tests.evaluation.digits import digits
+from tests.method.memory.remembering import unlabeled_digits
 
 SILENCE = 120  # seconds in which a program that works has long answered
 
@@ -246,12 +249,39 @@ def test_what_a_model_says_is_always_likely(monkeypatch, tmp_path):
         assert offered == sorted(offered, key=review.classes.index) and set(picture.classes[:2]) <= set(picture.likely)
 
 
+def test_answers_are_not_joined_to_pictures_that_came_meanwhile(tmp_path, caplog):
+    """`must adapt` in another terminal, while the page is open."""
+    for name, count in (("before", 60), ("after", 40)):
+        (tmp_path / name).mkdir()
+        unlabeled_digits(tmp_path / name, count)
+    config = replace(config_at(tmp_path / "review"), shards=str(tmp_path / "before/shards"))
+    review, images = compute_review(config)
+    effect = AnswerEffect(config, images)
+    session = Session(review, config.output, "ann", effect)
+    session.act("answer", "page", {"number": review.pictures[0].number, "kind": "label", "label": "one"})
+    effect.wait()
+    progress, reader = effect.progress, ShardReader(config.shards, "train")
+    shutil.rmtree(config.shards)
+    shutil.copytree(tmp_path / "after/shards", config.shards)
+    state = session.act("answer", "page", {"number": review.pictures[1].number, "kind": "label", "label": "one"})
+    effect.wait()
+    state = session.state("page")
+    assert effect.progress is progress and state["problem"].startswith("The images or the model are others now")
+    assert caplog.text.count("are others now") == 1 and len(read_answers(config.output)) == 2
+    with one_line("The images or the model are others now"):
+        App(session, reader, "token").encode_picture(review.pictures[2].number, 100)
+
+
 def test_a_review_of_another_model_or_with_another_limit_is_made_again(folder, caplog):
     config = config_at(folder)
     assert review_at(config) == Review.load(str(folder))
+    append(folder / "answers.jsonl", {"sha256": "0" * 64, "label": "one"})
     assert review_at(replace(config, model=digits().zero_shot)) is None
-    assert "another model or other images than before: all are looked at again" in caplog.text
+    assert "your 1 answer is kept" in caplog.text
     part, _ = compute_review(replace(config, limit=100), Review.load(str(folder)))
-    assert (len(part.pictures), part.images, part.unread) == (100, 150, 50)
+    assert len(part.pictures) == 100
     every, _ = compute_review(config, part)
-    assert (len(every.pictures), every.unread) == (150, 0) and compute_review(config, every)[0] is every
+    assert len(every.pictures) == 150 and compute_review(config, every)[0] is every
+    file = folder / "review.json"
+    file.write_text(file.read_text().replace('"format":', '"format":1'))
+    assert review_at(config) is None

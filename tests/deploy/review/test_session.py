@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from must.deploy.review.prepare import CPU, AnswerEffect
+from must.deploy.review.prepare import CPU, AnswerEffect, compute_review
 from must.deploy.review.session import RESERVED_S, Session
 from must.method.answers.answers_file import AGAIN, COVERAGE, RANDOM, read_answers
 from must.method.memory.measure import find_answers
@@ -163,7 +163,7 @@ def test_a_set_is_finished_when_a_person_has_named_what_is_left(review, folder, 
     assert COVERAGE not in asked, "the labels are right on more than 80 of 100"
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert [line["sampled"] for line in lines if "sampled" in line] == asked
-    found = find_answers(effect.config, review.classes, images.contents, images.split)
+    found = find_answers(effect.config, review.classes, images.features)
     refined = refine_pool(images.pool, found, CPU, 1000, 0.05)
     labels = [review.classes[label] for label in refined.labels.labels.tolist()]
     true = {picture.number: known_labels[picture.sha256] for picture in review.pictures}
@@ -179,7 +179,14 @@ def test_a_set_is_finished_when_a_person_has_named_what_is_left(review, folder, 
     effect.newest += 1  # as while the effect of another answer is computed
     assert not session.state("page")["finished"] and session.next("page")["picture"], "others until it is known"
     effect.newest -= 1
-    session.review = replace(review, images=1_000)
+    kept = (folder / "accepted-0.05.npz").read_bytes()
+    config = config_at(folder, limit=100)
+    few = AnswerEffect(config, compute_review(config)[1])
+    few.update()
+    few.wait()
+    assert 0 < few.progress.elsewhere < answered and few.progress.unread + few.progress.elsewhere == 50
+    assert (folder / "accepted-0.05.npz").read_bytes() == kept, "by a look at fewer pictures"
+    effect.progress = replace(effect.progress, unread=850)
     state = session.state("page")
     assert not state["finished"] and state["set"]["left"] == state["set"]["unread"] == 850
     assert "850 other pictures are left that were not read here (--limit)" in state["text"]

@@ -55,6 +55,9 @@ def test_it_is_read_as_it_was_written(tmp_path, monkeypatch, answers):
     found = read_kept(answers, 0.05, CLASSES)
     assert holds(kept=found) and found.confidence.dtype == np.float32 and (found.labels == KEPT.labels).all()
     assert read_kept(answers, 0.02, CLASSES) is None and read_kept(answers, 0.05, ["zero", "two"]) is None
+    assert read_kept(answers, 0.05, [*CLASSES, "two"]) is None, "its pictures may show the new class"
+    other = read_kept(answers, 0.05, CLASSES[::-1])
+    assert (other.labels == 1 - KEPT.labels).all() and (other.answers == 1 - KEPT.answers).all(), "by name"
     (tmp_path / find_kept_file(answers, 0.05)).write_bytes(b"PK damaged")
     assert read_kept(answers, 0.05, CLASSES) is None
 
