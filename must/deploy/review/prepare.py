@@ -163,7 +163,8 @@ class AnswerEffect:
         """The progress, and accepted labels that are to be written."""
         pool = self.images.pool
         with quieted(logging.ERROR, "must.method.memory.measure"):  # what it says is about `must refine`
-            answers = find_answers(self.config, self.images.classes, self.images.features)
+            given = read_answers(self.config.answers)
+            answers = find_answers(self.config, given, self.images.classes, self.images.features)
         refined = refine_pool(pool, answers, CPU, LARGEST_MEMORY, self.config.risk, near=self.images.near)
         changed = refined.labels.labels != self.images.initial_labels
         changed[refined.answered] = False

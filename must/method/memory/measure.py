@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from must.base.text import pluralize
 from must.config import RefineConfig
-from must.method.answers.answers_file import NO_CLASS, OPEN, OUTDATED, RANDOM, UNSURE, Answer, read_answers
+from must.method.answers.answers_file import NO_CLASS, OPEN, OUTDATED, RANDOM, UNSURE, Answer
 from must.method.answers.estimate import (
     ROOM,
     SET,
@@ -72,14 +72,16 @@ class Answers:
         return torch.from_numpy(np.stack([taught, self.said[taught]]))
 
 
-def find_answers(config: RefineConfig, classes: list[str], features: Features) -> Answers:
-    """The answers about the N pictures of the features. An answer that does not fit the classes teaches nothing: its
+def find_answers(
+    config: RefineConfig, given: Mapping[str, Answer], classes: list[str], features: Features
+) -> Answers:  # fmt: skip
+    """What is `given`, of `read_answers`, about the N pictures of the features. An answer that does not fit the classes teaches nothing: its
     class is gone, or it is "none of the classes" and one was added. About a picture drawn at random any label is wrong,
     as its image stays part of the sample; so does one that is gone, see `Gone`."""
     contents, split = features.contents, np.unique(features.split)
     said, drawn, gone, unfit = dict[int, int](), dict[int, bool](), 0, list[Answer]()
     there, class_numbers = {*split.tolist()}, {name: number for number, name in enumerate(classes)}
-    for sha256, answer in read_answers(config.answers).items() if config.answers else ():
+    for sha256, answer in given.items():
         content = int(sha256[:16], 16)
         if answer.sampled == RANDOM:
             drawn[content] = answer.corrects

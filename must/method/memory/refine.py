@@ -35,7 +35,7 @@ from must.config.work import (
     VERSION_FILE,
 )
 from must.data.loader import EvalSource
-from must.method.answers.answers_file import hash_answers
+from must.method.answers.answers_file import hash_answers, read_answers
 from must.method.answers.estimate import SET, describe_classes
 from must.method.answers.population import KeptLabels, write_kept
 from must.method.distributed import init_distributed
@@ -123,6 +123,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     )
     bundle, before = load_model(config, zero_shot), hash_weights(config.model)
     answers_sha256 = hash_answers(config.answers)  # first: an answer that comes meanwhile is not taken for a used one
+    given = read_answers(config.answers) if config.answers else {}
     with init_distributed(config.device, timeout=600) as world:
         require(world.size == 1, "must refine runs in one process")
         source = EvalSource.open(config, get_preprocess(bundle.description))
@@ -135,7 +136,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         trained, features = bool(bundle.description.provenance.config), read(bundle.model)
         others = [read(zero_shot.model).probabilities(zero_shot.model)] if trained else []
         pool = features.pool(bundle.model, others, source.reader.sources(features.numbers))
-        answers = find_answers(config, bundle.description.classes, features)
+        answers = find_answers(config, given, bundle.description.classes, features)
         refined = refine_pool(
             pool, answers, world.device, config.memory_images, config.risk,
             config.promise,

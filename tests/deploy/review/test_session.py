@@ -163,7 +163,7 @@ def test_a_set_is_finished_when_a_person_has_named_what_is_left(review, folder, 
     assert COVERAGE not in asked, "the labels are right on more than 80 of 100"
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
     assert [line["sampled"] for line in lines if "sampled" in line] == asked
-    found = find_answers(effect.config, review.classes, images.features)
+    found = find_answers(effect.config, read_answers(str(folder)), review.classes, images.features)
     refined = refine_pool(images.pool, found, CPU, 1000, 0.05)
     labels = [review.classes[label] for label in refined.labels.labels.tolist()]
     true = {picture.number: known_labels[picture.sha256] for picture in review.pictures}

@@ -248,7 +248,7 @@ def test_a_class_that_the_pool_lacks_keeps_what_the_model_says(pool):
     part = {name: getattr(pool, name)[rows] for name in ("numbers", "vectors", "probabilities")}
     part["probabilities"] = part["probabilities"].clone()
     part["probabilities"][::3] = encode_one_hot(torch.full((len(rows[::3]),), 4), CLASSES).half()
-    memory, Z = build(replace(pool, **part), dict(zip(rows.tolist(), TRUTH[rows].tolist(), strict=True)))
+    memory, Z = build(replace(pool, **part), dict(enumerate(TRUTH[rows].tolist())))
     assert Z[:, 4].sum() < 0.1 and memory.held.tolist() == pytest.approx([1, 1, 1, 1, 0, 1], abs=0.02)
     assert "show 1 of the 6 classes (e): new images" in describe_lacking(memory, list("abcdef"))
     P, vector = 0.94 * encode_one_hot(torch.tensor([4]), CLASSES) + 0.01, part["vectors"][1:2].float()
