@@ -75,9 +75,9 @@ class Answers:
 def find_answers(
     config: RefineConfig, given: Mapping[str, Answer], classes: list[str], features: Features
 ) -> Answers:  # fmt: skip
-    """What is `given`, of `read_answers`, about the N pictures of the features. An answer that does not fit the classes teaches nothing: its
-    class is gone, or it is "none of the classes" and one was added. About a picture drawn at random any label is wrong,
-    as its image stays part of the sample; so does one that is gone, see `Gone`."""
+    """What is `given`, of `read_answers`, about the N pictures of the features. An answer that does not fit the classes
+    teaches nothing: its class is gone, or it is "none of the classes" and one was added. About a picture drawn at
+    random any label is wrong, as its image stays part of the sample; so does one that is gone, see `Gone`."""
     contents, split = features.contents, np.unique(features.split)
     said, drawn, gone, unfit = dict[int, int](), dict[int, bool](), 0, list[Answer]()
     there, class_numbers = {*split.tolist()}, {name: number for number, name in enumerate(classes)}
