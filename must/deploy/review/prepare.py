@@ -1,12 +1,11 @@
 """Computes the review from the features of the images, then the effect of answers."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +16,13 @@ from must.base.console import quieted
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.processes import count_cores
-from must.base.text import pluralize
 from must.config import RefineConfig, ReviewConfig
 from must.config.defaults import RISK
 from must.config.work import PARTS, REFINED_FILE, find_work
 from must.data.loader import EvalSource
 from must.data.reader import ShardReader
-from must.deploy.review.session import CHANGED, find_made_of
+from must.deploy.review.session import CHANGED, Progress, find_made_of
 from must.method.answers.answers_file import RANDOM, read_answers
-from must.method.answers.estimate import Accepted, AccuracyEstimate
 from must.method.answers.population import KeptLabels, record_population, shorten, write_kept
 from must.method.answers.review import (
     MOST_BY_COVERAGE,
@@ -84,29 +81,6 @@ class Images:
     def refined(self, answers: Tensor) -> Tensor:
         """Float32 [N, K]: the refined labels' probabilities with these answers, as of `build_memory`."""
         return build_memory(self.pool, answers, CPU, near=self.near)[1]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What the answers have done so far."""
-
-    answers: int
-    changed: int  # labels of other pictures
-    unread: int  # pictures without an answer that --limit left out, and those of them with one:
-    elsewhere: int
-    labels: dict[int, int]  # number -> class of each picture, as of `TopLabels`
-    true: tuple[float, float] | None  # shares of zero-shot's classes and of the labels that are right, where known
-    accuracy: AccuracyEstimate | None = None  # None: no answer measures yet
-    accepted: Accepted | None = None
-    right: float = 0.0  # share of the pictures drawn at random whose label is right without their own answer
-    left: Sequence[int] = ()  # numbers of the pictures that a person still has to name, the least sure label first
-    classes: Sequence[dict[str, Any]] = ()  # rows of `describe_classes`
-
-    def text(self) -> str:
-        parts = [f"{self.accuracy.text()}."] if self.accuracy else []
-        parts += [self.accepted.text()] if self.accepted else []
-        parts += [f"So far {pluralize(self.changed, 'label')} of other pictures changed."] if self.changed else []
-        return " ".join(parts)
 
 
 class AnswerEffect:

@@ -3,12 +3,13 @@
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from must.base.errors import UserError
 from must.base.parameters import require
@@ -17,12 +18,9 @@ from must.config.work import ANSWERS_FILE
 from must.data.format import load_index
 from must.method.answers import answers_file
 from must.method.answers.answers_file import AGAIN, COVERAGE, GRID, LEFT, NO_CLASS, RANDOM, SIMILAR, Answer
-from must.method.answers.estimate import LIGHTS
+from must.method.answers.estimate import LIGHTS, Accepted, AccuracyEstimate
 from must.method.answers.review import MODEL, REFINED, SCHEDULE, Picture, Review
 from must.method.model.description import load_description
-
-if TYPE_CHECKING:
-    from must.deploy.review.prepare import AnswerEffect, Progress
 
 CHANGED = "The images or the model are others now: end this program and start it again; your answers are kept."
 RESERVED_S = 15.0  # seconds that a picture is reserved for the page that shows it
@@ -44,6 +42,46 @@ def find_made_of(model: str, shards: str) -> tuple[str, str]:
     return "", ""
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What the answers have done so far."""
+
+    answers: int
+    changed: int  # labels of other pictures
+    unread: int  # pictures without an answer that --limit left out, and those of them with one:
+    elsewhere: int
+    labels: dict[int, int]  # number -> class of each picture, as of `TopLabels`
+    true: tuple[float, float] | None  # shares of zero-shot's classes and of the labels that are right, where known
+    accuracy: AccuracyEstimate | None = None  # None: no answer measures yet
+    accepted: Accepted | None = None
+    right: float = 0.0  # share of the pictures drawn at random whose label is right without their own answer
+    left: Sequence[int] = ()  # numbers of the pictures that a person still has to name, the least sure label first
+    classes: Sequence[dict[str, Any]] = ()  # rows of `describe_classes`
+
+    def text(self) -> str:
+        parts = [f"{self.accuracy.text()}."] if self.accuracy else []
+        parts += [self.accepted.text()] if self.accepted else []
+        parts += [f"So far {pluralize(self.changed, 'label')} of other pictures changed."] if self.changed else []
+        return " ".join(parts)
+
+
+class Effect(Protocol):
+    """What answers do, computed beside the page."""
+
+    progress: Progress | None
+    changed: bool  # whether the images or the model are others now
+
+    @property
+    def is_current(self) -> bool:
+        """Whether `progress` is of the last answers."""
+
+    def update(self) -> None:
+        """Answers were written, or taken back."""
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Until the last ones are counted."""
+
+
 class Session:
     """`effect` computes the effect of the answers, if that is shown. Only `act` and `set_review` are thread-safe.
 
@@ -52,7 +90,7 @@ class Session:
     """
 
     def __init__(
-        self, review: Review, folder: str, who: str, effect: "AnswerEffect | None" = None,
+        self, review: Review, folder: str, who: str, effect: Effect | None = None,
         clock: Callable[[], float] = time.monotonic, commands: Iterable[str] = (),
     ) -> None:  # fmt: skip
         self.path, self.who, self.clock, self.commands = Path(folder) / ANSWERS_FILE, who, clock, list(commands)
@@ -64,7 +102,7 @@ class Session:
         self.set_review(review, effect)
         self.browsers: dict[str, str] = {}  # time of answers in this run -> the browser that gave them
 
-    def set_review(self, review: Review, effect: "AnswerEffect | None") -> None:
+    def set_review(self, review: Review, effect: Effect | None) -> None:
         """Replaces the review by one of the same model, of the same images or of others."""
         with self.lock:
             self.review, self.effect = review, effect
@@ -112,7 +150,7 @@ class Session:
             self.effect.update()
 
     @property
-    def progress(self) -> "Progress | None":
+    def progress(self) -> Progress | None:
         return self.effect.progress if self.effect is not None else None
 
     @property
