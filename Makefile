@@ -104,22 +104,17 @@ test-stores: setup build/azurite/node_modules/.bin/azurite-blob  ## Run the buck
 build/axe/node_modules/axe-core/axe.min.js:
 	@npm install --silent --no-audit --no-fund --prefix build/axe axe-core
 
-# Some tests need a package that is not in the main environment: transformers and triton make every command start seconds
-# later. They run in an environment with that package, which also uses the packages of the main one (ours.pth).
-build/transformers/installed: PACKAGES_THERE = --editable '.[siglip]'
+# Some tests need a package that is not in the main environment: triton makes every command start seconds later. They run
+# in an environment with that package, which also uses the packages of the main one (ours.pth).
 build/heic/installed: PACKAGES_THERE = --editable '.[heic]'
 build/labels/installed: PACKAGES_THERE = cleanlab label-studio-sdk openai "ray[data]" daft
 build/triton/installed: PACKAGES_THERE = triton
-build/transformers/installed build/heic/installed build/labels/installed build/triton/installed: $(VENV)/installed
+build/heic/installed build/labels/installed build/triton/installed: $(VENV)/installed
 	@$(PYTHON) -m venv $(@D)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/ours.pth
 	@$(@D)/bin/pip install --quiet --disable-pip-version-check --no-compile $(PACKAGES_THERE)
 	@touch $@
-
-.PHONY: test-transformers
-test-transformers: build/transformers/installed  ## Run the tests that need transformers
-	@REQUIRE_TRANSFORMERS=1 build/transformers/bin/python -m pytest -m 'not containers' -k transformers tests/deploy/export tests/method/model/test_beside_transformers.py
 
 .PHONY: test-heic
 test-heic: build/heic/installed  ## Run the tests of HEIC images

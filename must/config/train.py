@@ -104,8 +104,8 @@ class ClassifierConfig(StageConfig):
         kind="class set",
     )
     model: str = param(
-        "an open_clip model name, or NAME/TAG with its pretrained tag; hf-hub:TEAM/NAME; or a folder of open_clip or "
-        "transformers (CLIP, SigLIP), here or gs://",
+        "an open_clip model name, or NAME/TAG with its pretrained tag; hf-hub:TEAM/NAME; or a folder of open_clip, "
+        "here or gs://",
         metavar="NAME|URI",
         kind="model",
     )

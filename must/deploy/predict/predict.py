@@ -110,7 +110,7 @@ def open_model(config: PredictConfig, classes: list[Any] | None = None) -> Image
             config = replace(config, model=uri)
             return open_onnx(config) if kind == "onnx" else open_with_torch(config, zero_shot=kind == "classifier")
     require(
-        not any(storage.exists(storage.join(model, name)) for name in (MODEL_FOLDER_FILE, "config.json")),
+        not storage.exists(storage.join(model, MODEL_FOLDER_FILE)),
         f"--model {model}: is a CLIP model that was not adapted; say which classes there are: --classes cat,dog,horse",
     )
     require(

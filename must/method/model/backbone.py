@@ -35,13 +35,10 @@ from must.config.work import MODEL_FOLDER_FILE
 from must.data.image.preprocess import Preprocess
 from must.method.model import hub
 from must.method.model.masked_vit import make_tower
-from must.method.model.transformers_folder import TOKENIZER_FILE, is_transformers, write_open_clip_folder
-from must.method.model.weights import AVERAGED, describe_weights_problem, find_weights, read_weights, rename_weights
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_ENDINGS = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
-TEXT_CONFIG_FILE = "config.json"  # in a model folder of open_clip: the configuration of a transformers text tower
+TOKENIZER_FILE = "bpe.txt.gz"  # a byte-pair vocabulary as open_clip reads it
 
 
 @dataclass(frozen=True)
@@ -60,125 +57,72 @@ class Backbone:
 
 
 def load_backbone(model: str, pretrained: str = "", with_tokenizer: bool = True) -> Backbone:
-    """Loads `model` in float32 on the CPU: an open_clip name, ``hf-hub:...``, or a folder of open_clip or transformers.
+    """Loads `model` in float32 on the CPU: an open_clip name, ``hf-hub:...``, or a folder of open_clip.
 
     A folder, and a checkpoint file as `pretrained`, may be in a bucket."""
     requested_model, tag = hub.parse_model_name(model, pretrained)
     model, pretrained = hub.ensure_local(requested_model), hub.ensure_local(tag)
     label = f"--model {requested_model}" + (f" --pretrained {tag}" if tag else "")
-    with open_model(requested_model, model, pretrained, label) as (name, transformers_folder, config):
-        check_tower(requested_model, select_architecture(config))  # before gigabytes are downloaded
-        options: dict[str, Any] = dict(find_quick_gelu_option(name, pretrained))
-        folder = Path(name.removeprefix("local-dir:")) if hub.is_folder(name) else None
-        vocabulary = folder / TOKENIZER_FILE if folder and (folder / TOKENIZER_FILE).is_file() else None
-        tokenizer_options = {"bpe_path": str(vocabulary)} if vocabulary else {}
-        if folder and (folder / TEXT_CONFIG_FILE).is_file() and "hf_model_name" in config["text_cfg"]:
-            options["text_cfg"] = {**config["text_cfg"], "hf_model_name": str(folder), "hf_model_pretrained": False}
-        if transformers_folder and model.startswith(hub.HUB):
-            with hub.labelled(label):
-                hub.fetch_weights(model.removeprefix(hub.HUB))
-        with hub_files_cached(name, pretrained, label):
-            try:
-                with quiet_open_clip():
-                    clip = create_with_weights(name, pretrained, transformers_folder, options)
-                    tokenizer = open_clip.get_tokenizer(name, **tokenizer_options) if with_tokenizer else None
-            except Exception as error:  # open_clip and the hub raise anything from OSError to pickle errors
-                if "TorchScript" in str(error):  # torch's own advice is to run it
-                    raise UserError(
-                        f"{label}: is a TorchScript program, and those are not run; take --pretrained openai, or a "
-                        "folder of the same model as a hub has it (docs/models.md)"
-                    ) from error
-                lacks = "transformers" in str(error) and isinstance(error, ImportError | RuntimeError)
-                hint = "; install what it needs with: pip install 'must-clip[siglip]'" if lacks else ""
-                raise UserError(f"{label}: cannot be loaded: {hub.find_first_line(error)}{hint}") from error
-        set_activation(clip.visual, config["vision_cfg"])
-        with hub.labelled(label):
-            preprocess = Preprocess.from_dict(open_clip.get_model_preprocess_cfg(clip))
-        return Backbone(
-            clip=clip.eval(),
-            tokenizer=tokenizer,
-            model=requested_model,
-            pretrained=tag,
-            config=config,
-            vocabulary=vocabulary.read_bytes() if vocabulary else None,
-            architecture=select_architecture(config),
-            preprocess=preprocess,
-            logit_scale=clip.logit_scale.exp().item(),
-        )
+    name, config = find_model(requested_model, model, pretrained, label)
+    check_tower(requested_model, select_architecture(config))  # before gigabytes are downloaded
+    options: dict[str, Any] = dict(find_quick_gelu_option(name, pretrained))
+    folder = Path(name.removeprefix("local-dir:")) if hub.is_folder(name) else None
+    vocabulary = folder / TOKENIZER_FILE if folder and (folder / TOKENIZER_FILE).is_file() else None
+    tokenizer_options = {"bpe_path": str(vocabulary)} if vocabulary else {}
+    if folder and (folder / hub.TEXT_CONFIG_FILE).is_file() and "hf_model_name" in config["text_cfg"]:
+        options["text_cfg"] = {**config["text_cfg"], "hf_model_name": str(folder), "hf_model_pretrained": False}
+    with hub_files_cached(name, pretrained, label):
+        try:
+            with quiet_open_clip():
+                clip = open_clip.create_model(name, pretrained or None, require_pretrained=True, **options)
+                tokenizer = open_clip.get_tokenizer(name, **tokenizer_options) if with_tokenizer else None
+        except Exception as error:  # open_clip and the hub raise anything from OSError to pickle errors
+            if "TorchScript" in str(error):  # torch's own advice is to run it
+                raise UserError(
+                    f"{label}: is a TorchScript program, and those are not run; take --pretrained openai, or a "
+                    "folder of the same model as a hub has it (docs/models.md)"
+                ) from error
+            lacks = "transformers" in str(error) and isinstance(error, ImportError | RuntimeError)
+            hint = "; install what it needs with: pip install 'must-clip[siglip]'" if lacks else ""
+            raise UserError(f"{label}: cannot be loaded: {hub.find_first_line(error)}{hint}") from error
+    with hub.labelled(label):
+        preprocess = Preprocess.from_dict(open_clip.get_model_preprocess_cfg(clip))
+    return Backbone(
+        clip=clip.eval(),
+        tokenizer=tokenizer,
+        model=requested_model,
+        pretrained=tag,
+        config=config,
+        vocabulary=vocabulary.read_bytes() if vocabulary else None,
+        architecture=select_architecture(config),
+        preprocess=preprocess,
+        logit_scale=clip.logit_scale.exp().item(),
+    )
 
 
 def find_tower_shape(model: str, pretrained: str) -> tuple[int, int, int]:
     """(width, side of the image in pixels, side of a patch) of a model's image tower. Needs no weights."""
     requested_model, pretrained = hub.parse_model_name(model, pretrained)
     model, pretrained = hub.ensure_local(requested_model), hub.ensure_local(pretrained)
-    with open_model(requested_model, model, pretrained, f"--model {requested_model}") as (_, _, config):
-        visual = check_tower(requested_model, select_architecture(config))
+    _, config = find_model(requested_model, model, pretrained, f"--model {requested_model}")
+    visual = check_tower(requested_model, select_architecture(config))
     tower, size = make_tower(visual), visual.image_size
     return tower.width, size[0] if isinstance(size, tuple | list) else size, tower.patch
 
 
-@contextmanager
-def open_model(
-    requested_model: str, model: str, pretrained: str, label: str
-) -> Iterator[tuple[str, Path | None, dict[str, Any]]]:
-    """(open_clip's name of a model, the transformers folder with its weights or None, open_clip's model_cfg). For a
-    transformers folder the name is that of a temporary folder with its configuration and tokenizer, which is removed
-    after the block."""
-    with tempfile.TemporaryDirectory(prefix=storage.TEMPORARY) as scratch:
-        with hub.labelled(label):
-            local = (hub.cache_as_folder(model.removeprefix(hub.HUB)) if model.startswith(hub.HUB) else "") or model
-            folder = Path(local.removeprefix("local-dir:"))
-            if folder.is_file():
-                hint = "give its folder, if it is a model's, or say which model's it is: --model NAME --pretrained FILE"
-                raise UserError(f"is a file; {hint}")
-            transformers_folder = folder if hub.is_folder(local) and is_transformers(folder) else None
-            if transformers_folder:
-                write_open_clip_folder(transformers_folder, Path(scratch))
-        name = open_clip_name(scratch if transformers_folder else model)
-        if not hub.is_folder(name) and not name.startswith(hub.HUB):
-            hub.check_name(model)
-            check_pretrained(model, pretrained)
-        with hub_files_cached(name, pretrained, label, weights=False):
-            config = read_config(requested_model, name, find_quick_gelu_option(name, pretrained))
-        yield name, transformers_folder, config
-
-
-def create_with_weights(name: str, pretrained: str, transformers_folder: Path | None, options: dict[str, Any]) -> Any:
-    """open_clip's model, with the weights of `pretrained`, of its own folder, or of `transformers_folder`."""
-    file, loaded = Path(pretrained), None
-    if transformers_folder:
-        loaded = read_weights(transformers_folder), ""
-    elif file.suffix in CHECKPOINT_ENDINGS and file.is_file() and not hub.is_folder(name):
-        loaded = find_weights(file)
-    if loaded is None:
-        return open_clip.create_model(name, pretrained=pretrained or None, **options)
-    with quieted(logging.ERROR, ""):  # it warns of random weights, which are replaced below
-        clip: Any = open_clip.create_model(name, load_weights=False, pretrained_text=False, **options)
-    weights, entry = loaded
-    if entry.partition(".")[0] in AVERAGED:
-        logger.info(f"{pretrained}: takes the averaged weights, {entry}")
-    if any(name.startswith(("vision_model.", "text_model.")) for name in weights):  # transformers' names
-        weights = rename_weights(clip, weights)
-    if wrong := describe_weights_problem(clip.state_dict(), weights):
-        try:
-            open_clip.load_checkpoint(clip, pretrained)  # handles older names, and resizes position embeddings
-        except Exception as error:
-            raise UserError(wrong) from error
-    else:
-        clip.load_state_dict(weights)
-    return clip
-
-
-def set_activation(visual: Any, vision_cfg: dict[str, Any]) -> Any:
-    """Sets the activation that the configuration of a timm tower names, which open_clip 3 ignores; returns the tower.
-
-    transformers uses the tanh approximation of GELU for all of SigLIP, timm only for some sizes."""
-    if "timm_model_name" in vision_cfg and (arguments := vision_cfg.get("act_kwargs")):
-        for module in visual.trunk.modules():
-            for name, child in module.named_children():
-                if isinstance(child, nn.GELU | timm.layers.GELU | timm.layers.GELUTanh):
-                    setattr(module, name, nn.GELU(**arguments))
-    return visual
+def find_model(requested_model: str, model: str, pretrained: str, label: str) -> tuple[str, dict[str, Any]]:
+    """(open_clip's name of a model, open_clip's model_cfg)."""
+    with hub.labelled(label):
+        if Path(model).is_file():
+            raise UserError("is a file; give its folder, or say which model's it is: --model NAME --pretrained FILE")
+        if hub.is_folder(model):
+            hub.require_open_clip(model.removeprefix("local-dir:"))
+    name = open_clip_name(model)
+    if not hub.is_folder(name) and not name.startswith(hub.HUB):
+        hub.check_name(model)
+        check_pretrained(model, pretrained)
+    with hub_files_cached(name, pretrained, label, weights=False):
+        return name, read_config(requested_model, name, find_quick_gelu_option(name, pretrained))
 
 
 def open_clip_name(model: str) -> str:
@@ -226,7 +170,7 @@ def build_visual(architecture: dict[str, Any]) -> Any:
         text_cfg=text,
         quick_gelu=architecture["quick_gelu"],
     )
-    return set_activation(clip.visual, architecture["vision_cfg"])
+    return clip.visual
 
 
 def check_fetches_nothing(architecture: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
@@ -24,8 +24,7 @@ from must.base.lock import in_turn
 from must.base.parameters import require
 from must.base.storage import list_names
 from must.base.text import close_to, make_one_line, remove_secrets
-from must.config.work import MODEL_FOLDER_FILE, PARTS
-from must.method.model.transformers_folder import CONFIG_FILE, PREPROCESSORS, WEIGHT_FILES
+from must.config.work import DESCRIPTION_FILE, MODEL_FOLDER_FILE, PARTS
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +34,9 @@ HUB = "hf-hub:"
 MODELS_FOLDER = PARTS["models"].path  # beside the classifier file: the models of classifiers (backbone.py)
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"
 OLD_WEIGHTS_FILE = "open_clip_pytorch_model.bin"  # a pickle, read with weights_only
-TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "spiece.model")
+TEXT_CONFIG_FILE = "config.json"  # in a model folder of open_clip: the configuration of a transformers text tower
+CONVERT = "a model of transformers is converted once (docs/models.md)"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
-
-
-class AbsentError(UserError):
-    """A repository has none of the files."""
 
 
 def list_models() -> list[str]:
@@ -56,13 +52,23 @@ def check_model_name(model: str, pretrained: str = "") -> None:
     """Raises UserError: there is no such folder, or no such open_clip model; or a folder is given other
     weights, by a tag. A hub is not asked."""
     if storage.is_remote(model) or is_folder(model):
-        folder = model.removeprefix("local-dir:")
-        exists = any(storage.exists(storage.join(folder, name)) for name in (MODEL_FOLDER_FILE, CONFIG_FILE))
-        require(exists, f"--model {model}: no {MODEL_FOLDER_FILE} in this folder, nor {CONFIG_FILE} of transformers")
+        with labelled(f"--model {model}"):
+            require_open_clip(model.removeprefix("local-dir:"))
         file = storage.is_remote(pretrained) or Path(pretrained).is_file()
         require(not pretrained or file, f"--pretrained {pretrained}: {model} has weights of its own; leave it out")
     elif not model.startswith(HUB) and list_models():
         check_name(parse_model_name(model, "")[0])
+
+
+def require_open_clip(folder: str) -> None:
+    """The folder, of this machine or in a bucket, must be a model in open_clip's format."""
+    names = MODEL_FOLDER_FILE, DESCRIPTION_FILE, TEXT_CONFIG_FILE
+    found = next((name for name in names if storage.exists(storage.join(folder, name))), "")
+    hints = {
+        DESCRIPTION_FILE: "; it is a bundle, without a text tower: `must export --to open_clip` makes a model of it",
+        TEXT_CONFIG_FILE: f"; {CONVERT}",
+    }
+    require(found == MODEL_FOLDER_FILE, f"no {MODEL_FOLDER_FILE} in this folder{hints.get(found, '')}")
 
 
 def parse_model_name(model: str, pretrained: str) -> tuple[str, str]:
@@ -138,31 +144,8 @@ def fetch_first(repository: str, *names: str) -> bool:
             f"{'; try again later' if later else ''}, or put {MODEL_FOLDER_FILE} and {weights} of it into a folder and "
             "give that as --model (docs/models.md)"
         ) from error
-    raise AbsentError(f"{repository} on the hub {hub} has no {' and no '.join(names)}")
-
-
-def cache_as_folder(repository: str) -> str:
-    """The folder in the hub's cache of a model in transformers' format, without weights; '' for one in open_clip's."""
-    if find_cached(repository, MODEL_FOLDER_FILE):
-        return ""
-    online = fetch_first(repository, MODEL_FOLDER_FILE, CONFIG_FILE)
-    if find_cached(repository, MODEL_FOLDER_FILE):
-        return ""
-    for name in (*TOKENIZER_NAMES, *PREPROCESSORS) if online else ():
-        with suppress(AbsentError):  # no repository has all of them
-            fetch_first(repository, name)
-    return str(Path(find_cached(repository, CONFIG_FILE)).parent)
-
-
-def fetch_weights(repository: str) -> None:
-    """Downloads the weights of a model in transformers' format to the hub's cache."""
-    online = fetch_first(repository, *WEIGHT_FILES)
-    index = next((find_cached(repository, name) for name in WEIGHT_FILES if find_cached(repository, name)), "")
-    if online and index.endswith(".json"):
-        damaged = UserError(f"{Path(index).name} of {repository} on the hub is damaged")
-        files = storage.read_object(index, lambda content: set(content["weight_map"].values()), damaged)
-        for file in sorted(files):
-            fetch_first(repository, file)
+    hint = f"; {CONVERT}" if MODEL_FOLDER_FILE in names else ""
+    raise UserError(f"{repository} on the hub {hub} has no {' and no '.join(names)}{hint}")
 
 
 def find_cached(repository: str, name: str) -> str:

@@ -25,7 +25,6 @@ from must.method.model import hub
 from must.method.model.backbone import find_tower_shape, load_backbone
 from must.method.model.description import load_description
 from tests.local_server import Answer, LocalServer, Request
-from tests.method.model.tiny import by_hand, model_folder
 from tests.method.train.lives import same
 
 FILES = "or put open_clip_config.json and open_clip_model.safetensors of it into a folder and give that as --model"
@@ -138,7 +137,7 @@ def test_a_hub_that_may_not_be_asked(serving, monkeypatch):
 def test_a_file_that_does_not_arrive_is_not_called_absent_and_leaves_nothing(repositories, serving, fault, message):
     """As when the connection is lost after the first request: the hub's client raises a kind of EntryNotFoundError."""
     with serving(repositories, fault) as server:
-        told = f"config.json of team/tiny could not be downloaded .*{message}"
+        told = f"open_clip_config.json of team/tiny could not be downloaded .*{message}"
         with pytest.raises(TransientError, match=told) as error:
             load_backbone("hf-hub:team/tiny")
         assert "\n" not in str(error.value) and FILES in str(error.value)
@@ -166,19 +165,11 @@ def test_what_the_cache_has_is_taken_where_the_hub_is_gone(repositories, serving
     assert not hub_settings.HF_HUB_OFFLINE and not hub_settings.HF_HUB_DISABLE_TELEMETRY
 
 
-def test_a_model_in_transformers_format(serving, tmp_path):
-    given = model_folder("clip", tmp_path / "given")
-    (tmp_path / "hub" / "team").mkdir(parents=True)
-    by_hand(Path(given), tmp_path / "hub" / "team" / "fashion")
-    with serving(tmp_path / "hub") as server:
-        assert find_tower_shape("hf-hub:team/fashion", "") == (32, 32, 8)
-        assert not [one for one in server.asked if "model.safetensors" in one]
-        found = load_backbone("hf-hub:team/fashion")
-        assert [one.rpartition("/")[2] for one in server.asked if one.startswith("GET")].count("model.safetensors") == 1
-    expected = load_backbone(given)
-    for again in (found, load_backbone("hf-hub:team/fashion")):
-        assert same(again.clip.state_dict(), expected.clip.state_dict())
-        assert torch.equal(again.tokenizer(["a two"]), expected.tokenizer(["a two"]))
+def test_a_model_in_transformers_format_is_refused_with_what_to_do(serving, tmp_path):
+    (tmp_path / "hub" / "team" / "fashion").mkdir(parents=True)
+    (tmp_path / "hub" / "team" / "fashion" / "config.json").write_text("{}")
+    with serving(tmp_path / "hub"), pytest.raises(UserError, match=r"has no open_clip_config.json; .*docs/models.md"):
+        load_backbone("hf-hub:team/fashion")
 
 
 @pytest.mark.slow
