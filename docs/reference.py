@@ -60,7 +60,12 @@ def commands() -> str:
         kinds = get_type_hints(stage.config)
         out.append("| parameter | default | |\n|---|---|---|")
         group = ""
-        for field in list_parameters(stage.config):
+        shown = list_parameters(stage.config)
+        if name == "plan":  # the parameters of train, and few of its own
+            others = {field.name for field in list_parameters(COMMANDS["train"].config)}
+            shown = [field for field in shown if field.name not in others]
+            out.append("| *those of [`must train`](#must-train), and* | | |")
+        for field in shown:
             if field.metadata.get("group") and field.metadata["group"] != group:
                 group = field.metadata["group"]
                 out.append(f"| *{cell(group)}* | | |")

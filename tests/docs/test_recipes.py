@@ -6,20 +6,16 @@ import importlib.util
 import io
 import json
 import os
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from PIL import Image
 
-import must
 from tests.common import ROOT, read_csv
 from tests.docs.blocks import blocks
 
 RECIPES = [block.text for block in blocks(ROOT / "docs/labels.md") if block.language == "python"]
-ENGINES = [block.text for block in blocks(ROOT / "docs/label-ten-million.md") if block.language == "python"]
 CLASSES = ("cat", "dog")
 
 
@@ -142,17 +138,3 @@ def test_tags_of_fiftyone_come_back(predicted, monkeypatch):
     run(2)
     fiftyone.delete_dataset("photos")
     assert (predicted / "corrections.csv").read_text().split() == ["image,class", f"{sample.filepath},dog"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number, package", [(0, "ray"), (1, "daft")])
-def test_engines_label_as_must_does(number, package, digits, exported, tmp_path):
-    if not importlib.util.find_spec(package):
-        pytest.skip(f"not here: {package}")
-    from pyarrow import parquet
-
-    images, output = str(digits.images / "test"), tmp_path / "labels"
-    subprocess.run([sys.executable, "-c", ENGINES[number], images, exported[1], output], check=True, cwd=tmp_path)
-    rows = [row.get("label", {}) | row for row in parquet.read_table(output).to_pylist()]
-    expected = {one.image: one.name for one in must.load(exported[1])(images)}
-    assert {row["image"]: row["class"] for row in rows} == expected and len(rows) == len(expected)
