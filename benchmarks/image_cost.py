@@ -1,10 +1,9 @@
-"""Decoding cost of JPEGs, PNGs and WebPs: the estimate from the header and the measured cost, each in a new process.
+"""Decoding cost of JPEGs, PNGs and WebPs, each in a new process.
 
     python benchmarks/image_cost.py [NAME ...]      images whose name contains one of these; without a NAME all
 
-One line per image: bytes, megapixels, whether `must` accepts it, estimated and measured megabytes and seconds of one
-core, for `decode` (training, prediction, serving) and `check` (sharding). The exit code is 1 if an accepted image needs
-2 GB or 15 s, or more than estimated.
+One line per image: bytes, whether `must` accepts it, megabytes and seconds of one core, for `decode` (training,
+prediction, serving) and `check` (sharding). The exit code is 1 if an accepted image needs 2 GB or 15 s.
 """
 
 from __future__ import annotations
@@ -24,22 +23,14 @@ import numpy as np
 from PIL import Image
 
 MEMORY, SECONDS = 2e9, 15.0
-SPARE = 30e6  # bytes, of libraries that the first image loads
 
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
 from must.data.image import decode as d
 data = Path(sys.argv[1]).read_bytes()
-d.limits.memory_limited = True  # in this process
 d.Image.new("RGB", (64, 64)).convert("L")
 result = {}
-try:
-    from must.data.image.limits import estimate_decoding
-    estimate = estimate_decoding(data)
-    result = {"pixels": estimate.width * estimate.height, "memory": estimate.memory, "seconds": estimate.seconds}
-except (ValueError, ImportError) as error:
-    result = {"why": str(error)}
 Path("/proc/self/clear_refs").write_text("5")
 def peak(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
@@ -207,25 +198,16 @@ def rows(words: list[str], folder: Path) -> Iterator[tuple[str, int, dict[str, A
 
 def main() -> int:
     worst = 0
-    print("| picture | bytes | MP | | MB estimated | decode | check | s estimated | decode | check |")
-    print("|---|--:|--:|---|--:|--:|--:|--:|--:|--:|")
+    print("| picture | bytes | | MB, decode | check | s, decode | check |")
+    print("|---|--:|---|--:|--:|--:|--:|")
     with tempfile.TemporaryDirectory() as folder:
         for name, size, decode, check in rows(sys.argv[1:], Path(folder)):
             verdict = "taken" if decode["accepted"] else f"refused: {decode.get('why', '')[:90]}"
-            estimated = f"{decode['memory'] / 1e6:.0f}" if "memory" in decode else ""
-            seconds = f"{decode['seconds']:.2f}" if "seconds" in decode else ""
-            pixels = f"{decode['pixels'] / 1e6:.1f}" if "pixels" in decode else ""
             costs = [f"{result.get('peak', 0) / 1e6:.0f}" for result in (decode, check)]
             times = [f"{result.get('cpu', 0):.2f}" for result in (decode, check)]
-            print(
-                f"| {name} | {size} | {pixels} | {verdict} | {estimated} | {' | '.join(costs)} | {seconds} "
-                f"| {' | '.join(times)} |",
-                flush=True,
-            )
+            print(f"| {name} | {size} | {verdict} | {' | '.join(costs)} | {' | '.join(times)} |", flush=True)
             for result in (decode, check):
-                worst |= result["accepted"] and not (
-                    result["peak"] + size < min(MEMORY, result["memory"] + SPARE) and result["cpu"] < SECONDS
-                )
+                worst |= result["accepted"] and not (result["peak"] + size < MEMORY and result["cpu"] < SECONDS)
                 worst |= "crash" in result
     return int(worst)
 

@@ -106,6 +106,21 @@ def connections(count: int) -> Callable[[int, threading.Event], None]:
     return abuse
 
 
+def halves(count: int) -> Callable[[int, threading.Event], None]:
+    """`count` connections that send the beginning of a request and no more."""
+
+    def abuse(port: int, stop: threading.Event) -> None:
+        clients = []
+        for _ in range(count):
+            clients.append(socket.create_connection(("127.0.0.1", port), timeout=5))
+            clients[-1].sendall(post("/classify", bytes(100_000))[:50_000])
+        stop.wait()
+        for client in clients:
+            client.close()
+
+    return abuse
+
+
 def kinds() -> dict[str, Callable[[int, threading.Event], None]]:
     photo = encode(texture(1000, 800), "JPEG")
     small = encode(texture(32, 32), "PNG")
@@ -113,9 +128,14 @@ def kinds() -> dict[str, Callable[[int, threading.Event], None]]:
     objects = b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[1],"data":%s}]}' % data
     return {
         "nothing": lambda port, stop: None,
-        "1 animated WebP of 36 MP, 8 clients": sends(infer(webp_animated(6000, 6000), 1), 8),
-        "1 PNG RGBA-16 of 36 MP, 8 clients": sends(infer(png(6000, 6000, 16, 6), 1), 8),
-        "1 JPEG of 90 scans, 20 MP, 8 clients": sends(infer(scans(4500, 4500, 90), 1), 8),
+        "animated WebP of 40 MP, 64 clients": sends(post("/classify", webp_animated(6300, 6300)), 64),
+        "PNG RGBA-16 of 40 MP, 64 clients": sends(post("/classify", png(6300, 6300, 16, 6)), 64),
+        "progressive JPEG of 40 MP, 64 clients": sends(
+            post("/classify", encode(texture(6300, 6300), "JPEG", progressive=True)), 64
+        ),
+        "JPEG of 90 scans, 20 MP, 64 clients": sends(post("/classify", scans(4500, 4500, 90)), 64),
+        "bodies of 16 MB, 64 clients": sends(post("/classify", small + bytes(15_900_000)), 64),
+        "16 animated WebP of 36 MP a request, 8 clients": sends(infer(webp_animated(6000, 6000), 16), 8),
         "64 photos of 0.8 MP, 8 clients": sends(infer(photo, 64), 8),
         "connections opened and closed, 50 clients": sends(b"", 50),
         "a JPEG of 64,500 segments, 4 clients": sends(post("/classify", segments(0xFE, b"", 64_500)), 4),
@@ -124,6 +144,7 @@ def kinds() -> dict[str, Callable[[int, threading.Event], None]]:
         ),
         "15 MB of JSON that is empty objects, 4 clients": sends(post(f"/v2/models/{NAME}/infer", objects), 4),
         "2,000 silent connections": connections(2000),
+        "1,000 clients in the middle of a body": halves(1000),
     }
 
 

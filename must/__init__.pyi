@@ -347,7 +347,6 @@ def serve(
     max_body: float = 16.0,
     max_images: int = 64,
     max_pixels: float = 40.0,
-    memory: float = 1250.0,
     drain: float = 5.0,
 ) -> Any:
     """Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch)."""

@@ -54,7 +54,7 @@ FIRST = [
         # an S3 server, and the clients of three stores
         "base/storage/test_storage.py base/storage/test_refusals.py",
         # a `must serve`
-        "deploy/serve/test_serve.py deploy/serve/test_hostile.py deploy/serve/test_shares.py",
+        "deploy/serve/test_serve.py deploy/serve/test_hostile.py",
         "api/test_day_two.py",
         "method/memory/test_answers.py",
         "method/memory/test_refine.py",

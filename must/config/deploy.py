@@ -7,7 +7,6 @@ from typing import Literal
 from must.base.parameters import StageConfig, flag, param, require
 from must.config import defaults
 
-MOST_WAITING = 512  # images that may wait in the server; more are refused with 503
 SERVED_NAME = re.compile(r"[a-zA-Z0-9][-a-zA-Z0-9._]{0,62}")
 
 
@@ -116,20 +115,8 @@ class ServeConfig(StageConfig):
     threads: int = defaults.threads()
     decoders: int = param("threads that decode images; 0 means one a core", 0, at_least=0)
     max_body: float = param("megabytes of a request", 16.0, metavar="MB", group="limits", above=0)
-    max_images: int = param("images of a request", 64, between=(1, MOST_WAITING))
-    max_pixels: float = param(
-        "megapixels of an image; a request's images together may have 1.6 times as many, or a twentieth of --memory",
-        40.0,
-        metavar="MP",
-        above=0,
-    )
-    memory: float = param(
-        "megabytes for requests: a fifth for bodies; more of them, or more than 1 megapixel waiting for each 5 MB, get "
-        "503; the rest for decoding, which waits for its turn. One image alone is always decoded",
-        1250.0,
-        metavar="MB",
-        above=0,
-    )
+    max_images: int = param("images of a request", 64, between=(1, 512))
+    max_pixels: float = param("megapixels of an image", 40.0, metavar="MP", between=(0.001, 178.0))
     drain: float = param(
         "seconds from SIGTERM, when readiness ends, until no connections are taken", 5.0, metavar="S", at_least=0
     )
@@ -142,27 +129,6 @@ class ServeConfig(StageConfig):
             f"--name {self.name[:80]}: use letters, digits, '-', '.' and '_', at most 63 characters",
         )
         defaults.check_abstain(self.abstain)
-        require(self.max_body * 1e6 <= self.body_bytes, "--max-body must not be above a fifth of --memory")
-        require(self.max_pixels * 8 <= self.memory, "--max-pixels must not be above an eighth of --memory")
-
-    # What --memory and --max-pixels allow. A single image may take more to decode than there is for all.
-    @property
-    def body_bytes(self) -> float:
-        return self.memory * 1e6 / 5
-
-    @property
-    def decoding_bytes(self) -> float:
-        return self.memory * 1e6 - self.body_bytes
-
-    @property
-    def queue_pixels(self) -> float:
-        """Megapixels of the images that wait."""
-        return self.memory / 5
-
-    @property
-    def request_pixels(self) -> float:
-        """Megapixels of a request's images together, in which costly forms count more."""
-        return max(1.6 * self.max_pixels, self.queue_pixels / 4)
 
 
 @dataclass(kw_only=True)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from must.base.errors import TransientError, UserError
+from must.base.errors import UserError
 from must.base.processes import begin_worker, start_context
 from must.base.text import make_printable
 from must.config.train import check_batch
@@ -161,8 +161,6 @@ class TrainDataset(Dataset[tuple[Any, ...]]):
             try:
                 views = self.views.of_file(data, (self.seed, epoch, sample), self.max_pixels)
                 return *views, sample, int(attempt > 0)
-            except TransientError:
-                raise
             except Exception as error:  # no error of one image ends the run
                 problem = (
                     describe_decode_error(error)

@@ -105,8 +105,7 @@ serve --registry reg --name Photos                                           | u
 serve --model work --registry reg --name digits                              | cannot both be given
 serve refined                                                                | was exported from another model than
 serve work --port 99999                                                      | --port must be at least 0
-serve work --memory 79                                                       | --max-body must not be above a fifth
-serve work --max-pixels 157                                                  | --max-pixels must not be above an eighth
+serve work --max-pixels 200                                                  | --max-pixels must be
 serve work --max-images 513                                                  | --max-images
 serve work --host nowhere.invalid                                            | --host nowhere.invalid
 gate work --output photos                                                    | photos: cannot be written: is a directory

@@ -7,17 +7,14 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from must.base.errors import TransientError, UserError
+from must.base.errors import UserError
 from must.base.text import make_one_line
-from must.data.image import limits
 from must.data.image.limits import (
+    MAX_EXIF,
     MAX_PIXELS,
-    Cost,
     can_read_heic,
-    decode_isolated,
+    check_jpeg,
     detect_format,
-    estimate_decoding,
-    explain_exif_refusal,
     explain_size_refusal,
     is_heic,
 )
@@ -36,8 +33,6 @@ KNOWN_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPE
 FORMATS = tuple(name for name in KNOWN_FORMATS if name in Image.OPEN)
 ENDINGS_BY_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
 ORIENTATION = 0x0112
-PLAIN_FORMATS = ("JPEG", "PNG", "WEBP")
-TRUSTED = 2.5  # seconds; above it these are decoded in a subprocess, too. Tests search for headers that understate it
 SPACES = {"RGB": "RGB", "L": "GRAY"}  # Pillow's mode -> simplejpeg's colour space
 Picture = TypeVar("Picture")
 
@@ -50,12 +45,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
     JPEG or PNG gives exactly ``PIL.Image.open(file).convert("RGB")``.
     `shorter_side`: when given, a large JPEG may be decoded at a fraction of its size (libjpeg's scaling), but never
     with a shorter side below this many pixels.
-    Raises ValueError: the bytes are no image, are damaged, have more than `max_pixels` pixels or too many parts
-    or cost too much (limits.py). The text is the reason."""
-    estimate = check_cost(data, max_pixels)
-    if needs_limits(estimate, data, max_pixels):
-        return decode_isolated(data, max_pixels)
-    image = open_image(data, estimate, max_pixels)
+    Raises ValueError: the bytes are no image, are damaged, or have more than `max_pixels` pixels or too many parts
+    (limits.py). The text is the reason."""
+    image = identify(data, max_pixels)
     try:
         if not shorter_side and (pixels := decode_plain(data, image)) is not None:
             return rotate_upright(pixels, read_orientation(image))
@@ -72,57 +64,28 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
 
 
 def decode_view(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = MAX_PIXELS) -> Picture:
-    """The result of `view` for the decoded image.
-    Raises UserError: any error of this image; TransientError: another program has ended the process that decoded it."""
+    """The result of `view` for the decoded image. Raises UserError: any error of this image."""
     try:
         return view(decode(data, max_pixels))
-    except TransientError:
-        raise
     except Exception as error:
         raise UserError(describe_decode_error(error)) from error
 
 
 def identify(data: bytes, max_pixels: int = MAX_PIXELS) -> Any:
-    """The image, opened and not decoded: size and format are known. One that needs limits, which this process does not
-    have, is decoded, as RGB."""
-    estimate = check_cost(data, max_pixels)
-    if needs_limits(estimate, data, max_pixels):
-        return decode_isolated(data, max_pixels)
-    return open_image(data, estimate, max_pixels)
-
-
-def check_cost(data: bytes, max_pixels: int) -> Cost | None:
-    """The cost of decoding a JPEG, PNG or WebP; None: another format."""
+    """The image, opened and not decoded: size and format are known. Raises ValueError: as `decode`."""
     if not data:
         raise UserError("empty file")
     if "HEIF" not in FORMATS and is_heic(data):
         raise UserError("HEIC, which is read where pillow-heif is installed (pip install pillow-heif)")
-    if not detect_format(data):
-        return None
-    estimate = estimate_decoding(data)
-    if refused := explain_size_refusal(estimate.width, estimate.height, max_pixels):
-        raise UserError(refused)
-    return estimate
-
-
-def needs_limits(estimate: Cost | None, data: bytes, max_pixels: int) -> bool:
-    """Whether only a process with limits on memory and time may open the image, and this one has none."""
-    if limits.memory_limited or estimate is None:
-        return not limits.memory_limited
-    return estimate.seconds > TRUSTED or estimate.memory > limits.find_memory_limit(max_pixels, len(data))
-
-
-def open_image(data: bytes, estimate: Cost | None, max_pixels: int) -> Any:
-    """Raises ValueError: as `identify`."""
-    formats = [name for name in FORMATS if (name == estimate.format if estimate else name not in PLAIN_FORMATS)]
+    kind = detect_format(data)
+    if kind == "JPEG":
+        check_jpeg(data)
     try:
-        image: Any = Image.open(io.BytesIO(data), formats=formats)
+        image: Any = Image.open(io.BytesIO(data), formats=[kind] if kind else FORMATS)
         if image.format == "ICO":  # whose list may understate the size of the picture in it
             image.load()
     except Exception as error:
         raise UserError(describe_decode_error(error)) from error
-    if estimate and image.width * image.height > estimate.width * estimate.height:
-        raise UserError("its headers contradict each other")
     if refused := explain_size_refusal(image.width, image.height, max_pixels):
         raise UserError(refused)
     return image
@@ -162,8 +125,8 @@ def rotate_upright(pixels: Image.Image, exif: int) -> Image.Image:
 def read_orientation(image: Any) -> int:
     """EXIF's, 1 if there is none. To be called after loading: the TIFF decoder rotates the image, and sets it to 1."""
     exif = image.info.get("exif")
-    if isinstance(exif, bytes) and explain_exif_refusal(exif):
-        return 1
+    if isinstance(exif, bytes):  # the orientation is in the first directory
+        image.info["exif"] = exif[:MAX_EXIF]
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # damaged EXIF: viewers do not rotate such an image

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from must.base import storage
-from must.base.errors import TransientError, UserError
+from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.processes import count_cores
 from must.base.program import load_torch, show_bar
@@ -304,8 +304,7 @@ def classify(
 
 def read_pixels(found: Found, view: EvalView) -> tuple[np.ndarray | None, str]:
     """(uint8 [S, S, 3], "") or (None, the reason). Decoder and view are those of `must evaluate`.
-    Raises TransientError: a bucket does not answer, or another program has ended the process that decodes; UserError:
-    the images of a source cannot be read."""
+    Raises TransientError: a bucket does not answer; UserError: the images of a source cannot be read."""
     try:
         data = found.read()
     except UserError as error:
@@ -316,10 +315,8 @@ def read_pixels(found: Found, view: EvalView) -> tuple[np.ndarray | None, str]:
         return None, getattr(error, "strerror", None) or str(error)
     try:
         return decode_view(data, view), ""
-    except TransientError:
-        raise
-    except (OSError, ValueError) as error:
-        return None, getattr(error, "strerror", None) or str(error)
+    except UserError as error:
+        return None, str(error)
 
 
 def warn(name: str, problem: str, counts: dict[str, int]) -> None:

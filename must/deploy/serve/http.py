@@ -1,4 +1,4 @@
-"""The server as a Starlette application: its addresses; admission of requests, and decoding of their images.
+"""The server as a Starlette application: its addresses, limits of requests, and decoding of their images.
 
 POST /classify                 the body is an image file; returns class names as JSON
 POST /v2/models/NAME/infer     the open inference protocol, in JSON
@@ -9,12 +9,10 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
-from itertools import chain
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from starlette.applications import Starlette
@@ -22,23 +20,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 import must
 from must.base.processes import count_cores
-from must.config.deploy import MOST_WAITING, ServeConfig
+from must.config.deploy import ServeConfig
 from must.deploy.onnx_model import STORED
 from must.deploy.predict.writer import Options, rank_classes
 from must.deploy.serve.metrics import ServerMetrics
-from must.deploy.serve.models import Decoders, Models, ServedModel, fail
+from must.deploy.serve.models import Models, ServedModel
 from must.deploy.serve.protocol import (
-    COST_OF_PIXELS,
     INPUT,
-    Cost,
     InferRequest,
     RankedClasses,
     Refused,
-    estimate_cost,
     expect,
     make_classification,
     make_output_tensors,
@@ -48,15 +42,10 @@ from must.deploy.serve.protocol import (
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-LARGE_JSON = 1 << 16  # bytes of JSON above which it is parsed in a thread, one request at a time
-LINGER = 2.0  # seconds in which the rest of a refused request is read, so that the client reads the response
+LARGE_JSON = 1 << 16  # bytes of JSON above which it is parsed in a thread
+BODIES = 16  # all bodies together may be so many times as large as one
 CLOSED = 499  # the status in the metrics of a request whose client has left
-SMALL = 1 << 18  # bytes of files up to which their headers are read in the event loop; above it in a thread
 CLIENT_TIMEOUT = 30.0  # seconds that a client may take to send a request, and an answer may take
-DELAY = 0.5  # seconds by which each megapixel puts a picture back in the queue: small ones pass large ones
-FULL = "the queue of waiting images is full; try again later"
 
 
 class Json(JSONResponse):
@@ -67,34 +56,11 @@ class Json(JSONResponse):
 
 
 class Refusal(Json):
-    """The response to a request that is refused. After it the rest of a body is read for LINGER seconds: closing a
-    connection with unread bytes resets it, and the client would not receive the response."""
+    """The response to a request that is refused."""
 
     def __init__(self, refused: Refused, headers: dict[str, str] | None = None) -> None:
-        self.unread = refused.unread
-        more = {"connection": "close"} if self.unread else {}
         retry = {"retry-after": "1"} if refused.status == 503 else {}
-        super().__init__({"error": refused.reason}, refused.status, {**(headers or {}), **more, **retry})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self.unread:
-            await super().__call__(scope, receive, send)
-            return
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER):
-                while (await receive()).get("more_body", False):
-                    pass
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-@dataclass(eq=False)
-class PendingRequest:
-    """The images of one request that wait for their predictions."""
-
-    megapixels: float
-    futures: list[asyncio.Future[Any]]
+        super().__init__({"error": refused.reason}, refused.status, {**(headers or {}), **retry})
 
 
 def make_app(api: "Api") -> Starlette:
@@ -123,9 +89,9 @@ class Api:
 
     def __init__(self, config: ServeConfig, models: Models, metrics: ServerMetrics) -> None:
         self.config, self.models, self.metrics = config, models, metrics
-        self.loop, self.large_json = asyncio.get_running_loop(), asyncio.Lock()
-        self.decoders = Decoders(config.decoders or count_cores(), int(config.decoding_bytes))
-        self.requests: list[PendingRequest] = []  # that were admitted and have no predictions yet
+        self.loop, self.threads = asyncio.get_running_loop(), config.decoders or count_cores()
+        self.decoders = ThreadPoolExecutor(self.threads, "decode")
+        self.waiting = 0  # images of requests that are not answered yet
         self.held_bytes = 0  # of the bodies of requests
         self.draining = False  # once it is true, only a new pod will be ready
 
@@ -138,9 +104,12 @@ class Api:
             try:
                 body = await self.read_body(request)
                 start = time.perf_counter()
-                response = Json(await handler(request, body))
+                async with asyncio.timeout(CLIENT_TIMEOUT):
+                    response = Json(await handler(request, body))
             except Refused as refused:
                 response = Refusal(refused)
+            except TimeoutError:
+                response = Refusal(Refused(504, f"no answer within {CLIENT_TIMEOUT:g} seconds"))
             except ClientDisconnect:
                 response = Response(status_code=CLOSED)
             except Exception:  # a bug; the server logs it and continues
@@ -170,7 +139,7 @@ class Api:
             expect(int(request.headers.get("content-length", "0")[:18]) <= config.max_body * 1e6, large, 413)
             async with asyncio.timeout(CLIENT_TIMEOUT):
                 async for part in request.stream():
-                    full = self.held_bytes + len(part) > config.body_bytes
+                    full = self.held_bytes + len(part) > BODIES * config.max_body * 1e6
                     expect(not full, "the memory for request bodies is full; try again later", 503)
                     self.held_bytes += len(part)
                     size += len(part)
@@ -180,8 +149,6 @@ class Api:
             self.held_bytes -= size
             if isinstance(error, TimeoutError):
                 error = Refused(408, f"the body was not received within {CLIENT_TIMEOUT:g} seconds")
-            if isinstance(error, Refused):
-                error.unread = True
             raise error from None
         return parts[0] if len(parts) == 2 else b"".join(parts)  # the stream ends with an empty part
 
@@ -189,7 +156,7 @@ class Api:
         """The body is an image file, the query has parameters: top_k, abstain."""
         inference = InferRequest([body], **read_query(request))
         with self.models.borrow() as served:
-            predictions = await cancel_on_disconnect(self.predict(inference, served), request.receive)
+            predictions = await self.predict(inference, served)
             return {"model": self.config.name, "version": served.version, **make_classification(predictions)}
 
     async def infer(self, request: Request, body: bytes) -> dict[str, Any]:
@@ -197,7 +164,7 @@ class Api:
         expect(not binary, "this server takes no binary tensors; send JSON, with pictures as base64")
         with self.borrow(request) as served:
             inference = await self.parse(body, served)
-            predictions = await cancel_on_disconnect(self.predict(inference, served), request.receive)
+            predictions = await self.predict(inference, served)
             outputs = make_output_tensors(predictions, inference.outputs)
             answer = {"model_name": self.config.name, "model_version": served.version, "outputs": outputs}
             return answer | ({"id": inference.id} if inference.id else {})
@@ -207,16 +174,7 @@ class Api:
         limits = self.config.max_images, classifier.preprocess.size, not classifier.takes_pixels
         if len(body) <= LARGE_JSON:
             return parse_request(body, *limits)
-        # One at a time: its Python objects take up to thirty times its bytes, which --memory does not count.
-        try:
-            async with asyncio.timeout(CLIENT_TIMEOUT):
-                await self.large_json.acquire()
-        except TimeoutError:
-            raise Refused(503, "the server is busy with other large requests; try again") from None
-        try:
-            return await asyncio.to_thread(parse_request, body, *limits)
-        finally:
-            self.large_json.release()
+        return await self.loop.run_in_executor(self.decoders, parse_request, body, *limits)
 
     async def live(self, request: Request) -> Response:
         return self.close_if_draining(Json({"live": True}))
@@ -262,7 +220,6 @@ class Api:
     async def show_metrics(self, request: Request) -> Response:
         metrics = self.metrics
         metrics.waiting.set(self.waiting)
-        metrics.megapixels.set(self.megapixels)
         metrics.body_bytes.set(self.held_bytes)
         return self.close_if_draining(Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"))
 
@@ -276,34 +233,21 @@ class Api:
             reason = f"only {headers['Allow']} is allowed here"
         return self.close_if_draining(Refusal(Refused(error.status_code, f"{reason}; {known}"), headers))
 
-    @property
-    def waiting(self) -> int:
-        """Images."""
-        return sum(len(request.futures) for request in self.requests)
-
-    @property
-    def megapixels(self) -> float:
-        return sum(request.megapixels for request in self.requests)
-
     async def predict(self, request: InferRequest, served: ServedModel) -> RankedClasses:
-        costs = await self.estimate(request.images, served.max_pixels)
-        megapixels, limit = sum(size for size, _ in costs), self.config.request_pixels
-        cost = f"the pictures cost as much as {megapixels:.0f} megapixels"
-        expect(megapixels <= limit, f"{cost}; this server takes {limit:g} a request", 413)
-        pending = PendingRequest(megapixels, [self.loop.create_future() for _ in costs])
-        self.admit(pending)
+        futures = [self.loop.create_future() for _ in request.images]
+        turns = asyncio.Semaphore(self.threads)  # of this request: the pictures of others come between its own
+
+        async def prepare(image: bytes | np.ndarray, future: asyncio.Future[Any]) -> None:
+            async with turns:
+                await self.loop.run_in_executor(self.decoders, served.prepare, image, future)
+
+        self.waiting += len(futures)
         try:
-            delay = 0.0
-            for image, (size, memory), future in zip(request.images, costs, pending.futures, strict=True):
-                delay += DELAY * size
-                self.decoders.put(memory, partial(self.prepare, image, future, served), delay)
-            async with asyncio.timeout(CLIENT_TIMEOUT):
-                rows = np.stack([await future for future in pending.futures])
-        except TimeoutError:
-            raise Refused(504, f"no answer within {CLIENT_TIMEOUT:g} seconds") from None
+            await asyncio.gather(*map(prepare, request.images, futures))
+            rows = np.stack([await future for future in futures])
         finally:
-            self.requests = [other for other in self.requests if other is not pending]
-            for future in pending.futures:
+            self.waiting -= len(futures)
+            for future in futures:
                 future.cancel()
         probability = rows[:, :-1]
         finite = bool(np.isfinite(probability).all())
@@ -313,41 +257,9 @@ class Api:
         options = Options(request.top_k or self.config.top_k, unsure)
         classes = served.classifier.classes
         ranked = [rank_classes("", row[:-1], float(row[-1]), classes, options) for row in rows]
-        self.metrics.observe_predictions(ranked)
+        self.metrics.images.inc(len(ranked))
+        self.metrics.abstained.inc(sum(one.abstained for one in ranked))
         return RankedClasses(ranked, probability, unsure)
-
-    async def estimate(self, images: list[bytes] | np.ndarray, max_pixels: int) -> list[Cost]:
-        """The cost of each image, from its header."""
-        if isinstance(images, np.ndarray):
-            return [COST_OF_PIXELS] * len(images)
-        if sum(map(len, images)) <= SMALL:
-            return [estimate_cost(image, max_pixels) for image in images]
-        return await asyncio.to_thread(lambda: [estimate_cost(image, max_pixels) for image in images])
-
-    def admit(self, request: PendingRequest) -> None:
-        """Adds a request to the waiting ones; where there is no room, refuses costlier ones that already wait, or this
-        one if that would not make enough room."""
-        waiting, megapixels = self.waiting + len(request.futures), self.megapixels + request.megapixels
-        others, refused = sorted(self.requests, key=lambda other: -other.megapixels), list[PendingRequest]()
-        while waiting > MOST_WAITING or megapixels > self.config.queue_pixels:
-            costly = others.pop(0) if others else request
-            if costly.megapixels <= request.megapixels:
-                raise Refused(503, FULL)
-            refused.append(costly)
-            waiting -= len(costly.futures)
-            megapixels -= costly.megapixels
-        self.requests = [*(other for other in self.requests if other not in refused), request]
-        for future in chain.from_iterable(other.futures for other in refused):
-            fail(future, Refused(503, FULL))
-
-    def prepare(self, image: bytes | np.ndarray, future: asyncio.Future[Any], served: ServedModel) -> None:
-        """Runs in a decoder's thread: one image into the model's queue, or its error into `future`."""
-        if future.done():
-            return
-        try:
-            served.queue.put((served.row(image), future))
-        except Exception as error:
-            self.loop.call_soon_threadsafe(fail, future, error)
 
 
 async def refuse(request: Request, error: Any) -> Response:
@@ -364,23 +276,3 @@ def read_query(request: Request) -> dict[str, Any]:
         except ValueError:
             raise Refused(400, f"{name} must be a number") from None
     return read_parameters(values)
-
-
-async def cancel_on_disconnect(coroutine: Coroutine[Any, Any, T], receive: Receive) -> T:
-    """The coroutine's result; cancels the coroutine when the client disconnects. Raises ClientDisconnect."""
-
-    async def wait_for_disconnect() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    working, leaving = asyncio.ensure_future(coroutine), asyncio.ensure_future(wait_for_disconnect())
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        working.cancel()
-        await asyncio.wait((working,))
-        raise ClientDisconnect
-    finally:
-        working.cancel()
-        leaving.cancel()

@@ -2,9 +2,7 @@
 
 A request uses one model from its beginning to its end. A thread downloads the next model, verifies its checksums, loads
 it and tries it; then one assignment in the event loop makes it the model of new requests. The old model is closed after
-its last request. If a version cannot be loaded, the old model is still served.
-
-Pictures are decoded in threads of their own (`Decoders`)."""
+its last request. If a version cannot be loaded, the old model is still served."""
 
 import asyncio
 import logging
@@ -13,9 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
-from queue import PriorityQueue, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, Self
 
 import numpy as np
@@ -108,6 +105,11 @@ class ServedModel:
         self.on_pass(len(rows), time.perf_counter() - start)
         self.loop.call_soon_threadsafe(deliver, [future for _, future in rows], results)
 
+    def prepare(self, image: bytes | np.ndarray, future: asyncio.Future[Any]) -> None:
+        """Thread-safe. Puts an image into the queue, unless nobody waits for it any more."""
+        if not future.done():
+            self.queue.put((self.row(image), future))
+
     def row(self, image: bytes | np.ndarray) -> np.ndarray:
         """One image as the graph's input."""
         if not isinstance(image, np.ndarray):
@@ -174,10 +176,10 @@ def load_version(registry: Registry, config: ServeConfig, version: str) -> Serve
     with storage.disk_errors(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
         written = storage.HashingFile(file)
         storage.copy(uri, written)
-        file.flush()
+        file.seek(0)
         try:
             require(written.sha256 == stored[ONNX], f"{uri}: is not the file that was promoted: its checksum differs")
-            served = ServedModel.open(version, Path(f"/proc/self/fd/{file.fileno()}"), uri, config)
+            served = ServedModel.open(version, Path(f"/dev/fd/{file.fileno()}"), uri, config)
             weights = stored.get(WEIGHTS, "")
             same = not weights or served.classifier.metadata.get("weights_sha256") == weights
             require(same, f"{uri}: was exported from another model than the version's bundle; promote the model again")
@@ -263,35 +265,3 @@ class Models:
         if line != self.last_log:
             self.last_log = line
             logger.warning(f"must serve: {make_printable(line, 2000)}")
-
-
-class Decoders:
-    """Threads that decode. `memory`: bytes for all pictures that are decoded at a time; a single one may take more."""
-
-    def __init__(self, threads: int, memory: int) -> None:
-        self.memory, self.used = memory, 0
-        self.queue: PriorityQueue[tuple[float, int, int, Callable[[], None]]] = PriorityQueue()
-        self.numbers, self.used_changed = count(), threading.Condition()
-        for number in range(threads):
-            threading.Thread(target=self.work, name=f"decode-{number}", daemon=True).start()
-
-    def put(self, memory: int, job: Callable[[], None], delay: float = 0) -> None:
-        """Thread-safe. `job` is called once, in one of the threads; its place in the queue is as if it had arrived
-        `delay` seconds later."""
-        self.queue.put((time.monotonic() + delay, next(self.numbers), memory, job))
-
-    def work(self) -> None:
-        while True:
-            *_, memory, job = self.queue.get()
-            with self.used_changed:
-                while self.used and self.used + memory > self.memory:
-                    self.used_changed.wait()
-                self.used += memory
-            try:
-                job()
-            except Exception:  # a bug; it is logged, and the other pictures continue
-                logger.exception("must serve: a picture failed")
-            finally:
-                with self.used_changed:
-                    self.used -= memory
-                    self.used_changed.notify_all()

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from must.base.errors import TransientError
 from must.base.storage import decode_json
 from must.base.text import make_printable
 from must.data.image.decode import decode_view
-from must.data.image.limits import detect_format, estimate_decoding, explain_size_refusal
+from must.data.image.limits import detect_format
 from must.data.image.preprocess import EvalView
 from must.deploy.onnx_model import STORED
 from must.deploy.predict.writer import Prediction, make_json
@@ -30,13 +29,10 @@ DEFAULT_OUTPUTS = ("class", "top_probability", "abstained")
 OUTPUTS = (*DEFAULT_OUTPUTS, "probability", "similarity")
 NUMPY_TYPES = {"UINT8": np.uint8, "FP32": np.float32}
 PICTURE_FORMATS = "JPEG, PNG or WebP"
-MOST_STEPS = 3000  # segments or chunks of a picture, each of which Pillow reads in Python
 
 
 class Refused(Exception):  # noqa: N818, mostly an error of the client, not of the server
-    """`status`: of the HTTP response; `unread`: bytes of its body may still come."""
-
-    unread = False
+    """`status`: of the HTTP response."""
 
     def __init__(self, status: int, reason: str) -> None:
         self.status, self.reason = status, make_printable(reason, LONGEST_REASON)
@@ -164,33 +160,15 @@ def read_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
-Cost = tuple[float, int]
-"""Of decoding an image: megapixels, bytes of memory."""
-COST_OF_PIXELS: Cost = (0.05, 0)
-
-
-def estimate_cost(data: bytes, max_pixels: int) -> Cost:
-    """The cost of decoding the picture, from its header. Fewer formats than `must predict` reads, so that clients can
+def decode_pixels(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
+    """uint8 [S, S, 3], by the decoder and view of `must predict`. Fewer formats than it reads, so that clients can
     reach fewer decoders.
     Raises Refused: 415 for another format, 422 for a picture that is damaged or too large."""
     form = "; this is a form, and the body is to be the file itself: curl --data-binary @photo.jpg"
     unknown = f"not a picture of a known format; send {PICTURE_FORMATS}" + form * (data[:2] == b"--")
     expect(bool(detect_format(data)), unknown, 415)
     try:
-        decoding = estimate_decoding(data, MOST_STEPS)
-    except ValueError as error:
-        raise Refused(422, f"the picture cannot be read: {error}") from None
-    reason = explain_size_refusal(decoding.width, decoding.height, max_pixels)
-    expect(not reason, f"the picture cannot be read: {reason}", 422)
-    return decoding.megapixels, decoding.memory
-
-
-def decode_pixels(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
-    """uint8 [S, S, 3], by the decoder and view of `must predict`. Raises Refused: 422 for a picture that is damaged."""
-    try:
         return decode_view(data, view, max_pixels)
-    except TransientError:
-        raise Refused(503, "the server has no memory left for this picture; try again") from None
     except ValueError as error:
         raise Refused(422, f"the picture cannot be read: {error}") from None
 

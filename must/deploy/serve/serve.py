@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 IDLE = 75  # seconds without a request, or for its head, after which a connection ends: longer than proxies keep one
 FILES = 65_536  # open files and connections, if the system allows so many
 BACKLOG = 128  # connections that wait to be accepted, at most
+CONNECTIONS = 4096  # at a time; requests of more get 503
 LONGEST_HEAD = 64 * 1024  # bytes of a request line with its headers, or of the framing between two pieces of a body
-MOST_HEADERS = 100
 MOST_PIPELINED = 16  # requests that a connection may send before the first response
 CHUNKS, CHUNK_SIZE = 1000, 100  # chunks of a body, and the average bytes that each additional chunk must have
 
@@ -67,19 +67,27 @@ async def serve_async(config: ServeConfig, listener: socket.socket) -> None:
         listener,
         drain,
         date_header=False,
+        limit_concurrency=CONNECTIONS,
         timeout_keep_alive=IDLE,
         timeout_graceful_shutdown=int(CLIENT_TIMEOUT) + 1,
     )
+    api.decoders.shutdown(wait=False, cancel_futures=True)
     if following:
         following.cancel()
 
 
 class Bounded(HttpToolsProtocol):
-    """uvicorn's connections with limits against cheap requests that cost much: 400, or the connection is closed."""
+    """uvicorn's connections with limits on time and size that it does not have: 400, or the connection is closed."""
 
-    waiting: asyncio.TimerHandle | None = None  # for the rest of a head
+    silence: asyncio.TimerHandle | None = None  # ends a connection on which no request begins
     unread = 0  # bytes since the end of the last head, or the last piece of a body
     chunks = body = 0  # of this request: number, bytes
+
+    def wait_for_head(self, begin: bool = True) -> None:
+        """uvicorn itself limits the time between two requests only."""
+        if self.silence:
+            self.silence.cancel()
+        self.silence = self.loop.call_later(self.timeout_keep_alive, self.transport.close) if begin else None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -89,31 +97,26 @@ class Bounded(HttpToolsProtocol):
         super().connection_lost(error)
         self.wait_for_head(False)
 
-    def wait_for_head(self, begin: bool = True) -> None:
-        """uvicorn itself limits the time between two requests only."""
-        if self.waiting:
-            self.waiting.cancel()
-        self.waiting = self.loop.call_later(self.timeout_keep_alive, self.transport.close) if begin else None
-
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.wait_for_head()
-
-    def data_received(self, data: bytes) -> None:
-        self.unread += len(data)
-        super().data_received(data)
-        if self.unread > LONGEST_HEAD:
-            self.transport.close()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        check_limit(len(self.headers), MOST_HEADERS)
-        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         check_limit(len(self.pipeline), MOST_PIPELINED)
         self.wait_for_head(False)
         self.unread = self.chunks = self.body = 0
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete:  # no request waits; the rest of the body of a refused one may come
+            self.wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        self.unread += len(data)
+        super().data_received(data)
+        if self.unread > LONGEST_HEAD:
+            self.transport.close()
 
     def on_chunk_header(self) -> None:
         self.chunks += 1

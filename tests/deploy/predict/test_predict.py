@@ -23,7 +23,7 @@ from must.deploy.predict.predict import classify, predict
 from must.deploy.predict.writer import Options
 from must.evaluation.evaluate import evaluate
 from tests.common import ended, one_line, read_csv, until
-from tests.data.image.test_cost import thin
+from tests.data.image.test_limits import thin
 from tests.deploy.serve.server import running
 from tests.evaluation.digits import evaluation
 from tests.zoo import put
