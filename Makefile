@@ -48,7 +48,7 @@ demo: $(VENV)/demo  ## Adapt the bundled model to the bundled digits
 .PHONY: pipeline
 pipeline: $(VENV)/demo  ## Run the whole Kubeflow pipeline on the bundled digits, on this machine
 	@$(BIN)/must demo --output $(DEMO)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipeline/run_local.py --parameters $(DEMO)/pipeline.yaml --output $(DEMO)/run
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/must-pipeline run --pipeline pipeline/must_pipeline.yaml --parameters $(DEMO)/pipeline.yaml --output $(DEMO)/run
 
 .PHONY: test
 test: setup  ## Run the tests (the slow ones: make test-slow)
@@ -126,9 +126,9 @@ test-lowest: build/lowest/installed  ## Run the tests with the lowest versions t
 	@build/lowest/bin/python -m pytest $(PYTEST)
 
 .PHONY: test-kfp
-test-kfp: setup  ## Test a Kubeflow installation: KFP_HOST=... [NAMESPACE=...] [STORE=gs://...] [CLUSTER=FILE] [KFP_ARGS=...]
+test-kfp: setup  ## Test a Kubeflow installation: KFP_HOST=... [STORE=gs://...] [CLUSTER=FILE] [KFP_ARGS=...]
 	@test -n "$(KFP_HOST)" || { echo "make: say where: make test-kfp KFP_HOST=http://localhost:8080 ..."; exit 2; }
-	@$(BIN)/python -m tests.kfp --host "$(KFP_HOST)" $(if $(NAMESPACE),--namespace "$(NAMESPACE)") \
+	@$(BIN)/python -m tests.kfp --host "$(KFP_HOST)" \
 		$(if $(STORE),--store "$(STORE)") $(if $(CLUSTER),--cluster "$(CLUSTER)") $(KFP_ARGS)
 
 .PHONY: lint

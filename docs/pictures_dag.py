@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from must.stages import PODS
-from must_pipeline.files import COMPILED
 
+COMPILED = Path(__file__).parents[1] / "pipeline" / "must_pipeline.yaml"
 WIDE, HIGH, GAP_X, GAP_Y, EDGE = 146, 44, 36, 64, 30
 INK, GREY = "#1f2933", "#7b8794"
 FILL = {"condition": ("#f5f9ff", "#9cc2f0"), "gate": ("#fff4e5", "#b54708"), "stage": ("#ffffff", "#52606d")}

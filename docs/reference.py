@@ -22,9 +22,9 @@ from must.api.stages import find_function
 from must.base.parameters import list_parameters
 from must.stages import COMMANDS, ERRORS, NOT_STAGES
 from must_pipeline import cli
-from must_pipeline.files import CLUSTER, COMPILED, LABELLING
 
 FOLDER = Path(__file__).resolve().parent / "reference"
+PIPELINE = FOLDER.parents[1] / "pipeline"
 MADE = "<!-- Made by `make reference`; change the parameters' own texts instead. -->\n"
 
 
@@ -147,16 +147,14 @@ def pipeline() -> str:
     """The commands of must-pipeline, and the parameters of a run."""
     out = [MADE, "# The pipeline's commands and parameters\n"]
     out += ["| command | does |\n|---|---|"]
-    out += [f"| `must-pipeline {name}` | {text} |" for name, (_, text) in cli.COMMANDS.items()]
-    out.append(
-        "\nEach has `--help`. In a checkout `python pipeline/compile.py` and `pipeline/run_local.py` do the same.\n"
-    )
+    out += [f"| `must-pipeline {name}` | {text} |" for name, (_, text, _) in cli.COMMANDS.items()]
+    out.append("\nEach has `--help`.\n")
     out.append("## A run's parameters\n")
-    out.append("The lines of `run.yaml`, and of `parameters:` in a schedule.\n")
-    out += parameters(COMPILED)
+    out.append("The lines of `run.yaml`.\n")
+    out += parameters(PIPELINE / "must_pipeline.yaml")
     out.append("\n## Parameters of the second pipeline\n")
     out.append("Of `must_label.yaml`, which [labels images](../label-ten-million.md#in-kubeflow).\n")
-    return "\n".join([*out, *parameters(LABELLING)]) + "\n"
+    return "\n".join([*out, *parameters(PIPELINE / "must_label.yaml")]) + "\n"
 
 
 def parameters(compiled: Path) -> list[str]:
@@ -177,7 +175,7 @@ def parameters(compiled: Path) -> list[str]:
 
 def cluster() -> str:
     out = [MADE, "# cluster.yaml\n", "Every key with its default. A file needs only the keys that differ.\n"]
-    return "\n".join([*out, block(CLUSTER.read_text().strip(), "yaml")])
+    return "\n".join([*out, block((PIPELINE / "cluster.yaml").read_text().strip(), "yaml")])
 
 
 def block(text: str, language: str) -> str:

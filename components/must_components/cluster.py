@@ -229,12 +229,6 @@ def parse_stage(node: str) -> str:
     return next(part for part in reversed(parts) if part != "executor")
 
 
-def is_refused(message: str) -> bool:
-    """Whether Kubernetes refuses the pod permanently; a pod over a quota only waits."""
-    refused = re.search(r"is forbidden: |denied the request: ", message)
-    return refused is not None and "exceeded quota" not in message
-
-
 def parse_exit_code(message: str) -> int | None:
     """The exit code of a pod that ended by itself; None if it was killed, or unknown."""
     match = re.search(r"^main: Error \(exit code (\d+)\)", message)

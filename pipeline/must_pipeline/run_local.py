@@ -26,8 +26,7 @@ from must.base.parameters import read_mapping
 from must.base.program import BUG, handling
 from must.config.work import METRICS_FILE, ONNX_FILE, REPORT_FILE
 from must.evaluation.result import make_text_table, read_metrics
-from must_pipeline.files import load_documents
-from must_pipeline.submit import check_parameters
+from must_pipeline.compile import check_parameters, load_documents, read_compiled
 
 # For PYTHONPATH: the stages import must from here, so it need not be installed.
 SOURCE_FOLDERS = [str(Path(package.__file__ or "").parent.parent) for package in (must, must_components)]
@@ -42,10 +41,11 @@ def main(options: argparse.Namespace) -> None:
     started = time.monotonic()
     os.environ["MUST_RUN_AGAIN"] = restart_command()  # for the summary of a run that failed
     values = read_mapping(options.parameters, f"--parameters {options.parameters}")
-    parameters = check_parameters(options.pipeline, {"work_uri": str(options.output.resolve()), **values})
+    values = {"work_uri": str(options.output.resolve())} | values
+    parameters = check_parameters(read_compiled(options.pipeline), values)
     options.output.mkdir(parents=True, exist_ok=True)
     with locked(str(options.output), RUN_LOCK):
-        artifacts = run_local(options.pipeline, parameters, options.output, options.verbose)
+        artifacts = run_local(options.pipeline, parameters, options.output, False)
     print(summarize_artifacts(artifacts, time.monotonic() - started))
 
 

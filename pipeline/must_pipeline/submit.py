@@ -1,248 +1,133 @@
-"""must-pipeline submit: starts one run, of a file of parameters or the same as a run before, and waits for its end.
-
-Parameters are checked against the compiled pipeline before anything is submitted."""
+"""must-pipeline submit: starts a run of a file of parameters, the same run again, or a schedule; follows a run."""
 
 import argparse
-import json
-import re
-import sys
 import time
-from pathlib import Path
-from typing import Any, NamedTuple
+from functools import partial
+from hashlib import sha256
+from typing import Any
 
-import yaml
-
+from must import __version__
 from must.base import storage
 from must.base.errors import UserError
-from must.base.parameters import convert, read_mapping, require
-from must.base.text import make_printable, remove_secrets, suggest_name
-from must.runtime.check import check_labelling, check_run
-from must.runtime.summary import Summary, summarize
-from must_components.cluster import is_refused, list_failures
-from must_pipeline.api import Kfp, api, api_errors, connect
-from must_pipeline.files import load_documents, name_pipeline
+from must.base.parameters import read_mapping, require
+from must.runtime.summary import summarize
+from must.stages import COMPONENTS
+from must_pipeline import DESCRIPTION
+from must_pipeline.client import Kubeflow
+from must_pipeline.compile import check_parameters, read_compiled
+from must_pipeline.schedule import OVER, find_next_time, list_schedules, make_schedule
 
-LIMIT = 10_000  # bytes of all parameters together, in Kubeflow Pipelines
-KINDS: dict[str, Any] = {
-    "STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool, "STRUCT": dict[str, Any],
-    "LIST": list[Any],
-}  # fmt: skip
-
-
-def check_parameters(pipeline: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """The values, converted to their parameters' types. Raises ValueError: pipeline or stage would refuse them."""
-    try:
-        spec = load_documents(pipeline.read_text())[0]
-        known = spec["root"]["inputDefinitions"]["parameters"]
-    except FileNotFoundError:
-        raise UserError(f"--pipeline {pipeline}: no such file; make it with must-pipeline compile") from None
-    except (yaml.YAMLError, KeyError, TypeError, IndexError):
-        raise UserError(f"--pipeline {pipeline}: is no compiled pipeline") from None
-    for name in values:
-        if name not in known:
-            raise UserError(f"the pipeline has no parameter '{name}'; {suggest_name(name, sorted(known))}")
-    values = {
-        name: convert(value, KINDS[known[name]["parameterType"]], f"parameter {name}") for name, value in values.items()
-    }
-    missing = sorted(name for name in known.keys() - values.keys() if not known[name].get("isOptional"))
-    require(not missing, f"parameters missing: {', '.join(missing)}")
-    if (size := len(json.dumps(values).encode())) > LIMIT:
-        raise UserError(f"the parameters take {size:,} bytes, Kubeflow Pipelines allows {LIMIT:,}; use a file by URI")
-    defaults = {name: each["defaultValue"] for name, each in known.items() if "defaultValue" in each}
-    (check_labelling if "least_similarity" in known else check_run)(defaults | values)
-    return values
-
-
-OVER = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
-GOOD = ("SUCCEEDED", "SKIPPED")
 POLL = 15.0  # seconds
-FAILURES_REPORTED = 3  # failures of one stage after which a line is printed
-WATCH_TIMEOUT = 10  # seconds for an answer of Kubernetes' API
-SERVER_TIMEOUT = 900.0  # seconds without an answer after which waiting is given up
-FRAMES = re.compile(  # tasks that only wrap stages
-    r"executor|root|(exit-handler|condition|condition-branches|for-loop)-\d+(\.onExit)?|iteration-(iterations|item)|must-[a-z0-9]{5}"
-)
-
-
-class Ending(NamedTuple):
-    code: int  # 0, or 1 for a run that failed or whose workflow is gone
-    lost: bool = False  # it was stopped from outside, but not by a person: it may be started again
-
-
-def wait(kfp: Kfp, run_id: str, work_uri: str, again: str) -> Ending:
-    """How the run ended, once it is over. Raises TransientError: no answer for SERVER_TIMEOUT seconds.
-
-    The notes of the stages at `work_uri` are summarized if this machine can read them. `again` starts the run again."""
-    kubernetes, printed, missed, reported = connect(), "", 0, set[str]()
-    latest: dict[str, Any] = {}  # the workflow as it was read last
-    while True:
-        run = get_run_with_retry(kfp, run_id)
-        state = run.state or "PENDING"
-        # Kubeflow has a step of its own before each stage.
-        coming = (name.removesuffix("-driver") for name in list_stages(run, "RUNNING"))
-        status = " ".join([state.lower(), *dict.fromkeys(name for name in coming if not FRAMES.fullmatch(name))])
-        if status != printed:
-            printed = status
-            say(status)
-        workflow = find_workflow(kubernetes, kfp.namespace or "kubeflow", run_id)
-        latest = workflow or latest
-        if state in OVER:
-            summary = summarize(work_uri, run_id, state, again)
-            report(run, state, summary, list_failures(latest))
-            lost = summary.failure in ("stopped", "silent") and not is_terminated(run)
-            return Ending(int(state not in GOOD), state not in GOOD and lost)
-        missed, trouble = missed + 1 if latest and workflow == {} else 0, ""
-        if (stage := report_failures(run, latest, reported)) is not None:
-            trouble = (
-                f"this run cannot succeed: Kubernetes rejects the pods of {stage}; retries may last hours. "
-                "Correct it, terminate the run in Kubeflow's page, and start it again"
-            )
-        elif missed > 1:  # at first the run's last state may not have arrived yet
-            trouble = (
-                f"the workflow of the run {run_id} was deleted: Kubeflow keeps the state {state.lower()}. "
-                "Start it again"
-            )
-        if trouble:
-            print(f"{trouble}: {again}", file=sys.stderr)
-            return Ending(1)
-        time.sleep(POLL)
-
-
-def get_run_with_retry(kfp: Kfp, run_id: str) -> Any:
-    """The run; repeats the request until the server answers."""
-
-    def ask() -> Any:
-        with api_errors(kfp.host):
-            return kfp.runs.run_service_get_run(run_id)
-
-    return storage.repeat(kfp.host, ask, timeout=SERVER_TIMEOUT)
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
-
-
-def report_failures(run: Any, workflow: dict[str, Any], reported: set[str]) -> str | None:
-    """Prints once for each stage that it has failed for the third time, and why (unknown without permission to read the
-    workflow). Returns a stage that can never start."""
-    tries = [re.sub(r"\(\d+\)$", "", name) for name in list_tasks(run, "FAILED") if name.endswith(")")]
-    stages = list_failures(workflow) or {name: [""] * tries.count(name) for name in tries if not FRAMES.fullmatch(name)}
-    for stage, messages in stages.items():
-        if len(messages) >= FAILURES_REPORTED and stage not in reported:
-            reported.add(stage)
-            reason = messages[-1] or "the workflow's events say why (kubectl describe workflow)"
-            say(f"{stage} failed {len(messages)} times: {make_printable(reason, 1000)}")
-            if is_refused(reason):
-                return stage
-    return None
-
-
-def report(run: Any, state: str, summary: Summary, messages: dict[str, list[str]]) -> None:
-    """Prints how the run ended; without notes that can be read, what the server says."""
-    if state not in GOOD:
-        if is_terminated(run):
-            print("the run was ended by a person")
-        elif not summary.table:
-            print(f"failed: {', '.join(list_stages(run, 'FAILED')) or 'no stage has begun'}")
-            for stage, reasons in messages.items():
-                print(f"{stage}: {make_printable(reasons[-1], 1000)}")
-    page = summary.to_text() if summary.table else "The page about it is the artifact of the stage summary."
-    print(f"\n{page}", flush=True)
-
-
-def is_terminated(run: Any) -> bool:
-    return any(entry.state in ("CANCELING", "CANCELED") for entry in run.state_history or [])
-
-
-def list_tasks(run: Any, state: str) -> list[str]:
-    """Kubeflow's names of the tasks in that state; of the tries of a repeated step NAME(0), NAME(1), ..."""
-    details = (run.run_details and run.run_details.task_details) or []
-    return [task.display_name for task in details if task.state == state]
-
-
-def list_stages(run: Any, state: str) -> list[str]:
-    """The stages, and Kubeflow's own steps before them, without the tasks that wrap them, and without tries."""
-    names = dict.fromkeys(list_tasks(run, state))
-    return [name for name in names if not FRAMES.fullmatch(name) and not name.endswith(")")]
-
-
-def find_workflow(kubernetes: Any, namespace: str, run_id: str) -> dict[str, Any] | None:
-    """The run's workflow, by Kubernetes' API of `connect`: Kubeflow Pipelines reports neither its deletion nor why its
-    pods fail. {}: there is none, perhaps as this is another cluster; None: there is no answer, or no permission."""
-    if kubernetes is None:
-        return None
-    from kubernetes.client import ApiException
-    from urllib3.exceptions import HTTPError
-
-    try:
-        items = kubernetes.list_namespaced_custom_object(
-            "argoproj.io", "v1alpha1", namespace, "workflows", label_selector=f"pipeline/runid={run_id}",
-            _request_timeout=WATCH_TIMEOUT,
-        )["items"]  # fmt: skip
-    except (ApiException, HTTPError, OSError):
-        return None
-    return next(iter(items), {})
+PATIENCE = 900.0  # seconds without an answer after which a run is not followed any more
+STAGES = {row.title or name for name, row in COMPONENTS.items()}  # other tasks are Kubeflow's own, around them
 
 
 def main(options: argparse.Namespace) -> None:
-    raise SystemExit(submit(options))
-
-
-def submit(options: argparse.Namespace) -> int:
-    """Returns the exit code: 0, or 1 for a run that was waited for and failed."""
-    require(options.restarts >= 0, f"--restarts {options.restarts}: must not be negative")
-    kfp = Kfp(options)
-    pipeline_name = options.pipeline_name or (name_pipeline(options.pipeline) if not options.again else "must")
+    """Raises SystemExit: 1 for a run that was followed and failed."""
+    one = not (options.again or options.wait) or not options.cron
+    require(one, "--cron makes a schedule; --again and --wait are for one run")
     if options.again:
-        body = copy_run(kfp, options.again)
+        kubeflow = Kubeflow(options)
+        run = repeat_run(kubeflow, options.again, options.name)
     else:
-        parameters = read_mapping(options.parameters, f"--parameters {options.parameters}")
-        body = make_run(kfp, options.pipeline, pipeline_name, options.experiment, parameters)
-    body.display_name = options.name or f"{pipeline_name} {time.strftime('%Y-%m-%d %H:%M')}"
-    run_id = start(kfp, body)
-    if not options.wait:
-        return 0
-    work_uri = ((body.runtime_config and body.runtime_config.parameters) or {}).get("work_uri", "")
-    for restarts in range(options.restarts, -1, -1):
-        ending = wait(kfp, run_id, work_uri, f"must-pipeline submit --again {run_id}")
-        if not (ending.lost and restarts):
-            break
-        restarted = copy_run(kfp, run_id)
-        restarted.display_name = f"{body.display_name} again"
-        print(f"the run {run_id} was stopped, but not by a person: starting it again ({restarts} restarts left)")
-        run_id = start(kfp, restarted)
-    return ending.code
+        compiled = read_compiled(options.pipeline, options.cluster)
+        if options.cron in ("list", "off"):
+            list_schedules(Kubeflow(options, compiled.cluster["namespace"]), options.name, options.cron == "off")
+            return
+        if not options.parameters:
+            raise UserError("--parameters is missing: the file that says what a run is to do; or --again RUN_ID")
+        values = read_mapping(options.parameters, f"--parameters {options.parameters}")
+        body: dict[str, Any] = {"params": check_parameters(compiled, values)}
+        if options.cron:
+            require(bool(options.name), "--name is missing: the schedule's, by which it is known")
+            find_next_time(options.cron)
+        kubeflow = Kubeflow(options, compiled.cluster["namespace"])
+        body["experiment_id"] = find_experiment(kubeflow, options.experiment)
+        body |= {"service_account": compiled.cluster["service_account"] or None}
+        body |= upload(kubeflow, options, compiled.name)
+        if options.cron:
+            make_schedule(kubeflow, options.name, options.cron, body)
+            return
+        run = start_run(kubeflow, body, options.name or f"{compiled.name} {time.strftime('%Y-%m-%d %H:%M')}")
+    if options.wait:
+        raise SystemExit(follow_run(kubeflow, run.run_id))
 
 
-def make_run(kfp: Kfp, file: Path, pipeline_name: str, experiment_name: str, parameters: dict[str, Any]) -> Any:
-    """A run of the compiled pipeline `file`, which is uploaded if it is new."""
-    parameters = check_parameters(file, parameters)
-    experiment = kfp.experiment(experiment_name)
-    pipeline, version, new = kfp.upload(file, pipeline_name)
-    print(f"pipeline {pipeline_name}: {'new version uploaded' if new else 'this version is there already'}")
-    return api.V2beta1Run(
-        experiment_id=experiment,
-        pipeline_version_reference=api.V2beta1PipelineVersionReference(pipeline, version),
-        runtime_config=api.V2beta1RuntimeConfig(parameters=parameters),
-        service_account=kfp.account or None,
+def find_experiment(kubeflow: Kubeflow, name: str) -> str:
+    """The id; the experiment is made if there is none. Raises ValueError: the server does not know namespaces."""
+    space = kubeflow.namespace
+    found = kubeflow.ask("create_experiment", name=name, description=DESCRIPTION, namespace=space)
+    require(
+        not space or bool(found.namespace),
+        f"namespace {space}: this Kubeflow Pipelines is installed for a single user and runs everything in its own "
+        "namespace; leave `namespace` out of cluster.yaml, and create the service account there",
     )
+    return str(found.experiment_id)
 
 
-def start(kfp: Kfp, body: Any) -> str:
-    """The new run's id."""
-    with api_errors(kfp.host, body.service_account or "", kfp.namespace):
-        run = kfp.runs.run_service_create_run(body)
-    print(f"run {run.run_id} started: {remove_secrets(kfp.host)}/#/runs/details/{run.run_id}", flush=True)
-    return str(run.run_id)
+def upload(kubeflow: Kubeflow, options: argparse.Namespace, name: str) -> dict[str, str]:
+    """The pipeline `name` and its version with the file's content, which is uploaded if there is none: their ids."""
+    space = kubeflow.namespace
+    pipelines = kubeflow.list("pipelines", namespace=space)
+    pipeline = next((one for one in pipelines if one.display_name == name), None)
+    if pipeline is None:
+        body = {"name": name, "display_name": name, "description": DESCRIPTION} | (
+            {"namespace": space} if space else {}
+        )
+        pipeline = kubeflow.ask("pipelines.pipeline_service_create_pipeline", pipeline=body)
+    version = f"{__version__}-{sha256(options.pipeline.read_bytes()).hexdigest()[:12]}"
+    versions = kubeflow.list("pipeline_versions", pipeline_id=pipeline.pipeline_id)
+    made = next((one for one in versions if one.display_name == version), None)
+    print(f"pipeline {name}: version {version} {'is there already' if made else 'uploaded'}")
+    made = made or kubeflow.ask(
+        "upload_pipeline_version", pipeline_package_path=str(options.pipeline), pipeline_version_name=version,
+        pipeline_id=pipeline.pipeline_id, description=DESCRIPTION,
+    )  # fmt: skip
+    return {"pipeline_id": pipeline.pipeline_id, "version_id": made.pipeline_version_id}
 
 
-def copy_run(kfp: Kfp, run_id: str) -> Any:
-    with api_errors(kfp.host):
-        old = kfp.runs.run_service_get_run(run_id)
-    return api.V2beta1Run(
-        experiment_id=old.experiment_id,
-        pipeline_version_reference=old.pipeline_version_reference,
-        pipeline_spec=None if old.pipeline_version_reference else old.pipeline_spec,
-        runtime_config=old.runtime_config,
-        service_account=old.service_account,
-    )
+def start_run(kubeflow: Kubeflow, body: dict[str, Any], name: str) -> Any:
+    run = kubeflow.ask("run_pipeline", job_name=name, **body)
+    print(f"run {run.run_id} started: {kubeflow.host}/#/runs/details/{run.run_id}", flush=True)
+    return run
+
+
+def repeat_run(kubeflow: Kubeflow, run_id: str, name: str) -> Any:
+    """Starts a run with the version, the parameters and the account of another."""
+    old = kubeflow.ask("get_run", run_id=run_id)
+    version = old.pipeline_version_reference
+    require(version is not None, f"--again {run_id}: it is no run of an uploaded pipeline")
+    body = {"experiment_id": old.experiment_id, "params": old.runtime_config.parameters}
+    body |= {"pipeline_id": version.pipeline_id, "version_id": version.pipeline_version_id}
+    body |= {"service_account": old.service_account}
+    return start_run(kubeflow, body, name or f"{old.display_name.removesuffix(' again')} again")
+
+
+def follow_run(kubeflow: Kubeflow, run_id: str) -> int:
+    """Prints the stages as they run, at the end the summary, if the notes at work_uri can be read from here.
+    Returns the exit code: 0, or 1 for a run that failed. Raises TransientError: no answer for PATIENCE seconds."""
+    said, state = "", ""
+    while state not in OVER:
+        time.sleep(POLL if said else 0)
+        run = storage.repeat(kubeflow.host, partial(kubeflow.ask, "get_run", run_id=run_id), timeout=PATIENCE)
+        state = run.state or "PENDING"
+        stages = list_stages(run, "RUNNING") if state == "RUNNING" else []
+        if (text := " ".join([state.lower(), *stages])) != said:
+            said = text
+            print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+    parameters = (run.runtime_config and run.runtime_config.parameters) or {}
+    again = f"must-pipeline submit --again {run_id}"
+    summary = summarize(parameters.get("work_uri", ""), run_id, state, again)
+    if any(entry.state == "CANCELING" for entry in run.state_history or []):
+        print("the run was ended by a person")
+    elif not summary.table and (failed := list_stages(run, "FAILED")):
+        print(f"failed: {', '.join(failed)}")
+    print(f"\n{summary.to_text() if summary.table else 'The page about it is the artifact of the stage summary.'}")
+    return int(state not in ("SUCCEEDED", "SKIPPED"))
+
+
+def list_stages(run: Any, state: str) -> list[str]:
+    """The stages in that state. Kubeflow has a step of its own before each, and tasks around them."""
+    tasks = (run.run_details and run.run_details.task_details) or []
+    names = (task.display_name.removesuffix("-driver") for task in tasks if task.state == state)
+    return [name for name in dict.fromkeys(names) if name in STAGES]

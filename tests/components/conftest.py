@@ -17,13 +17,13 @@ from must_components import train_job
 from must_components.cluster import KubernetesApi
 from must_components.train_job import train_on_nodes
 from must_pipeline.cluster import load_cluster
-from must_pipeline.files import CLUSTER
 from must_pipeline.placement import encode_nodes
 from tests.common import ROOT
 from tests.components.kube_api import Api
 from tests.components.trainer import now
 from tests.deploy.promote.bundles import make_bundle
 from tests.local_server import Answer, serving
+from tests.pipeline.compiled import CLUSTER
 
 SUMMARY = asdict(RunSummary(steps=10, images_per_s=100.0))
 

@@ -1,10 +1,13 @@
 """The first stage asks the cluster what a TrainJob needs of it: against a server that answers as Kubernetes does."""
 
+import json
+
 import pytest
 
 from must.base.storage import TransientError
 from must_components import cluster
-from must_components.cluster import KubernetesApi
+from must_components.cluster import KubernetesApi, list_failures, parse_exit_code
+from tests.common import ROOT
 
 TRAINERS = "/apis/trainer.kubeflow.org/v1alpha1"
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -49,3 +52,13 @@ def test_outside_a_pod_there_is_no_cluster_to_ask(monkeypatch, tmp_path):
     monkeypatch.setattr(cluster, "ACCOUNT", tmp_path / "none")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     assert KubernetesApi.of_this_pod() is None
+
+
+def test_what_argo_recorded_names_the_stage_and_the_reason():
+    recorded = json.loads((ROOT / "tests" / "pipeline" / "recorded" / "argo.json").read_text())
+    said = [list_failures({"status": {"nodes": {str(n): node for n, node in enumerate(case["nodes"])}}})
+            for case in recorded["cases"]]  # fmt: skip
+    assert {"train": ["pod deleted"]} in said and {"inputs": ["main: Error (exit code 1)"]} in said
+    assert all(set(one) in ({"train"}, {"inputs"}) for one in said)
+    assert parse_exit_code("main: Error (exit code 1)") == 1 and parse_exit_code("main: Error (exit code 143)") is None
+    assert parse_exit_code("pod deleted") is None

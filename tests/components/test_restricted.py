@@ -9,11 +9,11 @@ import yaml
 from must.stages import PODS
 from must_components.train_job import make_manifest
 from must_pipeline.cluster import load_cluster
-from must_pipeline.files import CLUSTER, load_documents
+from must_pipeline.compile import load_documents
 from tests.common import ROOT
 from tests.components.conftest import nodes
 from tests.components.trainer import admit, build_job
-from tests.pipeline.compiled import compiled_for
+from tests.pipeline.compiled import CLUSTER, compiled_for
 
 CLUSTERS = [CLUSTER, *(CLUSTER.with_name("clusters") / f"{name}.yaml" for name in ("gke", "eks", "openshift"))]
 KNOWN = {

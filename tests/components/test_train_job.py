@@ -20,10 +20,10 @@ from must_components.cluster import KubernetesApi
 from must_components.train_job import JobLog, Launch, make_manifest
 from must_pipeline.cluster import ClusterConfig as ClusterFile
 from must_pipeline.cluster import load_cluster
-from must_pipeline.files import CLUSTER
 from must_pipeline.placement import encode_nodes
 from tests.common import ROOT
 from tests.components.conftest import SUMMARY, completes, exit_code, fails, nodes, start_launcher, train
+from tests.pipeline.compiled import CLUSTER
 
 NUMBERS = keep_plain(SUMMARY)  # what Kubeflow takes
 

@@ -17,11 +17,10 @@ from must.stages import COMMANDS
 from must_pipeline import cli
 from must_pipeline.cli import parse
 from must_pipeline.cluster import load_cluster
-from must_pipeline.files import COMPILED
-from must_pipeline.schedule import read_schedule
-from must_pipeline.submit import check_parameters
+from must_pipeline.compile import check_parameters, read_compiled
 from tests.common import ROOT, printed
 from tests.docs.blocks import PAGES, blocks, commands
+from tests.pipeline.compiled import COMPILED
 
 MAKEFILE = (ROOT / "Makefile").read_text()
 
@@ -111,8 +110,7 @@ def test_the_files_that_pages_show(tmp_path):
     cluster = load_cluster(write("docs/gke.md", "my-cluster.yaml"))
     assert cluster.gpu.count == 1 and cluster.credentials.kind == "workload-identity"
     for run in (write("docs/gke.md", "run.yaml"), COMPILED.with_name("run.yaml")):
-        check_parameters(COMPILED, yaml.safe_load(run.read_text()))
-    assert read_schedule(write("docs/gke.md", "schedule.yaml"), COMPILED).name == "cats-weekly"
+        check_parameters(read_compiled(COMPILED), yaml.safe_load(run.read_text()))
     assert len(load_class_set(str(write("docs/gpus.md", "classes.yaml"))).names) == 3
     settings = yaml.safe_load(file("docs/gpus.md", "train.yaml"))
     load(COMMANDS["train"].config, {"shards": "s", "classifier": "c", "output": "o"} | settings)

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from must_pipeline.cluster import ClusterConfig, load_cluster
-from must_pipeline.compile import compile_pipeline
+from must_pipeline.compile import compile_pipeline, load_documents
 from must_pipeline.dag import make_pipeline
-from must_pipeline.files import load_documents
+from tests.common import ROOT
 from tests.once import made_once
+
+CLUSTER = ROOT / "pipeline" / "cluster.yaml"
+COMPILED = CLUSTER.with_name("must_pipeline.yaml")  # for that cluster
+LABELLING = CLUSTER.with_name("must_label.yaml")  # the second pipeline
 
 
 def compile_apart(cluster: ClusterConfig, output: Path, make: Callable[[ClusterConfig], Any] = make_pipeline) -> None:

@@ -11,10 +11,9 @@ import yaml
 
 from must.stages import PODS
 from must_pipeline.cluster import ClusterConfig, load_cluster, warn_of_spot
-from must_pipeline.files import CLUSTER
 from must_pipeline.placement import encode_nodes
 from tests.common import one_line
-from tests.pipeline.compiled import OF_LABELLING, Compiled, compile_apart, compiled_for
+from tests.pipeline.compiled import CLUSTER, OF_LABELLING, Compiled, compile_apart, compiled_for
 
 CLUSTERS = Path(CLUSTER).with_name("clusters")
 RESOURCES = ("CpuRequest", "CpuLimit", "MemoryRequest", "MemoryLimit")

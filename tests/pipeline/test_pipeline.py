@@ -18,13 +18,21 @@ from must.stages import PODS, import_name
 from must_components.components import COMPONENTS
 from must_pipeline.cli import COMMANDS
 from must_pipeline.cli import main as must_pipeline
-from must_pipeline.cluster import load_cluster
-from must_pipeline.compile import compile_pipeline
+from must_pipeline.cluster import ClusterConfig, load_cluster
+from must_pipeline.compile import compile_pipeline, load_documents
 from must_pipeline.dag import make_label_pipeline
-from must_pipeline.files import CLUSTER, COMPILED, LABELLING, load_documents
-from must_pipeline.run_local import StageOutput, run_local
+from must_pipeline.run_local import run_local
 from tests.common import ended, until
-from tests.pipeline.compiled import OF_LABELLING, Compiled, compile_apart, compiled_for, longest_path
+from tests.pipeline.compiled import (
+    CLUSTER,
+    COMPILED,
+    LABELLING,
+    OF_LABELLING,
+    Compiled,
+    compile_apart,
+    compiled_for,
+    longest_path,
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +76,6 @@ def test_a_component_can_be_loaded_for_a_pipeline_of_other_people(tmp_path):
     compiler.Compiler().compile(shard, str(tmp_path / "shard.yaml"))
     loaded = components.load_component_from_file(str(tmp_path / "shard.yaml"))
     assert loaded.component_spec.inputs.keys() == shard.component_spec.inputs.keys() >= {"source", "work_uri"}
-
-
-def test_the_example_schedule_trains_as_the_example_run():
-    run, schedule = (yaml.safe_load(CLUSTER.with_name(f"{name}.yaml").read_text()) for name in ("run", "schedule"))
-    assert schedule["parameters"] == run | {"append": True, "only_new": True}
 
 
 def test_every_stage_gets_its_runs_id_is_retried_and_never_cached(compiled):
@@ -139,20 +142,6 @@ def test_the_whole_stays_far_below_kubeflows_limits(compiled):
     defaults = {name: one.get("defaultValue", "x" * 200) for name, one in parameters.items()}
     assert len(yaml.safe_dump(defaults)) < 2_000
     assert COMPILED.stat().st_size < 100_000
-
-
-def test_the_console_keeps_a_stages_lines_and_drops_the_runners(capsys):
-    StageOutput(sys.stdout).write(
-        "16:19:35.687 - INFO - Executing task \x1b[96m'train'\x1b[0m\n"
-        "16:19:35.687 - INFO - Streamed logs:\n\n"
-        "step 1/2\n\n"
-        "\0" "16:19:35.700 - INFO - a line of the stage itself\n\0\n\0step 2/2\n"
-        "16:19:36.000 - INFO - Task 'train' outputs:\n    bundle: Model\n"
-        "16:19:36.000 - ERROR - Task 'train' finished with status FAILURE\n"
-    )  # fmt: skip
-    said = ["step 1/2", "16:19:35.700 - INFO - a line of the stage itself", "step 2/2"]
-    end = "Task 'train' finished with status FAILURE"
-    assert capsys.readouterr().out.splitlines() == ["", "== train ==", *said, end]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -227,7 +216,7 @@ def long(work_uri: str):
 )
 def test_a_stage_ends_before_a_stopped_run_does(tmp_path, own_python, number, code, said):
     """The signal goes to the program alone, as from `kill`."""
-    compiler.Compiler().compile(long, str(tmp_path / "p.yaml"))
+    compile_pipeline(ClusterConfig(), tmp_path / "p.yaml", lambda cluster: long)
     (tmp_path / "run.yaml").write_text(f"work_uri: {tmp_path}")
     words = ["--pipeline", "p.yaml", "--parameters", "run.yaml", "--output", "run"]
     command = [sys.executable, "-m", "must_pipeline", "run", *words]

@@ -17,8 +17,8 @@ from must.stages import PODS
 from must_pipeline.cluster import load_cluster
 from must_pipeline.dag import make_label_pipeline
 from must_pipeline.run_local import COLOR, RUN_LOCK, StageOutput
-from tests.common import ROOT, read_csv
-from tests.pipeline.compiled import OF_LABELLING, compile_apart
+from tests.common import read_csv
+from tests.pipeline.compiled import COMPILED, OF_LABELLING, compile_apart
 
 pytestmark = pytest.mark.slow
 BEFORE_TRAINING = ["inputs", "shard", "classifier", "champion"]
@@ -50,7 +50,8 @@ class Run:
         file = output.with_name(f"{output.name}.parameters.yaml")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(yaml.safe_dump(parameters))
-        command = [sys.executable, ROOT / "pipeline" / "run_local.py", "--parameters", file, "--output", output, *flags]
+        words = ["--pipeline", COMPILED, "--parameters", file, "--output", output, *flags]
+        command = [sys.executable, "-m", "must_pipeline", "run", *words]
         result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=output.parent)
         self.code, self.log, self.error = result.returncode, COLOR.sub("", result.stdout), result.stderr
         newest = max((output / "runs").glob("*"), default=None)
@@ -161,7 +162,7 @@ def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):
     assert page.startswith("# Run failed: inputs: the input is wrong\n")
     assert f"**Why**: {escape(why)} · wrong input (exit code 2)" in page
     assert "shard" not in run.stages  # before an image is read
-    assert "run_local.py --parameters" in page and "must inputs: " in page.split("```")[1]
+    assert "must-pipeline run --pipeline" in page and "must inputs: " in page.split("```")[1]
 
 
 def test_the_second_pipeline_labels_in_parts_and_only_what_is_new(first, demo, tmp_path):

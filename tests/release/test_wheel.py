@@ -20,8 +20,8 @@ from must.api.demo import load_digits, name_image
 from tests.common import ROOT, printed
 
 pytestmark = pytest.mark.slow
-FOLDERS = ("must", "components", "pipeline", "deploy")
-FILES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
+FOLDERS = ("must", "components", "pipeline")
+FILES = ("pyproject.toml", "README.md", "LICENSE")
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +83,6 @@ def test_the_wheel_has_three_packages_and_all_their_files(wheel, source):
     for package, home in homes.items():
         kept = {f"{package}/{path.relative_to(home).as_posix()}" for path in home.rglob("*") if path.is_file()}
         assert kept - files == set()
-    for folder, inside in {"pipeline": "", "pipeline/clusters": "clusters/", "deploy": "deploy/"}.items():
-        examples = {f"must_pipeline/files/{inside}{file.name}" for file in (source / folder).glob("*.yaml")}
-        assert examples and examples <= files
 
 
 def test_a_source_distribution_builds_the_same_wheel(wheel, source, tmp_path):
@@ -118,16 +115,6 @@ def test_a_stranger_compiles_and_runs_the_demo(environment, tmp_path):
     must, *words = ran.split("Classify an image with it:")[1].split("IMAGE")[0].split()  # as it is printed
     assert must == str(environment / "bin" / "must")
     assert image.name in run(environment, tmp_path, "must", *words, image)
-
-
-def test_example_files_for_a_cluster_are_copied_once(environment, tmp_path):
-    """Each compiles: tests/pipeline/test_cluster.py."""
-    copied = run(environment, tmp_path, "must-pipeline", "files", "mine")
-    assert (tmp_path / "mine" / "deploy" / "kustomization.yaml").is_file()
-    for file in (ROOT / "pipeline" / "clusters").glob("*.yaml"):
-        assert (tmp_path / "mine" / "clusters" / file.name).read_bytes() == file.read_bytes()
-    again = run(environment, tmp_path, "must-pipeline", "files", "mine")
-    assert again.count("is there already") == len(copied.splitlines())
 
 
 def test_quickstart_is_answered_until_the_set_is_finished(environment, tmp_path):

@@ -9,7 +9,7 @@ from must.data.reader import ShardReader
 from must_pipeline.cli import COMMANDS
 from tests.common import ROOT
 
-KFP = ("kfp", "kubernetes")
+KFP = ("kfp", "kfp_server_api", "kubernetes")
 MAIN = "from must_pipeline.cli import main; main()"
 HIDE = """
 import importlib.abc, sys
@@ -26,16 +26,10 @@ def without(hidden, code, *arguments, cwd=ROOT):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def test_submitting_needs_no_kfp(tmp_path):
-    """[submit]: as far as the server, which is not there."""
-    (tmp_path / "run.yaml").write_text("source: gs://b/photos\nclasses: gs://b/c.yaml\nwork_uri: gs://b/work\n")
-    done = without(KFP, MAIN, "submit", "--parameters", tmp_path / "run.yaml", "--host", "http://127.0.0.1:9")
-    assert "http://127.0.0.1:9" in done.stderr and "Traceback" not in done.stderr
-    done = without(KFP, MAIN, "schedule", "list", "--host", "http://127.0.0.1:9")
-    assert "http://127.0.0.1:9" in done.stderr and "Traceback" not in done.stderr
+PIPELINE = ("--pipeline", ROOT / "pipeline" / "must_pipeline.yaml", "--parameters", "run.yaml")
 
 
-@pytest.mark.parametrize("command", [("compile",), ("run", "--parameters", "run.yaml", "--output", "out")])
+@pytest.mark.parametrize("command", [("compile",), ("run", *PIPELINE, "--output", "out"), ("submit", *PIPELINE)])
 def test_what_needs_kfp_names_the_extra(command, tmp_path):
     (tmp_path / "run.yaml").write_text("source: photos\nclasses: c.yaml\nwork_uri: work\n")
     done = without(KFP, MAIN, *command, cwd=tmp_path)
@@ -46,7 +40,7 @@ def test_what_needs_kfp_names_the_extra(command, tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_needs_none_of_its_packages(command):
-    done = without((*KFP, "kfp_server_api"), MAIN, command, "--help")
+    done = without(KFP, MAIN, command, "--help")
     assert done.returncode == 0 and "--help" in done.stdout, done.stderr
 
 

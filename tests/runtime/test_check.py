@@ -11,6 +11,7 @@ import yaml
 from must.runtime.check import check_inputs, check_run
 from must_pipeline.cli import call
 from tests.common import ended, one_line
+from tests.pipeline.compiled import COMPILED
 from tests.zoo import put
 
 WRONG = [
@@ -60,19 +61,13 @@ def test_what_the_stages_take_is_taken(values):
     check_run(PLACES | values)
 
 
-@pytest.mark.parametrize("door", ["submit", "schedule", "run_local"])
+@pytest.mark.parametrize("door", ["submit", "run"])
 def test_every_door_refuses_it(door, tmp_path, monkeypatch, capsys):
-    wrong = PLACES | {"gate_settings": {"min_gian": 0.1}}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(wrong))
-    (tmp_path / "schedule.yaml").write_text(yaml.safe_dump({"name": "a", "cron": "0 3 * * 1", "parameters": wrong}))
-    words = {
-        "submit": ["--parameters", tmp_path / "run.yaml", "--host", "http://127.0.0.1:9"],
-        "schedule": ["apply", tmp_path / "schedule.yaml", "--host", "http://127.0.0.1:9"],
-        "run_local": ["--parameters", tmp_path / "run.yaml", "--output", tmp_path / "out"],
-    }[door]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(PLACES | {"gate_settings": {"min_gian": 0.1}}))
+    words = ["--pipeline", COMPILED, "--parameters", tmp_path / "run.yaml"]
+    words += ["--output", tmp_path / "out"] if door == "run" else ["--host", "http://127.0.0.1:9"]
     monkeypatch.setattr(sys, "argv", [door, *map(str, words)])
-    line = ended(capsys, 2, call, {"run_local": "run"}.get(door, door))
-    assert f"{door}: gate_settings.min_gian: unknown" in line
+    assert f"{door}: gate_settings.min_gian: unknown" in ended(capsys, 2, call, door)
     assert not (tmp_path / "out").exists()
 
 
