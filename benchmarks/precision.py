@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.digits import accuracy, must, prepare
-from must.evaluation.report import read_training_log
+from must.evaluation.figures import read_training_log
 from must.method.model.bundle import load_bundle, make_zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 

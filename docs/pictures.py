@@ -1,20 +1,23 @@
 """Makes the pictures in docs/pictures from a finished demo: `make pictures`.
 
-The pictures of the report are screenshots by chromium (--chromium: another browser); the others are drawn here.
+The picture of the report is a screenshot by chromium (--chromium: another browser); the others are drawn here.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import subprocess
 import sys
+import tempfile
 from html import escape
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from PIL import Image
+
 from docs.pictures_dag import dag
-from docs.pictures_report import annotate, photograph
 from must.data.loader import EpochOrder
 
 INK, GREY, PALE = "#1f2933", "#7b8794", "#e4e7eb"
@@ -35,14 +38,23 @@ def main() -> None:
     (output / "pipeline.svg").write_text(dag())
     if options.chromium:
         report = (details / "report.html").read_text().replace(str(options.demo.resolve()), "demo")
-        photograph(options.chromium, report, 1000, 1250).quantize(96).save(output / "report.png", optimize=True)
-        annotate(options.chromium, report, output / "report-explained.png")
+        photograph(options.chromium, report, 1000, 1000).quantize(96).save(output / "report.png", optimize=True)
     else:
-        print("pictures: those of the report are left as they were: no chromium here", file=sys.stderr)
+        print("pictures: that of the report is left as it was: no chromium here", file=sys.stderr)
     for file in sorted({*output.iterdir()} - {output / "quickstart.webp"}):
         print(f"{file}: {file.stat().st_size:,} bytes")
         if file.stat().st_size > LIMIT:
             raise SystemExit(f"pictures: {file} is larger than {LIMIT:,} bytes")
+
+
+def photograph(chromium: str, page: str, width: int, height: int) -> Image.Image:
+    """The top of a page. Raises CalledProcessError: chromium failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, shot = Path(folder) / "report.html", Path(folder) / "report.png"
+        source.write_text(page)
+        command = [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={width},{height}"]
+        subprocess.run([*command, f"--screenshot={shot}", source.as_uri()], check=True, capture_output=True)
+        return Image.open(shot).convert("RGB")
 
 
 def order(shards: int = 24, images: int = 48, window: int = 6, processes: int = 4, batch: int = 64) -> str:

@@ -14,7 +14,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.program import show_bar
-from must.base.text import NONE_OF_THESE, encode_utf8, escape_cell, make_printable, pluralize, unescape_cell
+from must.base.text import encode_utf8, escape_cell, make_printable, pluralize, unescape_cell
 from must.config import SortConfig
 from must.config.work import PREDICTIONS_FILE, RECORD_FILE, WORDS
 from must.data.reader import ShardReader
@@ -33,7 +33,7 @@ def sort(config: SortConfig) -> dict[str, int]:
     table = storage.join(config.labels, PREDICTIONS_FILE)
     try:
         rows = list(csv.DictReader(io.StringIO(storage.read_bytes(table).decode(), newline="")))
-        labels = [(row["image"], unescape_cell(row["class"]) or NONE_OF_THESE) for row in rows]
+        labels = [(row["image"], unescape_cell(row["class"])) for row in rows]
     except (OSError, KeyError, AttributeError, ValueError, csv.Error):
         raise UserError(f"{table}: is missing or damaged; must refine writes it") from None
     photos, reader = find_photos(config.model), ShardReader(config.shards, config.split)

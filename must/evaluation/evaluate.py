@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from must import __version__
 from must.base import storage
@@ -13,14 +14,13 @@ from must.config.work import COPIES_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDIC
 from must.data.format import Index, load_index, read_hashes
 from must.data.loader import EvalSource
 from must.data.reader import open_reader
-from must.evaluation.figures import MAP_IMAGES
 from must.evaluation.gate import state_verdict
 from must.evaluation.metrics import Samples, Scores, measure, read_samples, score
 from must.evaluation.report import render_report
 from must.evaluation.result import Data, Metrics, ModelRecord, RefinedLabels, make_text_table, write_metrics
 from must.method.answers.estimate import choose_abstention
 from must.method.distributed import World, init_distributed
-from must.method.memory.features import Features, hash_tower, read_features, spread
+from must.method.memory.features import Features, hash_tower, read_features
 from must.method.model.bundle import Bundle, load_bundle, make_zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess, require_classes, require_same_model
@@ -31,56 +31,72 @@ logger = logging.getLogger(__name__)
 def evaluate(config: EvaluateConfig) -> Metrics:
     """Writes metrics.json, predictions.csv, report.html and copies.csv to OUTPUT, prints a table, returns the metrics.
 
-    Under torchrun every process scores its part of the split, and rank 0 writes."""
+    Under torchrun every process passes its part of the images through the towers; rank 0 computes and writes the rest,
+    which the others wait for."""
     refined = RefinedLabels.read(config.refined) if config.refined else None
     with init_distributed(config.device, config.timeout) as world:
         bundle = load_bundle(config.model)
         description = bundle.description
         if refined and refined.weights_sha256:
             require_same_model(f"--refined {config.refined}", refined.weights_sha256, description, "must refine")
-        baseline, name = load_baseline(config.baseline) if config.baseline else None, "none"
+        baseline = load_baseline(config.baseline) if config.baseline else None
         if baseline:
-            name = "baseline" if baseline.description.provenance else "zero-shot"
             require_classes(f"--baseline {config.baseline}", description.classes, baseline.description.classes)
         index = load_index(config.shards, config.index_sha256)  # fails early if there is none
-        samples, shown, after, before, tower = score_models(config, bundle, baseline, world)
-        samples = replace(samples, answered=find_answered(samples, config, index, (bundle, baseline)))
-        metrics = measure(samples, after, before, tower, description.classes)
-        if not world.is_main:
-            return metrics
-        labelled = samples.labelled
-        correct = after.prediction[labelled] == samples.labels[labelled]
-        metrics = replace(
-            metrics,
-            abstention=choose_abstention(config.risk, after.confidence[labelled], correct, named=after.named[labelled]),
-            baseline_name=name,
-            model=ModelRecord(
-                config.model, description.backbone, description.pretrained, description.logit_factor,
-                description.must_version, description.weights_sha256, description.provenance.to_dict(),
-            ),
-            data=Data(
-                config.shards, config.split, index.sha256, index.revision, index.splits, index.rejected,
-                index.duplicates,
-            ),
-            refined=refined.to_dict() if refined else None,
-            config=config.to_dict(),
-            must_version=__version__,
-        )  # fmt: skip
-        table = predictions_csv(samples, after, before, metrics.classes)
-        storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), table)
-        if refined and refined.copies:  # beside the report, which links it
-            storage.write_bytes(storage.join(config.output, COPIES_FILE), refined.copies)
-        write_metrics(storage.join(config.output, METRICS_FILE), metrics)
-        # last: a folder with report.html has all files, and an error here leaves the numbers
-        report = render_report(config, metrics, samples, after, before, refined, shown if baseline else None)
-        storage.write_bytes(storage.join(config.output, REPORT_FILE), encode_utf8(report))
-        logger.info(f"{make_printable(state_verdict(metrics).plain)}\n\n{make_text_table(metrics)}")
-        if samples.skipped:
-            logger.info(f"{samples.skipped} images could not be decoded and were left out")
-        if metrics.answered:
-            images = pluralize(metrics.answered, "labelled image")
-            logger.info(f"{images} not measured: people's answers about them are in the model")
-        return metrics
+        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
+        samples = read_samples(reader, description.classes, config.labels == "auto")  # before any pass
+        features = read_towers(config, bundle, baseline, world)
+        metrics = None
+        if world.is_main:
+            metrics = write_report(config, refined, bundle, baseline, samples, features, index, world.device)
+        return world.gather(metrics)[0]
+
+
+def write_report(
+    config: EvaluateConfig, refined: RefinedLabels | None, bundle: Bundle, baseline: Bundle | None, samples: Samples,
+    features: list[Features], index: Index, device: torch.device,
+) -> Metrics:  # fmt: skip
+    """Computes all numbers and writes all files. `features`: of the model, and of the baseline."""
+    description, name = bundle.description, "none"
+    if baseline:
+        name = "baseline" if baseline.description.provenance else "zero-shot"
+    samples = samples.only(features[0].find_rows()[0])
+    after = score(bundle.model, bundle.memory, features[0], samples.labels, device)
+    tower = score(bundle.model, None, features[0], samples.labels, device) if bundle.memory else None
+    before = score(baseline.model, baseline.memory, features[1], samples.labels, device) if baseline else None
+    samples = replace(samples, answered=find_answered(samples, config, index, (bundle, baseline)))
+    labelled = samples.labelled
+    correct = after.prediction[labelled] == samples.labels[labelled]
+    metrics = replace(
+        measure(samples, after, before, tower, description.classes),
+        abstention=choose_abstention(config.risk, after.confidence[labelled], correct, named=after.named[labelled]),
+        baseline_name=name,
+        model=ModelRecord(
+            config.model, description.backbone, description.pretrained, description.logit_factor,
+            description.must_version, description.weights_sha256, description.provenance.to_dict(),
+        ),
+        data=Data(
+            config.shards, config.split, index.sha256, index.revision, index.splits, index.rejected, index.duplicates
+        ),
+        refined=refined.to_dict() if refined else None,
+        config=config.to_dict(),
+        must_version=__version__,
+    )  # fmt: skip
+    table = predictions_csv(samples, after, before, metrics.classes)
+    storage.write_bytes(storage.join(config.output, PREDICTIONS_FILE), table)
+    if refined and refined.copies:  # beside the report, which links it
+        storage.write_bytes(storage.join(config.output, COPIES_FILE), refined.copies)
+    write_metrics(storage.join(config.output, METRICS_FILE), metrics)
+    # last: a folder with report.html has all files, and an error here leaves the numbers
+    report = render_report(config, metrics, samples, after, before, refined)
+    storage.write_bytes(storage.join(config.output, REPORT_FILE), encode_utf8(report))
+    logger.info(f"{make_printable(state_verdict(metrics).plain)}\n\n{make_text_table(metrics)}")
+    if samples.skipped:
+        logger.info(f"{samples.skipped} images could not be decoded and were left out")
+    if metrics.answered:
+        images = pluralize(metrics.answered, "labelled image")
+        logger.info(f"{images} not measured: people's answers about them are in the model")
+    return metrics
 
 
 def find_answered(
@@ -101,11 +117,8 @@ def load_baseline(uri: str) -> Bundle:
     return make_zero_shot_bundle(load_text_classifier(uri, "--baseline"))
 
 
-def score_models(
-    config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None, world: World
-) -> tuple[Samples, tuple[np.ndarray, np.ndarray], Scores, Scores | None, Scores | None]:
-    """(the images; rows of some of them and their features, for the map; the scores of the model, of the baseline, and
-    of the model without its memory, None if it has none). A tower that both have runs once."""
+def read_towers(config: EvaluateConfig, bundle: Bundle, baseline: Bundle | None, world: World) -> list[Features]:
+    """Of the model, and of the baseline. A tower that both have runs once."""
     towers: dict[str, Features] = {}
 
     def read(one: Bundle) -> Features:
@@ -115,17 +128,7 @@ def score_models(
             towers[key] = read_features(one.model, source, world, config.features, memory=one.memory, fit=False)
         return towers[key]
 
-    reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
-    samples = read_samples(reader, bundle.description.classes, config.labels == "auto")  # before any pass
-    features = read(bundle)
-    numbers, rows = features.find_rows()
-    samples, before = samples.only(numbers), None
-    after = score(bundle.model, bundle.memory, features, samples.labels, world.device)
-    tower = score(bundle.model, None, features, samples.labels, world.device) if bundle.memory else None
-    if baseline:
-        before = score(baseline.model, baseline.memory, read(baseline), samples.labels, world.device)
-    shown = spread(len(rows), MAP_IMAGES)
-    return samples, (shown, features.embedding[rows[shown]].float().numpy()), after, before, tower
+    return [read(one) for one in (bundle, baseline) if one]
 
 
 def predictions_csv(samples: Samples, after: Scores, before: Scores | None, classes: list[str]) -> bytes:

@@ -7,16 +7,15 @@ No torch: gate, registry, cards and pipeline read it. Accuracies are fractions, 
 import csv
 import io
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import make_record, require
 from must.base.storage import read_json
-from must.base.text import NONE_OF_THESE, abbreviate, encode_utf8, make_printable, unescape_cell
+from must.base.text import abbreviate, encode_utf8, make_printable, unescape_cell
 from must.config.work import COPIES_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.method.answers.estimate import Abstention
 from must.method.model.description import CheckResult, Selection
@@ -158,24 +157,31 @@ def read_metrics(uri: str, flag: str = "--metrics") -> Metrics:
         raise UserError(f"{flag} {uri}: is not what `must evaluate` writes ({error}); evaluate again") from None
 
 
-PAIRS_LISTED = 10  # pairs of classes
+class LabelRow(NamedTuple):
+    """A row of the table of `must refine`, or a model's prediction."""
+
+    image: str
+    name: str  # the class
+    probability: float
+    zero_shot: str
+    accepted: bool | None = None  # need not be looked at; None: nothing is promised
+    person: bool = False  # a person has named it
+    label: str = ""  # the image's own
 
 
 @dataclass(frozen=True)
 class RefinedLabels:
-    """`changed`: image -> (zero-shot class, refined class), of the images for which they differ."""
+    """The labels that `must refine` gave the unlabeled images."""
 
     folder: str
     shards: str
     index_sha256: str
     split: str
-    images: int
     answers: int
     weights_sha256: str  # of the adapted model; "" without one
-    changed: dict[str, tuple[str, str]]
+    rows: list[LabelRow]
     accepted: str = ""  # what can be accepted without review; "" without answers drawn at random
     classes: list[dict[str, Any]] = field(default_factory=list)  # rows of `describe_classes`
-    unusual: list[dict[str, Any]] = field(default_factory=list)  # image, similarity, samples; the least similar first
     copies: bytes = b""  # copies.csv
 
     @classmethod
@@ -184,21 +190,22 @@ class RefinedLabels:
         summary = read_json(storage.join(folder, REFINED_FILE), "--refined")
         predictions = storage.join(folder, PREDICTIONS_FILE)
         require(storage.exists(predictions), f"--refined {folder}: no {PREDICTIONS_FILE} there")
-        copies, changed, images = storage.join(folder, COPIES_FILE), dict[str, tuple[str, str]](), 0
+        copies = storage.join(folder, COPIES_FILE)
         try:
-            for row in csv.DictReader(io.StringIO(storage.read_bytes(predictions).decode(), newline="")):
-                images += 1
-                if row["class"] != row["zero_shot"]:
-                    changed[unescape_cell(row["image"])] = (
-                        unescape_cell(row["zero_shot"]),
-                        unescape_cell(row["class"]) or NONE_OF_THESE,
-                    )
+            table = csv.DictReader(io.StringIO(storage.read_bytes(predictions).decode(), newline=""))
+            rows = [
+                LabelRow(
+                    unescape_cell(row["image"]), unescape_cell(row["class"]), float(row["probability"]),
+                    unescape_cell(row["zero_shot"]), row["accepted"] == "true" if "accepted" in row else None,
+                    row["by"] != "model",
+                )
+                for row in table
+            ]  # fmt: skip
             config = summary["config"]
             return cls(
-                folder, config["shards"], summary["index_sha256"], config["split"], images, summary["answers"],
-                summary["weights_sha256"], changed, (summary.get("accepted") or {}).get("text", ""),
-                summary.get("classes", []), summary.get("unusual", []),
-                storage.read_bytes(copies) if storage.exists(copies) else b"",
+                folder, config["shards"], summary["index_sha256"], config["split"], summary["answers"],
+                summary["weights_sha256"], rows, (summary.get("accepted") or {}).get("text", ""),
+                summary.get("classes", []), storage.read_bytes(copies) if storage.exists(copies) else b"",
             )  # fmt: skip
         except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
             raise UserError(
@@ -213,10 +220,8 @@ class RefinedLabels:
 
     def to_dict(self) -> dict[str, Any]:
         """The value of `refined` in metrics.json."""
-        pairs = Counter(self.changed.values()).most_common(PAIRS_LISTED)
-        values = {name: getattr(self, name) for name in ("folder", "split", "images", "answers", "accepted")}
-        changes = [{"zero_shot": old, "refined": new, "images": count} for (old, new), count in pairs]
-        return values | {"changed": len(self.changed), "changes": changes}
+        values = {name: getattr(self, name) for name in ("folder", "split", "answers", "accepted")}
+        return values | {"images": len(self.rows), "changed": sum(row.name != row.zero_shot for row in self.rows)}
 
 
 METRIC_ROWS = (

@@ -48,7 +48,7 @@ def test_it_adapts_and_measures(adapted, digits):
     rows = read_csv(adapted.labels)
     assert adapted.to_frame()["class"].tolist() == [row["class"] for row in rows]
     assert len(rows) == adapted.metrics["refined"]["images"] == 150 and {row["class"] for row in rows} <= {*CLASSES}
-    assert "Labels of your images" in adapted.report.read_text()
+    assert "The labels of your 150 pictures" in adapted.report.read_text()
     named = re.findall(r"^\| `([\w/.]+)`", (adapted.output / "README.md").read_text(), re.MULTILINE)
     assert [name for name in named if (adapted.output / name).exists()] == [
         "labels/predictions.csv", "report/report.html", "model/",

@@ -157,7 +157,7 @@ class AnswerEffect:
         progress = replace(
             progress, accuracy=measured.accuracy, accepted=measured.accepted,
             right=float((measured.labels == measured.truth).mean()), left=pool.numbers[rows].tolist(),
-            classes=refined.describe_classes(self.images.classes, pool.numbers),
+            classes=refined.describe_classes(self.images.classes),
         )  # fmt: skip
         return progress, None if refined.kept is answers.kept else refined.kept
 

@@ -23,7 +23,7 @@ from must.base.errors import UserError
 from must.base.lock import HeldError
 from must.base.parameters import require
 from must.base.storage import exists, join
-from must.base.text import encode_utf8, escape_cell, format_csv, pluralize
+from must.base.text import NONE_OF_THESE, encode_utf8, escape_cell, format_csv, pluralize
 from must.config import RefineConfig
 from must.config.work import (
     ADAPTED,
@@ -70,8 +70,7 @@ from must.method.model.memory import Memory, Neighbours
 
 logger = logging.getLogger(__name__)
 
-UNUSUAL_SHOWN = 9  # pictures, and names
-LACKING = 0.5  # a class that is held (must/method/model/memory.py) by less is named
+LACKING, NAMES_SHOWN = 0.5, 9  # a class that is held (must/method/model/memory.py) by less is named
 
 
 @dataclass(frozen=True)
@@ -96,19 +95,15 @@ class RefineResult:
         accepted[self.answered.numpy()] = True
         return accepted
 
-    def describe_classes(self, classes: list[str], numbers: Tensor) -> list[dict[str, Any]]:
-        """As of estimate.py, and `samples`: the numbers in the split of the class's surest, middle and least sure image
-        without an answer; `numbers`: int64 [N], those of all images. [] without answers."""
+    def describe_classes(self, classes: list[str]) -> list[dict[str, Any]]:
+        """As of estimate.py; [] without answers."""
         if self.measured is None:
             return []
         others = self.measured.others
-        accepted = None if self.accepted is None else self.accepted[others]
-        labels, surest = self.labels.labels.numpy(), np.argsort(-self.labels.confidence.numpy(), kind="stable")
-        rows = describe_classes(classes, labels[others], accepted, self.measured.labels, self.measured.truth)
-        for label, row in rows:
-            mine = surest[others[surest] & (labels[surest] == label)]
-            row["samples"] = numbers[mine[np.unique([0, len(mine) // 2, len(mine) - 1])]].tolist()
-        return [row for _, row in rows]
+        accepted, labels = None if self.accepted is None else self.accepted[others], self.labels.labels.numpy()[others]
+        return [
+            row for _, row in describe_classes(classes, labels, accepted, self.measured.labels, self.measured.truth)
+        ]
 
 
 def refine(config: RefineConfig) -> dict[str, Any]:
@@ -153,19 +148,21 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     if refined.kept not in (None, answers.kept) and not storage.is_remote(config.answers):
         with suppress(OSError, UserError):  # answers of others, which are not written to
             write_kept(config.answers, refined.kept, description.classes)
-    summary = summarize(description, pool, refined, similarity) | {
+    summary = summarize(description, refined) | {
         "undecodable": features.undecodable,
         "answers": int(answers.known.sum()),
         "answers_sha256": answers_sha256,
-        "index_sha256": source.index.sha256,  # of the shards that `samples` are in
+        "index_sha256": source.index.sha256,  # of the shards
         "config": config.to_dict(),
     }
     images, rows = features.find_rows()
     names = source.reader.sources(images)
     order = source.reader.sort_as_source(images.tolist(), names)
     names, rows = [names[n] for n in order], rows[order]
+    who = {int(sha256[:16], 16): answer.who for sha256, answer in given.items()}
+    people = [who[int(answers.contents[row])] if answers.known[row] else None for row in rows]
     columns = {"similarity": [f"{value:.4f}" for value in similarity[rows].tolist()]}
-    table = write_predictions(names, rows, description.classes, refined, trained, columns)
+    table = write_predictions(names, rows, description.classes, refined, trained, people, columns)
     storage.write_bytes(join(config.output, PREDICTIONS_FILE), table)
     storage.write_bytes(join(config.output, COPIES_FILE), write_copies(names, rows, pool, refined.near))
     storage.write_bytes(join(config.output, REFINED_FILE), encode_utf8(json.dumps(summary, indent=1) + "\n"))
@@ -185,17 +182,15 @@ def add_findings(description: Description, refined: RefineResult, index_sha256: 
     return replace(description, provenance=origin)
 
 
-def summarize(description: Description, pool: Pool, refined: RefineResult, similarity: Tensor) -> dict[str, Any]:
-    """What refined.json says of the labels. `similarity`: float [N], of `look_up`."""
-    classes, numbers = description.classes, pool.numbers
+def summarize(description: Description, refined: RefineResult) -> dict[str, Any]:
+    """What refined.json says of the labels."""
     return {
         "must_version": __version__,
         "weights_sha256": description.weights_sha256,  # of --model
-        "images": len(numbers),
+        "images": len(refined.labels.labels),
         "changed": round(float((refined.labels.labels != refined.zero_shot.labels).float().mean()), 4),
         "accepted": refined.measured and refined.measured.accepted.to_dict(),
-        "classes": refined.describe_classes(classes, numbers),
-        "unusual": list_unusual(pool, similarity),
+        "classes": refined.describe_classes(description.classes),
     }
 
 
@@ -223,23 +218,9 @@ def print_summary(
 def describe_lacking(memory: Memory, classes: list[str]) -> str:
     """A line that names the classes of which the pool holds few images; "" if there is none."""
     lacking = [classes[k] for k in (memory.held < LACKING).nonzero().flatten().tolist()]
-    names = ", ".join(lacking[:UNUSUAL_SHOWN]) + (", ..." if len(lacking) > UNUSUAL_SHOWN else "")
+    names = ", ".join(lacking[:NAMES_SHOWN]) + (", ..." if len(lacking) > NAMES_SHOWN else "")
     few = f"few images, if any, show {len(lacking)} of the {len(classes)} classes ({names}): new images of them mostly"
     return f"{few} keep the model's own answer" if lacking else ""
-
-
-def list_unusual(pool: Pool, similarity: Tensor) -> list[dict[str, Any]]:
-    """The pictures that are least like the others, which may show none of the classes; `samples`: the number in the
-    split. `similarity`: of `look_up`."""
-    rows = similarity.topk(min(UNUSUAL_SHOWN, len(similarity)), largest=False).indices.tolist()
-    return [
-        {
-            "image": pool.sources[row],
-            "similarity": round(float(similarity[row]), 4),
-            "samples": [int(pool.numbers[row])],
-        }
-        for row in rows
-    ]
 
 
 def hash_weights(model: str) -> str:
@@ -300,14 +281,16 @@ def refine_pool(
 
 def write_predictions(
     sources: list[str], rows: np.ndarray, classes: list[str], refined: RefineResult, trained: bool,
-    more: dict[str, list[str]] | None = None,
+    people: list[str | None], more: dict[str, list[str]] | None = None,
 ) -> bytes:  # fmt: skip
-    """Columns: image, refined class and its probability, then class and probability of the zero-shot model and, where
-    it was trained, of the model without its memory; `accepted`, true or false, where something can be promised.
+    """Columns: image, refined class and its probability, `by` whom ("model", "person" or "person: NAME"), then class
+    and probability of the zero-shot model and, where it was trained, of the model without its memory; `accepted`, true
+    or false, where something can be promised.
 
-    The class is empty where a person answered that the image shows none of the classes, and where that is most
-    probable. `rows`: int64, of each image, that of its picture; `more`: further columns."""
-    names, columns = [*map(escape_cell, classes), ""], {"image": [escape_cell(source) for source in sources]}
+    The class is "none of these" where a person answered that the image shows none of the classes, and where that is
+    most probable. `rows`: int64, of each image, that of its picture; `people`: who named it, None for the model;
+    `more`: further columns."""
+    names, columns = [*map(escape_cell, classes), NONE_OF_THESE], {"image": [escape_cell(source) for source in sources]}
 
     def add(name: str, column: str, predicted: TopLabels) -> None:
         pairs = list(zip(predicted.labels[rows].tolist(), predicted.confidence[rows].tolist(), strict=True))
@@ -315,6 +298,7 @@ def write_predictions(
         columns[column] = [f"{probability:.6f}" for _, probability in pairs]
 
     add("class", "probability", refined.labels)
+    columns["by"] = ["model" if who is None else escape_cell(f"person: {who}" if who else "person") for who in people]
     add("zero_shot", "zero_shot_probability", refined.zero_shot)
     if trained:
         add("without_memory", "without_memory_probability", refined.model)

@@ -12,7 +12,7 @@ from must.data.augment import TrainViews
 from must.data.image import decode
 from must.data.loader import REPLACEMENTS, GlobalBatches, TrainDataset, train_batches
 from must.data.reader import ShardReader
-from must.evaluation.report import read_training_log
+from must.evaluation.figures import read_training_log
 from must.method.train.trainer import train
 from tests import zoo
 from tests.data.augment.test_views import SETTINGS

@@ -54,7 +54,7 @@ def answered(folder, pictures, say=lambda label: label, sampled="random", shards
     record_population(str(folder), read_hashes(shards, load_index(shards), "train"), shorten([]))
     lines = answer_lines((name, sha256, say(own)) for name, sha256, own in pictures)
     gone = {"image": "gone", "sha256": "0" * 64, "label": "one"}
-    append(folder / "answers.jsonl", *(line | {"sampled": sampled} for line in (*lines, gone)))
+    append(folder / "answers.jsonl", *(line | {"sampled": sampled, "who": "ann"} for line in (*lines, gone)))
     return str(folder)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from must.api.cli import main
 from must.config import RefineConfig, ShardConfig, TrainConfig
 from must.data.shards.build import shard
-from must.evaluation.report import read_training_log
+from must.evaluation.figures import read_training_log
 from must.method.distributed import Preempted
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle
