@@ -69,7 +69,7 @@ def import_name(place: str) -> Any:
 
 IMAGES: Final = ("must-shard", "must-torch", "must-train", "must-serve")
 GPU_IMAGE: Final = "must-train"  # has torch with CUDA
-JUDGED: Final = {"bundle": "Model", "details": "Artifact"}  # what is decided about: a model, and what was measured
+JUDGED: Final = {"bundle": "Model", "details": "Artifact", "decision": "Artifact"}  # a model, its measures, its gate
 
 STAGES: Final[dict[str, Stage]] = {
     "adapt": Stage(
@@ -140,8 +140,9 @@ STAGES: Final[dict[str, Stage]] = {
         next_in_work="must gate {work}; must export {work}",
         pod=Pod(
             "must-torch", 32, "must.runtime.stages:evaluate", reads={"bundle": "Model", "classifier": "Model"},
-            writes={"details": "Artifact", "report": "HTML"}, returns={"top1": float},
-            shows={"figures": "Metrics", "confusion": "ClassificationMetrics"}, gpu=True, loaders=True,
+            writes={"details": "Artifact", "report": "HTML", "decision": "Artifact", "reasons": "Markdown"},
+            returns={"top1": float}, shows={"figures": "Metrics", "confusion": "ClassificationMetrics"}, gpu=True,
+            loaders=True,
         ),
     ),
     "export": Stage(
@@ -155,25 +156,21 @@ STAGES: Final[dict[str, Stage]] = {
     "gate": Stage(
         "Decide from metrics.json whether the adapted model may replace the one in use, and say why.",
         "must.config.evaluate:GateConfig", "must.evaluation.gate:gate",
-        pod=Pod(
-            "must-torch", 32, "must.runtime.stages:gate", reads=JUDGED, returns={"outcome": str},
-            writes={"decision": "Artifact", "reasons": "Markdown"}, gpu=True, loaders=True,
-        ),
     ),
     "promote": Stage(
         "Copy a model to the registry and make it the champion, the one in use; --rollback restores the one before.",
         "must.config.deploy:PromoteConfig", "must.deploy.promote:promote",
         pod=Pod(
-            "must-shard", 16, "must.runtime.stages:promote", reads=JUDGED | {"onnx": "Model", "decision": "Artifact"},
-            writes={"promoted": "Model"}, returns={"version": str},
+            "must-shard", 16, "must.runtime.stages:promote", reads=JUDGED | {"onnx": "Model"},
+            returns={"version": str, "version_uri": str}, shows={}, ends_run="run_page",
         ),
     ),
     "predict": Stage(
         "Classify images, few or many, with the ONNX file alone (no PyTorch) or with a bundle.",
         "must.config.deploy:PredictConfig", "must.deploy.predict.predict:predict",
     ),
-    "model": Stage(pod=Pod("must-shard", 4, "must.runtime.stages:choose_model")),
-    "label": Stage(pod=Pod("must-serve", 16, "must.runtime.stages:label", gpu=True)),
+    "model": Stage(pod=Pod("must-shard", 4, "must.runtime.labelling:model", returns={"address": str})),
+    "label": Stage(pod=Pod("must-serve", 16, "must.runtime.labelling:label", gpu=True)),
     "serve": Stage(
         "Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch).",
         "must.config.deploy:ServeConfig", "must.deploy.serve.serve:serve",

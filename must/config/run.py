@@ -60,7 +60,7 @@ class LabelRunParameters:
     """Images and a model in, a table of labels in parts out."""
 
     source: str = param("folder or bucket prefix of images, an archive, shards, tables or a list.")
-    output: str = param("the table, FILE.csv, FILE.jsonl or FILE.parquet; its parts are in the folder FILE.csv.parts.")
+    output: str = param("the table, FILE.csv or FILE.jsonl; its parts are in the folder FILE.csv.parts.")
     work_uri: str = param(
         "where the run's notes go, and the registry is: gs://bucket/prefix or a path that all stages see."
     )

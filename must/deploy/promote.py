@@ -30,7 +30,7 @@ from must.base.text import abbreviate, make_printable
 from must.config import PromoteConfig
 from must.config.work import DESCRIPTION_FILE, ONNX_FILE, VERSION_FILE, WEIGHTS_FILE, find_work
 from must.deploy.onnx_model import check_onnx
-from must.evaluation.gate import NOTHING_KEPT, read_decision
+from must.evaluation.gate import read_decision
 from must.evaluation.result import read_metrics
 from must.method.model.description import Description, load_description, require_same_model, require_weights
 
@@ -48,10 +48,12 @@ Files = dict[str, str]
 
 @dataclass(frozen=True)
 class Latest:
-    """The content of LATEST. `version` is '' before the first promotion; `previous`: earlier champions, newest last."""
+    """The content of LATEST. `version` is '' before the first promotion; `previous`: earlier champions, newest last;
+    `rolled_back`: versions that a person took back, which no run of the pipeline promotes again."""
 
     version: str = ""
     previous: tuple[str, ...] = ()
+    rolled_back: tuple[str, ...] = ()
     moved: str = ""
     reason: str = ""
 
@@ -179,10 +181,12 @@ class Registry:
                 f"{self.uri}: LATEST is {old.version or 'empty'}, not {expected or 'empty'}, which this model was "
                 "compared with; another run promoted meanwhile. Run again: it will be compared with the new champion"
             )
-        previous = (*old.previous, old.version)
+        previous, rolled_back = (*old.previous, old.version), old.rolled_back
         if back:  # to before the last time that `version` was champion
-            previous = old.previous[: len(old.previous) - 1 - old.previous[::-1].index(version)]
-        new = Latest(version, tuple(v for v in previous if v)[-50:], format_now(), reason)
+            place = len(old.previous) - 1 - old.previous[::-1].index(version)
+            previous, rolled_back = old.previous[:place], (*rolled_back, *old.previous[place:], old.version)
+        rolled_back = tuple(v for v in dict.fromkeys(rolled_back) if v != version)[-50:]
+        new = Latest(version, tuple(v for v in previous if v)[-50:], rolled_back, format_now(), reason)
         try:
             # The id makes every write unique: a write whose response got lost differs from another program's write.
             content = json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode()
@@ -200,15 +204,21 @@ class Registry:
         uri = self.make_uri("decisions", f"{key}.json")
         if not storage.exists(uri):
             return None
-        with suppress(ValueError):
+        try:
             decision = storage.read_json(uri, "decisions")
-            if all(isinstance(decision.get(name), str) for name in ("outcome", "at")):
-                return decision
-        return None
+        except UserError:
+            return None
+        return decision if all(isinstance(decision.get(name), str) for name in ("outcome", "at")) else None
 
     def decide(self, key: str, outcome: str, reasons: list[str]) -> None:
         content = {"outcome": outcome, "at": format_now(), "reasons": reasons}
         storage.write_bytes(self.make_uri("decisions", f"{key}.json"), json.dumps(content, indent=1).encode())
+
+    def make_command(self, version: str) -> str:
+        """What a person types to promote a version of the registry."""
+        registry, _, name = self.uri.rpartition("/")
+        flags = ["--model", self.bundle(version), "--version", version, "--registry", registry, "--name", name]
+        return shlex.join(["must", "promote", *flags])
 
     def make_uri(self, *parts: str) -> str:
         return storage.join(self.uri, *parts)
@@ -219,8 +229,10 @@ def parse_latest(data: bytes | None, uri: str) -> Latest:
         return Latest()
 
     def parse(content: dict[str, Any]) -> Latest:
-        previous = tuple(check_relative_path(version, uri) for version in content["previous"])
-        return Latest(check_relative_path(content["version"], uri), previous, content["moved"], content["reason"])
+        version = check_relative_path(content["version"], uri)
+        lists = (content["previous"], content["rolled_back"])
+        previous, back = (tuple(check_relative_path(name, uri) for name in names) for names in lists)
+        return Latest(version, previous, back, content["moved"], content["reason"])
 
     folder = uri.rpartition("/")[0]
     registry, _, name = folder.rpartition("/")
@@ -275,7 +287,7 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
     version = config.version or make_version_name(config.model, description)
     current = registry.latest().version
     require(
-        not decision or decision.outcome != NOTHING_KEPT or not current or current == version,
+        not decision or decision.outcome != "zero-shot kept" or not current or current == version,
         f"--decision {config.decision}: nothing was kept of the adaptation, the model is zero-shot's; "
         f"{registry.uri} has a champion, which stays",
     )
@@ -350,9 +362,7 @@ def roll_back(registry: Registry, to: str) -> Latest:
         return latest
     require_model(registry, bool(latest.version or registry.versions()))
     if to and to not in latest.previous:
-        registry_uri, _, name = registry.uri.rpartition("/")
-        flags = ["--model", registry.bundle(to), "--version", to, "--registry", registry_uri, "--name", name]
-        again = f"; to promote it again: {shlex.join(['must', 'promote', *flags])}" if registry.has(to) else ""
+        again = f"; to promote it again: {registry.make_command(to)}" if registry.has(to) else ""
         earlier = ", ".join(latest.previous) or "none"
         raise UserError(f"--to {to}: was no champion before {latest.version}; earlier ones: {earlier}{again}")
     require(bool(latest.previous), f"{registry.uri}: no earlier champion to go back to")

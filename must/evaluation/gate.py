@@ -8,7 +8,7 @@ fewer than FEWEST_LABELS of these that decide nothing, the label-free gate, whic
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from must.base import storage
 from must.base.errors import UserError
@@ -23,31 +23,34 @@ logger = logging.getLogger(__name__)
 
 FEWEST_LABELS = 50  # images; with fewer the check decides nothing
 NO_LABELS = "without labels nothing says whether it is better"
-GAIN, NOTHING_KEPT, STOPPED, UNCHECKED = "gain", "zero-shot", "stopped", "unchecked"
+Outcome = Literal["passed", "unchecked", "zero-shot kept", "stopped", "rolled back"]
+"""Of a model: it passed the gate; no gate ran; it is the zero-shot model, which may be the first of its name but replaces
+no champion; the gate stopped it; a person has taken this version back before."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """`reasons`: one line per rule, passed or not, in the order in which the rules were applied.
-
-    `outcome`: "gain"; "zero-shot", the model is the zero-shot model, which passes but replaces no champion; "stopped";
-    or "unchecked", no gate ran."""
+    """`reasons`: one line per rule, passed or not, in the order in which the rules were applied."""
 
     passed: bool
     gate: str  # "labelled", "answers", "label-free" or "none"
     reasons: list[str]
-    outcome: str
+    outcome: Outcome
     weights_sha256: str = ""  # of the model that was decided on
+
+    @property
+    def title(self) -> str:
+        return f"gate ({self.gate}): {self.outcome}"
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
 
 
-def decide(gate: str, *rules: tuple[bool, str], outcome: str = "") -> Decision:
+def decide(gate: str, *rules: tuple[bool, str], outcome: Outcome = "passed") -> Decision:
     """By rules, (whether it passed, text): all must pass."""
     reasons = [f"{'ok' if passed else 'STOP'}  {text}" for passed, text in rules]
     passed = all(passed for passed, _ in rules)
-    return Decision(passed, gate, reasons, outcome or (GAIN if passed else STOPPED))
+    return Decision(passed, gate, reasons, outcome if passed else "stopped")
 
 
 def read_decision(uri: str) -> Decision:
@@ -69,7 +72,7 @@ def gate(config: GateConfig) -> Decision:
     if config.output:
         storage.write_bytes(config.output, decision.to_json())
     labels = (metrics.refined or {}).get("accepted", "")
-    lines = [f"gate ({decision.gate}): {describe_outcome(decision)}", *decision.reasons]
+    lines = [decision.title, *decision.reasons]
     logger.info("\n".join([*lines, *([f"labels: {labels}"] if labels else [])]))
     return decision
 
@@ -106,7 +109,7 @@ def label_free_gate(metrics: Metrics, config: GateConfig, unknown: str = NO_LABE
     if compared.agreement < 1:
         return decide("label-free", *check_rules(compared.check, metrics.model.selection, name, unknown))
     if name.endswith("zero-shot"):
-        return decide("label-free", (True, "zero-shot is kept: no image changes its class"), outcome=NOTHING_KEPT)
+        return decide("label-free", (True, "zero-shot is kept: no image changes its class"), outcome="zero-shot kept")
     return decide("label-free", (False, f"no image changes its class against the {name}: there is nothing to promote"))
 
 
@@ -149,7 +152,7 @@ def labelled_gate(metrics: Metrics, config: GateConfig) -> Decision:
 
 
 def no_gate(metrics: Metrics, config: GateConfig) -> Decision:
-    return decide("none", (True, "no gate was asked for: every model passes"), outcome=UNCHECKED)
+    return decide("none", (True, "no gate was asked for: every model passes"), outcome="unchecked")
 
 
 RULES = {"auto": automatic_gate, "labelled": labelled_gate, "label-free": label_free_gate, "none": no_gate}
@@ -158,7 +161,7 @@ RULES = {"auto": automatic_gate, "labelled": labelled_gate, "label-free": label_
 def compare_with_champion(decision: Decision, by_champion: Decision | None) -> Decision:
     """The decision when there is a champion: the zero-shot model never replaces it, and a model that is better than the
     zero-shot model must not be worse than the champion."""
-    if decision.outcome == NOTHING_KEPT:
+    if decision.outcome == "zero-shot kept":
         return replace(decision, passed=False)
     if not decision.passed or by_champion is None:
         return decision
@@ -166,21 +169,16 @@ def compare_with_champion(decision: Decision, by_champion: Decision | None) -> D
     return replace(decision, passed=by_champion.passed, reasons=reasons, outcome=by_champion.outcome)
 
 
-def describe_outcome(decision: Decision) -> str:
-    if decision.outcome == NOTHING_KEPT:
-        return "passed, zero-shot is kept" if decision.passed else "zero-shot is kept, the champion stays"
-    return "passed" if decision.passed else "stopped"
+def refuse_again(decision: Decision, version: str, command: str) -> Decision:
+    """The decision on a version that a person has rolled back; `command` promotes it by hand."""
+    reason = f"STOP  {version} was rolled back by a person, who can promote it again: {command}"
+    return replace(decision, passed=False, reasons=[reason, *decision.reasons], outcome="rolled back")
 
 
 def write_markdown(decision: Decision, against: str) -> str:
     """The decision as a Markdown page for Kubeflow."""
-    if decision.outcome == NOTHING_KEPT:
-        title = f"# Zero-shot is kept{'' if decision.passed else ': the champion stays'}"
-    elif decision.gate == "none":
-        title = "# Passed: no gate"
-    else:
-        title = f"# {describe_outcome(decision).capitalize()} by the {decision.gate} gate"
     reasons = [reason.replace("`", "'") for reason in decision.reasons]  # names of classes must not end the code
+    title = f"# {decision.title.capitalize()}"
     return "\n".join([title, "", f"Compared with: {against}", "", *(f"- `{reason}`" for reason in reasons), ""])
 
 

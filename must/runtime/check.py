@@ -239,10 +239,12 @@ def check_run(values: Mapping[str, Any]) -> TrainConfig:
 
 
 def check_labelling(values: Mapping[str, Any]) -> None:
-    """As `check_run`, of the pipeline `must-label`."""
+    """As `check_run`, of the pipeline `must-label`. Its pods write no Parquet: no image has pyarrow."""
     for name in ("source", "output", "work_uri"):
         require(values.get(name) != "", f"{name} is empty")
-    given = {"images": [values.get("source", "-")], "output": values.get("output", "-"), "part": "1/2"}
+    output = values.get("output", "-.csv")
+    require(not output.endswith(".parquet"), f"output {output}: must be a .csv or .jsonl file in a pipeline")
+    given = {"images": [values.get("source", "-")], "output": output, "part": "1/2"}
     check_settings_of("settings", PredictConfig, **make_labelling_settings(values.get("settings") or {}, given))
     Registry("-", values.get("model_name", "model"))
 

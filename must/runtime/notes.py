@@ -13,8 +13,11 @@ from functools import partial
 
 from must.base import storage
 from must.base.parameters import make_record
+from must.base.program import HELD
 from must.config.work import WorkUri
 
+NOTHING_NEW = "nothing new"  # the action of the stage champion that ends a run, and of a repeated promotion
+OVERTAKEN = ("promote", HELD)  # another run promoted a model meanwhile: a retry cannot succeed
 FACTS_FILE = "MUST_FACTS"  # environment variable: the file through which a stage passes facts to its supervisor
 
 
@@ -29,12 +32,13 @@ class Facts:
     trainjob: str = ""  # train: the TrainJob's name
     labels: str = ""  # train: how many images are answered, need not be looked at, and are left
     top1: float | None = None  # evaluate: accuracy, 0..1, if there are labels
-    before: float | None = None  # accuracy of the zero-shot model (evaluate) or of the champion (gate)
-    gain: str = ""  # gate: the gain that people's answers measured, where these decided
+    before: float | None = None  # evaluate: of the model that it is compared with
+    against: str = "zero-shot"  # evaluate: that model: zero-shot, or the champion, VERSION
+    stays: str = ""  # evaluate: the champion, in words, if there is another one than this model
+    gain: str = ""  # evaluate: the gain that people's answers measured, where these decided
     report: str = ""  # evaluate: URI of a copy of the report
-    outcome: str = ""  # gate: passed, stopped, ...
-    against: str = ""  # gate: the champion, in words
-    reasons: list[str] = field(default_factory=list)  # gate: one line per rule
+    outcome: str = ""  # evaluate: of the gate (must/evaluation/gate.py)
+    reasons: list[str] = field(default_factory=list)  # evaluate: one line per rule of the gate
     version: str = ""  # promote: the new champion
     rows: dict[str, int] = field(default_factory=dict)  # label: numbers of rows, by kind
     pod: str = ""  # why the stage's pod ended, as the cluster reports it

@@ -1,4 +1,5 @@
-"""The stages of both pipelines, one function each. Each runs in its own process (supervise.py).
+"""The stages of the pipeline, one function each; labelling.py has those of the second one. Each runs in its own process
+(supervise.py).
 
 The rows of must/stages.py name them. A function's parameters and its docstring are the component's; it gets the stage's
 Facts, which it fills, raises the library's exceptions, and returns {output's name: value, or an artifact's metadata} in
@@ -8,10 +9,7 @@ import hashlib
 import json
 import logging
 import os
-import re
 import tempfile
-from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from must.api.stages import call
@@ -23,30 +21,19 @@ from must.base.text import encode_utf8, pluralize
 from must.config import GateConfig
 from must.config.work import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE, WorkUri
 from must.data.format import load_index
-from must.deploy.predict.images import find_part_file
-from must.deploy.predict.writer import read_table
 from must.deploy.promote import Latest, OtherOnnxError, Registry, make_version_name
-from must.evaluation.gate import NOTHING_KEPT, Decision, compare_with_champion, read_decision, write_markdown
+from must.evaluation.gate import Decision, compare_with_champion, read_decision, refuse_again, write_markdown
 from must.evaluation.result import Metrics, read_metrics
 from must.method.answers.answers_file import hash_answers
 from must.method.model.classifier import load_text_classifier, read_header
 from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.recipe import run_key
-from must.runtime.check import (
-    check_fit,
-    hash_inputs,
-    make_labelling_settings,
-    make_sharding_settings,
-    make_training_settings,
-)
-from must.runtime.notes import Facts, read_note
-from must.runtime.summary import NOTHING_NEW, describe_labels
+from must.runtime.check import check_fit, hash_inputs, make_sharding_settings, make_training_settings
+from must.runtime.notes import NOTHING_NEW, Facts
 from must.runtime.training import keep_plain, read_origin
 
 logger = logging.getLogger(__name__)
-
-MOST_REASONS = 8  # why images cannot be read, that are reported one by one
 
 
 def shard(
@@ -164,7 +151,7 @@ def champion(
         facts.result += "; it has other classes, so the model is compared with zero-shot only"
     if decided:
         facts.action = NOTHING_NEW
-        facts.why = f"this data with these settings was {decided['outcome']} on {decided['at'][:10]}"
+        facts.why = f"this data with these settings: {decided['outcome']} on {decided['at'][:10]}"
         facts.result += f"; nothing new: {facts.why}"
     logger.info(facts.result)
     action = NOTHING_NEW if decided else "train"
@@ -173,22 +160,34 @@ def champion(
 
 def evaluate(
     facts: Facts, work_uri: str, *, index_sha256: str, bundle: str, classifier: str, details: str, report: str,
-    split: str = "test",
+    decision: str, reasons: str, key: str, model_name: str, registry_uri: str = "", champion: str = "none",
+    champion_uri: str = "", gate: str = "auto", gate_settings: dict[str, Any] | None = None, split: str = "test",
 ) -> dict[str, Any]:  # fmt: skip
-    """Compares the adapted model with the zero-shot one on one split, labelled or not.
+    """Compares the adapted model with the zero-shot one on one split, labelled or not, and decides whether it may be
+    promoted. It must also pass against the champion, if any.
+
+    The champion itself is compared with the zero-shot model only, so that a run that failed after promotion can resume;
+    so is a model whose classes are not the champion's.
+
+    Args:
+        key: under which a stopped model is recorded.
+        champion_uri: '' if there is no champion, or one with other classes.
 
     Returns:
         details: the folder that `must evaluate` writes.
         report: a page, also copied to the run's notes, for the summary.
+        decision: of the gate, which export and promote obey.
+        reasons: the decision for people.
         top1: accuracy of the adapted model, 0..1; -1 if the split has no labels.
         figures: the numbers on Kubeflow's page.
         confusion: matrix of the adapted model; empty without labels or with too many classes."""
-    metrics: Metrics = call(
-        "evaluate", model=bundle, baseline=classifier, shards=WorkUri(work_uri).shards, index_sha256=index_sha256,
-        features=WorkUri(work_uri).features, split=split, output=details,
-    )  # fmt: skip
+    work, rules = WorkUri(work_uri), {"gate": gate, **normalize_names(gate_settings or {})}
+    measured = {
+        "model": bundle, "shards": work.shards, "index_sha256": index_sha256, "features": work.features, "split": split,
+    }  # fmt: skip
+    metrics: Metrics = call("evaluate", baseline=classifier, output=details, **measured)
     page = storage.read_bytes(storage.join(details, REPORT_FILE))
-    facts.report = storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), REPORT_FILE)
+    facts.report = storage.join(work.notes(os.environ.get(RUN_ID, "")), REPORT_FILE)
     for uri in (report, facts.report):
         storage.write_bytes(uri, page)
     scores = read_accuracy(metrics)
@@ -196,13 +195,52 @@ def evaluate(
     facts.result = "no labels" if facts.top1 is None else f"top-1 {facts.top1:.1%}"
     if len(scores) == 2:
         facts.result += f", zero-shot {facts.before:.1%}"
-    matrix = metrics.confusion.get("matrix") or []
-    confusion: dict[str, Any] = {}
-    if matrix:  # as kfp's ClassificationMetrics has it
-        rows, names = [{"row": row} for row in matrix], [{"displayName": name} for name in metrics.classes]
-        confusion = {"confusionMatrix": {"annotationSpecs": names, "rows": rows}}
-        confusion["display_name"] = "confusion matrix of the adapted model"
-    return {"top1": scores.get("top1", -1.0), "figures": list_figures(metrics), "confusion": confusion}
+    registry = Registry(work.registry(registry_uri), model_name)
+    version, against = make_version_name(bundle, load_description(bundle)), "zero-shot"
+    by_champion: Decision | None = None
+    if champion == version:
+        against += f", because this model is the champion, {champion}"
+    elif champion != "none":
+        facts.stays = f"the champion, {champion}"
+        if champion_uri and gate != "none":
+            facts.against = against = facts.stays
+            with tempfile.TemporaryDirectory() as folder:
+                theirs: Metrics = call("evaluate", baseline=champion_uri, output=folder, **measured)
+                by_champion = call("gate", metrics=storage.join(folder, METRICS_FILE), model=bundle, **rules)
+            facts.before = read_accuracy(theirs).get("before")
+        elif not champion_uri:
+            against += f", because {facts.stays}, has other classes"
+    if by_champion and gate == "labelled":
+        result = by_champion
+    else:
+        result = call("gate", metrics=storage.join(details, METRICS_FILE), model=bundle, **rules)
+        result = compare_with_champion(result, by_champion) if facts.stays else result
+    if version in registry.latest().rolled_back:
+        result = refuse_again(result, version, registry.make_command(version))
+    storage.write_bytes(decision, result.to_json())
+    storage.write_bytes(reasons, encode_utf8(write_markdown(result, against)))
+    if not result.passed:
+        registry.decide(key, result.outcome, result.reasons)
+        logger.info("the model is not promoted; it stays among this run's artifacts")
+    selection = metrics.model.selection
+    if result.gate == "answers" and selection and (by_answers := selection.decisive):
+        value, low, high = (f"{100 * share:+.1f}" for share in by_answers.gain)
+        facts.gain = f"{value} points over zero-shot (95%: {low} to {high}, {pluralize(by_answers.answers, 'answer')})"
+    facts.outcome, facts.reasons = result.outcome, result.reasons
+    facts.result += f"; {result.title}, compared with {against}"
+    logger.info(facts.result)
+    return {"top1": scores.get("top1", -1.0), "figures": list_figures(metrics), "confusion": make_confusion(metrics)}
+
+
+def make_confusion(metrics: Metrics) -> dict[str, Any]:
+    """As kfp's ClassificationMetrics has it; {} without a matrix."""
+    if not (matrix := metrics.confusion.get("matrix")):
+        return {}
+    rows, names = [{"row": row} for row in matrix], [{"displayName": name} for name in metrics.classes]
+    return {
+        "confusionMatrix": {"annotationSpecs": names, "rows": rows},
+        "display_name": "confusion matrix of the adapted model",
+    }
 
 
 def list_figures(metrics: Metrics) -> dict[str, float]:
@@ -222,66 +260,9 @@ def read_accuracy(metrics: Metrics) -> dict[str, float]:
     return {name: scores.top1 for name, scores in pair.items() if scores}
 
 
-def gate(
-    facts: Facts, work_uri: str, *, bundle: str, details: str, key: str, model_name: str, decision: str, reasons: str,
-    registry_uri: str = "", champion: str = "none", champion_uri: str = "", gate: str = "auto",
-    gate_settings: dict[str, Any] | None = None, split: str = "test",
-) -> dict[str, str]:  # fmt: skip
-    """Compares the model with the zero-shot one, and with the champion if any: it must pass both.
-
-    The champion itself is compared with the zero-shot model only, so that a run that failed after promotion can resume;
-    so is a model whose classes are not the champion's.
-
-    Args:
-        details: what `must evaluate` wrote.
-        key: under which a stopped model is recorded.
-        champion_uri: '' if there is no champion, or one with other classes.
-
-    Returns:
-        outcome: promote or stop."""
-    metrics, against = storage.join(details, METRICS_FILE), "the zero-shot model"
-    settings = normalize_names(gate_settings or {})
-    replaces, champion_metrics = champion != "none", ""
-    with tempfile.TemporaryDirectory() as folder:
-        if replaces and champion == make_version_name(bundle, load_description(bundle)):
-            replaces, champion_uri = False, ""
-            against += f", because this model is the champion, {champion}"
-        elif replaces and not champion_uri:
-            facts.against = f"the champion, {champion}"
-            against += f", because the champion, {champion}, has other classes"
-        elif champion_uri and gate != "none":
-            index_sha256 = read_metrics(metrics, "metrics").data.index_sha256  # the images that were evaluated
-            call(
-                "evaluate", model=bundle, baseline=champion_uri, shards=WorkUri(work_uri).shards,
-                index_sha256=index_sha256, features=WorkUri(work_uri).features, split=split, output=folder,
-            )  # fmt: skip
-            champion_metrics = storage.join(folder, METRICS_FILE)
-            facts.before = read_accuracy(read_metrics(champion_metrics, "metrics")).get("before")
-            facts.against = against = f"the champion, {champion}"
-        compared = champion_metrics if champion_metrics and gate == "labelled" else metrics
-        result: Decision = call("gate", metrics=compared, model=bundle, gate=gate, output=decision, **settings)
-        if replaces and gate in ("auto", "label-free"):
-            by_champion = call("gate", metrics=champion_metrics, gate=gate, **settings) if champion_metrics else None
-            result = compare_with_champion(result, by_champion)
-            storage.write_bytes(decision, result.to_json())
-    storage.write_bytes(reasons, encode_utf8(write_markdown(result, against)))
-    if not result.passed:
-        Registry(WorkUri(work_uri).registry(registry_uri), model_name).decide(key, "stopped", result.reasons)
-        logger.info("the model is not promoted; it stays among this run's artifacts")
-    selection = read_metrics(metrics, "metrics").model.selection
-    if result.gate == "answers" and selection and (measured := selection.decisive):
-        value, low, high = (f"{100 * share:+.1f}" for share in measured.gain)
-        facts.gain = f"{value} points over zero-shot (95%: {low} to {high}, {pluralize(measured.answers, 'answer')})"
-    facts.outcome = "kept zero-shot" if result.outcome == NOTHING_KEPT else "passed" if result.passed else "stopped"
-    facts.reasons = result.reasons
-    facts.result = f"{facts.outcome} ({result.gate}), compared with {against}"
-    logger.info(facts.result)
-    return {"outcome": "promote" if result.passed else "stop"}
-
-
 def promote(
-    facts: Facts, work_uri: str, *, bundle: str, onnx: str, details: str, decision: str, promoted: str, key: str,
-    model_name: str, registry_uri: str = "", champion: str = "none",
+    facts: Facts, work_uri: str, *, bundle: str, onnx: str, details: str, decision: str, key: str, model_name: str,
+    registry_uri: str = "", champion: str = "none",
 ) -> dict[str, Any]:  # fmt: skip
     """Copies the model to the registry and sets LATEST, unless another run has changed it; records the decision for
     this data. Nothing, if the gate stopped the model.
@@ -291,12 +272,13 @@ def promote(
 
     Returns:
         version: the new one, or none.
-        promoted: metadata of the version, in a file."""
+        version_uri: its folder in the registry, or none.
+        run_page: the run's summary."""
     decided = read_decision(decision)
     if not decided.passed:
         facts.result = "nothing is promoted" + ("" if champion == "none" else f": {champion} stays")
         logger.info(facts.result)
-        return {"version": "none"}
+        return {"version": "none", "version_uri": "none"}
     uri, metrics = WorkUri(work_uri).registry(registry_uri), storage.join(details, METRICS_FILE)
     registry, kept = Registry(uri, model_name), ""
     try:
@@ -314,84 +296,27 @@ def promote(
         kept = ", and keeps its ONNX files; those of this run, such as of another precision, need another model_name"
         logger.warning(f"{version} is the champion already{kept}")
     registry.decide(key, f"promoted as {latest.version}", decided.reasons)
-    place = {"version": latest.version, "registry": registry.make_uri(latest.version)}
-    metadata = place | read_model_metadata(bundle, details)
-    Path(promoted).parent.mkdir(parents=True, exist_ok=True)
-    Path(promoted).write_text(json.dumps(metadata, indent=1))
     again = latest.version == champion
     facts.result = f"{latest.version} is the champion already{kept}" if again else f"promoted as {latest.version}"
     facts.action, facts.version = NOTHING_NEW if again else "", latest.version
-    return {
-        "version": latest.version,
-        "promoted": metadata | {"display_name": f"{model_name} {latest.version}"},
-    }
-
-
-def read_model_metadata(bundle: str, details: str) -> dict[str, Any]:
-    """Metadata of a model artifact: accuracy, if there are labels, and the revisions of data and code."""
-    metrics = read_metrics(storage.join(details, METRICS_FILE), "metrics")
-    return keep_plain(read_origin(bundle) | {"accuracy": read_accuracy(metrics).get("top1")})
+    return {"version": latest.version, "version_uri": registry.make_uri(latest.version)}
 
 
 def export(
-    facts: Facts, work_uri: str, *, index_sha256: str, bundle: str, details: str, onnx: str, precision: str = "fp32",
-    embeddings: bool = False,
+    facts: Facts, work_uri: str, *, index_sha256: str, bundle: str, details: str, decision: str, onnx: str,
+    precision: str = "fp32", embeddings: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Exports the model as ONNX with its class names and preprocessing, and checks it on images of the shards."""
+    """Exports the model as ONNX with its class names and preprocessing, and checks it on images of the shards.
+    Nothing, if the gate stopped the model."""
+    if not read_decision(decision).passed:
+        facts.result = "nothing is exported: the model is not promoted"
+        return {}
+    metrics = storage.join(details, METRICS_FILE)
     call(
         "export", model=bundle, output=onnx, precision=precision, embeddings=embeddings, index_sha256=index_sha256,
-        shards=WorkUri(work_uri).shards, metrics=storage.join(details, METRICS_FILE),
+        shards=WorkUri(work_uri).shards, metrics=metrics,
     )  # fmt: skip
     facts.result = f"ONNX, {precision}" + (", with embeddings" if embeddings else "")
-    metadata = {"precision": precision, "framework": "onnx", **read_model_metadata(bundle, details)}
-    return {"onnx": metadata | {"display_name": f"adapted model {metadata['sha256'][:12]} (ONNX, {precision})"}}
-
-
-def choose_model(
-    facts: Facts, work_uri: str, *, kind: str, model: str = "", model_name: str = "model", registry_uri: str = ""
-) -> None:
-    """The model that labels in all parts: `model`, or the champion of the registry. Its URI is in the run's note.
-
-    Args:
-        kind: onnx, or bundle for torch on a GPU."""
-    if not model:
-        registry = Registry(WorkUri(work_uri).registry(registry_uri), model_name)
-        version = registry.latest().version
-        require(bool(version), f"{registry.uri}: has no champion yet; run the pipeline `must`, or give model")
-        model = storage.join(registry.make_uri(str(version)), kind)
-    facts.result = model
-
-
-def label(
-    facts: Facts, work_uri: str, *, part: str, source: str, output: str, only_new: bool = False,
-    least_similarity: float = 0.5, settings: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
-    """Labels the images of this part that have no row yet; those of another model again, unless `only_new`.
-
-    The model is that of the note: in a loop kfp's local runner (2.17) takes the item for any other task's output.
-
-    Args:
-        part: I/N, such as 1/4.
-        least_similarity: images below it are counted in the summary."""
-    chosen = read_note(work_uri, os.environ.get(RUN_ID, ""), "model")
-    require(chosen is not None, f"{work_uri}: the note of the stage model cannot be read")
-    model = chosen.facts.result if chosen else ""
-    others = {"known": output} if only_new else {"relabel": True}
-    values = make_labelling_settings(settings or {}, {"images": [source], "output": output, "model": model})
-    counts = call("predict", part=part, **others, **values)
-    rows = Counter({"new": counts["images"]})
-    for row in read_table(find_part_file(output, part)):
-        rows["images"] += 1
-        if row.get("error"):
-            rows[f"not read: {re.sub('[0-9]+', 'N', row['error'])}"] += 1
-        elif str(row["abstained"]) in ("True", "1"):
-            rows["none of the classes"] += 1
-        similarity = row.get("similarity")
-        rows[f"similarity below {least_similarity:g}"] += (
-            similarity not in (None, "") and float(similarity) < least_similarity
-        )
-    reasons = [kind for kind, _ in rows.most_common() if kind.startswith("not read")]
-    for kind in reasons[MOST_REASONS:]:
-        rows["not read: other reasons"] += rows.pop(kind)
-    facts.rows = dict(rows)
-    facts.result = describe_labels(rows)
+    origin, accuracy = read_origin(bundle), read_accuracy(read_metrics(metrics, "metrics")).get("top1")
+    metadata = {"precision": precision, "framework": "onnx", **keep_plain(origin | {"accuracy": accuracy})}
+    return {"onnx": metadata | {"display_name": f"adapted model {origin['sha256'][:12]} (ONNX, {precision})"}}

@@ -15,12 +15,10 @@ from must.base import storage
 from must.base.program import HELD, KILLED, LONGEST_LINE, PREEMPTED, TIME_OVER, WRONG_INPUT, format_error
 from must.base.text import make_page_printable, make_printable
 from must.config.work import LAST_FILE, WorkUri
-from must.runtime.notes import Facts, Note, read_notes
-from must.runtime.supervise import OVERTAKEN
+from must.runtime.notes import NOTHING_NEW, OVERTAKEN, Facts, Note, read_notes
 
 logger = logging.getLogger(__name__)
 
-NOTHING_NEW = "nothing new"  # the action of the stage champion that ends a run, and of a repeated promotion
 SUCCESS_STATES = ("SUCCEEDED", "COMPLETE")
 SUMMARY_FILE = "summary.md"
 LOG_LINES = 20
@@ -89,15 +87,13 @@ def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
     facts = {note.stage: note.facts for note in notes}
     headline = add_labels(facts) or describe_decision(facts)
     if (failed := find_failed(notes)) is not None:
-        failure = FAILURE_KINDS[name_failure(failed)][0].format(stage=failed.stage)
-        beside = failed.stage == "export" and headline  # `export` does not wait for the gate
-        return Outcome(False, f"{headline}. {failure}" if beside else failure)
+        return Outcome(False, FAILURE_KINDS[name_failure(failed)][0].format(stage=failed.stage))
     if headline:
         parts = [match for note in notes if (match := LABEL_PART.fullmatch(note.stage))]
         if parts and len(parts) < (count := int(parts[0][1])):
             return Outcome(False, f"{headline}. Then broken off: {count - len(parts)} of {count} parts never started")
-        if "gate" in facts and "promote" not in facts:  # which also follows a gate that stopped the model
-            return Outcome(False, f"{headline}. Then broken off: promote never started")
+        if "evaluate" in facts and "promote" not in facts:  # which also follows a gate that stopped the model
+            return Outcome(False, f"{headline}. Then broken off: nothing came after {notes[-1].stage}")
         return Outcome(True, headline)
     if not notes and state in SUCCESS_STATES:
         return Outcome(True, "Run complete, but its stages could leave no notes")
@@ -114,18 +110,18 @@ def find_failed(notes: list[Note]) -> Note | None:
 
 def describe_decision(facts: dict[str, Facts]) -> str:
     """The first line of a run that decided about a model; '' if it has not."""
-    gate, promote, champion = (facts.get(stage, Facts()) for stage in ("gate", "promote", "champion"))
-    if gate.outcome == "kept zero-shot" and promote.version:  # the first model of its name is promoted nevertheless
+    decided, promote, champion = (facts.get(stage, Facts()) for stage in ("evaluate", "promote", "champion"))
+    if decided.outcome == "zero-shot kept" and promote.version:  # the first of its name is promoted nevertheless
         return f"Kept zero-shot: no adaptation was better; promoted as {promote.version}, the first of its name"
-    if gate.outcome == "kept zero-shot" and gate.against:
-        return f"Kept zero-shot: no adaptation was better, so nothing is promoted; {gate.against}, stays"
+    if decided.outcome == "zero-shot kept" and decided.stays:
+        return f"Kept zero-shot: no adaptation was better, so nothing is promoted; {decided.stays}, stays"
     if promote.action == NOTHING_NEW:  # a repeated run made the same model
         return f"Nothing new: the model of this run, {promote.version}, is the champion already"
     if promote.version:
-        return f"Promoted {promote.version}{describe_gain(facts.get('evaluate', Facts()), gate)}"
-    if gate.outcome == "stopped":
-        why = [reason.removeprefix("STOP").strip() for reason in gate.reasons if reason.startswith("STOP")]
-        return f"Not promoted: stopped by the gate{f' ({why[0]})' if why else ''}"
+        return f"Promoted {promote.version}{describe_gain(decided)}"
+    if decided.outcome in ("stopped", "rolled back"):
+        why = [reason.removeprefix("STOP").strip() for reason in decided.reasons if reason.startswith("STOP")]
+        return f"Not promoted: {decided.outcome if decided.outcome != 'stopped' else 'stopped by the gate'} ({why[0]})"
     return f"Nothing new: {champion.why or 'not trained'}" if champion.action == NOTHING_NEW else ""
 
 
@@ -134,25 +130,26 @@ def add_labels(facts: dict[str, Facts]) -> str:
     rows = sum((Counter(one.rows) for one in facts.values()), Counter[str]())
     unlike = sum(number for kind, number in rows.items() if kind.startswith("similarity below"))
     advice = "; many are unlike those of the model: adapt it again" if unlike > UNLIKE * rows["images"] else ""
-    return f"Labelled {describe_labels(rows)}{advice}" if rows else ""
+    return f"{describe_labels(rows)}{advice}" if rows else ""
 
 
 def describe_labels(rows: Counter[str]) -> str:
-    """1,200 images: 50 new, 3 none of the classes."""
+    """Labelled 1,200 images: 50 new, 3 without a class; or that nothing was new."""
+    if rows["images"] and not rows["new"]:
+        return f"Nothing new: {pluralize(rows['images'], 'image')} are labelled already"
     unread = [kind for kind, _ in rows.most_common() if kind.startswith("not read")]
     shown = rows - Counter({kind: rows[kind] for kind in unread[REASONS_SHOWN:]})
     shown["not read for other reasons"] = sum(rows[kind] for kind in unread[REASONS_SHOWN:])
     others = [f"{number:,} {kind}" for kind, number in shown.most_common() if number and kind != "images"]
-    return f"{rows['images']:,} images{': ' if others else ''}{', '.join(others)}"
+    return f"Labelled {pluralize(rows['images'], 'image')}{': ' if others else ''}{', '.join(others)}"
 
 
-def describe_gain(evaluate: Facts, gate: Facts) -> str:
-    """The gain by people's answers, if these decided; or the accuracies, if there are labels: of the model and of the
-    champion, or else of the zero-shot model."""
-    before, who = (evaluate.before, "zero-shot") if gate.before is None else (gate.before, gate.against)
-    if gate.gain or evaluate.top1 is None:
-        return gate.gain and f": {gate.gain}"
-    return f": {evaluate.top1:.1%}" + (f", was {before:.1%} ({who})" if before is not None else "")
+def describe_gain(decided: Facts) -> str:
+    """The gain by people's answers, if these decided; or the accuracies, if there are labels."""
+    if decided.gain or decided.top1 is None:
+        return decided.gain and f": {decided.gain}"
+    was = "" if decided.before is None else f", was {decided.before:.1%} ({decided.against})"
+    return f": {decided.top1:.1%}{was}"
 
 
 class StageLine(NamedTuple):

@@ -1,7 +1,7 @@
-"""The DAG: shard and classifier; champion; then, if there is something new, train, evaluate, export, gate and promote.
+"""The DAG: shard and classifier; champion; then, if there is something new, train, evaluate, export and promote.
 
 Argo looks at a run every ten seconds, so that a task takes 20 seconds or more, for Kubeflow's driver and its own pod,
-and a group of tasks 10, for its driver. So there is one group: that the gate stopped a model, promote finds out.
+and a group of tasks 10, for its driver. So there is one group: evaluate decides, and export and promote read the decision.
 
 The shards' parts are a loop of pods. Each writes to the bucket, from which the next stage reads; it returns nothing."""
 
@@ -61,7 +61,8 @@ def make_label_pipeline(cluster: ClusterConfig) -> Any:
     def build(run: dict[str, Any]) -> None:
         add = partial(add_task, cluster, run | {"run_id": RUN_ID})
         with dsl.ExitHandler(add("summary"), name="stages"):
-            chosen = add("model", kind="bundle" if cluster.uses_gpu("label") else "onnx")
+            kind = "bundle" if cluster.uses_gpu("label") else "onnx"
+            chosen = add("model", kind=kind, parts=cluster.label.pods)
             with dsl.ParallelFor(list_parts(cluster.label.pods), name="parts") as part:
                 add("label", chosen, part=part)
 
@@ -90,13 +91,12 @@ def make_pipeline(cluster: ClusterConfig) -> Any:
                 else:
                     trained = add("train", processes=cluster.training.processes, **made_from)
                 bundle, split = trained.outputs["bundle"], champion["split"]
-                details = add("evaluate", bundle=bundle, split=split, **made_from).outputs["details"]
-                judged = {"bundle": bundle, "details": details}
                 against = {"key": champion["key"], "champion": champion["version"]}
                 uri = champion["bundle_uri"]
-                decision = add("gate", champion_uri=uri, split=split, **judged, **against).outputs["decision"]
+                evaluated = add("evaluate", bundle=bundle, split=split, champion_uri=uri, **made_from, **against).outputs
+                judged = {"bundle": bundle, "details": evaluated["details"], "decision": evaluated["decision"]}
                 onnx = add("export", index_sha256=index_sha256, **judged).outputs["onnx"]
-                add("promote", onnx=onnx, decision=decision, **judged, **against)
+                add("promote", onnx=onnx, **judged, **against)
             # Kubeflow marks a group as complete when a task in it ends, which none would do after the skipped group.
             add("close", what=champion["action"])
 
