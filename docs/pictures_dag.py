@@ -13,7 +13,7 @@ from must.stages import PODS
 COMPILED = Path(__file__).parents[1] / "pipeline" / "must_pipeline.yaml"
 WIDE, HIGH, GAP_X, GAP_Y, EDGE = 146, 44, 36, 64, 30
 INK, GREY = "#1f2933", "#7b8794"
-FILL = {"condition": ("#f5f9ff", "#9cc2f0"), "gate": ("#fff4e5", "#b54708"), "stage": ("#ffffff", "#52606d")}
+FILL = {"condition": ("#f5f9ff", "#9cc2f0"), "stage": ("#ffffff", "#52606d")}
 
 
 def dag() -> str:
@@ -59,7 +59,7 @@ def collect(spec: Any, dag: Any, waits: dict[str, set[str]], groups: list[Any], 
     """Reads one DAG of the compiled file and those inside it; returns the names of its stages."""
     stages: set[str] = set()
     for name, task in dag["tasks"].items():
-        if name.startswith("close"):  # only shows that the branch ends
+        if name == "is-anything-new":  # only shows that the branch ends
             continue
         component = spec["components"][task["componentRef"]["name"]]
         if "dag" in component:
@@ -87,7 +87,7 @@ def direct(waits: dict[str, set[str]], name: str) -> set[str]:
 
 
 def box(name: str, x: float, y: float) -> str:
-    fill, line = FILL["gate" if name == "gate" else "stage"]
+    fill, line = FILL["stage"]
     return f'<rect x="{x}" y="{y}" width="{WIDE}" height="{HIGH}" rx="7" fill="{fill}" stroke="{line}"/>' + label(
         x + WIDE / 2, y + HIGH / 2 + 5, name, INK, 13, "middle"
     )

@@ -162,7 +162,7 @@ STAGES: Final[dict[str, Stage]] = {
         "must.config.deploy:PromoteConfig", "must.deploy.promote:promote",
         pod=Pod(
             "must-shard", 16, "must.runtime.stages:promote", reads=JUDGED | {"onnx": "Model"},
-            returns={"version": str, "version_uri": str}, shows={}, ends_run="run_page",
+            writes={"run_page": "Markdown"}, returns={"version": str},
         ),
     ),
     "predict": Stage(
@@ -190,7 +190,7 @@ STAGES: Final[dict[str, Stage]] = {
         "must.config.adapt:QuickstartConfig", "must.api.demo:quickstart",
         next="must adapt PHOTOS --classes FILE --output work",
     ),
-    "close": Stage(pod=Pod("must-shard", 1, "must_components.cluster:close", supervised=False)),
+    "is-anything-new": Stage(pod=Pod("must-shard", 1, "must_components.cluster:tell_news", supervised=False)),
     "summary": Stage(
         pod=Pod(
             "must-shard", 4, "must_components.cluster:summarize_run", writes={"run_summary": "Markdown"},

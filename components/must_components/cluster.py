@@ -1,5 +1,5 @@
 """Kubernetes' API with a pod's service account: what an Argo workflow says about a run's stages, and the end of a run.
-And the functions of the stages inputs, summary and close. Standard library only, as not every image has a client.
+And the functions of the stages inputs, summary and is-anything-new. Standard library only: no image has a client.
 
 Kubeflow deletes pods half a second after a run is stopped, before a launcher can end its TrainJob or a stage can write
 its last note. `settle_run` completes the notes from the cluster's state and deletes the TrainJob; if its requests fail,
@@ -24,8 +24,9 @@ from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.program import BUG, format_error
 from must.base.storage import is_transient, parse_object_or_none, wait_for_credentials
-from must.runtime.notes import Facts, Failure, Note, read_notes, write_note
-from must.runtime.summary import summarize, write_page
+from must.runtime.notes import NOTHING_NEW, Facts, Failure, Note, read_notes, write_note
+from must.runtime.summary import summarize, write_good_page, write_page
+from must.stages import COMPONENTS
 
 logger = logging.getLogger(__name__)
 
@@ -200,14 +201,20 @@ def summarize_run(work_uri: str, *, run_id: str, status: dict[str, Any], run_sum
     write_page(page, run_summary)
 
 
-def close(*, what: str) -> None:
-    """Prints what the stage champion found, beside the group of stages that runs only if there is something new."""
-    print(what)
+def tell_news(work_uri: str, *, run_id: str, action: str) -> None:
+    """Ends a run in which nothing is new, beside the group of stages that runs only if something is.
+
+    Args:
+        action: what the stage champion found."""
+    print("nothing new" if action == NOTHING_NEW else "something new")
+    if action == NOTHING_NEW:
+        wait_for_credentials(work_uri)
+        write_good_page(work_uri, run_id)
 
 
 def list_failures(workflow: dict[str, Any]) -> dict[str, list[str]]:
-    """By stage, the messages of its failed pods in an Argo workflow, the latest last. Kubeflow's own step before a
-    stage has a name such as train-driver."""
+    """By stage, the messages of its failed pods in an Argo workflow, the latest last; of a part by its number, as in
+    label-2. Kubeflow's own step before a stage has a name such as train-driver."""
     messages = dict[str, list[str]]()
     for node in sorted(read_nodes(workflow), key=lambda node: node.get("startedAt") or ""):
         if node.get("type") == "Pod" and node.get("phase") in ("Failed", "Error"):
@@ -224,9 +231,12 @@ def read_nodes(workflow: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def parse_stage(node: str) -> str:
-    """The stage: train for must-x(0).root(0).exit-handler-1(0).train(0).executor(0)."""
+    """The stage: train for must-x(0).root(0).exit-handler-1(0).train(0).executor(0); label-2 for the second pod of a
+    loop, whose step is named (1:1)."""
     parts = [re.sub(r"\([\d:]+\)$", "", part) for part in node.split(".")]
-    return next(part for part in reversed(parts) if part != "executor")
+    name = next(part for part in reversed(parts) if part != "executor")
+    stage, numbers = COMPONENTS[name].of or name if name in COMPONENTS else name, re.findall(r"\((\d+):", node)
+    return f"{stage}-{int(numbers[-1]) + 1}" if numbers else stage
 
 
 def parse_exit_code(message: str) -> int | None:
@@ -248,8 +258,9 @@ def settle_run(work_uri: str, run_id: str) -> list[str]:
         reasons = list_failures(cluster.workflow(cluster.workflow_name() or "-") or {})
         sentences = []
         for note in read_notes(work_uri, run_id):
-            if note.state == "running" and note.stage in reasons:
-                complete_note(note, reasons[note.stage][-1])
+            stage = re.sub("-of-[0-9]+$", "", note.stage)  # of a part: `make_part_name`
+            if note.state == "running" and stage in reasons:
+                complete_note(note, reasons[stage][-1])
                 write_note(work_uri, run_id, note)
             if job := note.facts.trainjob:
                 ending = f"{job} {cluster.end_job(job, run_id)}"

@@ -287,7 +287,7 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
     version = config.version or make_version_name(config.model, description)
     current = registry.latest().version
     require(
-        not decision or decision.outcome != "zero-shot kept" or not current or current == version,
+        not decision or decision.outcome != "kept at zero-shot" or not current or current == version,
         f"--decision {config.decision}: nothing was kept of the adaptation, the model is zero-shot's; "
         f"{registry.uri} has a champion, which stays",
     )

@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 FEWEST_LABELS = 50  # images; with fewer the check decides nothing
 NO_LABELS = "without labels nothing says whether it is better"
-Outcome = Literal["passed", "unchecked", "zero-shot kept", "stopped", "rolled back"]
-"""Of a model: it passed the gate; no gate ran; it is the zero-shot model, which may be the first of its name but replaces
-no champion; the gate stopped it; a person has taken this version back before."""
+Outcome = Literal["passed", "unchecked", "kept at zero-shot", "stopped", "rolled back"]
+"""Of a model: it passed the gate; no gate ran; it is the zero-shot model, which may be the first of its name and
+replaces no champion; the gate stopped it; a person has rolled this version back before."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def label_free_gate(metrics: Metrics, config: GateConfig, unknown: str = NO_LABE
     if compared.agreement < 1:
         return decide("label-free", *check_rules(compared.check, metrics.model.selection, name, unknown))
     if name.endswith("zero-shot"):
-        return decide("label-free", (True, "zero-shot is kept: no image changes its class"), outcome="zero-shot kept")
+        return decide("label-free", (True, "zero-shot is kept: no image changes class"), outcome="kept at zero-shot")
     return decide("label-free", (False, f"no image changes its class against the {name}: there is nothing to promote"))
 
 
@@ -161,7 +161,7 @@ RULES = {"auto": automatic_gate, "labelled": labelled_gate, "label-free": label_
 def compare_with_champion(decision: Decision, by_champion: Decision | None) -> Decision:
     """The decision when there is a champion: the zero-shot model never replaces it, and a model that is better than the
     zero-shot model must not be worse than the champion."""
-    if decision.outcome == "zero-shot kept":
+    if decision.outcome == "kept at zero-shot":
         return replace(decision, passed=False)
     if not decision.passed or by_champion is None:
         return decision

@@ -17,8 +17,8 @@ from must.deploy.predict.images import find_images, find_part_file, require_same
 from must.deploy.predict.writer import read_table
 from must.deploy.promote import Registry
 from must.runtime.check import check_labelling, check_writable, make_labelling_settings
-from must.runtime.notes import Facts
-from must.runtime.summary import describe_labels
+from must.runtime.notes import Facts, make_part_name
+from must.runtime.summary import describe_labels, write_good_page
 
 ADDRESS_FILE = "model.txt"  # beside the notes: the address of the model that labels in all parts
 MOST_REASONS = 8  # why images cannot be read, that are reported one by one
@@ -97,3 +97,4 @@ def label(
         rows["not read: other reasons"] += rows.pop(kind)
     facts.rows = dict(rows)
     facts.result = describe_labels(rows)
+    write_good_page(work_uri, os.environ.get(RUN_ID, ""), (make_part_name("label", part), facts))

@@ -40,6 +40,7 @@ class Facts:
     outcome: str = ""  # evaluate: of the gate (must/evaluation/gate.py)
     reasons: list[str] = field(default_factory=list)  # evaluate: one line per rule of the gate
     version: str = ""  # promote: the new champion
+    place: str = ""  # promote: its folder in the registry
     rows: dict[str, int] = field(default_factory=dict)  # label: numbers of rows, by kind
     pod: str = ""  # why the stage's pod ended, as the cluster reports it
 

@@ -31,6 +31,7 @@ from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train.recipe import run_key
 from must.runtime.check import check_fit, hash_inputs, make_sharding_settings, make_training_settings
 from must.runtime.notes import NOTHING_NEW, Facts
+from must.runtime.summary import write_good_page
 from must.runtime.training import keep_plain, read_origin
 
 logger = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ def champion(
         facts.result += "; it has other classes, so the model is compared with zero-shot only"
     if decided:
         facts.action = NOTHING_NEW
-        facts.why = f"this data with these settings: {decided['outcome']} on {decided['at'][:10]}"
+        facts.why = f"this data with these settings was {decided['outcome']} on {decided['at'][:10]}"
         facts.result += f"; nothing new: {facts.why}"
     logger.info(facts.result)
     action = NOTHING_NEW if decided else "train"
@@ -181,7 +182,7 @@ def evaluate(
         top1: accuracy of the adapted model, 0..1; -1 if the split has no labels.
         figures: the numbers on Kubeflow's page.
         confusion: matrix of the adapted model; empty without labels or with too many classes."""
-    work, rules = WorkUri(work_uri), {"gate": gate, **normalize_names(gate_settings or {})}
+    work = WorkUri(work_uri)
     measured = {
         "model": bundle, "shards": work.shards, "index_sha256": index_sha256, "features": work.features, "split": split,
     }  # fmt: skip
@@ -195,41 +196,53 @@ def evaluate(
     facts.result = "no labels" if facts.top1 is None else f"top-1 {facts.top1:.1%}"
     if len(scores) == 2:
         facts.result += f", zero-shot {facts.before:.1%}"
-    registry = Registry(work.registry(registry_uri), model_name)
-    version, against = make_version_name(bundle, load_description(bundle)), "zero-shot"
-    by_champion: Decision | None = None
-    if champion == version:
-        against += f", because this model is the champion, {champion}"
-    elif champion != "none":
-        facts.stays = f"the champion, {champion}"
-        if champion_uri and gate != "none":
-            facts.against = against = facts.stays
-            with tempfile.TemporaryDirectory() as folder:
-                theirs: Metrics = call("evaluate", baseline=champion_uri, output=folder, **measured)
-                by_champion = call("gate", metrics=storage.join(folder, METRICS_FILE), model=bundle, **rules)
-            facts.before = read_accuracy(theirs).get("before")
-        elif not champion_uri:
-            against += f", because {facts.stays}, has other classes"
-    if by_champion and gate == "labelled":
-        result = by_champion
-    else:
-        result = call("gate", metrics=storage.join(details, METRICS_FILE), model=bundle, **rules)
-        result = compare_with_champion(result, by_champion) if facts.stays else result
-    if version in registry.latest().rolled_back:
-        result = refuse_again(result, version, registry.make_command(version))
+    registry, rules = Registry(work.registry(registry_uri), model_name), normalize_names(gate_settings or {})
+    result, against = decide(facts, registry, details, measured, champion, champion_uri, {"gate": gate, **rules})
     storage.write_bytes(decision, result.to_json())
     storage.write_bytes(reasons, encode_utf8(write_markdown(result, against)))
     if not result.passed:
         registry.decide(key, result.outcome, result.reasons)
         logger.info("the model is not promoted; it stays among this run's artifacts")
-    selection = metrics.model.selection
+    return {"top1": scores.get("top1", -1.0), "figures": list_figures(metrics), "confusion": make_confusion(metrics)}
+
+
+def decide(
+    facts: Facts, registry: Registry, details: str, measured: dict[str, Any], champion: str, champion_uri: str,
+    rules: dict[str, Any],
+) -> tuple[Decision, str]:  # fmt: skip
+    """The decision, and what the model was compared with. `measured`: what `details` was measured of, as parameters of
+    `must evaluate`; `rules`: of `must gate`."""
+    file, by_champion, against = storage.join(details, METRICS_FILE), None, "zero-shot"
+    version = make_version_name(measured["model"], load_description(measured["model"]))
+    rules = {"model": measured["model"], **rules}
+    if champion == version:
+        against += f", because this model is the champion, {champion}"
+    elif champion != "none":
+        facts.stays = f"the champion, {champion}"
+        if champion_uri and rules["gate"] != "none":
+            facts.against = against = facts.stays
+            with tempfile.TemporaryDirectory() as folder:
+                theirs: Metrics = call("evaluate", baseline=champion_uri, output=folder, **measured)
+                by_champion = call("gate", metrics=storage.join(folder, METRICS_FILE), **rules)
+            facts.before = read_accuracy(theirs).get("before")
+        elif not champion_uri:
+            against += f", because {facts.stays}, has other classes"
+    result: Decision
+    if by_champion and rules["gate"] == "labelled":
+        result = by_champion
+    else:
+        result = call("gate", metrics=file, **rules)
+        result = compare_with_champion(result, by_champion) if facts.stays else result
+    if version in registry.latest().rolled_back:
+        result = refuse_again(result, version, registry.make_command(version))
+    selection = read_metrics(file, "metrics").model.selection
     if result.gate == "answers" and selection and (by_answers := selection.decisive):
         value, low, high = (f"{100 * share:+.1f}" for share in by_answers.gain)
         facts.gain = f"{value} points over zero-shot (95%: {low} to {high}, {pluralize(by_answers.answers, 'answer')})"
     facts.outcome, facts.reasons = result.outcome, result.reasons
     facts.result += f"; {result.title}, compared with {against}"
     logger.info(facts.result)
-    return {"top1": scores.get("top1", -1.0), "figures": list_figures(metrics), "confusion": make_confusion(metrics)}
+    return result, against
 
 
 def make_confusion(metrics: Metrics) -> dict[str, Any]:
@@ -261,9 +274,9 @@ def read_accuracy(metrics: Metrics) -> dict[str, float]:
 
 
 def promote(
-    facts: Facts, work_uri: str, *, bundle: str, onnx: str, details: str, decision: str, key: str, model_name: str,
-    registry_uri: str = "", champion: str = "none",
-) -> dict[str, Any]:  # fmt: skip
+    facts: Facts, work_uri: str, *, bundle: str, onnx: str, details: str, decision: str, run_page: str, key: str,
+    model_name: str, registry_uri: str = "", champion: str = "none",
+) -> dict[str, str]:  # fmt: skip
     """Copies the model to the registry and sets LATEST, unless another run has changed it; records the decision for
     this data. Nothing, if the gate stopped the model.
 
@@ -272,34 +285,38 @@ def promote(
 
     Returns:
         version: the new one, or none.
-        version_uri: its folder in the registry, or none.
         run_page: the run's summary."""
-    decided = read_decision(decision)
-    if not decided.passed:
+    registry, decided = Registry(WorkUri(work_uri).registry(registry_uri), model_name), read_decision(decision)
+    if decided.passed:
+        latest, kept = add_version(registry, details, champion, model=bundle, onnx=onnx, decision=decision)
+        registry.decide(key, f"promoted as {latest.version}", decided.reasons)
+        again = latest.version == champion
+        facts.result = f"{latest.version} is the champion already{kept}" if again else f"promoted as {latest.version}"
+        facts.action, facts.version = NOTHING_NEW if again else "", latest.version
+        facts.place = registry.make_uri(latest.version)
+    else:
         facts.result = "nothing is promoted" + ("" if champion == "none" else f": {champion} stays")
-        logger.info(facts.result)
-        return {"version": "none", "version_uri": "none"}
-    uri, metrics = WorkUri(work_uri).registry(registry_uri), storage.join(details, METRICS_FILE)
-    registry, kept = Registry(uri, model_name), ""
+    logger.info(facts.result)
+    write_good_page(work_uri, os.environ.get(RUN_ID, ""), ("promote", facts), run_page)
+    return {"version": facts.version or "none"}
+
+
+def add_version(registry: Registry, details: str, champion: str, **files: str) -> tuple[Latest, str]:
+    """Runs `must promote`. A champion with other ONNX files stays as it is: then a clause says so, else ''."""
+    uri, _, name = registry.uri.rpartition("/")
+    files |= {"metrics": storage.join(details, METRICS_FILE), "registry": uri, "name": name}
     try:
-        latest: Latest = call(
-            "promote", model=bundle, onnx=onnx, metrics=metrics, decision=decision, registry=uri, name=model_name,
-            champion=champion,
-        )  # fmt: skip
+        return call("promote", champion=champion, **files), ""
     except OtherOnnxError:
-        latest, version = registry.latest(), make_version_name(bundle, load_description(bundle))
+        latest, version = registry.latest(), make_version_name(files["model"], load_description(files["model"]))
         require(
             latest.version == version,
             f"{registry.make_uri(version)}: is there already with other ONNX files, such as of another precision; "
             "give another model_name",
         )
-        kept = ", and keeps its ONNX files; those of this run, such as of another precision, need another model_name"
-        logger.warning(f"{version} is the champion already{kept}")
-    registry.decide(key, f"promoted as {latest.version}", decided.reasons)
-    again = latest.version == champion
-    facts.result = f"{latest.version} is the champion already{kept}" if again else f"promoted as {latest.version}"
-    facts.action, facts.version = NOTHING_NEW if again else "", latest.version
-    return {"version": latest.version, "version_uri": registry.make_uri(latest.version)}
+        return latest, (
+            ", and keeps its ONNX files; those of this run, such as of another precision, need another model_name"
+        )
 
 
 def export(

@@ -6,14 +6,16 @@ may be RUNNING or FAILED there (and is never SUCCEEDED, which only the local run
 
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from must.base import storage
 from must.base.program import HELD, KILLED, LONGEST_LINE, PREEMPTED, TIME_OVER, WRONG_INPUT, format_error
-from must.base.text import make_page_printable, make_printable
+from must.base.text import make_page_printable, make_printable, pluralize
 from must.config.work import LAST_FILE, WorkUri
 from must.runtime.notes import NOTHING_NEW, OVERTAKEN, Facts, Note, read_notes
 
@@ -73,6 +75,7 @@ def name_failure(note: Note) -> str:
     return "overtaken" if (note.stage, note.code) == OVERTAKEN else BY_CODE.get(note.code, "error")
 
 
+RETRIED = "Kubeflow's Retry may have ended it well since then:"
 REASONS_SHOWN = 3  # why images could not be read
 LABEL_PART = re.compile(r"label-[0-9]+-of-([0-9]+)")  # the note of a part: `make_part_name`
 
@@ -111,9 +114,9 @@ def find_failed(notes: list[Note]) -> Note | None:
 def describe_decision(facts: dict[str, Facts]) -> str:
     """The first line of a run that decided about a model; '' if it has not."""
     decided, promote, champion = (facts.get(stage, Facts()) for stage in ("evaluate", "promote", "champion"))
-    if decided.outcome == "zero-shot kept" and promote.version:  # the first of its name is promoted nevertheless
+    if decided.outcome == "kept at zero-shot" and promote.version:  # the first of its name is promoted nevertheless
         return f"Kept zero-shot: no adaptation was better; promoted as {promote.version}, the first of its name"
-    if decided.outcome == "zero-shot kept" and decided.stays:
+    if decided.outcome == "kept at zero-shot" and decided.stays:
         return f"Kept zero-shot: no adaptation was better, so nothing is promoted; {decided.stays}, stays"
     if promote.action == NOTHING_NEW:  # a repeated run made the same model
         return f"Nothing new: the model of this run, {promote.version}, is the champion already"
@@ -121,7 +124,7 @@ def describe_decision(facts: dict[str, Facts]) -> str:
         return f"Promoted {promote.version}{describe_gain(decided)}"
     if decided.outcome in ("stopped", "rolled back"):
         why = [reason.removeprefix("STOP").strip() for reason in decided.reasons if reason.startswith("STOP")]
-        return f"Not promoted: {decided.outcome if decided.outcome != 'stopped' else 'stopped by the gate'} ({why[0]})"
+        return f"Not promoted: {f'stopped by the gate ({why[0]})' if decided.outcome == 'stopped' else why[0]}"
     return f"Nothing new: {champion.why or 'not trained'}" if champion.action == NOTHING_NEW else ""
 
 
@@ -162,6 +165,7 @@ class StageLine(NamedTuple):
 @dataclass
 class Summary:
     headline: str
+    good: bool = False
     lines: list[StageLine] = field(default_factory=list)
     table: list[tuple[str, ...]] = field(default_factory=list)  # a row for each stage, in the order of COLUMNS
     notes: str = ""  # folder of the notes; '' if they cannot be read
@@ -173,9 +177,9 @@ class Summary:
         for label, text, link, command in self.lines:
             text = f"`{make_printable(text)}`" if command else escape(text)
             lines.append(f"- **{f'[{label}]({link})' if link else label}**: {text}")
-        rows = [[cell.replace("|", "/") for cell in row] for row in (COLUMNS, ["---"] * len(COLUMNS), *self.table)]
+        rows = [COLUMNS, ["---"] * len(COLUMNS), *([escape(cell) for cell in row] for row in self.table)]
         log = ["```", *(piece for line in self.log for piece in wrap(line)), "```"]
-        return self.join_blocks("# " + self.headline, lines, [f"| {' | '.join(row)} |" for row in rows], log)
+        return self.join_blocks("# " + escape(self.headline), lines, [f"| {' | '.join(row)} |" for row in rows], log)
 
     def to_text(self) -> str:
         lines = [f"{line.label}: {make_printable(line.text, LONGEST_LINE)}" for line in self.lines]
@@ -201,19 +205,34 @@ def wrap(line: str) -> list[str]:
     return [text[start : start + LINE_WIDTH] for start in range(0, len(text), LINE_WIDTH)] or [""]
 
 
-def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: Sequence[str] = ()) -> Summary:
-    """The summary from the stages' notes; one that says so if the notes cannot be read. `state`: the backend's state of
-    the stages; only a hint; `again`: the command that starts the same run again; `more`: sentences about the TrainJob
-    of a run that failed."""
+def summarize(
+    work_uri: str,
+    run_id: str,
+    state: str | None,
+    again: str,
+    more: Sequence[str] = (),
+    last: tuple[str, Facts] | None = None,
+) -> Summary:
+    """The summary from the stages' notes; one that says so if the notes cannot be read.
+
+    Args:
+        state: the backend's state of the stages; only a hint.
+        again: the command that starts the same run again.
+        more: sentences about the TrainJob of a run that failed.
+        last: (note's name, facts) of a stage that ends now, and whose own last note is not there yet."""
     try:
         notes = read_notes(work_uri, run_id)
     except (ValueError, OSError) as error:
         ended = "Run complete" if state in SUCCESS_STATES else "Run ended"
         why = f"{format_error(error)}. The log of each stage says how it ended"
         lines = [StageLine("Why", why), StageLine("Command to go on", again, command=True)]
-        return Summary(f"{ended}, but the notes of its stages in {work_uri} cannot be read", lines)
+        return Summary(f"{ended}, but the notes of its stages in {work_uri} cannot be read", lines=lines)
+    for note in notes:
+        if last and note.stage == last[0]:
+            note.state, note.facts, note.seconds = "done", last[1], time.time() - note.started
     good, headline = determine_outcome(notes, state)
-    summary = Summary(headline, table=list(map(make_row, notes)), notes=WorkUri(work_uri).notes(run_id))
+    summary = Summary(headline, good, notes=WorkUri(work_uri).notes(run_id))
+    summary.table = [*map(make_row, notes), *make_total(notes)]
     if (failed := find_failed(notes)) is not None:
         summary.lines.append(StageLine("Why", explain_failure(failed)))
         summary.failure, summary.log = name_failure(failed), failed.lines[-LOG_LINES:]
@@ -228,7 +247,10 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
         if failed is not None and failed.facts.checkpoints:
             summary.lines.append(StageLine("Progress", describe_progress(failed.facts.checkpoints)))
         summary.lines += [StageLine("TrainJob", sentence) for sentence in more]
+        written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        summary.lines.append(StageLine("Written", f"{written}; {RETRIED} {storage.join(summary.notes, SUMMARY_FILE)}"))
     summary.lines += [StageLine("Labels", note.facts.labels) for note in notes if note.facts.labels]
+    summary.lines += [StageLine("Model", note.facts.place) for note in notes if note.facts.place]
     for uri in (note.facts.report for note in notes if note.facts.report):
         link = f"https://storage.cloud.google.com/{uri.removeprefix('gs://')}" if uri.startswith("gs://") else ""
         summary.lines.append(StageLine("Report", f"{uri}, or the output report of the stage evaluate", link))
@@ -236,10 +258,22 @@ def summarize(work_uri: str, run_id: str, state: str | None, again: str, more: S
     return summary
 
 
-def write_page(summary: Summary, output: str) -> None:
+def make_total(notes: list[Note]) -> list[tuple[str, ...]]:
+    """The row of the whole run: its time, and how much of it no stage ran."""
+    if len(notes) < 2:
+        return []
+    first, end, waiting = notes[0].started, notes[0].started, 0.0
+    for note in notes:  # in the order in which they started
+        waiting += max(0.0, note.started - end)
+        end = max(end, note.started + note.seconds)
+    return [("all", "", "", format_clock(end - first), f"{format_clock(waiting)} of it waiting for pods")]
+
+
+def write_page(summary: Summary, output: str = "") -> None:
     """Writes the Markdown page to `output`, and a copy beside the notes; a copy that cannot be written is a warning."""
     page = summary.to_markdown().encode()
-    storage.write_bytes(output, page)
+    if output:
+        storage.write_bytes(output, page)
     if summary.notes:
         try:
             storage.write_bytes(storage.join(summary.notes, SUMMARY_FILE), page)
@@ -247,10 +281,20 @@ def write_page(summary: Summary, output: str) -> None:
             logger.warning(f"must: the summary could not be written beside the notes: {format_error(error)}")
 
 
+def write_good_page(work_uri: str, run_id: str, last: tuple[str, Facts] | None = None, output: str = "") -> None:
+    """Writes the page of a run that has ended well with the stage `last`, as `summarize` takes it. After Kubeflow's
+    Retry no exit task runs, and the page that is there tells of the failure before."""
+    summary = summarize(work_uri, run_id, None, "", last=last)
+    if summary.good or output:
+        write_page(summary, output)
+
+
 def explain_failure(note: Note) -> str:
     """The reason, if there is one: what the stage said of its end, or the cluster's. It is never guessed from the log,
     whose last line may be any library's."""
     kind, reason = name_failure(note), note.facts.pod
+    if kind == "silent" and reason:
+        return reason
     if kind not in WITHOUT_REASON:
         reason = note.error.text if note.error else ""
         if note.error and kind == "error":  # a bug's message says little without its class

@@ -38,7 +38,17 @@ from must.base.program import (
 )
 from must.base.storage import wait_for_credentials
 from must.base.text import remove_secrets
-from must.runtime.notes import FACTS_FILE, Facts, Failure, Note, make_part_name, parse_failure, read_note, write_note
+from must.runtime.notes import (
+    FACTS_FILE,
+    OVERTAKEN,
+    Facts,
+    Failure,
+    Note,
+    make_part_name,
+    parse_failure,
+    read_note,
+    write_note,
+)
 from must.stages import COMPONENTS, import_name
 
 logger = logging.getLogger(__name__)
@@ -49,7 +59,6 @@ GRACE = 300.0  # seconds from SIGTERM to SIGKILL at the limit, for a large check
 NEVER_RETRIED = (0, WRONG_INPUT, INTERRUPTED, TIME_OVER)
 FIRST = ("inputs", "model")  # stages that begin a run: the others know that its URIs have worked
 URI_VALUES = ("registry_uri", "output")  # names of `values` that are URIs, besides work_uri
-OVERTAKEN = ("promote", HELD)  # another run promoted a model meanwhile: a retry cannot succeed
 LONGEST_WAIT = 3600.0  # seconds between two tries
 NOTE_S = 10.0  # seconds between two writes of a running stage's note
 MAX_LINES = 40  # lines of the log in a note

@@ -1,7 +1,7 @@
 """The DAG: shard and classifier; champion; then, if there is something new, train, evaluate, export and promote.
 
 Argo looks at a run every ten seconds, so that a task takes 20 seconds or more, for Kubeflow's driver and its own pod,
-and a group of tasks 10, for its driver. So there is one group: evaluate decides, and export and promote read the decision.
+and a group of tasks 10, for its driver. So there is one group: evaluate decides; export and promote read its decision.
 
 The shards' parts are a loop of pods. Each writes to the bucket, from which the next stage reads; it returns nothing."""
 
@@ -93,11 +93,13 @@ def make_pipeline(cluster: ClusterConfig) -> Any:
                 bundle, split = trained.outputs["bundle"], champion["split"]
                 against = {"key": champion["key"], "champion": champion["version"]}
                 uri = champion["bundle_uri"]
-                evaluated = add("evaluate", bundle=bundle, split=split, champion_uri=uri, **made_from, **against).outputs
+                evaluated = add(
+                    "evaluate", bundle=bundle, split=split, champion_uri=uri, **made_from, **against
+                ).outputs
                 judged = {"bundle": bundle, "details": evaluated["details"], "decision": evaluated["decision"]}
                 onnx = add("export", index_sha256=index_sha256, **judged).outputs["onnx"]
                 add("promote", onnx=onnx, **judged, **against)
             # Kubeflow marks a group as complete when a task in it ends, which none would do after the skipped group.
-            add("close", what=champion["action"])
+            add("is-anything-new", action=champion["action"])
 
     return dsl.pipeline(name="must", description=DESCRIPTION)(declare(RunParameters, build))

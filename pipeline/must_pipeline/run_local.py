@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import io
-import json
 import os
 import re
 import shlex
@@ -233,20 +232,14 @@ def summarize_artifacts(artifacts: dict[str, Path], seconds: float) -> str:
         return f"\nNothing new to train on. The DAG ran in {seconds:.0f} s."
     onnx = artifacts["onnx"] / ONNX_FILE
     metrics = read_metrics(str(artifacts["details"] / METRICS_FILE), "metrics")
-    promoted = f"not promoted; {display(artifacts['reasons'])} says why"
-    if "promoted" in artifacts:
-        promoted = display(Path(json.loads(artifacts["promoted"].read_text())["registry"]))
-    return f"""
-{make_text_table(metrics)}
-
-The DAG ran in {seconds:.0f} s. What it made:
-  report, to open in a browser   {display(artifacts["details"] / REPORT_FILE)}
-  adapted model                  {display(artifacts["bundle"])}
-  ONNX model                     {display(onnx)}
-  registry: the new champion     {promoted}
-Classify an image with it:
-  {display(Path(sys.executable).with_name("must"))} predict --model {display(onnx)} IMAGE
-"""
+    lines = [make_text_table(metrics), f"\nThe DAG ran in {seconds:.0f} s. What it made:"]
+    lines += [f"  report, to open in a browser   {display(artifacts['details'] / REPORT_FILE)}"]
+    lines += [f"  adapted model                  {display(artifacts['bundle'])}"]
+    if not onnx.is_file():
+        return "\n".join(["", *lines, f"It is not promoted; {display(artifacts['reasons'])} says why", ""])
+    must = display(Path(sys.executable).with_name("must"))
+    lines += [f"  ONNX model                     {display(onnx)}"]
+    return "\n".join(["", *lines, "Classify an image with it:", f"  {must} predict --model {display(onnx)} IMAGE", ""])
 
 
 def display(path: Path) -> str:

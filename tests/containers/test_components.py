@@ -1,8 +1,5 @@
 """The compiled pipeline, each task in a container of its image, with the command that Kubeflow would start."""
 
-import json
-from pathlib import Path
-
 from kfp.local import status, subprocess_task_handler
 
 from must.stages import COMPONENTS
@@ -41,4 +38,4 @@ def test_every_component_runs_in_its_image(tmp_path, monkeypatch):
     assert ran == {
         name: f"{PREFIX}{row.image}:{VERSION}" for name, row in COMPONENTS.items() if name not in OTHERS | OF_LABELLING
     }
-    assert Path(json.loads(artifacts["promoted"].read_text())["registry"]).is_dir()
+    assert "# Promoted r0000-" in artifacts["run_page"].read_text()

@@ -43,7 +43,7 @@ def example(name):
         ("gke evaluate", "must-torch", ("14", None, "24Gi", "48Gi"), 0, "24Gi", "14400", 15_300),
         ("eks train", "must-train", ("90", "95", "900Gi", "1000Gi"), 8, "64Gi", "259200", 3 * DAY + 900),
         ("eks evaluate", "must-train", ("40", None, "200Gi", "400Gi"), 8, "64Gi", None, 0),
-        ("eks gate", "must-torch", ("500m", None, "1Gi", "96Gi"), 0, "64Gi", None, 0),  # shm counts against the limit
+        ("eks export", "must-torch", ("500m", None, "1Gi", "96Gi"), 0, "64Gi", None, 0),  # shm counts against the limit
         # Kueue may let its TrainJob wait for as long as it takes.
         ("openshift train", "must-shard", ("500m", None, "1Gi", "16Gi"), 0, "", None, 0),
         ("openshift shard", "must-shard", ("8", "8", "16Gi", "16Gi"), 0, "", "21600", 22_500),

@@ -97,12 +97,12 @@ def test_a_model_that_passes_the_gate_is_promoted(first, demo):
     facts = json.loads((place / "version.json").read_text())
     assert facts["decision"]["passed"] and facts["metrics"]["adapted"]["top1"] > 0.75 and facts["index_revision"] == 0
     assert (work / "latest" / "evaluate" / "report").read_text().startswith("<!doctype html")
-    assert "# Passed by the labelled gate" in run.artifacts["reasons"].read_text()
+    assert "# Gate (labelled): passed" in run.artifacts["reasons"].read_text()
     page = run.artifacts["run_summary"].read_text()
     assert page.startswith(f"# Promoted {version}: ") and ", was " in page and "| promote | done |" in page
     (notes,) = (work / "notes").iterdir()  # one run id for all stages
     stages = {*ALL, "shard-1-of-2", "shard-2-of-2"}
-    assert {path.stem for path in notes.glob("*.json")} == stages - {"close", "summary"}
+    assert {path.stem for path in notes.glob("*.json")} == stages - {"is-anything-new", "summary"}
     assert "| shard-2-of-2 | done |" in page
     assert (notes / "summary.md").read_text() == page and (notes / "report.html").exists()
     for stage in ALL:
@@ -120,19 +120,18 @@ def test_kubeflows_page_gets_figures_a_confusion_matrix_and_where_a_model_comes_
     assert {"accuracy", "accuracy_gain", "accuracy_zero_shot"} <= set(metadata["evaluate.figures"])
     matrix = metadata["evaluate.confusion"]["confusionMatrix"]
     assert len(matrix["annotationSpecs"]) == len(matrix["rows"]) == 10
-    for model in ("export.onnx", "promote.promoted"):
-        assert metadata[model]["accuracy"] == metadata["evaluate.figures"]["accuracy"]
-        assert metadata[model]["index_revision"] == 0 and len(metadata[model]["index_sha256"]) == 64
-        assert "git_revision" in metadata[model]
+    model = metadata["export.onnx"]
+    assert model["accuracy"] == metadata["evaluate.figures"]["accuracy"] and "git_revision" in model
+    assert model["index_revision"] == 0 and len(model["index_sha256"]) == 64
     assert {"steps", "images_per_s"} <= set(metadata["train.training"])
 
 
 def test_with_nothing_new_the_run_ends_early_and_green(first, demo):
     work, _ = first
     run = Run(demo[1] | {"append": True, "only_new": True}, work, "--verbose")
-    assert run.code == 0 and sorted(run.stages) == sorted([*BEFORE_TRAINING, "close", "summary"])
+    assert run.code == 0 and sorted(run.stages) == sorted([*BEFORE_TRAINING, "is-anything-new", "summary"])
     page = run.artifacts["run_summary"].read_text()
-    assert "nothing new: this data with these settings was promoted as" in page
+    assert page.startswith("# Nothing new: this data with these settings was promoted as")
     assert "Nothing new to train on" in run.log and "10 classes, made by an earlier run" in page
 
 
@@ -149,7 +148,8 @@ def test_new_images_are_appended_and_a_model_that_the_gate_stops_leaves_the_cham
     reasons, page = run.artifacts["reasons"].read_text(), run.artifacts["run_summary"].read_text()
     assert f"Compared with: the champion, {champion.version}" in reasons and "`STOP  top1 gained " in reasons
     assert not json.loads(run.artifacts["decision"].read_text())["passed"]
-    assert "not promoted" in run.log and "| gate | done |" in page and "revision 1" in page
+    assert run.artifacts["onnx"].read_text() == "not made\n"
+    assert "It is not promoted" in run.log and "| export | done |" in page and "revision 1" in page
 
 
 def test_a_failing_stage_fails_the_run_and_the_summary_says_why(demo, tmp_path):

@@ -1,18 +1,15 @@
 """Stages that are told which index they work on refuse another one, before they load or write anything."""
 
 import shutil
-from dataclasses import replace
 
 import pytest
 
 from must.api.stages import call
 from must.base.program import find_exit_code
 from must.data.format import load_index
-from must.evaluation.result import Data, write_metrics
 from must.runtime import stages
 from must.runtime.notes import Facts
 from must.runtime.training import make_job_values
-from tests.evaluation.measured import MEASURED
 
 EARLIER = "e" * 64  # what the index was when the run began
 
@@ -39,21 +36,6 @@ def test_the_pipelines_stages_pass_on_the_index_they_were_given(digits, tmp_path
     given = {"index_sha256": EARLIER, "classifier": digits.classifier}
     _, values = make_job_values(str(work), **given, preset="digits", settings={}, epochs=1)
     assert EARLIER in refused(call, "train", **values, classifier=digits.classifier, output=str(tmp_path / "m"))
-    places = {"details": str(tmp_path / "details"), "report": str(tmp_path / "report.html")}
-    places |= {"bundle": digits.adapted, "split": "test"}
+    places = {name: str(tmp_path / name) for name in ("details", "report", "decision", "reasons")}
+    places |= {"bundle": digits.adapted, "split": "test", "key": "k", "model_name": "digits"}
     assert EARLIER in refused(stages.evaluate, Facts(), str(work), **given, **places)
-
-
-def test_the_gate_compares_with_the_champion_on_the_images_that_were_evaluated(digits, tmp_path):
-    work, details = tmp_path / "work", tmp_path / "details"
-    shutil.copytree(digits.shards, work / "shards")
-    details.mkdir()
-    write_metrics(str(details / "metrics.json"), replace(MEASURED, data=Data(index_sha256=EARLIER)))
-    written = tmp_path / "decision.json"
-    line = refused(
-        stages.gate, Facts(), str(work), bundle=digits.adapted, details=str(details),
-        registry_uri=str(tmp_path / "registry"), model_name="digits", key="key",
-        champion="r0000-0123456789ab", champion_uri=digits.zero_shot,
-        gate="labelled", gate_settings={}, split="test", decision=str(written), reasons=str(tmp_path / "page.md"),
-    )  # fmt: skip
-    assert EARLIER in line and not written.exists()

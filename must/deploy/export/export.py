@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from must.base import storage
-from must.base.errors import UserError
+from must.base.errors import MustError, UserError
 from must.base.parameters import require
 from must.base.program import show_parts
 from must.base.text import encode_utf8, join_lines
@@ -197,16 +197,28 @@ def find_smallest_cosine(expected: np.ndarray, embedding: np.ndarray) -> float:
     return float((embedding * expected).sum(axis=1).min()) if np.all(np.abs(lengths - 1) < 1e-3) else -1.0
 
 
+class ParityError(MustError):
+    """The exported file computes something else than PyTorch."""
+
+
 def require_check(check: Check, config: ExportConfig) -> None:
+    """Raises ParityError: names the figures that failed, with their bounds."""
     least, bound = config.min_agreement or LEAST_AGREEMENT[config.precision], LEAST_COSINE[config.precision]
-    require(
-        check.agreement >= least
-        and (config.precision != "fp32" or check.largest_difference < LARGEST_DIFFERENCE)
-        and (check.cosine is None or check.cosine >= bound),
-        f"the {config.precision} file differs too much from PyTorch ({check.line()}); {100 * least:g}% are needed, and "
-        f"a cosine of {bound}; nothing was written. Use another --precision, more calibration images (--shards, "
-        "--images), or lower --min-agreement",
-    )
+    failed = []
+    if check.agreement < least:
+        failed.append(
+            f"the same class on {100 * check.agreement:.2f}% of {check.images} images, needed {100 * least:g}%"
+        )
+    if config.precision == "fp32" and not check.largest_difference < LARGEST_DIFFERENCE:
+        failed.append(f"a probability differs by {check.largest_difference:.1e}, allowed {LARGEST_DIFFERENCE:g}")
+    if check.cosine is not None and not check.cosine >= bound:
+        failed.append(f"an embedding has the cosine {check.cosine:.6f}, needed {bound}")
+    advice = "more calibration images (--limit), --precision fp32, or a lower --min-agreement"
+    if failed:
+        raise ParityError(
+            f"the {config.precision} file differs too much from PyTorch: {'; '.join(failed)}; nothing was written"
+            + (f". What may help: {advice}" if config.precision == "int8" else "")
+        )
 
 
 def find_measured_abstention(metrics: Metrics | None, selection: Selection | None) -> dict[str, Any] | None:

@@ -15,12 +15,14 @@ from PIL import Image
 
 from must.api.demo import CLASSES
 from must.base import storage
+from must.base.program import find_exit_code
 from must.config import ExportConfig
 from must.data.augment import normalize
 from must.data.image.preprocess import normalize_pixels
 from must.deploy.export import graph
 from must.deploy.export.export import (
     LEAST_COSINE,
+    ParityError,
     compare,
     compute_reference,
     export,
@@ -144,20 +146,21 @@ def test_a_file_of_another_model_is_refused(digits, embedded, real):
     require_check(check, config)
     assert check.cosine > 0.99999 and "smallest cosine of an embedding" in check.line()
     for wrong in (np.roll(features, 1, axis=1), compute_reference(other, pixels)[1], features[:, :-1]):
-        with pytest.raises(ValueError, match=r"cosine of an embedding .* a cosine of 0.9999; nothing was written"):
+        with pytest.raises(ParityError, match=r"PyTorch: an embedding has the cosine .*, needed 0.9999; nothing was"):
             require_check(compare(probability, classifier, pixels, wrong), config)
     rounded = replace(config, precision="int8")
     require_check(replace(check, cosine=0.96, agreement=0.97), rounded)
-    with pytest.raises(ValueError, match="97% are needed"):
+    with pytest.raises(ParityError, match=r"PyTorch: the same class on 96.00% of \d+ images, needed 97%; nothing"):
         require_check(replace(check, agreement=0.96), rounded)
     assert find_smallest_cosine(features, 1.01 * features) == find_smallest_cosine(features, features * np.nan) == -1
     check = compare(compute_reference(other, pixels)[0], classifier, pixels)
     assert check.agreement < 1
-    with pytest.raises(ValueError, match="nothing was written"):
+    with pytest.raises(ParityError, match="nothing was written"):
         require_check(check, config)
     require_check(check, ExportConfig(model="m", output="out", precision="int8", min_agreement=0.01))
-    with pytest.raises(ValueError, match="differs too much from PyTorch"):
+    with pytest.raises(ParityError, match="PyTorch: a probability differs by .*, allowed") as error:
         require_check(replace(check, agreement=1.0), config)
+    assert find_exit_code(error.value) == 1, "the input is not wrong"
 
 
 def test_embeddings_change_nothing_else_of_the_graph(embedded, exported, real):
