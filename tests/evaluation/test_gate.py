@@ -71,14 +71,14 @@ def unchanged(logits, labels, _):
 @pytest.mark.parametrize(
     ("values", "passes", "outcome", "reason"),
     [
-        ({}, True, "gain", ""),
+        ({}, True, "passed", ""),
         ({"check": BAD}, False, "stopped", f"{FEW_CLASSES} (500 images)"),
         ({"check": FEW}, False, "stopped", "12 images are too few"),
-        ({"check": FEW, "selection": {"alpha": 0.5, "check": CHECK}}, True, "gain", ""),
+        ({"check": FEW, "selection": {"alpha": 0.5, "check": CHECK}}, True, "passed", ""),
         ({"check": FEW, "selection": {"alpha": 0.5, "check": BAD}}, False, "stopped", "(500 training images)"),
         ({"check": FEW, "selection": {"check": CHECK}, "name": "baseline"}, False, "stopped", "12 images are too few"),
         ({"check": FEW, "selection": {"alpha": 0.3, "rungs": []}}, False, "stopped", "12 images are too few"),
-        ({"after": unchanged}, True, "zero-shot", ""),
+        ({"after": unchanged}, True, "kept at zero-shot", ""),
         ({"after": unchanged, "name": "baseline"}, False, "stopped", "nothing to promote"),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_file_of_another_model_is_refused(digits, embedded, real):
     with pytest.raises(ParityError, match="nothing was written"):
         require_check(check, config)
     require_check(check, ExportConfig(model="m", output="out", precision="int8", min_agreement=0.01))
-    with pytest.raises(ParityError, match="PyTorch: a probability differs by .*, allowed") as error:
+    with pytest.raises(ParityError, match=r"PyTorch: a probability differs by .*, allowed") as error:
         require_check(replace(check, agreement=1.0), config)
     assert find_exit_code(error.value) == 1, "the input is not wrong"
 
