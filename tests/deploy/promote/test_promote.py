@@ -277,7 +277,7 @@ def test_promote_obeys_the_gate(registry, tmp_path, capsys):
     nothing_kept = replace(MEASURED, label_free=same)
     promote(registry, *model, "--decision", decided(tmp_path, nothing_kept, "--gate", "label-free"))
     (version,) = Registry(registry, "digits").versions()
-    assert version["decision"]["passed"] and version["decision"]["outcome"] == "zero-shot"
+    assert version["decision"]["passed"] and version["decision"]["outcome"] == "kept at zero-shot"
     decision = decided(tmp_path, nothing_kept, "--gate", "label-free", seed=1)
     flags = ["--model", make_bundle(tmp_path / "other", seed=1), "--decision", decision]
     assert "has a champion, which stays" in refused(capsys, 2, registry, *flags)
