@@ -62,8 +62,6 @@ def shard(
     max_rejected: float = 0.01,
     part: Text = "1/1",
     drop_duplicates: bool = False,
-    resize: int = 0,
-    quality: int = 90,
     max_pixels: int = 89478485,
     max_file_mb: int = 256,
 ) -> Shards:

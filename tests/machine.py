@@ -20,7 +20,7 @@ TOLD = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-OURS = re.compile(r"MUST_(TESTS_.*|START_METHOD)")  # the suite's own; how worker processes are to start
+OURS = re.compile(r"MUST_TESTS_.*")  # the suite's own
 LOGINS = (
     "KUBECONFIG", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "CLOUDSDK_CONFIG", "AZURE_CONFIG_DIR", "NETRC",
     "KF_PIPELINES_SA_TOKEN_PATH",

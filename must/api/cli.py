@@ -4,14 +4,11 @@ are one line."""
 import argparse
 import logging
 import os
-import platform
 import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import Field
-from importlib import metadata
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import must
@@ -29,7 +26,7 @@ from must.base.parameters import (
     list_with_headings,
     require,
 )
-from must.base.processes import count_cores, count_memory, describe_machine, end_with_parent
+from must.base.processes import end_with_parent
 from must.base.program import INTERRUPTED, WRONG_INPUT, exiting, is_first_rank
 from must.base.text import close_to, make_page_printable, make_printable
 from must.config.adapt import AdaptConfig
@@ -57,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = options.pop("command")
     with exiting(command):
         try:
-            if command in OTHER_COMMANDS:
-                OTHER_COMMANDS[command](options)
+            if command == "index":  # which is no stage
+                run_index(options)
             else:
                 file = options.pop("config_file", None)
                 if command == "predict" and not file and "model" not in options:
@@ -125,21 +122,6 @@ def run_index(options: dict[str, Any]) -> None:
     (show_index if action == "show" else verify)(uris[0])
 
 
-def run_env(options: dict[str, Any]) -> None:
-    print(describe_environment())
-
-
-def run_completion(options: dict[str, Any]) -> None:
-    try:
-        import shtab
-    except ModuleNotFoundError:
-        raise UserError("needs the package shtab: pip install 'must-clip[completion]'") from None
-    print(shtab.complete(build_parser(), options["shell"]))
-
-
-OTHER_COMMANDS = {"index": run_index, "env": run_env, "completion": run_completion}  # which are no stages
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="must",
@@ -170,48 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
     index = commands.add_parser("index", help=text, description=text, allow_abbrev=False)
     text = "show what a folder of shards holds, or read everything again and compare"
     index.add_argument("words", nargs="*", metavar="show|verify URI", help=text)
-    commands.add_parser(
-        "env", help="Print versions, system and devices: the form of a bug report, or of a benchmark's result."
-    )
-    completion = commands.add_parser("completion", help="Print a script that completes commands and flags in a shell.")
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
     return parser
-
-
-PACKAGES = (
-    "torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "simplejpeg", "safetensors",
-    "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "starlette", "uvicorn", "httptools", "pyarrow",
-    "google-cloud-storage", "boto3", "azure-storage-blob", "kfp", "kfp-server-api", "kubeflow", "kubernetes",
-)  # fmt: skip
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MUST_START_METHOD")
-
-
-def describe_environment() -> str:
-    """The form of a bug report or of a benchmark's result: versions, system and devices, one per line, installed
-    packages only; and the lines that a person fills in. Imports torch if it is installed."""
-    revision = os.environ.get("MUST_GIT_REVISION")
-    rows = {
-        "must": must.__version__ + (f" ({revision})" if revision else ""),
-        "Python": f"{platform.python_version()} ({platform.python_implementation()})",
-        "system": f"{platform.platform()} {platform.machine()}",
-        "cores": str(count_cores()),
-    }
-    named = [fact.partition(": ")[2] for fact in describe_machine() if fact.startswith("model name")]
-    rows["processor"] = named[0] if named else platform.processor() or "unknown"
-    rows["memory"] = f"{count_memory() / 2**30:.0f} GiB"
-    try:
-        import torch
-
-        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        rows["GPUs"] = f"{', '.join(names) or 'none'}; torch is built for CUDA {torch.version.cuda or '(none)'}"
-    except Exception as error:  # a torch that does not load may be what the report is about
-        rows["GPUs"] = f"unknown: torch does not load ({type(error).__name__})"
-    rows |= {name: value for name in VARIABLES if (value := os.environ.get(name))}
-    for name in PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            rows[name] = metadata.version(name)
-    rows |= {"command": "(what you typed)", "result": "(what it printed; for a benchmark, what else ran meanwhile)"}
-    return "\n".join(f"{name:22}{value}" for name, value in rows.items())
 
 
 def add_hidden_flags(parser: argparse.ArgumentParser, stage: type[StageConfig], prefix: str) -> None:

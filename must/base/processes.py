@@ -1,17 +1,14 @@
 """Worker processes: their start and end, which open files of its parent a forked process closes; exceptions in them are
 raised in this process. A thread that calls a function periodically; this machine's cores and memory.
 
-Only this module selects the start method. Arguments of workers can be pickled, so all methods work:
-MUST_START_METHOD selects one (fork, forkserver, spawn), else the program's own `multiprocessing.set_start_method`.
-Without either, workers are forked on Linux, whatever Python's default is: fork needs no importable main module, so
-scripts and notebooks can shard and train without `if __name__ == "__main__"`."""
+Only this module selects the start method. Arguments of workers can be pickled, so all methods work, and a program may
+choose one by `multiprocessing.set_start_method`. Otherwise workers are forked on Linux, whatever Python's default is:
+fork needs no importable main module, so scripts and notebooks can shard and train without a guard for `__main__`."""
 
 import ctypes
 import gc
-import importlib.metadata
 import multiprocessing
 import os
-import re
 import signal
 import sys
 import threading
@@ -29,7 +26,6 @@ from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar, cast
 from must.base.console import silence_pillow
 from must.base.errors import TransientError, UserError
 
-METHOD = "MUST_START_METHOD"
 Value = TypeVar("Value")
 
 _open: set[int] = set()
@@ -38,11 +34,8 @@ PARENT = "MUST_PARENT"  # environment variable: the id of the process with which
 
 def start_context(preload: str) -> BaseContext:
     """The multiprocessing context of workers. A fork server imports the module `preload` once for all of them."""
-    method = os.environ.get(METHOD) or multiprocessing.get_start_method(allow_none=True)
-    method = method or ("fork" if sys.platform == "linux" else "spawn")
-    known = multiprocessing.get_all_start_methods()
-    if method not in known:
-        raise UserError(f"{METHOD}={method}: no such start method; known are {', '.join(known)}")
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    method = chosen or ("fork" if sys.platform == "linux" else "spawn")
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(["__main__", preload])
@@ -264,16 +257,6 @@ def count_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
             if int(quota) > 0:
                 available = min(available, int(quota) // int(period))
     return max(1, available)
-
-
-def describe_machine() -> list[str]:
-    """What the speed of a training depends on here: processor, cores, Nvidia's GPUs, torch's version. Without torch."""
-    facts = [f"{count_cores()} cores", os.environ.get("CUDA_VISIBLE_DEVICES", ""), str(Path("/dev/dxg").exists())]
-    with suppress(importlib.metadata.PackageNotFoundError):
-        facts.append(f"torch {importlib.metadata.version('torch')}")
-    files = [Path("/proc/cpuinfo"), *sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))]
-    texts = (file.read_text() for file in files if file.exists())
-    return [*facts, *(found[0] for text in texts if (found := re.search(r"^model(?: name|:).*", text, re.M | re.I)))]
 
 
 NOTE_BYTES = 1000

@@ -68,10 +68,6 @@ class ShardConfig(StageConfig):
     drop_duplicates: bool = param(
         "deduplication: keep one of identical images; across splits, test always keeps it", False, group="images"
     )
-    resize: int = param(
-        "re-encode larger images as JPEG with this shorter side; 0 changes none", 0, metavar="PX", between=(0, 65_535)
-    )
-    quality: int = param("JPEG quality of --resize", 90, metavar="1-95", between=(1, 95))
     max_pixels: int = param("images of more pixels (width x height) are rejected", 89_478_485, between=(1, 178_956_970))
     max_file_mb: int = param("files of more megabytes are rejected", 256, metavar="MB", at_least=1)
 

@@ -144,7 +144,6 @@ train work                                                                   | w
 {TRAIN}2 --logit-factor 1e31                                                 | --logit-factor must be above 0 and at most 10000, or 'model'
 {TRAIN}2 --model ViT-B-16 --pretrained none.pt                               | no such file
 shard photos --output work                                                   | --output work: is a folder of `must adapt`
-shard photos --output work/shards --append --resize 30                       | were made with --resize 0; give the same
 shard fotos --output new                                                     | --source fotos: there is no such folder
 shard photos --output new --test-source photos                               | test images need labels to measure with
 shard photos --output new --split train=0.5,test=0.6                         | --split must add up to 1
@@ -163,7 +162,6 @@ refine work --output work/shards                                             | -
 refine work --output work/report                                             | --output work/report: holds metrics.json of another command
 adapt photos --classes classes.txt --model ViT-B-32 --pretrained openia --output work | --pretrained openia: no such file and no tag of ViT-B-32
 adapt work --classes classes.txt --model model --output new                  | --images work: is a folder of `must adapt`; give the photographs
-shard photos --output new --resize 4611686018427387904                       | --resize must be at least 0 and at most 65535
 evaluate --modle=x --shards s                                                 | --modle: unknown; did you mean --model?
 index show work                                                              | work holds no index.json
 demo --output work                                                           | holds files of yours

@@ -12,7 +12,7 @@ import pytest
 
 from must.api.stages import call
 from must.base import processes
-from must.base.processes import METHOD, count_cores, count_memory, start_context
+from must.base.processes import count_cores, count_memory
 from tests import zoo
 from tests.common import ROOT, until
 
@@ -34,8 +34,7 @@ def shard_and_train(images: str, classifier: str, output: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_fork_server_gives_the_same_shards_and_the_same_model(digits, tmp_path, monkeypatch):
-    monkeypatch.delenv(METHOD, raising=False)
+def test_a_fork_server_gives_the_same_shards_and_the_same_model(digits, tmp_path):
     given = str(digits.images / "train"), digits.classifier
     shard_and_train(*given, str(tmp_path / "fork"))
     subprocess.run([sys.executable, "-c", SCRIPT, *given, str(tmp_path / "forkserver")], check=True, env=environment())
@@ -47,11 +46,12 @@ def test_a_fork_server_gives_the_same_shards_and_the_same_model(digits, tmp_path
 
 
 LEFT_BEHIND = """
-import os, signal
+import multiprocessing, os, signal
 from concurrent.futures import ProcessPoolExecutor
 from must.base.processes import begin_worker, start_context
 
 if __name__ == "__main__":
+    multiprocessing.set_start_method("{method}")
     with ProcessPoolExecutor(1, start_context("must.base.processes"), begin_worker, (dict(os.environ),)) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
         {end}
@@ -60,8 +60,8 @@ if __name__ == "__main__":
 
 def run_left_behind(tmp_path: Path, method: str, end: str) -> tuple[int, int]:
     script = tmp_path / "script.py"
-    script.write_text(LEFT_BEHIND.format(end=end))
-    place: dict[str, Any] = {"cwd": tmp_path, "env": environment() | {METHOD: method}, "start_new_session": True}
+    script.write_text(LEFT_BEHIND.format(end=end, method=method))
+    place: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "start_new_session": True}
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, **place)
     return done.returncode, int(done.stdout.split()[0])
 
@@ -82,14 +82,8 @@ def test_a_fork_server_outlives_a_sigterm_to_the_group(tmp_path):
     assert run_left_behind(tmp_path, "forkserver", end)[0] == 0
 
 
-def test_an_unknown_start_method_is_one_line(monkeypatch):
-    monkeypatch.setenv(METHOD, "frok")
-    with pytest.raises(ValueError, match="MUST_START_METHOD=frok: no such start method; known are fork, "):
-        start_context("must.base.processes")
-
-
 def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != METHOD} | {"PYTHONPATH": str(ROOT)}
+    return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.mark.parametrize(

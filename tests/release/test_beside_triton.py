@@ -32,14 +32,15 @@ def test_a_command_that_ends_well_and_one_that_fails(digits, pictures, tmp_path)
 
 
 PROGRAM = """
+import multiprocessing
 import must, torch, torchvision
 if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")
     must.shard(source="images", output="shards", workers=2)
 """
 
 
-def test_workers_that_are_spawned_by_a_program_with_torch(digits, tmp_path, monkeypatch):
-    monkeypatch.setenv("MUST_START_METHOD", "spawn")
+def test_workers_that_are_spawned_by_a_program_with_torch(digits, tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     (tmp_path / "images").symlink_to(digits.images / "test")
     assert run("program.py", cwd=tmp_path) == (0, "", "")

@@ -29,7 +29,7 @@ def make_index(splits):
         Shard(f"{split}-000000.tar", split, counts["samples"], 1, "0" * 64, "0" * 64, counts["labelled"])
         for split, counts in splits.items()
     )
-    source, settings = {"uri": "", "fingerprint": ""}, {"resize": 0, "max_pixels": 9}
+    source, settings = {"uri": "", "fingerprint": ""}, {"max_pixels": 9}
     return Index(0, "test", source, settings, shards, splits, (), 0, {}, 0, 0)
 
 

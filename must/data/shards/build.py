@@ -79,10 +79,6 @@ def find_work(config: ShardConfig, sources: Sources, work: Workdir) -> Task | In
     previous = index.load_index(config.output) if before else NO_INDEX
     if not before or config.append:
         refuse_strays(config.output, previous)
-    if before and config.append:
-        resize = previous.settings["resize"]
-        message = f"--append: the images in {config.output} were made with --resize {resize}; give the same"
-        require(resize == config.resize, message)
     parts = read_parts(config, previous.sha256) if work.root == config.output else []
     history = History(config.output, previous if config.append else NO_INDEX)
     if before and not config.append:

@@ -21,7 +21,6 @@ from tarfile import BLOCKSIZE
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from must.base import storage
 from must.base.errors import UserError
@@ -182,21 +181,8 @@ def check_image(data: bytes, config: ShardConfig) -> tuple[str, bytes]:
     if len(data) > find_size_limit(config):
         raise UserError(f"more than {find_size_limit(config)} bytes")
     header = images.identify(data, config.max_pixels)
-    if config.resize and min(header.size) > config.resize:
-        return "jpg", resize_image(data, config)
     images.check(header)
     return images.find_extension(header), data
-
-
-def resize_image(data: bytes, config: ShardConfig) -> bytes:
-    """A JPEG whose shorter side is `config.resize`, without orientation and transparency."""
-    picture = images.decode(data, config.max_pixels, shorter_side=config.resize)
-    scale = config.resize / min(picture.size)
-    size = [max(config.resize, round(side * scale)) for side in picture.size]
-    picture = picture.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=config.quality)
-    return buffer.getvalue()
 
 
 def split_by_hash(digest: bytes, shares: dict[str, float]) -> str:

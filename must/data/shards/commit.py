@@ -8,7 +8,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
 
 import numpy as np
@@ -16,13 +15,13 @@ import numpy as np
 from must import __version__
 from must.base import storage
 from must.base.errors import UserError
-from must.base.parameters import make_record, require
+from must.base.parameters import require
 from must.base.processes import Workers
 from must.base.text import make_printable
 from must.config import ShardConfig
 from must.data.format import REJECTED, Index, Shard, join_arrays, write_table
 from must.data.shards.chunk import ChunkResult, ShardJob, assemble
-from must.data.shards.listing import Chunk, History, Listing, hash_files, identify_source, name_hash
+from must.data.shards.listing import Chunk, History, Listing, hash_files
 from must.data.shards.workdir import Run, Workdir
 
 OLD = -1  # the chunk number of samples in shards of earlier revisions
@@ -97,9 +96,8 @@ def commit_shards(task: Task, work: Workdir, pool: Workers) -> Index:
     splits = in_order({*records.splits, *previous.splits}, config)
     new = ((record.number, split, record.arrays[f"hashes.{split}"]) for record in records for split in record.tars)
     duplicates = find_duplicates(task.history, new, splits, config.drop_duplicates)
-    unchanged = records.samples == len(duplicates.drops)
-    rejected = write_rejected(records, duplicates, unchanged)
-    if unchanged:
+    rejected = write_rejected(records, duplicates)
+    if records.samples == len(duplicates.drops):
         return previous
 
     max_pixels = max(config.max_pixels, previous.max_pixels)  # of old images too
@@ -217,46 +215,14 @@ def write_tables(jobs: list[ShardJob], records: Records, revision: int) -> list[
     return [write_table(values, storage.join(output, f"{name}-{revision:04d}.npy")) for name, values in tables.items()]
 
 
-@dataclass(frozen=True)
-class JournalLine:
-    """A line of rejected.jsonl. `revision`: the first revision of the index with this line; it may not exist yet."""
-
-    source: str
-    reason: str
-    revision: int
-    duplicate: bool = False
-
-    def to_json(self) -> bytes:
-        return json.dumps({name: value for name, value in vars(self).items() if value is not False}).encode() + b"\n"
-
-
-def write_rejected(records: Records, duplicates: Duplicates, unchanged: bool) -> Counter[str]:
-    """Writes rejected.jsonl: rejected files and reasons, then dropped duplicates. Counts the former by reason.
-
-    If the run is refused, its lines get the next revision, which does not exist, so the next --append does not count
-    them; the lines of earlier revisions stay."""
-    previous = records.task.previous
-    path = storage.join(records.work.output, REJECTED)
-    earlier = list_earlier_lines(path, previous) if previous.sha256 else []
-    since = {line.source: line.revision for line in earlier if not line.duplicate}
-    again = {name for name, _ in records.rejected() if name in since}
-    mended = list_accepted(earlier, records)
-    stay = [line for line in earlier if line.duplicate or line.source not in again]
-    left = [line for line in stay if line.duplicate or line.source not in mended]
-    reasons = chain((line.reason for line in left if not line.duplicate), (r for _, r in records.rejected()))
-    kinds = count_kinds(reasons)
-    examples = chain(records.rejected(), ((line.source, line.reason) for line in earlier))
-    refused = explain_refusal(records, kinds, examples)
-    unchanged = unchanged and not refused
-    revision = previous.revision + (not unchanged)
-    with storage.open_write(path) as file:
-        for line in stay if refused else left:
-            file.write(line.to_json())
-        for name, reason in records.rejected():
-            file.write(JournalLine(name, reason, since.get(name, revision)).to_json())
-        for name, reason in () if unchanged else list_dropped(duplicates, records):
-            file.write(JournalLine(name, reason, revision, duplicate=True).to_json())
-    require(not refused, refused)
+def write_rejected(records: Records, duplicates: Duplicates) -> Counter[str]:
+    """Writes rejected.jsonl: this run's rejected files and reasons, then the duplicates that it left out. Counts the
+    former by reason. Raises UserError: too many are rejected."""
+    with storage.open_write(storage.join(records.work.output, REJECTED)) as file:
+        for name, reason in chain(records.rejected(), list_dropped(duplicates, records)):
+            file.write(json.dumps({"source": name, "reason": reason}).encode() + b"\n")
+    kinds = count_kinds(reason for _, reason in records.rejected())
+    refuse_too_many(records, kinds)
     return kinds
 
 
@@ -284,30 +250,8 @@ def list_dropped(duplicates: Duplicates, records: Records) -> Iterator[tuple[str
         yield json.loads(text)["source"], f"same content as another image{where}"
 
 
-def list_earlier_lines(path: str, previous: Index) -> list[JournalLine]:
-    """The lines of the revisions up to `previous`, without those of runs that were refused or killed."""
-    try:
-        texts = storage.read_bytes(path).splitlines()
-    except FileNotFoundError:
-        return []
-    damage = UserError(f"{path} is damaged; move it away: then no earlier file counts as rejected")
-    lines = [storage.parse_object(text, partial(make_record, JournalLine), damage) for text in texts]
-    return [line for line in lines if line.revision <= previous.revision]
-
-
-def list_accepted(earlier: list[JournalLine], records: Records) -> set[str]:
-    """The names in earlier lines that this run has accepted.
-
-    Rejected files are few and new files may be many, so the hashes of the rejected names are searched."""
-    places = [identify_source(uri) for uri in records.task.listing.uris]
-    names = {int.from_bytes(name_hash(place, line.source)): line.source for place in places for line in earlier}
-    hashes = np.fromiter(names, np.uint64, len(names))
-    matches = (np.intersect1d(hashes, record.arrays["names"]) for record in records) if names else ()
-    return {names[int(value)] for values in matches for value in values}
-
-
-def explain_refusal(records: Records, kinds: Counter[str], examples: Iterable[tuple[str, str]]) -> str:
-    """Why the run ends without an index, "" if it does not.
+def refuse_too_many(records: Records, kinds: Counter[str]) -> None:
+    """Raises UserError: more files are rejected than the run may have, or nothing else is there.
 
     The share is of all revisions: files that are rejected each time must not make every small append fail."""
     config, previous = records.task.config, records.task.previous
@@ -317,15 +261,15 @@ def explain_refusal(records: Records, kinds: Counter[str], examples: Iterable[tu
     path = storage.join(config.output, REJECTED)
     if records.samples == 0 and not previous.sha256:
         why = "; ".join(f"{count} x {make_printable(reason)}" for reason, count in kinds.most_common(2))
-        return f"none of the {files} files of {config.source} is an image: {why}; all reasons are in {path}"
+        raise UserError(f"none of the {files} files of {config.source} is an image: {why}; all reasons are in {path}")
     if config.test_source and "test" not in {*records.splits, *previous.splits}:
-        return f"none of the files of {config.test_source} is an image; all reasons are in {path}"
+        raise UserError(f"none of the files of {config.test_source} is an image; all reasons are in {path}")
     if rejected > max(FEW_REJECTED, config.max_rejected * files):
-        first = "; ".join(f"{make_printable(name)}: {make_printable(reason)}" for name, reason in islice(examples, 3))
-        return (
+        examples = islice(records.rejected(), 3)
+        first = "; ".join(f"{make_printable(name)}: {make_printable(reason)}" for name, reason in examples)
+        raise UserError(
             f"{rejected} of {files} files were rejected ({rejected / files:.2%}), more than {FEW_REJECTED} files and "
             f"--max-rejected {config.max_rejected:g} allow, such as {first}; all are in {path}; mend or remove them, "
             f"or run again with --max-rejected {min(1.0, math.ceil(rejected / files * 100 + 1) / 100):g}: what is done "
             "is kept"
         )
-    return ""

@@ -295,6 +295,6 @@ def find_size_limit(config: ShardConfig) -> int:
 
 def encode_settings(config: ShardConfig) -> dict[str, Any]:
     """The settings in the index, which determine the shards' bytes."""
-    names = ("labels", "samples_per_shard", "split", "resize", "quality", "max_pixels")
+    names = ("labels", "samples_per_shard", "split", "max_pixels")
     settings = {name: getattr(config, name) for name in names}
     return settings | {"max_bytes": find_size_limit(config), "drop_duplicates": config.drop_duplicates}

@@ -58,7 +58,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "counts that do not add up": (lambda c: c["splits"]["train"].update(samples=11), "more labels|do not add up"),
     "more chunks than there can be": (lambda c: c.update(chunks=2**40), "chunks must be below"),
     "a source without uri": (lambda c: c.update(source={}), "uri is missing"),
-    "no limit of pixels": (lambda c: c["settings"].update(max_pixels=0), "max_pixels is 0"),
+    "no limit of pixels": (lambda c: c["settings"].update(max_pixels=0), "max_pixels must be a positive"),
 }
 
 
@@ -70,7 +70,7 @@ def test_what_no_index_of_ours_holds_is_refused_in_one_line(made, edit, message)
     assert text.startswith("gs://b/index.json is damaged") and text.isprintable() and len(text) < 400
 
 
-FREE = ("test_uri", "files", "labels", "samples_per_shard", "split", "quality", "max_bytes", "drop_duplicates")
+FREE = ("test_uri", "files", "labels", "samples_per_shard", "split", "max_bytes", "drop_duplicates")
 
 
 def test_a_value_of_another_type_is_refused_wherever_it_is(made):

@@ -48,8 +48,6 @@ BREAKAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "lost offsets": (lambda folder: (folder / "train-000000.npy").unlink(), "train-000000.npy is missing"),
     "damaged offsets": (lambda folder: flip(folder / "train-000000.npy", -1), "train-000000.npy is damaged"),
     "shards swapped": (swap, "2 of 3 shards are broken"),
-    "lost names": (lambda folder: (folder / "names-0000.npy").unlink(), "names-0000.npy"),
-    "damaged contents": (lambda folder: flip(folder / "contents-0000.npy", -1), "contents-0000.npy"),
 }
 
 

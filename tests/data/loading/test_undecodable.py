@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from must.base.processes import METHOD
 from must.config import TrainConfig
 from must.data.augment import TrainViews
 from must.data.image import decode
@@ -25,7 +24,6 @@ def shards_with(folder: Path, whole: int, damaged: int) -> str:
     zoo.fill(folder / "in", whole)
     zoo.put(folder / "in", {f"damaged-{n}.jpg": zoo.truncated("JPEG") + bytes(n) for n in range(damaged)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(METHOD, "fork")  # workers see what is patched here
         patch.setattr(decode, "check", lambda image: None)
         run(folder / "in", folder / "out", samples_per_shard=50)
     return str(folder / "out")

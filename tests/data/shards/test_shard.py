@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import webdataset
 from PIL import Image
@@ -200,20 +199,3 @@ def test_a_finished_run_is_neither_repeated_nor_overwritten(tmp_path: Path, caps
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
     zoo.fill(tmp_path / "in", 1, start=100)
     refused(tmp_path / "in", tmp_path / "out", "already holds shards of other images or settings")
-
-
-def test_resizing_makes_upright_opaque_jpegs_and_keeps_small_files(tmp_path: Path) -> None:
-    files = {
-        "large.jpg": zoo.turned(6, zoo.picture(1, 1200, 800)),
-        "tall.png": zoo.encoded(zoo.picture(2, 300, 900).convert("RGBA"), "PNG"),
-        "small.png": zoo.encoded(zoo.picture(3, 100, 90), "PNG"),
-    }
-    zoo.put(tmp_path / "in", files)
-    run(tmp_path / "in", tmp_path / "out", resize=128)
-    found = samples(tmp_path / "out", "train")
-    assert all(text["sha256"] == hashlib.sha256(files[name]).hexdigest() for name, (_, text) in found.items())
-    assert found["small.png"][0] == files["small.png"]
-    large, tall = (Image.open(io.BytesIO(found[name][0])) for name in ("large.jpg", "tall.png"))
-    assert (large.size, large.format, tall.size, tall.format) == ((128, 192), "JPEG", (128, 384), "JPEG")
-    expected = np.asarray(zoo.picture(1, 1200, 800).resize((192, 128)).transpose(Image.Transpose.ROTATE_270))
-    assert np.abs(expected.astype(int) - np.asarray(large)).mean() < 4

@@ -9,7 +9,7 @@ import pytest
 from must.data.format import verify
 from must.data.shards import commit
 from tests import zoo
-from tests.data.shards.test_shard import refused, rejected, run, samples, sharded, tree
+from tests.data.shards.test_shard import rejected, run, samples, sharded, tree
 from tests.data.shards.test_shard_restart import interrupted
 
 HALVES = {"train": 0.5, "test": 0.5}
@@ -78,51 +78,21 @@ def test_append_tries_rejected_files_again(tmp_path: Path) -> None:
     assert set(rejected(tmp_path / "out")) == {"broken.png"} and not (tmp_path / "out" / ".shard").exists()
 
 
-def lines(output: Path) -> list[tuple[str, int]]:
-    content = map(json.loads, (output / "rejected.jsonl").read_text().splitlines())
-    return [(line["source"], line["revision"]) for line in content]
-
-
-def test_a_refused_append_does_not_count_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_list_is_of_the_last_run_and_a_refused_one_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(commit, "FEW_REJECTED", 0)
     zoo.fill(tmp_path / "in", 10)
     (tmp_path / "in" / "broken.png").write_bytes(b"broken")
     zoo.fill(tmp_path / "bad", 1, start=50)
     zoo.put(tmp_path / "bad", {f"bad{number}.png": b"bad" for number in range(3)})
-    zoo.fill(tmp_path / "good", 1, start=60)
-    run(tmp_path / "in", tmp_path / "out", max_rejected=0.1)
-    for _ in range(2):
-        with pytest.raises(ValueError, match=r"4 of 15 files were rejected .* all are in .*rejected\.jsonl"):
-            run(tmp_path / "bad", tmp_path / "out", append=True, max_rejected=0.1)
-        assert lines(tmp_path / "out") == [("broken.png", 0), *((f"bad{number}.png", 1) for number in range(3))]
-    assert run(tmp_path / "good", tmp_path / "out", append=True, max_rejected=0.1).rejected == 1
-    assert lines(tmp_path / "out") == [("broken.png", 0)]
-    assert run(tmp_path / "bad", tmp_path / "out", append=True, max_rejected=0.5).rejected == 4
-    assert lines(tmp_path / "out") == [("broken.png", 0), *((f"bad{number}.png", 2) for number in range(3))]
-
-
-def test_a_refused_append_forgets_nothing_that_was_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit, "FEW_REJECTED", 0)
-    zoo.fill(tmp_path / "in", 10)
-    zoo.put(tmp_path / "in", dict.fromkeys(("mended.png", "broken.png"), b"half an upload"))
-    run(tmp_path / "in", tmp_path / "out", max_rejected=0.5)
-    (tmp_path / "in" / "mended.png").write_bytes(zoo.encoded(zoo.picture(77)))
-    with pytest.raises(ValueError, match="1 of 12 files were rejected"):
-        run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.01)
-    zoo.fill(tmp_path / "good", 1, start=60)
-    assert run(tmp_path / "good", tmp_path / "out", append=True, max_rejected=0.5).rejected == 2
-    assert sorted(lines(tmp_path / "out")) == [("broken.png", 0), ("mended.png", 0)]
-    assert run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.5).rejected == 1
-    assert lines(tmp_path / "out") == [("broken.png", 0)]
-
-
-@pytest.mark.parametrize("line", [b"{", b"[]", b'{"source": 1, "reason": ""}', b'{"source": "a"}', b"\xff"])
-def test_a_list_of_rejected_files_that_is_damaged_is_one_line(tmp_path: Path, line: bytes) -> None:
-    sharded(tmp_path, 5)
-    (tmp_path / "out" / "rejected.jsonl").write_bytes(line + b"\n")
-    zoo.fill(tmp_path / "in", 1, start=10)
-    with pytest.raises(ValueError, match=r"rejected\.jsonl is damaged; move it away"):
-        run(tmp_path / "in", tmp_path / "out", append=True)
+    made = run(tmp_path / "in", tmp_path / "out", max_rejected=0.1)
+    with pytest.raises(ValueError, match=r"3 of 14 files were rejected .* such as bad0.*all are in .*rejected\.jsonl"):
+        run(tmp_path / "bad", tmp_path / "out", append=True, max_rejected=0.1)
+    assert set(rejected(tmp_path / "out")) == {f"bad{number}.png" for number in range(3)}
+    again = run(tmp_path / "in", tmp_path / "out", append=True, max_rejected=0.1)
+    assert again.sha256 == made.sha256 and set(rejected(tmp_path / "out")) == {"broken.png"}
+    assert run(tmp_path / "bad", tmp_path / "out", append=True, max_rejected=0.5).rejected == 3
 
 
 def test_append_knows_contents_of_earlier_revisions(tmp_path: Path) -> None:
@@ -139,11 +109,6 @@ def test_append_knows_contents_of_earlier_revisions(tmp_path: Path) -> None:
         "was-in-test.png": "same content as another image in the split test",
     }
     assert len(samples(tmp_path / "out", "train")) == len(old["train"]) + 3
-
-
-def test_another_size_cannot_be_appended(tmp_path: Path) -> None:
-    sharded(tmp_path, 5, resize=64)
-    refused(tmp_path / "in", tmp_path / "out", "--resize 64", append=True)
 
 
 @pytest.mark.parametrize("drop", [False, True])

@@ -111,7 +111,7 @@ def test_parts_of_an_index_that_has_changed_are_made_again(tmp_path: Path) -> No
 def test_parts_with_other_parameters_are_not_joined(images: Path, tmp_path: Path) -> None:
     run(images, tmp_path / "out", part="1/1", **OPTIONS)
     run(images, tmp_path / "new", part="1/2", **OPTIONS)
-    run(images, tmp_path / "new", part="2/2", **OPTIONS, resize=24)
+    run(images, tmp_path / "new", part="2/2", **OPTIONS, drop_duplicates=True)
     refused(images, tmp_path / "new", r"part 2/2 in .* differs in: settings; run it again", **OPTIONS)
     run(images, tmp_path / "new", part="2/2", **OPTIONS)
     assert run(images, tmp_path / "new", **OPTIONS).splits == load_index(str(tmp_path / "out")).splits

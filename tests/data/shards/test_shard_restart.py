@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from must.base.processes import METHOD
 from must.base.program import HELD
 from must.base.storage import TransientError
 from must.data.format import verify
@@ -150,7 +149,6 @@ def act_at_50_pixels(patch: pytest.MonkeyPatch, act: Callable[[], None]) -> None
         if image.size == (50, 50):
             act()
 
-    patch.setenv(METHOD, "fork")
     patch.setattr(images_module, "check", check)
 
 

@@ -8,7 +8,6 @@ from unittest.mock import Mock
 import pytest
 
 from must.base import storage
-from must.base.processes import METHOD
 from must.base.program import end_program, handling
 from must.data.reader import ShardReader
 from must.method.distributed import StopSignal, init_distributed
@@ -56,7 +55,6 @@ def test_shards_that_cannot_be_reached_end_the_run_resumably(digits, tmp_path, m
     """The loaders' error travels between processes as a traceback; the user sees a line."""
     said = "gs://bucket/train-000000.tar: the server could not be reached for 300 s: 503"
     monkeypatch.setattr(ShardReader, "image", Mock(side_effect=storage.UnreachableError(said)))
-    monkeypatch.setenv(METHOD, "fork")  # loaders see what is patched here
     with pytest.raises(SystemExit) as stopped:
         train(config(digits, tmp_path / "run", workers=1))
     assert stopped.value.code == 75
