@@ -284,7 +284,9 @@ def state_without_labels(metrics: Metrics) -> Verdict:
     by = f"the {name}" if name == "baseline" else name
     changed = f"the model gives {count_of(1 - compared.agreement, metrics.images)} images another class than {by}"
     tell = "Whether it is better only labels can tell"
-    tell += "; fifty answers give a first number (must review)." if name.endswith("zero-shot") else "."
+    refined = metrics.refined or {}
+    can_ask = name.endswith("zero-shot") and refined.get("named", 0) < refined.get("images", 1)
+    tell += "; fifty answers give a first number (must review)." if can_ask else "."
     if check is None or check.images < FEWEST_LABELS:
         changed = changed[:1].upper() + changed[1:]
         return Verdict("open", "Accuracy unknown", text, f"{changed}, and these are too few to see any harm. {tell}")

@@ -62,6 +62,7 @@ def render_report(
         refined=refined,
         tiles=list_tiles(metrics, refined),
         left=any(row.accepted is False for row in refined.rows) if refined else False,
+        all_named=all(row.person for row in refined.rows) if refined else False,
         work=shorten_path(find_adapted(config.model) or ""),
         kinds=pictures.gallery(),
         lights=LIGHTS,
@@ -107,6 +108,8 @@ def list_tiles(metrics: Metrics, refined: RefinedLabels | None) -> list[tuple[st
         value, low, high = measured.labels
         ends = f"{low:.0%} to {high:.0%}, " if low < high else ""
         right = format_percent(value), f"of the labels are right ({ends}by {measured.answers:,} answers)"
+    elif named == len(refined.rows):
+        right = "all", "labels are people's answers"
     elif of_model:
         right = of_model
     first = len(refined.rows) if sure is None else sure + named

@@ -221,7 +221,8 @@ class RefinedLabels:
     def to_dict(self) -> dict[str, Any]:
         """The value of `refined` in metrics.json."""
         values = {name: getattr(self, name) for name in ("folder", "split", "answers", "accepted")}
-        return values | {"images": len(self.rows), "changed": sum(row.name != row.zero_shot for row in self.rows)}
+        counts = {"images": len(self.rows), "named": sum(row.person for row in self.rows)}
+        return values | counts | {"changed": sum(row.name != row.zero_shot for row in self.rows)}
 
 
 METRIC_ROWS = (

@@ -107,7 +107,7 @@ def test_work_alone_brings_all_that_is_in_it_up_to_date(place, ran, monkeypatch,
     assert (asked["risk"], asked["promise"]) == (0.1, "accepted")
     assert ran[3:] == ["export"] and labels(place / "work")["IMG_0001.png"] == label_of(1)
     assert len(labels(place / "work")) == PHOTOS + MORE
-    card = (place / "work/onnx/MODEL_CARD.md").read_text()
+    card = (place / "work/onnx/README.md").read_text()
     assert weights(place / "work") in card and "embedding" in card
     main(["adapt", str(place / "work")])
     assert ran[4:] == []
@@ -268,7 +268,7 @@ def test_more_photos_and_answers_that_stay(place, ran, caplog):
 
     del ran[:]
     answered = weights(work)
-    put(work, {"onnx/MODEL_CARD.md": f"made of {answered}".encode()})
+    put(work, {"onnx/README.md": f"made of {answered}".encode()})
     write_photos(photos, range(PHOTOS, PHOTOS + MORE))
     (photos / "IMG_0039.png").unlink()
     shutil.copy(photos / "IMG_0000.png", photos / "IMG_9999.png")
@@ -280,7 +280,7 @@ def test_more_photos_and_answers_that_stay(place, ran, caplog):
         assert ".next-" not in (work / file).read_text(), file
     assert all(labels(work)[f"IMG_{n:04d}.png"] == label_of(n) for n in numbers), "answers are the pictures'"
     assert weights(work / "before") == answered and not list(work.glob(".*")), "nothing hidden is left"
-    assert (work / "before/onnx/MODEL_CARD.md").exists() and weights(work) in (work / "onnx/MODEL_CARD.md").read_text()
+    assert (work / "before/onnx/README.md").exists() and weights(work) in (work / "onnx/README.md").read_text()
 
     del ran[:]
     before = {path.name for path in work.iterdir()}

@@ -91,9 +91,9 @@ def test_from_evaluation_to_the_onnx_file(digits, tmp_path):
     assert found == asdict(metrics.abstention) and found["by"] == "labels" and 0 < found["threshold"] < 1
     assert found["risk"] <= found["bound"] <= 0.2
     page = (folder / "report.html").read_text()
-    assert "None of these" in page and f"{found['threshold']:.6g}" in page
+    assert f"Abstention (predict --abstain -1) below {found['threshold']:.6g}" in page
     export(ExportConfig(model=digits.adapted, output=str(tmp_path / "onnx"), metrics=str(folder / "metrics.json")))
     model = OnnxClassifier(tmp_path / "onnx/model.onnx")
     assert choose_threshold(-1, model, "it") == found["threshold"] and choose_threshold(0.3, model, "it") == 0.3
     assert json.loads(model.metadata["abstention"])["by"] == "labels"
-    assert f"{found['threshold']:.6g}" in (tmp_path / "onnx/MODEL_CARD.md").read_text()
+    assert f"{found['threshold']:.6g}" in (tmp_path / "onnx/README.md").read_text()

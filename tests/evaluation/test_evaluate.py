@@ -22,6 +22,7 @@ from must.evaluation.evaluate import evaluate
 from must.evaluation.gate import gate
 from must.evaluation.metrics import score
 from must.evaluation.result import make_text_table, parse_metrics
+from must.method.answers.estimate import compare_paired_answers
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import get_preprocess
@@ -29,6 +30,8 @@ from must.method.model.masked_vit import MaskedViT
 from tests.common import one_line, read_csv
 from tests.evaluation.digits import decode_pixels, evaluation
 from tests.method.train.processes import on_ranks
+
+MODELS = "baseline", "adapted"  # columns of predictions.csv
 
 
 def test_accuracy_is_that_of_the_model_on_the_files(digits, evaluated):
@@ -51,7 +54,9 @@ def test_the_numbers_fit_together(evaluated):
     changed, images = metrics["paired"], metrics["labelled"]
     gain = metrics["adapted"]["top1"] - metrics["baseline"]["top1"]
     assert gain == pytest.approx((changed["fixed"] - changed["broken"]) / images)
+    right = [[row[model] == row["label"] for row in read_csv(output / "predictions.csv")] for model in MODELS]
     low, high = metrics["intervals"]["top1"]
+    assert [gain, low, high] == pytest.approx(compare_paired_answers(*map(np.array, right)), abs=1e-12)
     assert low < gain < high
     matrix = np.array(metrics["confusion"]["matrix"])
     assert np.trace(matrix) / matrix.sum() == pytest.approx(metrics["adapted"]["top1"])

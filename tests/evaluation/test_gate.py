@@ -173,6 +173,14 @@ def test_labelled_gate_needs_the_interval_above_the_gain():
     assert not labelled_gate(parse_metrics(unchanged)).passed, "no change is no gain"
 
 
+@pytest.mark.parametrize("passed", [True, False])
+def test_a_champion_has_the_last_word_and_all_reasons_are_told(passed):
+    first, by_champion = gate.decide("labelled", (True, "gained")), gate.decide("labelled", (passed, "compared"))
+    found = gate.compare_with_champion(first, by_champion)
+    assert (found.passed, found.outcome) == (passed, by_champion.outcome)
+    assert found.reasons == ["ok  gained", f"{'ok' if passed else 'STOP'}  compared [against the champion]"]
+
+
 def test_labelled_gate_makes_no_decision_on_few_images():
     few = parse_metrics(better, images=60)
     assert labelled_gate(few).reasons[0].startswith("STOP  labelled images 60") and not labelled_gate(few).passed

@@ -5,9 +5,11 @@ import io
 import json
 import os
 import shutil
+from unittest.mock import Mock
 
 import pytest
 
+from must.base.errors import UserError
 from must.config import ShardConfig
 from must.data.format import verify
 from must.data.shards.build import shard, show_index
@@ -55,9 +57,24 @@ def test_everything_is_written_and_is_utf_8(results):
     assert "\x1b" not in page and not any(0xD800 <= ord(character) < 0xE000 for character in page)
 
 
-def test_nothing_on_the_terminal_is_raw(hostile, results, capfd):
-    show_index(hostile)
-    verify(hostile)
+def test_nothing_on_the_terminal_is_raw(digits, results, tmp_path, capfd, monkeypatch):
+    """A source, a label, a reason and a shard's fault that would colour the terminal, or clear it."""
+    label, fault = "zero\x1b[31m", Mock(side_effect=UserError("fault\x1b[2J"))
+    folder, file = tmp_path / "photos\x1b[2J" / label, next((digits.images / "test" / "zero").glob("*.png"))
+    folder.mkdir(parents=True)
+    shutil.copy(file, folder / "a.png")
+    (folder / "broken.png").write_bytes(file.read_bytes()[:80])
+    shards, values = tmp_path / "shards", {"labels": "folder", "max_rejected": 0.9}
+    shard(ShardConfig(source=str(folder.parent), output=str(shards), workers=1, **values))
+    index = json.loads((shards / "index.json").read_text()) | {"reasons": {"reason\x1b[31m": 1}}
+    (shards / "index.json").write_text(json.dumps(index))
+    monkeypatch.setattr("must.data.format.check_shard", fault)
+    show_index(str(shards))
+    with pytest.raises(ValueError, match="1 of 1 shards are broken"):
+        verify(str(shards))
     print(make_text_table(results[0]))
-    for line in capfd.readouterr().out.splitlines():
+    shown = capfd.readouterr().out
+    for text in (label, "photos\x1b[2J", "reason\x1b[31m", "fault\x1b[2J"):
+        assert text.replace("\x1b", "?") in shown, text
+    for line in shown.splitlines():
         assert line.isprintable(), line

@@ -177,6 +177,7 @@ def test_without_answers_it_asks_for_them_and_with_all_it_does_not(digits, refin
         evaluate(evaluation(digits, tmp_path / f"{name} report", model=model, refined=str(folder)))
         text = (tmp_path / f"{name} report/report.html").read_text()
         assert ("must review" in text) is left and ("all named by a person" in text) is not left
+        assert left or summary["accepted"]["text"] in text
 
 
 def test_of_images_that_are_no_longer_in_the_shards_only_the_numbers_are_shown(digits, refined, tmp_path):
@@ -293,6 +294,10 @@ def test_of_fewer_than_100_images_the_number_is_told():
         and "too few to see any harm" in found.plain
     )
     assert found.tone == "open" and "etter than" not in found.headline
+    metrics = replace(metrics, refined={"images": 18, "named": 17, "changed": 0})
+    assert "fifty answers" in state_verdict(checked(metrics, 18, [])).plain
+    metrics.refined["named"] = 18
+    assert "answers" not in state_verdict(checked(metrics, 18, [])).plain, "all pictures are named"
 
 
 def test_probabilities_that_became_less_reliable_are_said():

@@ -23,7 +23,7 @@ from must.base.parameters import require
 from must.base.program import show_parts
 from must.base.text import encode_utf8, join_lines
 from must.config import ExportConfig
-from must.config.work import CARD_FILE, CLASSIFIER_FILE, MODEL_FOLDER_FILE, ONNX_FILE
+from must.config.work import CLASSIFIER_FILE, MODEL_FOLDER_FILE, ONNX_FILE
 from must.data.augment import normalize
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
@@ -84,7 +84,7 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Writes OUTPUT/model.onnx, labels.txt and the cards. `pixels`: from `load_images`; `begin`: from `show_parts`."""
     from must.deploy.export.graph import add_metadata, check_graph, quantize, to_graph  # needs onnx and the exporter
-    from must.deploy.export.model_card import README_FILE, make_front_matter, make_model_card
+    from must.deploy.export.model_card import README_FILE, make_model_card
 
     description, method = bundle.description, str(config.precision)
     with tempfile.TemporaryDirectory(prefix="must-export-") as folder:
@@ -122,10 +122,8 @@ def export_onnx(
         }
         target = storage.join(config.output, ONNX_FILE)
         storage.delete(target)  # first, and written last: a folder with it is complete and of a single export
-        card = make_model_card(description, result, metrics)
-        front = make_front_matter(description, config.to, metrics, config.license)
-        texts = {CARD_FILE: encode_utf8(card), README_FILE: encode_utf8(front + card)}
-        for name, data in {LABELS_FILE: join_lines(description.classes), **texts}.items():
+        card = encode_utf8(make_model_card(description, result, metrics, config.license))
+        for name, data in {LABELS_FILE: join_lines(description.classes), README_FILE: card}.items():
             storage.write_bytes(storage.join(config.output, name), data)
         storage.upload(path, target)
     logger.info(f"{target}  {method}, {result['megabytes']:.1f} MB")
@@ -242,7 +240,7 @@ def export_folder(
     config: ExportConfig, bundle: Bundle, pixels: np.ndarray, metrics: Metrics | None, begin: Any
 ) -> dict[str, Any]:
     """Writes the folder OUTPUT; returns the comparison. `pixels`: uint8 [N, S, S, 3]; `begin`: from `show_parts`."""
-    from must.deploy.export.model_card import README_FILE, make_front_matter, make_model_card
+    from must.deploy.export.model_card import README_FILE, make_model_card
 
     images = normalize(torch.from_numpy(pixels), get_preprocess(bundle.description))
     parent = None if storage.is_remote(config.output) else storage.local(config.output).absolute().parent
@@ -272,8 +270,8 @@ def export_folder(
         }
         # The folder has no memory: its accuracy is the tower's.
         measured = replace(metrics, adapted=metrics.tower) if metrics and metrics.tower else metrics
-        front = make_front_matter(bundle.description, config.to, measured, config.license)
-        (scratch / README_FILE).write_bytes(encode_utf8(front + make_model_card(bundle.description, result, measured)))
+        card = make_model_card(bundle.description, result, measured, config.license)
+        (scratch / README_FILE).write_bytes(encode_utf8(card))
         publish(scratch, config.output)
     logger.info(
         f"{config.output}  for {config.to}; compared on {len(images)} images ({result['checked_on']}): largest "

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from must.base.console import quieted
 from must.base.parameters import require
 from must.data.image.preprocess import Preprocess, describe_preprocess, normalize_pixels
-from must.deploy.export.model_card import PARAMETERS_SHOWN
 from must.deploy.onnx_model import EMBEDDING, LARGEST_MODEL, SIMILARITY, load_runtime
 from must.method.model.bundle import Bundle
 from must.method.model.description import Description, get_preprocess
@@ -106,6 +105,7 @@ def run_in_batches(network: Any, images: Tensor) -> Tensor:
 
 INPUT, OUTPUT = "image", "probability"
 OPSET = 18
+RECORDED = ("preset", "epochs", "batch_size", "lr", "seed")  # parameters of the training in the metadata
 METADATA_KEYS = (
     "classes", "preprocess", "logit_factor", "backbone", "pretrained", "templates", "must_version", "weights_sha256",
 )  # fmt: skip
@@ -156,7 +156,7 @@ def add_metadata(graph: onnx.ModelProto, description: Description, **extra: Any)
         "index_sha256": provenance.index_sha256,
         "index_revision": provenance.index_revision,
         "alpha": provenance.selection.alpha if provenance.selection else None,
-        "config": {name: provenance.config[name] for name in PARAMETERS_SHOWN if name in provenance.config},
+        "config": {name: provenance.config[name] for name in RECORDED if name in provenance.config},
     }
     used = {node.domain for node in graph.graph.node}
     sets = [entry for entry in graph.opset_import if entry.domain in used]  # without unused ones of the quantizer

@@ -1,23 +1,18 @@
-"""The model card: description, measured quality, and limits of a model. model_card.jinja is its template.
-
-The card for a hub (README.md) begins with the hub's metadata as YAML."""
+"""README.md of an export: a model card for people and hubs, with what was measured and nothing else."""
 
 import re
-from functools import cache
-from importlib import resources
+from pathlib import PurePath
 from typing import Any
 
-import jinja2
-import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from must.base.text import pluralize
 from must.data.image.preprocess import describe_preprocess
-from must.evaluation.result import METRIC_ROWS, Metrics, format_percent
+from must.evaluation.result import Accuracy, Metrics, format_percent
 from must.method.model.description import Description, get_preprocess
 
-README_FILE = "README.md"  # the model card for a hub, with a YAML header
+README_FILE = "README.md"
 CLASSES_SHOWN = 100
-PARAMETERS_SHOWN = ("preset", "epochs", "batch_size", "lr", "seed")
 LICENCES = (
     ("openai", "MIT (github.com/openai/CLIP)"),
     ("laion", "MIT (LAION's OpenCLIP weights)"),
@@ -31,105 +26,141 @@ LICENCES = (
 """By the beginning of open_clip's pretrained tag, as the publishers stated when this was written."""
 TASKS = {"open_clip": "zero-shot-image-classification", "onnx": "image-classification"}
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)
+OPEN_CLIP = """```python
+import json, open_clip, safetensors.torch, safetensors
+from PIL import Image, ImageOps
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")  # on a hub: "hf-hub:TEAM/NAME"
+file = safetensors.safe_open("FOLDER/classifier.safetensors", "pt")
+columns, classes = file.get_tensor("classifier"), json.loads(file.metadata()["classes"])
+picture = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGBA")  # upright; what is transparent: white
+picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+feature = model.eval().encode_image(preprocess(picture).unsqueeze(0), normalize=True)
+probability = (file.get_tensor("logit_factor") * feature @ columns).softmax(-1)
+print(classes[probability.argmax()])
+```
+
+The columns of the classifier are trained: the text tower does not make them any more. """
 
 
-@cache
-def template() -> jinja2.Template:
-    """Every value in it is escaped for Markdown."""
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined,
-        finalize=escape,
+def make_model_card(
+    description: Description, exported: dict[str, Any], metrics: Metrics | None, licence: str = ""
+) -> str:
+    """README.md. `exported`: the result of `must export`; `licence`: the hub's identifier, "" if none was given."""
+    to, backbone = exported.get("to", "onnx"), name_backbone(description)
+    name = f"{backbone}, adapted to {len(description.classes)} classes"
+    results, base = list_results(metrics), find_base_model(description)
+    data = ModelCardData(
+        license=licence or None, library_name=to, pipeline_tag=TASKS[to],
+        tags=["clip", "image-classification", "unsupervised", "must", "arxiv:2206.02967"],
+        base_model=base, base_model_relation="finetune" if base and description.provenance else None,
+        model_name=name if results else None, eval_results=results or None,
     )  # fmt: skip
-    environment.filters["percent"] = format_percent
-    text = resources.files("must.deploy.export").joinpath("model_card.jinja").read_text("utf-8")
-    return environment.from_string(text)
+    memory, preprocess = description.provenance.memory, describe_preprocess(get_preprocess(description))
+    use = "`must predict --model model.onnx IMAGE...`, or an ONNX runtime: input `image`, output `probability`"
+    width = f", and `embedding`: float32 [N, {exported['dimensions']}], of length 1" if "dimensions" in exported else ""
+    use = OPEN_CLIP if to == "open_clip" else f"{use}{width}. "
+    none = "- For an image that shows none of the classes it still gives one. A low probability is a hint, not a proof."
+    if to == "onnx" and memory and memory.none:
+        none = "- Probabilities have a sum of at most 1: the rest is the probability of none of the classes."
+    more = len(description.classes) - CLASSES_SHOWN
+    classes = ", ".join(map(escape, description.classes[:CLASSES_SHOWN])) + (f" and {more} more" if more > 0 else "")
+    unsure, abstain = exported.get("abstention"), ""
+    if unsure:
+        abstain = (
+            f"\n\nWith `--abstain -1` no class is named below a probability of {unsure['threshold']:.6g}: "
+            f"{unsure['coverage']:.1%} of the images get one, {unsure['risk']:.1%} of these are wrong, with 95% "
+            f"confidence at most {unsure['bound']:.1%} (by {unsure['by']})."
+        )
+    body = f"""# {escape(name)}
 
+{describe_origin(description, with_memory=to == "onnx")}
+Weights {description.weights_sha256 or "as published"}.
 
-def make_model_card(description: Description, exported: dict[str, Any], metrics: Metrics | None) -> str:
-    """Markdown. `exported` is the result of `must export`, `metrics` that of `must evaluate`, if any."""
-    to = exported.get("to", "onnx")
-    return template().render(
-        d=description,
-        to=to,
-        knows_none=to == "onnx" and bool(description.provenance.memory and description.provenance.memory.none),
-        origin=describe_origin(description, with_memory=to == "onnx"),
-        exported=exported,
-        check=exported["check"],
-        unsure=exported.get("abstention"),
-        metrics=metrics,
-        preprocess=describe_preprocess(get_preprocess(description)),
-        training=list_training_rows(description, with_memory=to == "onnx"),
-        licence=find_backbone_licence(description.pretrained),
-        rows=[row for row in METRIC_ROWS if row[0] in ("top1", "mean_per_class", "ece")],
-        CLASSES_SHOWN=CLASSES_SHOWN,
-    )
+## Use
+
+{use}{escape(preprocess)}. Compared with PyTorch in float32 on {exported["check"]["images"]} images: the largest \
+difference of a probability is {exported["check"]["largest_difference"]:.1e}.
+
+## Classes
+
+{classes}
+
+## Quality
+
+{describe_quality(description, to, metrics)}{abstain}
+
+## Limits
+
+{none}
+- Where the zero-shot model was confidently wrong about a kind of image, this one can be more so.
+- It was adapted to one domain: on other images it can be worse than the model it started from.
+- It has the biases of CLIP's training images from the web; it is not meant for recognising people.
+
+## Licence
+
+The weights derive from {escape(f"{backbone} {description.pretrained}".strip())}, whose licence is: \
+{find_backbone_licence(description.pretrained)}. Check it before use, and the rights to the images.
+"""
+    return ModelCard.from_template(data, template_str="---\n{{ card_data }}\n---\n\n{{ body }}", body=body).content
 
 
 def describe_origin(description: Description, with_memory: bool) -> str:
     """How the model was made. `with_memory`: the export holds the memory, if there is one."""
     provenance, memory = description.provenance, description.provenance.memory
-    selection = provenance.selection
-    trained = bool(provenance.config) and not (selection and selection.alpha == 0)
-    text = "CLIP's zero-shot classifier"
-    if trained:
+    selection, text = provenance.selection, "An image classifier: CLIP's zero-shot classifier"
+    if provenance.config and not (selection and selection.alpha == 0):
         kept = f", of which a share of {selection.alpha:g} is kept" if selection and selection.alpha != 1 else ""
         method = "masked unsupervised self-training (MUST, arXiv 2206.02967)"
-        text = f"CLIP, trained on unlabeled images of the target domain by {method}{kept}"
-    if memory and with_memory:
-        text += f", with a memory of {pluralize(memory.images, 'unlabeled image')}"
-    labels = "No labels were used"
-    if memory and memory.answers and with_memory:
-        labels = f"People named the classes of {pluralize(memory.answers, 'image')}"
-    return f"{text}. {labels}."
+        text = f"An image classifier: CLIP, trained on unlabeled images by {method}{kept}"
+    if not memory or not with_memory:
+        return f"{text}. No labels were used."
+    answers = f"People named the classes of {pluralize(memory.answers, 'image')}" if memory.answers else ""
+    return (
+        f"{text}, with a memory of {pluralize(memory.images, 'unlabeled image')}. {answers or 'No labels were used'}."
+    )
 
 
-def list_training_rows(description: Description, with_memory: bool) -> list[tuple[str, Any]]:
-    """(name, value) of what is known of the training; [] for the zero-shot model."""
-    provenance, memory = description.provenance, description.provenance.memory
-    if not provenance:
+def describe_quality(description: Description, to: str, metrics: Metrics | None) -> str:
+    """By labels, else by people's answers, which measure the model with its memory; else that it is not known."""
+    selection = description.provenance.selection
+    measured = selection and selection.measured
+    if metrics and (model := metrics.adapted):
+        lines = [f"Measured on {metrics.labelled:,} labelled images (split {escape(metrics.data.split)}):", ""]
+        lines += [f"| | {metrics.baseline_name} | adapted |", "|---|---|---|"]
+        for key, title in (("top1", "top-1"), ("mean_per_class", "mean per class")):
+            cells = (describe_accuracy(one, key) for one in (metrics.baseline, model))
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+        return "\n".join(lines)
+    if measured and to == "onnx":
+        share = measured.with_answers or measured.model
+        return (
+            f"By {pluralize(measured.answers, 'answer')} of people about images drawn at random: {share.value:.1%} are "
+            f"right ({share.low:.1%} to {share.high:.1%}, 95% interval), zero-shot {measured.zero_shot.value:.1%}."
+        )
+    if metrics:
+        return f"Accuracy is unknown: none of the {metrics.images:,} evaluated images has a label."
+    return "Not measured: no metrics.json was given to `must export --metrics`."
+
+
+def describe_accuracy(model: Accuracy | None, key: str) -> str:
+    ends = [format_percent(end) for end in model.intervals.get(key, ())] if model else []
+    return format_percent(getattr(model, key)) + (f" ({' to '.join(ends)})" if ends else "") if model else ""
+
+
+def list_results(metrics: Metrics | None) -> list[EvalResult]:
+    """The hub's: only of labelled images."""
+    if not metrics or not metrics.adapted:
         return []
-    answers = f", {pluralize(memory.answers, 'answer')}" if memory and memory.answers else ""
-    rows = [
-        ("backbone", f"{description.backbone} {description.pretrained}".strip()),
-        ("weights (sha256)", description.weights_sha256),
-        ("memory", f"{pluralize(memory.images, 'unlabeled image')}{answers}" if memory and with_memory else ""),
-        ("index of the images (sha256)", provenance.index_sha256),
-        ("processes", provenance.processes),
-        ("git revision", provenance.git_revision),
-        *((f"parameter {name}", provenance.config.get(name)) for name in PARAMETERS_SHOWN),
-        *provenance.versions.items(),
-    ]
-    return [(name, value) for name, value in rows if value not in (None, "")]
+    numbers = (("top-1", metrics.adapted.top1), ("mean per class", metrics.adapted.mean_per_class))
+    dataset: dict[str, Any] = {"dataset_type": "imagefolder", "dataset_name": "images of the model's owner"}
+    dataset |= {"dataset_split": metrics.data.split, "dataset_revision": metrics.data.index_sha256}
+    task = "image-classification"
+    return [EvalResult(task, metric_type="accuracy", metric_name=n, metric_value=v, **dataset) for n, v in numbers]
 
 
-def find_backbone_licence(pretrained: str) -> str:
-    known = (text for start, text in LICENCES if pretrained.lower().startswith(start))
-    return next(known, "not known to us; ask the publisher of the weights")
-
-
-def escape(value: Any) -> str:
-    """Escapes untrusted text, such as names of classes and files, for Markdown and terminals."""
-    text = " ".join(str(value).split())
-    known = (c if c.isprintable() or "\udc80" <= c <= "\udcff" else "?" for c in text)  # these: bytes of no UTF-8
-    return re.sub(r"([\\`*_{}\[\]<>#|!~])", r"\\\1", "".join(known))
-
-
-def make_front_matter(description: Description, to: str, metrics: Metrics | None, licence: str) -> str:
-    """What a hub reads at the beginning of a README.md: the library `to`, and no metrics or licence that was not given.
-    `licence`: the hub's identifier."""
-    values: dict[str, Any] = {
-        "library_name": to,
-        "pipeline_tag": TASKS[to],
-        "tags": ["clip", "image-classification", "unsupervised", "must", "arxiv:2206.02967"],
-        **({"license": licence} if licence else {}),
-        **find_base_model(description),
-        **make_model_index(description, metrics),
-    }
-    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---\n\n"
-
-
-def find_base_model(description: Description) -> dict[str, Any]:
-    """The backbone's repository on the hub, from its name or from open_clip; {} if unknown."""
+def find_base_model(description: Description) -> str | None:
+    """The backbone's repository on the hub, from its name or from open_clip."""
     import open_clip
 
     name = description.backbone.removeprefix("hf-hub:")
@@ -137,24 +168,22 @@ def find_base_model(description: Description) -> dict[str, Any]:
         tag = description.pretrained
         known = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag) if tag else {}
         name = (known or {}).get("hf_hub", "").strip("/")
-    if not HUB_NAME.fullmatch(name):
-        return {}
-    return {"base_model": name} | ({"base_model_relation": "finetune"} if description.provenance else {})
+    return name if HUB_NAME.fullmatch(name) else None
 
 
-def make_model_index(description: Description, metrics: Metrics | None) -> dict[str, Any]:
-    """The hub's model-index: only for metrics on labelled images."""
-    if not metrics or not metrics.adapted:
-        return {}
-    data, adapted = metrics.data, metrics.adapted
-    numbers = [("top-1", adapted.top1), ("mean per class", adapted.mean_per_class)]
-    result = {
-        "task": {"type": "image-classification"},
-        "dataset": {
-            "type": "imagefolder", "name": "images of the model's owner", "split": data.split,
-            "revision": data.index_sha256,
-        },
-        "metrics": [{"type": "accuracy", "name": name, "value": value} for name, value in numbers],
-    }  # fmt: skip
-    name = f"{description.backbone}, adapted to {len(description.classes)} classes"
-    return {"model-index": [{"name": name, "results": [result]}]}
+def find_backbone_licence(pretrained: str) -> str:
+    known = (text for start, text in LICENCES if pretrained.lower().startswith(start))
+    return next(known, "not known to us; ask the publisher of the weights")
+
+
+def name_backbone(description: Description) -> str:
+    """Of a folder on the owner's machine the last part."""
+    name = description.backbone
+    return PurePath(name).name if PurePath(name).is_absolute() else name
+
+
+def escape(value: Any) -> str:
+    """Escapes untrusted text, such as names of classes and files, for Markdown and terminals."""
+    text = " ".join(str(value).split())
+    known = (c if c.isprintable() or "\udc80" <= c <= "\udcff" else "?" for c in text)  # these: bytes of no UTF-8
+    return re.sub(r"([\\`*_{}\[\]<>#|!~])", r"\\\1", "".join(known))
