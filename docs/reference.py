@@ -18,7 +18,7 @@ import yaml
 import must
 from must.api import results
 from must.api.cli import describe_preset
-from must.api.stages import find_function
+from must.api.stages import make_function
 from must.base.parameters import list_parameters
 from must.stages import COMMANDS, ERRORS, NOT_STAGES
 from must_pipeline import cli
@@ -113,7 +113,7 @@ def python() -> str:
     out.append("How they are used is in [From Python](../python.md). All parameters are keywords.\n")
     out.append("| function | does | returns |\n|---|---|---|")
     for name, stage in COMMANDS.items():
-        returns = "Adapted" if stage.python else inspect.signature(find_function(name)).return_annotation.__name__
+        returns = "Adapted" if stage.python else inspect.signature(make_function(name)).return_annotation.__name__
         is_result = getattr(getattr(results, returns, None), "__module__", "") == results.__name__
         link = f"[`{returns}`](#{returns.lower()})" if is_result else f"`{returns}`"
         out.append(f"| [`must.{name}`](commands.md#must-{name}) | {cell(stage.help)} | {link} |")

@@ -6,7 +6,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import must
-from must.api.stages import find_function
+from must.api.stages import make_function
 from must.stages import COMMANDS, ERRORS, PYTHON_FUNCTIONS
 
 STUB = Path(must.__file__).with_suffix(".pyi")
@@ -27,7 +27,7 @@ __all__ = {names}
 
 
 def stub() -> str:
-    functions = {name: inspect.signature(find_function(name)) for name in COMMANDS if name not in PYTHON_FUNCTIONS}
+    functions = {name: inspect.signature(make_function(name)) for name in COMMANDS if name not in PYTHON_FUNCTIONS}
     results = sorted({(s.return_annotation.__module__, s.return_annotation.__name__) for s in functions.values()})
     typing = ", ".join(sorted({"Literal", "TypeAlias", *(name for module, name in results if module == "typing")}))
     imports = [f"from {module} import {name} as {name}" for module, name in results if module != "typing"]

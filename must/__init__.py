@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
     """A stage's function, created at its first use, so that `import must` is fast."""
     if name not in __all__:
         raise AttributeError(f"module 'must' has no attribute '{name}'")
-    return globals().setdefault(name, importlib.import_module("must.api.stages").find_function(name))
+    return globals().setdefault(name, importlib.import_module("must.api.stages").make_function(name))
 
 
 def __dir__() -> list[str]:

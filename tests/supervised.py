@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from must.api.stages import call
+from must.api.stages import run
 from must.base import storage
 from must.base.errors import UserError
 from must.base.processes import DaemonThreads
@@ -52,7 +52,7 @@ def end(how):
 
 def call_stage(facts, work_uri, stage, **values) -> None:
     """The stage itself, without what its pod adds."""
-    call(stage, **values)
+    run(stage, **values)
 
 
 def saving(facts, work_uri) -> None:

@@ -41,7 +41,7 @@ IN_POD = """def hello(facts: Facts, work_uri: str, *, name: str, output: str) ->
 
     Args:
         name: who is greeted.'''
-    call("hello", name=name, output=output)
+    run("hello", name=name, output=output)
     facts.result = f"greeted {name}"
 
 

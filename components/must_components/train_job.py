@@ -23,7 +23,7 @@ from must.base.parameters import require
 from must.base.program import BUG, HELD, PREEMPTED, TIME_OVER, WRONG_INPUT, Ended, handling
 from must.base.storage import list_names
 from must.base.text import make_one_line
-from must.config.work import DESCRIPTION_FILE, WorkUri
+from must.config.work import DESCRIPTION_FILE, JOB_BUNDLE, JOB_FILE, Workspace
 from must.method.model.description import read_summary
 from must.runtime.notes import Facts, parse_failure
 from must.runtime.training import describe_bundle, make_job_values, report_labels
@@ -103,19 +103,21 @@ def train_on_nodes(
     Raises ValueError: the cluster refuses the job; TransientError: Kubernetes' API gave no answer for API_TIMEOUT."""
     run_id = os.environ.get(RUN_ID, "")
     key, values = make_job_values(work_uri, index_sha256, classifier, preset, settings or {}, epochs)
-    job = WorkUri(work_uri).job(run_id or key)
-    facts.trainjob = f"must-train-{hashlib.sha256(job.uri.encode()).hexdigest()[:12]}"
+    job = Workspace(work_uri).place("jobs", run_id or key)
+    facts.trainjob = f"must-train-{hashlib.sha256(job.encode()).hexdigest()[:12]}"
     facts.checkpoints = values["checkpoints"]
     facts.save()
-    labels = WorkUri(work_uri).labels(key)
-    parameters = {**values, "classifier": job.classifier}
+    labels = Workspace(work_uri).place("labels", key)
+    parameters = {**values, "classifier": Workspace(job).place("classifier")}
     content = {"train": parameters, "answers": answers, "labels": labels}
-    storage.write_bytes(job.classifier, storage.read_bytes(classifier))  # the nodes cannot read this pod's files
-    storage.write_bytes(job.description, yaml.safe_dump(content).encode())
+    # the nodes cannot read this pod's files
+    storage.write_bytes(parameters["classifier"], storage.read_bytes(classifier))
+    storage.write_bytes(storage.join(job, JOB_FILE), yaml.safe_dump(content).encode())
     if (cluster := KubernetesApi.of_this_pod()) is None:
         raise UserError("train: a TrainJob is submitted in a pod of the cluster only")
-    Launch(cluster, make_manifest(facts.trainjob, nodes, job.uri, run_id, model_name), run_id, job.bundle).run()
-    copy_bundle(job.bundle, bundle)
+    made = storage.join(job, JOB_BUNDLE)
+    Launch(cluster, make_manifest(facts.trainjob, nodes, job, run_id, model_name), run_id, made).run()
+    copy_bundle(made, bundle)
     summary = read_summary(bundle)
     facts.result = f"{summary.steps:,} steps on {int(nodes['nodes'])} nodes, {summary.images_per_s} images/s"
     if answers:

@@ -11,29 +11,33 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from must.api.inputs import ImageSource, fingerprint_source, identify_model, read_classes, to_source
+from must.api.inputs import ClassNames, ImageSource, fingerprint_source, identify_model, read_classes, to_source
 from must.api.model import Adapted
-from must.api.stages import call, check_device, require_apart, resumable
+from must.api.stages import check_device, require_apart, resumable, run
 from must.api.work_state import (
     BUNDLE,
     FEATURES,
+    FILES,
     LABELS,
+    MADE_FROM,
+    MODELS,
     REPORT,
     SHARDS,
     TEST,
     WorkState,
     check_places,
-    is_trained,
+    hash_inputs,
     link_or_copy,
+    read_value,
     remove,
 )
 from must.base import storage
@@ -45,12 +49,11 @@ from must.base.processes import check_processes
 from must.base.program import load_torch
 from must.base.text import pluralize
 from must.config import AdaptConfig, TrainConfig
-from must.config.work import CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, NEXT_PREFIX, PARTS
+from must.config.work import BESIDE, CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, PARTS, RECORD_FILE, WORDS, outdate_report
 from must.data.format import load_index
-from must.method.model.classifier import read_header
-from must.method.model.description import load_description
-from must.method.model.hub import MODELS_FOLDER, check_model_name
-from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, find_published
+from must.method.model.classifier import load_class_set
+from must.method.model.hub import check_model_name
+from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, find_published, run_key
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +61,8 @@ DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/mod
 SET_BY_ADAPT = ("shards", "features", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
 CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "alpha"}  # settings that may change from one call to the next
 FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/model/memory.py)
-APPENDED = "append"  # a folder for shards to which images are being appended
+SOURCE = "source"  # the folder in BESIDE for images that are in memory, and for a list of paths
+TRAINED = "trained"  # in adapt.json: the settings that the model was trained with
 ADAPT_LOCK = Kind("must adapt", "--output", ".adapt.lock")
 
 
@@ -96,104 +100,97 @@ def adapt(
         train: "no" or False: one pass over the images, and a memory of them; "yes" or True: training besides; "auto":
             training, too, where there is a CUDA GPU.
         device: auto, cpu, cuda or cuda:N.
-        again: make everything anew; what there is goes to the folder before/ in `output`.
+        again: make everything anew, as if all inputs had changed.
         max_rejected: the largest share of images that cannot be decoded; above it nothing is adapted.
         settings: any other parameters of `must.train`: epochs, preset, workers, ...
 
     Raises:
         must.UserError: wrong input, in one line; `output` is as it was.
         must.TransientError: the same call may work later."""
-    training = train if isinstance(train, str) else "yes" if train else "no"
     with resumable("adapt"):
-        return run_stages(
-            images=images, classes=classes, output=os.fspath(output), model=os.fspath(model), pretrained=pretrained,
-            test_images=os.fspath(test_images), train=training, device=device, again=again, max_rejected=max_rejected,
-            settings={name: value for name, value in settings.items() if value is not None},
+        return adapt_work(
+            images, classes, os.fspath(output), os.fspath(model), pretrained, os.fspath(test_images),
+            train if isinstance(train, str) else "yes" if train else "no", device, again, max_rejected,
+            {name: value for name, value in settings.items() if value is not None},
         )  # fmt: skip
 
 
 def command(config: AdaptConfig) -> Adapted:
     """The stage `must adapt`; prints the paths of what was written."""
-    adapted = run_stages(**config.to_dict())
+    adapted = adapt_work(**config.to_dict())
     logger.info(f"model: {adapted.bundle}\nlabels: {adapted.labels}\nreport: {adapted.report}")
     return adapted
 
 
-def run_stages(
-    *, images: Any, classes: Any, output: str, model: str, pretrained: str, test_images: str, train: str, device: str,
-    settings: dict[str, Any], again: bool, max_rejected: float,
+def adapt_work(
+    images: Any, classes: Any, output: str, model: str, pretrained: str, test_images: str, train: str, device: str,
+    again: bool, max_rejected: float, settings: dict[str, Any],
 ) -> Adapted:  # fmt: skip
-    """The stages in order."""
+    """The parts of WORK in order, those that are not up to date."""
+    words = {
+        "images": images, "classes": classes, "model": model, "pretrained": pretrained, "test_images": test_images,
+        "train": train, "device": device, "settings": settings, "max_rejected": max_rejected,
+    }  # fmt: skip
+    pretrained = pretrained or (DEFAULT_WEIGHTS if model == DEFAULT_MODEL else "")
+    wanted, work = check_words(output, words | {"pretrained": pretrained}), Path(output).absolute()
+    named = read_classes(classes, test_images or images)
+    with open_work(work, again) as scratch:
+        source = to_source(images, scratch)
+        found = fingerprint_source(source, "--images", output, FEWEST_IMAGES)
+        labelled = fingerprint_source(ImageSource(test_images), "--test-images", output, 1)
+        clip = identify_model(model), identify_model(pretrained)
+        keys = {SHARDS: found.key, TEST: labelled.key, MODELS: hash_inputs(named.key, *clip)}
+        state = WorkState(work, keys, again)
+        loaders = {"workers": wanted.workers if isinstance(wanted.workers, int) else None}
+        before = state.record(**{WORDS: record_words(words)})
+        try:
+            if not state.is_ready(MODELS):
+                make_classifier(state, named, {"model": model, "pretrained": pretrained, "device": device})
+            if test_images:
+                pack_test(state, test_images, named, {"max_rejected": max_rejected} | loaders)
+            if not state.is_ready(SHARDS):
+                pack_images(state, source.source, found.files, {"max_rejected": max_rejected} | loaders)
+            fits, training = state.fits(), should_train(state, train, settings, wanted, device)
+            require(
+                fits or training,
+                f"output {output}: its model is trained, of other classes or of another CLIP, and this call trains "
+                "none; --train yes makes its successor, another --output leaves it as it is",
+            )
+        except UserError:
+            restore(state, before)
+            raise
+        state.take()
+        common = loaders | {"device": device, "shards": work / SHARDS, "features": work / FEATURES}
+        if fits:
+            make_model(state, again, common)
+        if training:
+            if fits:
+                logger.info("this is the result of the memory alone; now training, and the same with the trained model")
+            train_model(state, settings, common)
+            make_model(state, again, common)
+        if not state.changed:
+            logger.info("nothing has changed")
+        for name in state.list_old_exports():
+            stage = "gate" if name == PARTS["decision"].path else "export"
+            to = " --to open_clip" if name == PARTS["open_clip"].path else ""
+            logger.info(f"{name}: of the model before; must {stage} {shlex.quote(output)}{to} makes it again")
+        state.finish()
+    return Adapted(work)
+
+
+def check_words(output: str, words: dict[str, Any]) -> TrainConfig:
+    """Raises UserError: a word of the call is wrong, as far as that shows without reading the images."""
     folder = Path(output).absolute()
     require("://" not in output, f"output {output}: must be a folder on this machine")
     require(not folder.is_file(), f"output {output}: is a file; give a folder")
     require_apart(folder, "output")
-    require(train in ("auto", "yes", "no"), f"train {train}: expected auto, yes or no")
-    wanted = parse_settings(settings)
-    check_device(device)
-    file, content, class_key = read_classes(classes, test_images or images)
-    if model == DEFAULT_MODEL:
-        pretrained = pretrained or DEFAULT_WEIGHTS
-    check_places(folder, {"--images": images, "--test-images": test_images, "--model": model})
-    check_model_name(model, pretrained)
-    shown = replaced(
-        rf"{re.escape(str(folder))}/{re.escape(NEXT_PREFIX)}\w+(/{APPENDED})?", str(folder)
-    )  # as at the end
-    with shown, open_work(folder) as scratch:
-        source = to_source(images, scratch)
-        found = fingerprint_source(source, "--images", output, FEWEST_IMAGES)
-        inputs = {
-            "images": found.key,
-            "test_images": fingerprint_source(ImageSource(test_images), "--test-images", output, 1).key,
-            "classes": class_key,
-            "model": identify_model(model),
-            "pretrained": identify_model(pretrained),
-            "settings": {name: value for name, value in settings.items() if name not in CHANGEABLE},
-        }
-        words = {
-            "images": images, "classes": classes, "model": model, "pretrained": pretrained, "test_images": test_images,
-            "train": train, "device": device, "settings": settings, "max_rejected": max_rejected,
-        }  # fmt: skip
-        state = WorkState(folder, inputs, again, record_words(words))
-        workers = wanted.workers if isinstance(wanted.workers, int) else None  # those who read images, too
-        pack = {"max_rejected": max_rejected, "workers": None if workers is None else max(1, workers)}
-        try:
-            if not all(state.part(name).exists() for name in (CLASSIFIER_FILE, MODELS_FOLDER)):  # without it, no pass
-                if not file:
-                    file = str(state.part(PARTS["classes"].path))
-                    storage.write_bytes(file, content)
-                named = {"classes": file, "model": model, "pretrained": pretrained, "device": device}
-                call("classifier", **named, output=state.part(CLASSIFIER_FILE))
-            if test_images:
-                pack_test(state, test_images, pack)
-        except BaseException:
-            state.abandon()
-            raise
-        if state.why:
-            logger.info(state.why)
-        if not (state.part(SHARDS) / INDEX_FILE).exists():
-            pack_images(state, source.source, scratch, found.files, pack)
-        state.compare_images()
-        state.keep_trained()
-        common = {"shards": state.part(SHARDS), "features": state.part(FEATURES), "device": device, "workers": workers}
-        training = settings | {"classifier": state.part(CLASSIFIER_FILE), "output": state.part(BUNDLE)}
-        training |= {"shards": state.part(SHARDS), "features": state.part(FEATURES), "device": device}
-        if not state.weights_sha256() and (state.part(BUNDLE) / CHECKPOINTS).exists():
-            call("train", **training)  # a kill while the model was written left checkpoints without it
-        up_to_date = state.labels_are_up_to_date() and state.report_is_up_to_date()
-        make_model(state, common)
-        if should_train(state, train, settings, wanted, common):
-            if not up_to_date and not is_trained(state.part(BUNDLE).parent):
-                logger.info("this is the result of the memory alone; now training, and the same with the trained model")
-            call("train", **training)
-            make_model(state, common)
-            up_to_date = False
-        state.exports |= state.find_old_exports()
-        if up_to_date and not state.changed and not state.damaged and not state.exports:
-            logger.info("nothing has changed")
-        state.finish()
-        export_again(state)
-    return Adapted(folder)
+    require(words["train"] in ("auto", "yes", "no"), f"train {words['train']}: expected auto, yes or no")
+    wanted = parse_settings(words["settings"])
+    check_device(words["device"])
+    places = {"--images": words["images"], "--test-images": words["test_images"], "--model": words["model"]}
+    check_places(folder, places)
+    check_model_name(words["model"], words["pretrained"])
+    return wanted
 
 
 PATHS = ("images", "classes", "model", "pretrained", "test_images")  # words of a call that may be paths
@@ -216,95 +213,122 @@ def record_words(words: dict[str, Any]) -> dict[str, Any]:
     return recorded
 
 
+def make_classifier(state: WorkState, named: ClassNames, model: dict[str, Any]) -> None:
+    file, place = named.file, state.beside
+    for name in (CLASSIFIER_FILE, MODELS):  # of other classes
+        remove(place / name)
+    if not file:
+        file = str(place / "classes.yaml")
+        storage.write_bytes(file, named.content)
+    run("classifier", classes=file, **model, output=place / CLASSIFIER_FILE)
+    state.finish_part(MODELS)
+
+
 def shard(flag: str, **values: Any) -> None:
     """Runs must shard, whose errors about the source name the flag that it was given with."""
     try:
-        call("shard", **values)
+        run("shard", **values)
     except UserError as error:
         error.args = (re.sub("^--source", flag, str(error)),)
         raise
 
 
-def pack_test(state: WorkState, test_images: str, pack: dict[str, Any]) -> None:
-    if not (state.part(TEST) / INDEX_FILE).exists():
+def pack_test(state: WorkState, test_images: str, named: ClassNames, pack: dict[str, Any]) -> None:
+    if not state.is_ready(TEST):
+        if (state.beside / TEST / INDEX_FILE).exists():  # of other images
+            remove(state.beside / TEST)
         is_table = test_images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(test_images).is_file()
         labels = {"labels": "csv" if is_table else "folder", "split": {"test": 1.0}}
-        shard("--test-images", source=test_images, **labels, **pack, output=state.part(TEST))
-    check_labels(test_images, state)
+        shard("--test-images", source=test_images, **labels, **pack, output=state.beside / TEST)
+        state.finish_part(TEST)
+    check_labels(test_images, state, named)
 
 
-def pack_images(state: WorkState, source: str, scratch: Path, files: np.ndarray, pack: dict[str, Any]) -> None:
-    """Makes the shards, or appends to those that there are. `files`: of the source (must/api/inputs.py)."""
-    uri: str | Path = source
-    if (written := Path(source)).parent == scratch:  # images that were in memory, or the list of their paths
-        uri = state.part(written.name)
-        if not uri.exists():  # else of a call that was interrupted, with the same key
-            written.rename(uri)
-    if not (state.adds_only(str(uri), files) and append(state, uri, len(files), pack)):
-        shard("--images", source=uri, output=state.part(SHARDS), **pack)
-    state.record_files(files)
+def pack_images(state: WorkState, source: str, files: np.ndarray, pack: dict[str, Any]) -> None:
+    """Makes the shards beside, or appends to a copy of those that there are. `files`: of the source, see inputs.py."""
+    new = state.beside / SHARDS
+    if (new / INDEX_FILE).exists():  # of other images
+        remove(new)
+    if not (state.adds_only(source, files) and append(state, source, len(files), pack)):
+        shard("--images", source=source, output=new, **pack)
+    storage.write_bytes(str(new / FILES), files.astype("<u8").tobytes())
+    state.finish_part(SHARDS)
+    state.compare_images()
 
 
-def export_again(state: WorkState) -> None:
-    """The exports of a model that was replaced, from the new one, with the parameters of before."""
-    for to, made in state.exports.items():
-        output = state.work / to
-        try:
-            call("export", model=state.work, to=to, output=output, **made)
-        except UserError as error:
-            logger.warning(f"warning: {output} was not made again: {error}; make it: must export {state.work}")
-    state.end_exports()
+def append(state: WorkState, source: str, files: int, pack: dict[str, Any]) -> bool:
+    """Appends the source's new images to the shards that there are, beside. False: one of them is a copy of an old
+    image, which would get no row of its own, or too many are damaged to tell without the others. `files`: that the
+    source has."""
+    new, whole = state.beside / SHARDS, False
+    remove(new)
+    ours = shutil.ignore_patterns(FILES, MADE_FROM)
+    shutil.copytree(state.work / SHARDS, new, copy_function=link_or_copy, ignore=ours)
+    with suppress(UserError):
+        run("shard", source=source, output=new, append=True, **pack)
+        index = load_index(str(new))
+        whole = not index.dropped and sum(shard.samples for shard in index.shards) + index.rejected == files
+    if not whole:
+        remove(new)
+    return whole
 
 
-def append(state: WorkState, source: str | Path, files: int, pack: dict[str, Any]) -> bool:
-    """Appends the source's new images to the shards that there are, in the new place of shards. False: one of them is
-    a copy of an old image, which would get no row of its own, or too many are damaged to tell without the others.
-    `files`: that the source has."""
-    old, half = state.work / SHARDS, state.folder / APPENDED / SHARDS
-    remove(half)  # of a call that was killed
-    half.parent.mkdir(exist_ok=True)
-    shutil.copytree(old, half, copy_function=link_or_copy)
-    try:
-        call("shard", source=source, output=half, append=True, **pack)
-        index = load_index(str(half))
-        if index.dropped or sum(shard.samples for shard in index.shards) + index.rejected != files:
-            return False
-        half.rename(state.part(SHARDS))
-    except UserError:
-        return False
-    finally:
-        remove(half)
-    return True
-
-
-def make_model(state: WorkState, common: dict[str, Any]) -> None:
+def make_model(state: WorkState, again: bool, common: dict[str, Any]) -> None:
     """Gives the model its memory, the images their labels, and writes the report, where they are not of this model."""
-    classifier, model, labels = map(state.part, (CLASSIFIER_FILE, BUNDLE, LABELS))
-    if not state.labels_are_up_to_date():
+    classifier, model, labels = (state.work / name for name in (CLASSIFIER_FILE, BUNDLE, LABELS))
+    if again or not state.labels_are_current():
+        state.changed = True
         paths = {"classifier": classifier, "model": model, "output": labels, "answers": state.answers() or None}
-        call("refine", **common | paths | state.promised())
-    if not state.report_is_up_to_date():
-        measured = {"shards": state.part(TEST), "split": "test"} if state.inputs["test_images"] else {"split": "train"}
-        paths = {"model": model, "baseline": classifier, "refined": labels, "output": state.part(REPORT)}
-        call("evaluate", **common | paths | measured)
+        run("refine", **common | paths | state.promised())
+    if again or not state.report_is_current():
+        state.changed = True
+        measured = {"shards": state.work / TEST, "split": "test"} if state.keys[TEST] else {"split": "train"}
+        paths = {"model": model, "baseline": classifier, "refined": labels, "output": state.work / REPORT}
+        run("evaluate", **common | paths | measured)
 
 
-def should_train(
-    state: WorkState, train: str, settings: dict[str, Any], wanted: TrainConfig, common: dict[str, Any]
-) -> bool:
-    """Whether training is wanted and not done yet; says what it would take if it is not worth it here."""
-    origin = load_description(str(state.part(BUNDLE))).provenance
+def should_train(state: WorkState, train: str, settings: dict[str, Any], wanted: TrainConfig, device: str) -> bool:
+    """Whether training is wanted and not done yet."""
     if train == "no":
         return False
+    origin = state.provenance()
     compared = {"preset", *settings} - CHANGEABLE
-    is_trained = origin.config and all(origin.config.get(name) == getattr(wanted, name) for name in compared)
-    if is_trained and "settings" not in state.changed:
-        same = origin.index_sha256 == load_index(str(state.part(SHARDS))).sha256
+    done = state.fits() and origin and all(origin.config.get(name) == getattr(wanted, name) for name in compared)
+    trained_with = read_value(state.work / RECORD_FILE, TRAINED)
+    if done and trained_with in (None, list_settings(settings)):
+        same = origin.index_sha256 == load_index(str(state.find_folder(SHARDS) / SHARDS)).sha256
         if not same and train == "auto":
             logger.info("the model was trained on other images, and has a memory of these; --train yes trains it again")
         if same or train == "auto":
             return False
-    return train == "yes" or (common["device"].startswith(("auto", "cuda")) and has_gpu())
+    return train == "yes" or (device.startswith(("auto", "cuda")) and has_gpu())
+
+
+def list_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those that determine the weights."""
+    kept = {name: value for name, value in settings.items() if name not in CHANGEABLE}
+    return json.loads(json.dumps(kept, default=str))
+
+
+def train_model(state: WorkState, settings: dict[str, Any], common: dict[str, Any]) -> None:
+    """Replaces the model by a trained one, in one step at the end. Its checkpoints are deleted then."""
+    classifier, index = state.work / CLASSIFIER_FILE, load_index(str(state.work / SHARDS))
+    key, checkpoints = run_key(index.sha256, str(classifier), list_settings(settings)), state.work / CHECKPOINTS
+    outdate_report(str(state.work / BUNDLE))
+    run(
+        "train", **{"checkpoints": checkpoints / key} | settings, classifier=classifier, output=state.work / BUNDLE,
+        **{name: common[name] for name in ("shards", "features", "device")},
+    )  # fmt: skip
+    state.record(**{TRAINED: list_settings(settings)})
+    remove(checkpoints)
+    state.changed = True
+
+
+def restore(state: WorkState, record: bytes) -> None:
+    """Removes what a call has made whose input is refused."""
+    remove(state.beside)
+    file = state.work / RECORD_FILE
+    storage.write_bytes(str(file), record) if record else file.unlink(missing_ok=True)
 
 
 def has_gpu() -> bool:
@@ -319,15 +343,14 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def check_labels(test_images: str, state: WorkState) -> None:
+def check_labels(test_images: str, state: WorkState, named: ClassNames) -> None:
     """Raises UserError: no labelled image has a label, or one is not a class."""
-    labels = load_index(str(state.part(TEST))).labels
+    labels = load_index(str(state.find_folder(TEST) / TEST)).labels
     require(
         bool(labels),
         f"--test-images {test_images}: none of the images has a label; give a folder that holds a folder of each class",
     )
-    classes = set(read_header(str(state.part(CLASSIFIER_FILE)), "--classifier").classes)
-    unknown = [label for label in labels if label not in classes]
+    unknown = [label for label in labels if label not in set(named.names or load_class_set(named.file).names)]
     names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
     require(
         not unknown,
@@ -337,12 +360,21 @@ def check_labels(test_images: str, state: WorkState) -> None:
 
 
 @contextmanager
-def open_work(work: Path) -> Iterator[Path]:
-    """Locks WORK; yields a folder in it for what is written before the inputs are known to be right. At the end that is
-    removed, and WORK if it is empty."""
+def open_work(work: Path, again: bool) -> Iterator[Path]:
+    """Locks WORK; yields a folder for images that are in memory. WORK is removed at the end if it is empty. What was
+    made beside stays after an interruption, for the next call, and goes if an input is refused."""
+    scratch = work / BESIDE / SOURCE
     try:
-        with locked(str(work), ADAPT_LOCK), TemporaryDirectory(prefix=NEXT_PREFIX, dir=work) as scratch:
-            yield Path(scratch)
+        with locked(str(work), ADAPT_LOCK):
+            remove(work / BESIDE if again else scratch)
+            try:
+                scratch.mkdir(parents=True)
+                with replaced(f"/{re.escape(BESIDE)}(?=/)", ""):  # as at the end
+                    yield scratch
+            finally:
+                remove(scratch)
+                with suppress(OSError):
+                    (work / BESIDE).rmdir()
     finally:
         with suppress(OSError):
             work.rmdir()

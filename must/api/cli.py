@@ -12,7 +12,7 @@ from dataclasses import Field
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import must
-from must.api.stages import configure, run
+from must.api.stages import configure, run_config
 from must.base import storage
 from must.base.console import TO_STDERR, open_closed
 from must.base.errors import UserError
@@ -31,7 +31,7 @@ from must.base.program import INTERRUPTED, WRONG_INPUT, exiting, is_first_rank
 from must.base.text import close_to, make_page_printable, make_printable
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
-from must.config.work import REPORT_FILE, find_work, is_work
+from must.config.work import REPORT_FILE, Workspace, find_work, is_in_work
 from must.stages import COMMANDS
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if command == "predict" and not file and "model" not in options:
                     refuse_no_model(options.get("images", []))
                 config: Any = configure(command, with_settings(options), file)
-                run(command, config)
+                run_config(command, config)
                 if command == "evaluate" and is_first_rank():
                     logger.info(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
                 print_next(command, config)
@@ -103,7 +103,7 @@ def with_settings(options: dict[str, Any]) -> dict[str, Any]:
 
 def refuse_no_model(images: list[str]) -> None:
     """Raises UserError: `must predict` without --model; the message is the command with it. `images` may hold WORK."""
-    models = [path for path in images if is_work(path)]
+    models = [path for path in images if Workspace(path).is_made()]
     others = [shlex.quote(path) for path in images if path not in models[:1]] or ["FOLDER"]
     words = " ".join([*others[:3], *(["..."] if len(others) > 3 else [])])
     model = shlex.quote(models[0].rstrip("/")) if models else "WORK"
@@ -198,7 +198,7 @@ def describe_default(stage: type[StageConfig], parameter: Field[Any]) -> str:
     """The parameter's value if it is not given, for its help."""
     name, default = parameter.name, get_default(parameter)
     if is_required(parameter):
-        return "required without WORK" if parameter.metadata["work"] and name != "model" else "required"
+        return "required without WORK" if is_in_work(stage, name) and name != "model" else "required"
     value = str(default)
     if isinstance(default, dict):
         value = ",".join(f"{key}={item:g}" for key, item in default.items())
@@ -237,9 +237,9 @@ def format_usage(stage: type[StageConfig]) -> str:
         metavar, positional = parameter.metadata["metavar"] or "X", parameter.metadata["positional"]
         word = f"{metavar} [{metavar} ...]" if positional else f"{flag(parameter.name)} {metavar}"
         words.append(word.replace("|WORK", ""))
-        if not parameter.metadata["work"] and parameter.name != "model":  # WORK stands for --model
+        if not is_in_work(stage, parameter.name) and parameter.name != "model":  # WORK stands for --model
             with_work.append(word)
-    forms = [["WORK", *with_work], words] if any(p.metadata["work"] for p in list_parameters(stage)) else [words]
+    forms = [["WORK", *with_work], words] if any(is_in_work(stage, p.name) for p in list_parameters(stage)) else [words]
     return "\n       ".join(" ".join(["%(prog)s", *form, "[options]"]) for form in forms)
 
 

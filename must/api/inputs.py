@@ -16,7 +16,6 @@ from PIL import Image
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.config.work import PARTS
 from must.data.format import parse_hashes
 from must.data.image.decode import decode, identify, read_orientation, rotate_upright
 from must.data.image.preprocess import is_transparent, to_rgb
@@ -28,7 +27,7 @@ ACCEPTED = (
     "a folder, a list or a Series of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch "
     "Dataset of images or (image, label) pairs"
 )
-MANIFEST, FOLDER = PARTS["list"].path, PARTS["images"].path  # as images of a program are written to WORK
+MANIFEST, FOLDER = "images.jsonl", "images"  # as images of a program are written
 FOLDER_NAMES = "folders"  # the value of `classes` for the names of the folders of images
 
 
@@ -177,23 +176,32 @@ def convert_image(item: Any, where: str) -> Image.Image:
         raise UserError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def read_classes(classes: Any, images: Any = "") -> tuple[str, bytes, str]:
-    """(file name, content, key) of a class file. For names and prompts from Python the file name is '' and the content
-    is that of a class file with them. The key is equal for the same names and prompts. `images`: for FOLDER_NAMES."""
+class ClassNames(NamedTuple):
+    """Of a class file. For names and prompts from Python `file` is '' and `content` is that of a class file with them;
+    `names` is () for the bundled set. `key` is equal for the same names and prompts."""
+
+    file: str
+    content: bytes
+    key: str
+    names: tuple[str, ...] = ()
+
+
+def read_classes(classes: Any, images: Any = "") -> ClassNames:
+    """`images`: for FOLDER_NAMES."""
     if isinstance(classes, str) and classes == FOLDER_NAMES:
         classes = list_folder_names(images)
     if isinstance(classes, str | os.PathLike):
         file = os.fspath(classes)
         if file == BUNDLED_SET:
-            return file, b"", file
+            return ClassNames(file, b"", file)
         class_set = load_class_set(file)
         if storage.exists(file):
-            return file, storage.read_bytes(file), hash_classes(class_set)
+            return ClassNames(file, storage.read_bytes(file), hash_classes(class_set), class_set.names)
         classes = list(class_set.names)  # cat,dog,horse
     entries = make_entries(classes)
     class_set = make_class_set(entries, [DEFAULT_TEMPLATE], "classes")
     content = yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
-    return "", content, hash_classes(class_set)
+    return ClassNames("", content, hash_classes(class_set), class_set.names)
 
 
 def hash_classes(class_set: ClassSet) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from must.api.inputs import convert_image, make_entries
 from must.api.results import Exported, make_iframe
-from must.api.stages import run_stage
+from must.api.stages import make_function
 from must.api.work_state import BUNDLE, LABELS, REPORT, SHARDS
 from must.base.errors import UserError
 from must.base.parameters import naming_parameters, require
@@ -222,4 +222,4 @@ class Adapted:
         """`must.export` of this model, to OUTPUT/onnx by default, checked on the images it was adapted to."""
         defaults = {"shards": str(self.output / SHARDS), "metrics": str(self.output / REPORT / METRICS_FILE)}
         paths = {"model": str(self.bundle), "output": str(output or self.output / "onnx")}
-        return run_stage("export", {**defaults, **parameters, **paths})
+        return make_function("export")(**{**defaults, **parameters, **paths})

@@ -1,7 +1,7 @@
-"""Runs the library's stages, rows of must/stages.py: `call` from Python; `find_function` makes `must.NAME`.
+"""Runs the library's stages, rows of must/stages.py: `run` is the one door; `make_function` makes `must.NAME` of it.
 
-    from must.api.stages import call
-    call("train", shards="shards/", classifier="classifier.safetensors", output="model/", preset="auto")
+    from must.api.stages import run
+    run("train", shards="shards/", classifier="classifier.safetensors", output="model/", preset="auto")
 
 A stage's inputs are checked before torch is imported: a wrong path is reported at once, not after seconds. The checks
 read files with the stage's own functions, so their error messages are the same. A stage called from Python can do
@@ -43,8 +43,10 @@ from must.config.work import (
     PARTS,
     RECORD_FILE,
     REFINED_FILE,
+    WRITTEN,
     complete_from_record,
     complete_from_work,
+    name_stage,
 )
 from must.stages import COMMANDS, PYTHON_FUNCTIONS, Stage, import_name
 
@@ -58,9 +60,8 @@ def preflight(config: Any) -> None:
         kind, value = field.metadata["kind"], getattr(config, field.name)
         if value and ("output" in kind or kind == "apart"):
             check_output(value, flag(field.name), kind)
-            if field.metadata["work"].startswith("to ") and kind == "output":
-                own = field.metadata["work"].removeprefix("to ").format(**vars(config))
-                refuse_folder_of_others(value, flag(field.name), own)
+            if kind == "output" and (own := WRITTEN.get((name_stage(type(config)), field.name))):
+                refuse_folder_of_others(value, flag(field.name), own.format(**vars(config)))
         elif value and kind:
             check_input(config, kind, value, flag(field.name))
 
@@ -155,10 +156,10 @@ def check_output(uri: str, flag: str, kind: str = "output") -> None:
     require(not is_work, f"{flag} {uri}: is a folder of `must adapt`; choose another one")
 
 
-def call(stage: str, /, **values: Any) -> Any:
+def run(stage: str, /, **values: Any) -> Any:
     """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default. Raises
     what the functions at `must` do, but SystemExit for training that was stopped (75, a checkpoint is saved)."""
-    return run(stage, configure(stage, {name: value for name, value in values.items() if value is not None}))
+    return run_config(stage, configure(stage, {name: value for name, value in values.items() if value is not None}))
 
 
 def configure(stage: str, values: dict[str, Any], file: str | None = None) -> StageConfig:
@@ -174,7 +175,7 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
     return load(config, values)
 
 
-def run(stage: str, config: StageConfig, **extra: Any) -> Any:
+def run_config(stage: str, config: StageConfig, **extra: Any) -> Any:
     """Checks the inputs, then imports and calls the stage's function, with the keywords `extra` besides."""
     row = COMMANDS[stage]
     preflight(config)
@@ -204,32 +205,27 @@ Raises:
     OSError: a path that cannot be read or written."""
 
 
-def find_function(name: str) -> Callable[..., Any]:
-    """`must.NAME`."""
+def make_function(name: str) -> Callable[..., Any]:
+    """`must.NAME`: runs the stage in this thread, and handles no signals."""
     if name in PYTHON_FUNCTIONS:
         return import_name(PYTHON_FUNCTIONS[name])
     stage = COMMANDS[name]
 
+    @naming_parameters()
     def function(**values: Any) -> Any:
-        return run_stage(name, {key: value for key, value in values.items() if value is not None})
+        config = configure(name, {key: value for key, value in values.items() if value is not None})
+        predictions: list[Any] = []
+        with resumable(name):
+            if name != "predict":
+                return make_result(config, run_config(name, config))
+            counts = run_config(name, config, **({} if values.get("output") else {"take": predictions.append}))
+            return Predicted(predictions, counts["images"], counts["unreadable"])
 
     function.__name__ = function.__qualname__ = name
     function.__module__ = "must"  # where it is imported from, by pickle too
     function.__doc__ = make_docstring(stage)
     function.__signature__ = make_signature(name, stage)  # type: ignore[attr-defined]
     return function
-
-
-@naming_parameters()
-def run_stage(name: str, values: dict[str, Any]) -> Any:
-    """Runs a stage of the table in this thread. Handles no signals."""
-    config = configure(name, values)
-    predictions: list[Any] = []
-    with resumable(name):
-        if name != "predict":
-            return make_result(config, run(name, config))
-        counts = run(name, config, **({} if values.get("output") else {"take": predictions.append}))
-        return Predicted(predictions, counts["images"], counts["unreadable"])
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""What is in WORK, and what it was made from: adapt.json.
+"""What is in WORK, and what it was made from.
 
-The first call works in WORK itself. If the inputs of a later call differ from those in adapt.json, what is affected is
-made in a folder beside it, WORK/.next-HASH, and the rest is used as it is; at the end the new parts take the places of
-the old ones, which go to WORK/before. Until then WORK is unchanged. A call that is killed during the exchange is
-completed by the next one."""
+A part is up to date if the hash of what it was made from stands in it: in shards/, test/ and models/ a file `made_from`
+has it; refined.json and metrics.json name the model, the images and the answers. What is not up to date is made in the
+order of PARTS. Shards and the classifier are made in WORK/.next, and take the places of the old ones when all of them
+are there; a model is replaced by its successor in one step. So a call that is stopped goes on with the first part that
+is not up to date."""
 
 import hashlib
 import json
@@ -16,50 +17,39 @@ from typing import Any
 import numpy as np
 
 from must.base import storage
-from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import pluralize
 from must.config.work import (
-    AGAIN,
-    CHECKPOINTS,
+    BESIDE,
     CLASSIFIER_FILE,
     DESCRIPTION_FILE,
     INDEX_FILE,
-    MADE_FROM,
     METRICS_FILE,
-    NEXT_PREFIX,
     OF_MODEL,
-    ONNX_FILE,
     PARTS,
     PREDICTIONS_FILE,
     RECORD_FILE,
     REFINED_FILE,
     REPORT_FILE,
     WEIGHTS_FILE,
-    WORDS,
-    is_work,
+    Workspace,
+    is_outdated,
 )
 from must.data.format import join_arrays, load_index, read_contents
 from must.data.shards.listing import identify_source
 from must.data.shards.workdir import WORK_FOLDER
 from must.method.answers.answers_file import hash_answers
-from must.method.model.description import complete_save
+from must.method.model.classifier import read_header
+from must.method.model.description import Provenance, complete_save, load_description
 
 logger = logging.getLogger(__name__)
 
-SHARDS, TEST, BUNDLE, LABELS, FILES, ANSWERS, FEATURES = (
-    PARTS[name].path for name in ("shards", "test", "bundle", "labels", "files", "answers", "features")
+SHARDS, TEST, BUNDLE, LABELS, FEATURES, MODELS = (
+    PARTS[name].path for name in ("shards", "test", "bundle", "labels", "features", "models")
 )
 REPORT = "report"
-PATHS_IN = (
-    f"{BUNDLE}/{DESCRIPTION_FILE}",
-    f"{LABELS}/{REFINED_FILE}",
-    f"{REPORT}/{METRICS_FILE}",
-    f"{REPORT}/{REPORT_FILE}",
-)
-"""Files that name the folders that a stage was given."""
-EXPORTS = tuple(PARTS[name].path for name in ("onnx", "open_clip"))  # of a model; `must export` made them
-BEFORE, EXCHANGE, ASIDE = "before", "exchange.json", "old"
+MADE_FROM, FILES = "made_from", "files"  # in a part: the hash; in shards/: hashes of the files that were packed
+OURS = (CLASSIFIER_FILE, MODELS, SHARDS, TEST, FEATURES, BUNDLE, LABELS, REPORT)  # names that `must adapt` writes
 GUIDE = """\
 # What `must adapt` made
 
@@ -70,222 +60,173 @@ GUIDE = """\
 | `model/` | the model with its memory: `must predict FOLDER --model WORK`, where WORK is this folder |
 | `onnx/`, `open_clip/` | the model for other programs, if `must export` made them |
 | `review/` | people's answers; keep it, the rest can be made again by `must adapt WORK` |
-| `before/` | parts that were replaced |
-| all others | for `must` itself: packed images, their features, the model before, what the call was |
+| all others | for `must` itself: packed images, their features, CLIP before, what the call was, its log |
 """
 
 
 class WorkState:
-    """The parts of WORK: those that are up to date, where they are; the others, where they are made."""
+    """WORK, during a call of `must adapt`. `keys`: {part: the hash of what it is made from in this call}."""
 
-    def __init__(self, work: Path, inputs: dict[str, Any], again: bool, words: dict[str, Any]) -> None:
-        """Completes an exchange that was interrupted, and decides where the call works. Writes adapt.json there.
-        Raises UserError: there are files of others with the names of parts."""
-        self.work, self.folder, self.changed, self.damaged, self.why = work, work, set[str](), False, ""
-        self.inputs = inputs = json.loads(json.dumps(inputs, default=str))
-        for unfinished in work.glob(f"{NEXT_PREFIX}*/{EXCHANGE}"):
-            exchange(work, unfinished.parent)
-        record = work / RECORD_FILE
-        before = storage.read_json(str(record), "adapt") if record.exists() else {}
-        exports, _ = (before.pop(name, None) for name in ("exports", WORDS))
-        self.words, self.exports = words, dict[str, dict[str, Any]](exports or {})
-        others = [name for name in MADE_FROM if (work / name).exists()]
+    def __init__(self, work: Path, keys: dict[str, str], again: bool) -> None:
+        """Raises UserError: there are files of others with the names of parts."""
+        self.work, self.beside, self.keys, self.again = work, work / BESIDE, keys, again
+        others = [name for name in OURS if (work / name).exists()]
         require(
-            bool(before) or not others or is_work(str(work)),
+            (work / RECORD_FILE).exists() or not others or Workspace(str(work)).is_made(),
             f"output {work}: holds {', '.join(sorted(others))}, not of `must adapt`; choose a folder of its own",
         )
-        for folder in (work / SHARDS, work / TEST):
-            if missing := find_missing(folder, bool(before)):
-                logger.info(f"{missing} is missing; {folder} is made anew")
-                remove(folder)
-                self.damaged = True
-        if again or (others and before != inputs):
-            self.changed = {name for name in inputs if again or before.get(name) != inputs[name]}
-            self.changed |= {AGAIN} if again else set()
-            key = hashlib.sha256(json.dumps([inputs, again]).encode()).hexdigest()[:12]
-            self.folder = work / f"{NEXT_PREFIX}{key}"
-            why = f"{', '.join(sorted(self.changed))} changed since"
-            if again or not before:
-                why = "all is made anew" if again else f"there is no {RECORD_FILE}, so that all is looked at again"
-            self.why = f"{why}; {work.name} is exchanged at the end"
-        self.new = not (self.folder / RECORD_FILE).exists()  # made by this call
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.write_record()
+        self.changed = False  # whether this call has made anything
+        for part in (SHARDS, TEST) if not again else ():
+            if (missing := find_missing(work / part)) and (work / part / MADE_FROM).exists():
+                logger.info(f"{missing} is missing; {work / part} is made anew")
+                (work / part / MADE_FROM).unlink()
 
-    def write_record(self) -> None:
-        """adapt.json: the inputs, the words of the call, and exports to make again."""
-        more = {WORDS: self.words} | ({"exports": self.exports} if self.exports else {})
-        storage.write_bytes(str(self.folder / RECORD_FILE), json.dumps(self.inputs | more, indent=1).encode())
+    def record(self, **values: Any) -> bytes:
+        """Adds to adapt.json; returns its content before, b"" if there was none."""
+        file = self.work / RECORD_FILE
+        before = file.read_bytes() if file.exists() else b""
+        content = storage.parse_object_or_none(before, dict) or {} if before else {}
+        storage.write_bytes(str(file), json.dumps(content | values, indent=1).encode())
+        return before
 
-    def abandon(self) -> None:
-        """Removes what this call has made; for inputs that are refused."""
-        made = [self.work / name for name in (*MADE_FROM, RECORD_FILE)] if self.folder == self.work else [self.folder]
-        for path in made if self.new else ():
-            remove(path)
+    def is_current(self, part: str, folder: Path | None = None) -> bool:
+        """Whether shards, test images or the models of the classifier are of this call's inputs."""
+        where = folder or self.work
+        file = where / part / MADE_FROM
+        is_whole = part != MODELS or (where / CLASSIFIER_FILE).exists()
+        known = is_whole and file.is_file() and not (self.again and not folder)
+        return known and file.read_text() == self.keys[part]
 
-    @property
-    def outdated(self) -> set[str]:
-        return {part for part, sources in MADE_FROM.items() if self.changed & set(sources)}
+    def is_ready(self, part: str) -> bool:
+        return self.is_current(part) or self.is_current(part, self.beside)
 
-    def part(self, name: str) -> Path:
-        return (self.folder if name in self.outdated else self.work) / name
+    def find_folder(self, part: str) -> Path:
+        """WORK, or the folder beside where the part of this call is until `take`."""
+        return self.work if self.is_current(part) else self.beside
 
-    def weights_sha256(self) -> str:
-        """Of the model; "" if there is none."""
-        model = self.part(BUNDLE)
-        complete_save(str(model))
-        if not (model / WEIGHTS_FILE).exists():
-            (model / DESCRIPTION_FILE).unlink(missing_ok=True)
-        return str(value(model / DESCRIPTION_FILE, "weights_sha256") or "")
+    def finish_part(self, part: str) -> None:
+        """Writes what it was made from: then it is complete."""
+        storage.write_bytes(str(self.beside / part / MADE_FROM), self.keys[part].encode())
 
-    def answers(self) -> str:
-        """Where the answers are: those of WORK, or else those that the labels were made with; "" if there are none.
-        Those of WORK first, as the labels of a copied or moved WORK name the place of the original."""
-        configs = [value(folder / REFINED_FILE, "config") for folder in (self.part(LABELS), self.work / LABELS)]
-        used = [config.get("answers") for config in configs if isinstance(config, dict)]
-        places = [place for place in (str(self.part(ANSWERS)), *used) if isinstance(place, str)]
-        return next((place for place in places if hash_answers(place)), "")
-
-    def promised(self) -> dict[str, Any]:
-        """What the last `must refine` was asked to promise about the labels."""
-        config = value(self.part(LABELS) / REFINED_FILE, "config") or value(self.work / LABELS / REFINED_FILE, "config")
-        return {name: config[name] for name in ("risk", "promise") if name in (config or {})}
-
-    def labels_are_up_to_date(self) -> bool:
-        """Whether they are of this model, these images, and the answers that there are."""
-        file, weights = self.part(LABELS) / REFINED_FILE, self.weights_sha256()
-        made_of = [value(file, name) for name in ("weights_sha256", "answers_sha256")]
-        is_whole = bool(weights) and (self.part(LABELS) / PREDICTIONS_FILE).exists()
-        return is_whole and made_of == [weights, hash_answers(self.answers())]
-
-    def report_is_up_to_date(self) -> bool:
-        """Whether it measured this model."""
-        model = value(self.part(REPORT) / METRICS_FILE, "model") or {}
-        return (self.part(REPORT) / REPORT_FILE).exists() and model.get("weights_sha256") == self.weights_sha256()
+    def take(self) -> None:
+        """Puts the parts that were made beside into their places."""
+        for part in (SHARDS, TEST):
+            if self.is_current(part, self.beside):
+                self.changed = True
+                remove(self.work / part)
+                (self.beside / part).rename(self.work / part)
+        if self.is_current(MODELS, self.beside):
+            self.changed = True
+            new, old = self.beside / MODELS, self.work / MODELS
+            old.mkdir(exist_ok=True)
+            for path in new.iterdir():
+                if path.is_dir():
+                    remove(old / path.name)
+                    path.rename(old / path.name)
+            (self.beside / CLASSIFIER_FILE).replace(self.work / CLASSIFIER_FILE)
+            (new / MADE_FROM).replace(old / MADE_FROM)
+        remove(self.beside)
+        if not self.keys[TEST]:
+            remove(self.work / TEST)
+        self.again = False
 
     def compare_images(self) -> None:
-        """Says how many images are new or gone; if none is, the old shards and what was made of them stay."""
-        if SHARDS not in self.outdated or not (self.work / SHARDS / INDEX_FILE).exists():
+        """Says how many images are new or gone; if none is, the old shards stay."""
+        old, new = self.work / SHARDS, self.beside / SHARDS
+        if not (new / INDEX_FILE).exists() or not (old / INDEX_FILE).exists() or find_missing(old):
             return
-        (old, old_shards), (new, new_shards) = (read_shards(folder / SHARDS) for folder in (self.work, self.folder))
-        images = np.unique(np.concatenate([old, new]))
-        before, now = (np.bincount(images.searchsorted(part), minlength=len(images)) for part in (old, new))
+        (contents, tars), (new_contents, new_tars) = map(read_shards, (old, new))
+        images = np.unique(np.concatenate([contents, new_contents]))
+        before, now = (
+            np.bincount(images.searchsorted(part), minlength=len(images)) for part in (contents, new_contents)
+        )
         added, gone = (int(np.maximum(more, 0).sum()) for more in (now - before, before - now))  # copies count
-        same = not added and not gone and old_shards == new_shards
+        same = not added and not gone and tars == new_tars
         if added or gone:
             logger.info(f"{pluralize(added, 'new image')}, {gone:,} gone")
         else:
             logger.info(f"no image is new, and none gone{'' if same else '; names, order or copies of images changed'}")
-        if same:
-            remove(self.folder / SHARDS)
-            self.changed -= {"images"}
+        if same and not self.again:
+            for name in (FILES, MADE_FROM):
+                (new / name).replace(old / name)
+            remove(new)
 
     def adds_only(self, source: str, files: np.ndarray) -> bool:
         """Whether the shards that there are were made of this source, of some of its `files` (must/api/inputs.py)."""
-        before, shards = self.work / FILES, self.work / SHARDS
-        if (
-            AGAIN in self.changed
-            or self.folder == self.work
-            or not (before.exists() and (shards / INDEX_FILE).exists())
-        ):
+        shards = self.work / SHARDS
+        if self.again or not (shards / FILES).exists() or find_missing(shards) or not (shards / INDEX_FILE).exists():
             return False
-        known = np.frombuffer(before.read_bytes(), "<u8")
-        same = identify_source(load_index(str(shards)).source["uri"]) == identify_source(
-            source
-        )  # names are known by place
+        known = np.frombuffer((shards / FILES).read_bytes(), "<u8")
+        uri = load_index(str(shards)).source["uri"]  # names are known by place
+        same = identify_source(uri) == identify_source(source)
         return same and bool(len(known)) and bool(np.isin(known, files).all())
 
-    def record_files(self, files: np.ndarray) -> None:
-        """What the shards were made of."""
-        storage.write_bytes(str(self.part(FILES)), files.astype("<u8").tobytes())
+    def weights_sha256(self) -> str:
+        """Of the model; "" if there is none."""
+        model = self.work / BUNDLE
+        complete_save(str(model))
+        if not (model / WEIGHTS_FILE).exists():
+            (model / DESCRIPTION_FILE).unlink(missing_ok=True)
+        return str(read_value(model / DESCRIPTION_FILE, "weights_sha256") or "")
 
-    def keep_trained(self) -> None:
-        """A trained model of the same classes stays, as a copy: what took hours is not replaced by what takes none."""
-        stays, model = BUNDLE in self.outdated and CLASSIFIER_FILE not in self.outdated, self.part(BUNDLE)
-        if stays and is_trained(self.work) and not any((model / n).exists() for n in (DESCRIPTION_FILE, CHECKPOINTS)):
-            copy = self.folder / f"{BUNDLE}.copy"
-            remove(model)
-            remove(copy)
-            shutil.copytree(self.work / BUNDLE, copy, ignore=shutil.ignore_patterns(CHECKPOINTS))
-            copy.rename(model)
+    def provenance(self) -> Provenance:
+        """Of the model; an empty one if there is none, or one without training."""
+        found = self.weights_sha256() and load_description(str(self.work / BUNDLE)).provenance
+        return found if found and found.config else Provenance()
 
-    def find_old_exports(self) -> dict[str, dict[str, Any]]:
-        """{name of an export of a model that is replaced: the parameters that it was made with}."""
+    def fits(self) -> bool:
+        """Whether the model is of the classes, and of the CLIP, of this call, or is not trained: then it is made of
+        the classifier. A trained one of others can only be replaced by another training."""
+        origin, header = self.provenance(), read_header(str(self.find_folder(MODELS) / CLASSIFIER_FILE))
+        if not origin:
+            return True
+        same = load_description(str(self.work / BUNDLE)).classes == list(header.classes)
+        return same and origin.model_sha256 == header.model_sha256
+
+    def answers(self) -> str:
+        """Where the answers are: those of WORK, or else those that the labels were made with; "" if there are none.
+        Those of WORK first, as the labels of a copied or moved WORK name the place of the original."""
+        config = read_value(self.work / LABELS / REFINED_FILE, "config") or {}
+        places = [str(self.work / PARTS["answers"].path), config.get("answers")]
+        return next((place for place in places if isinstance(place, str) and hash_answers(place)), "")
+
+    def promised(self) -> dict[str, Any]:
+        """What the last `must refine` was asked to promise about the labels."""
+        config = read_value(self.work / LABELS / REFINED_FILE, "config") or {}
+        return {name: config[name] for name in ("risk", "promise") if name in config}
+
+    def labels_are_current(self) -> bool:
+        """Whether they are of this model, these classes and images, and the answers that there are."""
+        file, weights = self.work / LABELS / REFINED_FILE, self.weights_sha256()
+        if not weights or not (self.work / LABELS / PREDICTIONS_FILE).exists():
+            return False
+        header = read_header(str(self.work / CLASSIFIER_FILE))
+        classes = load_description(str(self.work / BUNDLE)).classes
+        made_of = {
+            "weights_sha256": weights, "answers_sha256": hash_answers(self.answers()),
+            "classifier_sha256": header.sha256, "index_sha256": load_index(str(self.work / SHARDS)).sha256,
+        }  # fmt: skip
+        return classes == list(header.classes) and all(read_value(file, name) == made_of[name] for name in made_of)
+
+    def report_is_current(self) -> bool:
+        """Whether it measured this model on these images, and nothing says that it is of another."""
+        folder, measured = self.work / REPORT, self.work / (TEST if self.keys[TEST] else SHARDS)
+        page, metrics = folder / REPORT_FILE, folder / METRICS_FILE
+        found = [(read_value(metrics, name) or {}) for name in ("model", "data")]
+        made_of = found[0].get("weights_sha256"), found[1].get("index_sha256")
+        now = self.weights_sha256(), load_index(str(measured)).sha256
+        return page.exists() and made_of == now and not is_outdated(page)
+
+    def list_old_exports(self) -> list[str]:
+        """Names of what was made of another model than this one, by `must export` and `must gate`."""
         weights = self.weights_sha256()
-        return {
-            name: read_export(self.work / name)
-            for name in EXPORTS
-            if (self.work / name).exists() and not is_derived(self.work / name, weights)
-        }
+        parts = [PARTS[name].path for name in OF_MODEL]
+        return [name for name in parts if (self.work / name).exists() and not is_derived(self.work / name, weights)]
 
     def finish(self) -> None:
-        """Exchanges the new parts for the old ones, and puts aside what was made of a model that is replaced."""
-        if self.exports:
-            self.write_record()  # a call after a kill makes them
-        folder, new, weights = self.work / f"{NEXT_PREFIX}aside", list[str](), self.weights_sha256()
-        if self.folder != self.work:
-            folder, new = self.folder, [name for name in (*MADE_FROM, RECORD_FILE) if (self.folder / name).exists()]
-        old = [name for name in self.outdated if (self.work / name).exists()]
-        old += [name for name in OF_MODEL if (self.work / name).exists() and not is_derived(self.work / name, weights)]
-        old += [RECORD_FILE] if old and new and (self.work / RECORD_FILE).exists() else []
-        for file in PATHS_IN:
-            if new and (path := folder / file).exists():
-                # this end of the path has no character that JSON or HTML escapes
-                storage.write_bytes(str(path), path.read_bytes().replace(f"/{folder.name}".encode(), b""))
-        if old or new:
-            (folder / ASIDE).mkdir(parents=True, exist_ok=True)
-            storage.write_bytes(str(folder / EXCHANGE), json.dumps({"old": sorted(old), "new": new}).encode())
-            exchange(self.work, folder)
-        for unfinished in self.work.glob(f"{NEXT_PREFIX}*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
+        """Writes README.md, unless somebody has changed it."""
         if not (guide := self.work / "README.md").exists():
             storage.write_bytes(str(guide), GUIDE.encode())
-        self.folder = self.work
-
-    def end_exports(self) -> None:
-        if self.exports:
-            self.exports = {}
-            self.write_record()
-
-
-def exchange(work: Path, folder: Path) -> None:
-    """Moves old parts from WORK to WORK/before, and new ones from `folder` to WORK. May be repeated after a kill.
-
-    What is in before/ stays, with old parts that are missing there, if it is worth more than the old parts: they are no
-    model, or one without training, and before/ has a trained one."""
-    plan = storage.read_json(str(folder / EXCHANGE), "adapt")
-    old, before = folder / ASIDE, work / BEFORE
-    if old.exists():  # else it is before/ already
-        for name in plan["old"]:
-            if (work / name).exists() and (name not in plan["new"] or (folder / name).exists()):  # it is the old one
-                (work / name).rename(old / name)
-        for name in plan["new"]:
-            if (folder / name).exists():
-                (folder / name).rename(work / name)
-        if is_trained(old) or ((old / BUNDLE).exists() and not is_trained(before)):
-            shutil.rmtree(before, ignore_errors=True)
-            old.rename(before)
-        else:
-            for part in old.iterdir():
-                before.mkdir(exist_ok=True)
-                if not (before / part.name).exists():
-                    part.rename(before / part.name)
-    (folder / EXCHANGE).unlink()  # first: a call after a kill in the next line must not repeat the above
-    shutil.rmtree(folder)
-
-
-def read_export(folder: Path) -> dict[str, Any]:
-    """The parameters of `must export` that the ONNX file in the folder names; {} without one that can be read."""
-    from must.deploy.onnx_model import EMBEDDING, OnnxClassifier
-
-    if not (folder / ONNX_FILE).is_file():
-        return {}
-    try:
-        metadata = OnnxClassifier(folder / ONNX_FILE).metadata
-    except (UserError, ModuleNotFoundError):
-        return {}
-    made = {name: metadata[name] for name in ("precision", "input") if name in metadata}
-    return made | {"embeddings": EMBEDDING in metadata}
 
 
 def is_derived(path: Path, weights: str) -> bool:
@@ -294,11 +235,7 @@ def is_derived(path: Path, weights: str) -> bool:
     return any(weights.encode() in file.read_bytes() for file in files)
 
 
-def is_trained(work: Path) -> bool:
-    return bool((value(work / BUNDLE / DESCRIPTION_FILE, "provenance") or {}).get("config"))
-
-
-def value(file: Path, name: str) -> Any:
+def read_value(file: Path, name: str) -> Any:
     """A value in a JSON file; None if there is none."""
     return (storage.parse_object_or_none(file.read_bytes(), dict) or {}).get(name) if file.is_file() else None
 
@@ -318,10 +255,10 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def find_missing(shards: Path, is_ours: bool) -> Path | None:
-    """The index, in a folder that `is_ours`, or the first of its files that is not there; None while it is written."""
+def find_missing(shards: Path) -> Path | None:
+    """The index of a folder of shards, or the first of its files, that is not there; None while it is written."""
     if not (shards / INDEX_FILE).exists():
-        return shards / INDEX_FILE if is_ours and shards.exists() and not (shards / WORK_FOLDER).exists() else None
+        return shards / INDEX_FILE if shards.exists() and not (shards / WORK_FOLDER).exists() else None
     index = load_index(str(shards))
     names = [*(shard.name for shard in index.shards), *(table["name"] for table in index.tables)]
     return next((shards / name for name in names if not (shards / name).exists()), None)
@@ -336,7 +273,7 @@ def read_shards(shards: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def check_places(folder: Path, inputs: dict[str, Any]) -> None:
-    """Raises UserError: an input is in a part of WORK that this call may move away."""
+    """Raises UserError: an input is in a part of WORK that this call may replace."""
     for label, value in inputs.items():
         if isinstance(value, str | os.PathLike) and not storage.is_remote(os.fspath(value)):
             path, work = Path(value).resolve(), folder.resolve()
@@ -345,5 +282,9 @@ def check_places(folder: Path, inputs: dict[str, Any]) -> None:
             hint = "the model in it" if label == "--model" else "the photographs, or the shards in it"
             require(not other, f"{label} {value}: is a folder of `must adapt`; give {hint}")
             part = path.relative_to(work).parts[0] if path.is_relative_to(work) else ""
-            is_free = part not in (*MADE_FROM, *OF_MODEL, BEFORE)
+            is_free = part not in (*OURS, *(PARTS[name].path for name in OF_MODEL), BESIDE)
             require(is_free, f"{label} {value}: is in {work}, in a folder that must adapt writes; move it elsewhere")
+
+
+def hash_inputs(*inputs: Any) -> str:
+    return hashlib.sha256(json.dumps(inputs, default=str).encode()).hexdigest()

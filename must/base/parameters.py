@@ -48,7 +48,6 @@ def param(
     often: bool = False,
     bare: bool = False,
     kind: str = "",
-    work: str = "",
     between: tuple[float, float] | None = None,
     **bounds: float,
 ) -> Any:
@@ -60,7 +59,6 @@ def param(
         often: the field is under the heading MOST_USED instead, above all others.
         bare: the value may also be given without the flag.
         kind: the kind of a file or folder that is checked before the stage begins; see must.api.stages.
-        work: the path in WORK that is the default, see `find_value` in must.config.work.
         between: the limits of a number, or of each number of a list, both included.
         bounds: other limits, by the words of COMPARISONS."""
     if between:
@@ -68,7 +66,7 @@ def param(
     metavar = "N" if metavar is None and type(default) is int else metavar
     metadata = {
         "help": help, "metavar": metavar, "positional": positional, "group": group, "often": often, "bare": bare,
-        "kind": kind, "work": work, "bounds": bounds,
+        "kind": kind, "bounds": bounds,
     }  # fmt: skip
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)

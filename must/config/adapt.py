@@ -42,7 +42,7 @@ class AdaptConfig(StageConfig):
         "where there is a CUDA GPU",
         "auto",
     )
-    again: bool = param("make everything anew; what there is goes to OUTPUT/before", False)
+    again: bool = param("make everything anew, as if all inputs had changed", False)
     max_rejected: float = param(
         "largest share of undecodable images; above it nothing is trained", 0.01, metavar="SHARE", between=(0, 1)
     )
@@ -58,9 +58,9 @@ class SortConfig(StageConfig):
     example = "must sort work/\n  must sort work/ --copy --output sorted/"
 
     model: str = defaults.bundle("the bundle whose labels these are")
-    labels: str = param("folder of `must refine`", metavar="DIR", kind="refined", work="labels")
+    labels: str = param("folder of `must refine`", metavar="DIR", kind="refined")
     shards: str = defaults.shards()
-    output: str = defaults.output("folder to make, with a folder for each class", "sorted", metavar="DIR")
+    output: str = defaults.output("folder to make, with a folder for each class", metavar="DIR")
     copy: bool = param("copy the images in place of linking to them", False)
 
     @property

@@ -14,24 +14,24 @@ WORK = "or WORK, a folder that `must adapt` made, which has the other inputs, to
 def bundle(text: str, default: Any = MISSING, group: str = "input and output", kind: str = "bundle") -> Any:
     """The stage's model, or WORK."""
     text = f"{text}; {WORK}"
-    return param(text, default, metavar="BUNDLE|WORK", group=group, often=True, bare=True, kind=kind, work="bundle")
+    return param(text, default, metavar="BUNDLE|WORK", group=group, often=True, bare=True, kind=kind)
 
 
 def classifier(text: str, default: Any = MISSING) -> Any:
-    return param(text, default, metavar="FILE", often=True, kind="classifier", work="classifier")
+    return param(text, default, metavar="FILE", often=True, kind="classifier")
 
 
-def shards(work: str = "shards", **more: Any) -> Any:
-    return param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", work=work, **more)
+def shards(**more: Any) -> Any:
+    return param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", **more)
 
 
-def features(work: str = "to features", **more: Any) -> Any:
+def features(**more: Any) -> Any:
     text = "folder of the pictures' features; those that are missing are computed and added; empty: they are not kept"
-    return param(text, "", metavar="URI", kind="output", work=work, **more)
+    return param(text, "", metavar="URI", kind="output", **more)
 
 
-def output(text: str, work: str, **more: Any) -> Any:
-    return param(text, often=True, kind="output", work=f"to {work}", **{"metavar": "URI"} | more)
+def output(text: str, **more: Any) -> Any:
+    return param(text, often=True, kind="output", **{"metavar": "URI"} | more)
 
 
 def index_sha256(shards: str = "shards") -> Any:

@@ -94,7 +94,6 @@ class ServeConfig(StageConfig):
         "",
         metavar="FILE|URI|WORK",
         bare=True,
-        work="onnx",
         group="model",
         often=True,
     )
@@ -140,7 +139,7 @@ class ExportConfig(StageConfig):
     )
 
     model: str = defaults.bundle("the bundle written by `must train`")
-    output: str = defaults.output("folder for the exported model and its card", "{to}")
+    output: str = defaults.output("folder for the exported model and its card")
     to: Literal["onnx", "open_clip"] = param(
         "what reads it: any ONNX runtime, or open_clip's own code, without this library", "onnx", often=True
     )
@@ -164,7 +163,6 @@ class ExportConfig(StageConfig):
         group="images to check with",
         often=True,
         kind="shards",
-        work="shards",
     )
     index_sha256: str = defaults.index_sha256("--shards")
     split: str = param("split of --shards to take images from", "train", metavar="NAME")
@@ -179,7 +177,6 @@ class ExportConfig(StageConfig):
         group="model card",
         often=True,
         kind="metrics",
-        work="own metrics",
     )
 
     def check_values(self) -> None:
@@ -208,9 +205,9 @@ class PromoteConfig(StageConfig):
     registry: str = param("where promoted models live: a folder or a bucket's URI", metavar="URI", often=True)
     name: str = param("the model's name in the registry", metavar="NAME", often=True)
     model: str = defaults.bundle("the bundle written by `must train`", "", group="what is promoted", kind="")
-    onnx: str = param("the folder written by `must export`, to go with it", "", metavar="DIR", often=True, work="onnx")
-    metrics: str = param("metrics.json of `must evaluate`, to be remembered", "", metavar="FILE", work="metrics")
-    decision: str = param("decision of `must gate`; a stopped model is refused", "", metavar="FILE", work="decision")
+    onnx: str = param("the folder written by `must export`, to go with it", "", metavar="DIR", often=True)
+    metrics: str = param("metrics.json of `must evaluate`, to be remembered", "", metavar="FILE")
+    decision: str = param("decision of `must gate`; a stopped model is refused", "", metavar="FILE")
     champion: str = param(
         "version this model was compared with, or none; refused if LATEST is another one by now", "", metavar="VERSION"
     )

@@ -22,12 +22,11 @@ class EvaluateConfig(StageConfig):
         metavar="FILE|BUNDLE",
         often=True,
         kind="baseline",
-        work="classifier",
     )
-    shards: str = defaults.shards(work="test or shards")
+    shards: str = defaults.shards()
     index_sha256: str = defaults.index_sha256()
-    split: str = param("split to evaluate on", "test", metavar="NAME", often=True, work="split")
-    output: str = defaults.output("folder of metrics.json, predictions.csv, report.html", "report")
+    split: str = param("split to evaluate on", "test", metavar="NAME", often=True)
+    output: str = defaults.output("folder of metrics.json, predictions.csv, report.html")
     labels: Literal["auto", "ignore"] = param(
         "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
     )
@@ -37,7 +36,6 @@ class EvaluateConfig(StageConfig):
         "",
         metavar="URI",
         kind="refined",
-        work="labels",
     )
     risk: float = defaults.risk("largest share of wrong classes among classified images, for the abstention threshold")
     batch_size: int = defaults.batch_size(group="how it runs")
@@ -52,9 +50,9 @@ class EvaluateConfig(StageConfig):
 class GateConfig(StageConfig):
     example = "must gate work/\n  must gate --metrics report/metrics.json --gate labelled --output decision.json"
 
-    metrics: str = param("metrics.json of `must evaluate`, with a baseline", metavar="FILE", work="metrics")
-    model: str = param(defaults.WORK.removeprefix("or "), "", metavar="WORK", bare=True, work="bundle")
-    output: str = param("JSON file for the decision and its reasons", "", metavar="FILE", work="to decision.json")
+    metrics: str = param("metrics.json of `must evaluate`, with a baseline", metavar="FILE")
+    model: str = param(defaults.WORK.removeprefix("or "), "", metavar="WORK", bare=True)
+    output: str = param("JSON file for the decision and its reasons", "", metavar="FILE")
     gate: Literal["auto", "labelled", "label-free", "none"] = param(
         "auto: labelled if there are --min-images labelled images, else the answers of `must review` drawn at random "
         "if they decide or are 50 or more, and measure at least half of the images, else label-free; labelled: the "
@@ -86,7 +84,6 @@ class RefineConfig(StageConfig):
         often=True,
         bare=True,
         kind="output",
-        work="to model",
     )
     answers: str = param(
         "folder of `must review`: answered images keep their answer, similar ones are corrected, and so are new ones",
@@ -94,11 +91,10 @@ class RefineConfig(StageConfig):
         metavar="URI",
         often=True,
         kind="answers",
-        work="answers",
     )
     split: str = param("split of unlabeled images", "train", metavar="NAME")
     features: str = defaults.features()
-    output: str = defaults.output("folder for predictions.csv, copies.csv and refined.json", "labels")
+    output: str = defaults.output("folder for predictions.csv, copies.csv and refined.json")
     alpha: float | Literal["auto"] = param(
         "weight interpolation between the zero-shot (0) and the trained model (1); auto: that of the model there",
         "auto",
@@ -134,7 +130,7 @@ class ReviewConfig(StageConfig):
     shards: str = defaults.shards()
     split: str = param("split whose pictures are shown", "train", metavar="NAME", often=True)
     features: str = defaults.features()
-    output: str = defaults.output("folder on this machine for review.json and answers.jsonl", "review", metavar="DIR")
+    output: str = defaults.output("folder on this machine for review.json and answers.jsonl", metavar="DIR")
     add: str = param(
         "answers made elsewhere: a .csv file with the columns image and class; adds them, and ends", "", metavar="FILE"
     )

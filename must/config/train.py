@@ -145,7 +145,7 @@ class TrainConfig(StageConfig):
         "  torchrun --nproc-per-node=8 -m must train --shards ... (on several GPUs)"
     )
 
-    shards: str = defaults.shards(work="", group="input and output")
+    shards: str = defaults.shards(group="input and output")
     index_sha256: str = defaults.index_sha256()
     classifier: str = param(
         "classifier file made by `must classifier`; it names the model", metavar="FILE", often=True, kind="classifier"
@@ -300,7 +300,7 @@ class TrainConfig(StageConfig):
         group="the model",
         between=(0, 1),
     )
-    features: str = defaults.features(work="")
+    features: str = defaults.features()
     log_every: int = param("steps between log lines", 10, group="how it runs", at_least=1)
     timeout: int = defaults.timeout()
 

@@ -22,7 +22,7 @@ from must.base.program import format_error
 from must.base.text import abbreviate, pluralize
 from must.config import ExportConfig, GateConfig, PredictConfig, ShardConfig, TrainConfig
 from must.config.train import check_batch
-from must.config.work import ANSWERS_FILE, INDEX_FILE, WorkUri
+from must.config.work import ANSWERS_FILE, INDEX_FILE, Workspace
 from must.data.format import Index
 from must.data.reader import open_reader
 from must.data.shards.listing import open_source
@@ -111,7 +111,7 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     training = check_run(values)
     if work_uri:
         check_writable("work_uri", work_uri)
-        registry = WorkUri(work_uri).registry(values.get("registry_uri", ""))
+        registry = Workspace(work_uri).registry(values.get("registry_uri", ""))
         check_writable("registry_uri", storage.join(registry, values.get("model_name", "model")))
     names = ("classes", "model", "pretrained", "answers")
     classes, model, pretrained, answers = (values.get(name) or "" for name in names)
@@ -123,7 +123,7 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
         if answers:
             check_answers(answers, list(class_set.names))
     check_model(model, pretrained)
-    check_sources(values, WorkUri(work_uri).shards)
+    check_sources(values, Workspace(work_uri).place("shards"))
     return hash_inputs(classes, model, pretrained)
 
 

@@ -6,12 +6,12 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import Any
 
-from must.api.stages import call
+from must.api.stages import run
 from must.base import storage
 from must.base.errors import UserError
 from must.base.lock import RUN_ID
 from must.base.parameters import require
-from must.config.work import WorkUri
+from must.config.work import Workspace
 from must.data.sources.files import ListingReport
 from must.deploy.predict.images import find_images, find_part_file, require_same_parts
 from must.deploy.predict.writer import read_table
@@ -47,7 +47,7 @@ def model(
         found = next(find_images([source], report, stack), None)
         require(found is not None, f"source {problems[0] if problems else f'{source}: no images in there'}")
     if not model:
-        registry = Registry(WorkUri(work_uri).registry(registry_uri), model_name)
+        registry = Registry(Workspace(work_uri).registry(registry_uri), model_name)
         version = registry.latest().version
         require(bool(version), f"{registry.uri}: has no champion yet; run the pipeline `must`, or give model")
         model = storage.join(registry.make_uri(str(version)), kind)
@@ -59,7 +59,7 @@ def model(
 def find_address(work_uri: str) -> str:
     """The file in which the address of the model is. An output cannot reach a loop's tasks in kfp's local runner
     (2.17), which gives them the loop's item in its place."""
-    return storage.join(WorkUri(work_uri).notes(os.environ.get(RUN_ID, "")), ADDRESS_FILE)
+    return storage.join(Workspace(work_uri).notes(os.environ.get(RUN_ID, "")), ADDRESS_FILE)
 
 
 def label(
@@ -80,7 +80,7 @@ def label(
         raise UserError(f"{file}: is missing; the stage model writes it") from None
     others = {"known": output} if only_new else {"relabel": True}
     values = make_labelling_settings(settings or {}, {"images": [source], "output": output, "model": model})
-    counts = call("predict", part=part, **others, **values)
+    counts = run("predict", part=part, **others, **values)
     rows = Counter({"new": counts["images"]})
     for row in read_table(find_part_file(output, part)):
         rows["images"] += 1

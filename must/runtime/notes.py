@@ -14,7 +14,7 @@ from functools import partial
 from must.base import storage
 from must.base.parameters import make_record
 from must.base.program import HELD
-from must.config.work import WorkUri
+from must.config.work import Workspace
 
 NOTHING_NEW = "nothing new"  # the action of the stage champion that ends a run, and of a repeated promotion
 OVERTAKEN = ("promote", HELD)  # another run promoted a model meanwhile: a retry cannot succeed
@@ -83,7 +83,7 @@ def parse_failure(text: str | bytes) -> Failure | None:
 
 
 def write_note(work_uri: str, run_id: str, note: Note) -> None:
-    uri = storage.join(WorkUri(work_uri).notes(run_id), f"{note.stage}.json")
+    uri = storage.join(Workspace(work_uri).notes(run_id), f"{note.stage}.json")
     storage.write_bytes(uri, json.dumps(asdict(note), indent=1).encode())
 
 
@@ -93,14 +93,14 @@ parse_note = partial(make_record, Note)
 def read_note(work_uri: str, run_id: str, stage: str) -> Note | None:
     """None if there is none, or it cannot be read."""
     with suppress(ValueError, OSError):
-        data = storage.read_bytes(storage.join(WorkUri(work_uri).notes(run_id), f"{stage}.json"))
+        data = storage.read_bytes(storage.join(Workspace(work_uri).notes(run_id), f"{stage}.json"))
         return storage.parse_object_or_none(data, parse_note)
     return None
 
 
 def read_notes(work_uri: str, run_id: str = "") -> list[Note]:
     """The run's notes, in the order in which the stages started. Files that are no notes are left out."""
-    folder = WorkUri(work_uri).notes(run_id)
+    folder = Workspace(work_uri).notes(run_id)
     names = [entry.name for entry in storage.list_existing(folder) if entry.name.endswith(".json")]
     notes = [storage.parse_object_or_none(storage.read_bytes(storage.join(folder, name)), parse_note) for name in names]
     return sorted(filter(None, notes), key=lambda note: note.started)

@@ -12,14 +12,14 @@ import os
 import tempfile
 from typing import Any
 
-from must.api.stages import call
+from must.api.stages import run
 from must.base import storage
 from must.base.errors import UserError
 from must.base.lock import RUN_ID
 from must.base.parameters import normalize_names, require
 from must.base.text import encode_utf8, pluralize
 from must.config import GateConfig
-from must.config.work import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE, WorkUri
+from must.config.work import CLASSIFIER_FILE, INDEX_FILE, METRICS_FILE, MODEL_FOLDER_FILE, REPORT_FILE, Workspace
 from must.data.format import load_index
 from must.deploy.promote import Latest, OtherOnnxError, Registry, make_version_name
 from must.evaluation.gate import Decision, compare_with_champion, read_decision, refuse_again, write_markdown
@@ -49,9 +49,9 @@ def shard(
     Returns:
         index: a copy of the shards' index.
         index_sha256: names the shards; the later stages refuse others."""
-    uri = WorkUri(work_uri).shards
+    uri = Workspace(work_uri).place("shards")
     inputs = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
-    result = call("shard", **make_sharding_settings(settings or {}, inputs | {"output": uri}))
+    result = run("shard", **make_sharding_settings(settings or {}, inputs | {"output": uri}))
     images = sum(shard.samples for shard in result.shards)
     facts.result = f"{images:,} images, revision {result.revision}"
     storage.write_bytes(index, storage.read_bytes(storage.join(uri, INDEX_FILE)))
@@ -68,7 +68,11 @@ def shard_part(
         part: I/N, such as 1/4.
         settings: other parameters of `must shard` by name."""
     inputs = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
-    call("shard", **make_sharding_settings(settings or {}, inputs | {"output": WorkUri(work_uri).shards}), part=part)
+    run(
+        "shard",
+        **make_sharding_settings(settings or {}, inputs | {"output": Workspace(work_uri).place("shards")}),
+        part=part,
+    )
     facts.result = "done"
 
 
@@ -82,12 +86,19 @@ def classifier(
 
     Args:
         fingerprint: what the stage inputs returns; '' to compute it."""
-    work = WorkUri(work_uri)
+    work = Workspace(work_uri)
     # `weights` is a path of the orchestrator, without an extension
-    file = storage.join(work.classifier(fingerprint or hash_inputs(classes, model, pretrained)), CLASSIFIER_FILE)
+    file = work.place("classifiers", fingerprint or hash_inputs(classes, model, pretrained), CLASSIFIER_FILE)
     intact = is_intact(file)
     if not intact:
-        call("classifier", classes=classes, model=model, pretrained=pretrained, output=file, model_store=work.models)
+        run(
+            "classifier",
+            classes=classes,
+            model=model,
+            pretrained=pretrained,
+            output=file,
+            model_store=work.place("models"),
+        )
     header, data = read_header(file), storage.read_bytes(file)
     storage.write_bytes(weights, data)
     facts.result = f"{len(header.classes)} classes{', made by an earlier run' if intact else ''}"
@@ -124,9 +135,9 @@ def champion(
         bundle_uri: of the model to compare with; '' if there is none, or it has other classes.
         key: of this run's data, settings, answers and gate.
         split: the split on which the run evaluates."""
-    work = WorkUri(work_uri)
+    work = Workspace(work_uri)
     models = Registry(work.registry(registry_uri), model_name)
-    index = load_index(work.shards, index_sha256)
+    index = load_index(work.place("shards"), index_sha256)
     split = evaluate_split or ("test" if "test" in index.splits else "train")
     index.list_shards(split)  # refuses one that is not there
     gate_settings = normalize_names(gate_settings or {})
@@ -137,7 +148,7 @@ def champion(
         "test_source and labels, or gate: auto",
     )
     recipe = make_training_settings(settings or {}, preset, epochs)
-    check_fit(index, work.shards, split, classifier, recipe, processes)
+    check_fit(index, work.place("shards"), split, classifier, recipe, processes)
     latest = models.latest().version
     key = run_key(index_sha256, classifier, recipe)
     if answers:
@@ -182,11 +193,12 @@ def evaluate(
         top1: accuracy of the adapted model, 0..1; -1 if the split has no labels.
         figures: the numbers on Kubeflow's page.
         confusion: matrix of the adapted model; empty without labels or with too many classes."""
-    work = WorkUri(work_uri)
+    work = Workspace(work_uri)
     measured = {
-        "model": bundle, "shards": work.shards, "index_sha256": index_sha256, "features": work.features, "split": split,
+        "model": bundle, "shards": work.place("shards"), "index_sha256": index_sha256, "split": split,
+        "features": work.place("features"),
     }  # fmt: skip
-    metrics: Metrics = call("evaluate", baseline=classifier, output=details, **measured)
+    metrics: Metrics = run("evaluate", baseline=classifier, output=details, **measured)
     page = storage.read_bytes(storage.join(details, REPORT_FILE))
     facts.report = storage.join(work.notes(os.environ.get(RUN_ID, "")), REPORT_FILE)
     for uri in (report, facts.report):
@@ -222,8 +234,8 @@ def decide(
         if champion_uri and rules["gate"] != "none":
             facts.against = against = facts.stays
             with tempfile.TemporaryDirectory() as folder:
-                theirs: Metrics = call("evaluate", baseline=champion_uri, output=folder, **measured)
-                by_champion = call("gate", metrics=storage.join(folder, METRICS_FILE), **rules)
+                theirs: Metrics = run("evaluate", baseline=champion_uri, output=folder, **measured)
+                by_champion = run("gate", metrics=storage.join(folder, METRICS_FILE), **rules)
             facts.before = read_accuracy(theirs).get("before")
         elif not champion_uri:
             against += f", because {facts.stays}, has other classes"
@@ -231,7 +243,7 @@ def decide(
     if by_champion and rules["gate"] == "labelled":
         result = by_champion
     else:
-        result = call("gate", metrics=file, **rules)
+        result = run("gate", metrics=file, **rules)
         result = compare_with_champion(result, by_champion) if facts.stays else result
     if version in registry.latest().rolled_back:
         result = refuse_again(result, version, registry.make_command(version))
@@ -286,7 +298,7 @@ def promote(
     Returns:
         version: the new one, or none.
         run_page: the run's summary."""
-    registry, decided = Registry(WorkUri(work_uri).registry(registry_uri), model_name), read_decision(decision)
+    registry, decided = Registry(Workspace(work_uri).registry(registry_uri), model_name), read_decision(decision)
     if decided.passed:
         latest, kept = add_version(registry, details, champion, model=bundle, onnx=onnx, decision=decision)
         registry.decide(key, f"promoted as {latest.version}", decided.reasons)
@@ -306,7 +318,7 @@ def add_version(registry: Registry, details: str, champion: str, **files: str) -
     uri, _, name = registry.uri.rpartition("/")
     files |= {"metrics": storage.join(details, METRICS_FILE), "registry": uri, "name": name}
     try:
-        return call("promote", champion=champion, **files), ""
+        return run("promote", champion=champion, **files), ""
     except OtherOnnxError:
         latest, version = registry.latest(), make_version_name(files["model"], load_description(files["model"]))
         require(
@@ -329,9 +341,9 @@ def export(
         facts.result = "nothing is exported: the model is not promoted"
         return {}
     metrics = storage.join(details, METRICS_FILE)
-    call(
+    run(
         "export", model=bundle, output=onnx, precision=precision, embeddings=embeddings, index_sha256=index_sha256,
-        shards=WorkUri(work_uri).shards, metrics=metrics,
+        shards=Workspace(work_uri).place("shards"), metrics=metrics,
     )  # fmt: skip
     facts.result = f"ONNX, {precision}" + (", with embeddings" if embeddings else "")
     origin, accuracy = read_origin(bundle), read_accuracy(read_metrics(metrics, "metrics")).get("top1")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from must.base import storage
 from must.base.program import HELD, KILLED, LONGEST_LINE, PREEMPTED, TIME_OVER, WRONG_INPUT, format_error
 from must.base.text import make_page_printable, make_printable, pluralize
-from must.config.work import LAST_FILE, WorkUri
+from must.config.work import LAST_FILE, Workspace
 from must.runtime.notes import NOTHING_NEW, OVERTAKEN, Facts, Note, read_notes
 
 logger = logging.getLogger(__name__)
@@ -231,7 +231,7 @@ def summarize(
         if last and note.stage == last[0]:
             note.state, note.facts, note.seconds = "done", last[1], time.time() - note.started
     good, headline = determine_outcome(notes, state)
-    summary = Summary(headline, good, notes=WorkUri(work_uri).notes(run_id))
+    summary = Summary(headline, good, notes=Workspace(work_uri).notes(run_id))
     summary.table = [*map(make_row, notes), *make_total(notes)]
     if (failed := find_failed(notes)) is not None:
         summary.lines.append(StageLine("Why", explain_failure(failed)))

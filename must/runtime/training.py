@@ -16,12 +16,12 @@ from typing import Any
 
 import yaml
 
-from must.api.stages import call
+from must.api.stages import run
 from must.base import storage
 from must.base.parameters import require
 from must.base.processes import check_processes, end_with_parent, make_child_environment
 from must.base.program import BUG, PREEMPTED, exiting, handling
-from must.config.work import DESCRIPTION_FILE, REFINED_FILE, JobUri, WorkUri
+from must.config.work import DESCRIPTION_FILE, JOB_BUNDLE, JOB_FILE, REFINED_FILE, Workspace
 from must.method.model.description import RunSummary, load_description, read_summary
 from must.method.train.recipe import run_key
 from must.runtime.check import make_training_settings
@@ -72,9 +72,9 @@ def make_job_values(
     The key, also that of the decision on this run, is different for each combination of data, classes and settings. It
     is part of the checkpoints' path: a retry finds them, a different run does not."""
     values = make_training_settings(settings, preset, epochs)
-    key, work = run_key(index_sha256, classifier, values), WorkUri(work_uri)
-    inputs = {"shards": work.shards, "index_sha256": index_sha256, "features": work.features}
-    inputs |= {"checkpoints": work.checkpoints(key)}
+    key, work = run_key(index_sha256, classifier, values), Workspace(work_uri)
+    inputs = {"shards": work.place("shards"), "index_sha256": index_sha256, "features": work.place("features")}
+    inputs |= {"checkpoints": work.place("checkpoints", key)}
     return key, {"checkpoint_seconds": CHECKPOINT_SECONDS, **values, **inputs}
 
 
@@ -92,10 +92,10 @@ def train(
     facts.checkpoints = job["checkpoints"]
     facts.save()
     job |= {"classifier": classifier, "output": bundle}
-    summary: RunSummary = call("train", **job) if count == 1 else launch(job, count)
+    summary: RunSummary = run("train", **job) if count == 1 else launch(job, count)
     facts.result = f"{summary.steps:,} steps, {summary.images_per_s} images/s"
     if answers:
-        labels = WorkUri(work_uri).labels(key)
+        labels = Workspace(work_uri).place("labels", key)
         teach(job, bundle, answers, labels)
         report_labels(facts, labels)
     return describe_bundle(bundle, summary)
@@ -114,7 +114,7 @@ def describe_bundle(output: str, summary: RunSummary) -> dict[str, Any]:
 def teach(job: dict[str, Any], bundle: str, answers: str, labels: str) -> None:
     """Gives the trained bundle people's answers, and writes the images' labels to the folder `labels`."""
     values = {name: job[name] for name in ("shards", "index_sha256", "features", "classifier")}
-    call("refine", **values, model=bundle, answers=answers, output=labels)
+    run("refine", **values, model=bundle, answers=answers, output=labels)
 
 
 def report_labels(facts: Facts, labels: str) -> None:
@@ -147,15 +147,15 @@ def read_origin(bundle: str) -> dict[str, Any]:
 def train_job(job: str) -> None:
     """Trains; rank 0 then copies the bundle to JOB, its description last."""
     storage.wait_for_credentials(job)  # the launcher has written there
-    content = yaml.safe_load(storage.read_bytes(JobUri(job).description))
+    content = yaml.safe_load(storage.read_bytes(storage.join(job, JOB_FILE)))
     first = os.environ.get("RANK", "0") == "0"
     with tempfile.TemporaryDirectory() as folder:
-        call("train", **content["train"], output=folder)
+        run("train", **content["train"], output=folder)
         if first and content["answers"]:
             leave_process_group()
             teach(content["train"], folder, content["answers"], content["labels"])
         if first:
-            publish(Path(folder), JobUri(job).bundle)
+            publish(Path(folder), storage.join(job, JOB_BUNDLE))
 
 
 def leave_process_group() -> None:

@@ -1,13 +1,12 @@
 """One week with one folder: `must.adapt` again, with more photos, other classes, answers, mistakes and kills."""
 
-import html
 import json
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,10 @@ from pyarrow import parquet
 
 import must
 from must.api import adapt as adapt_module
-from must.api import work_state
 from must.api.cli import main
 from must.api.demo import CLASSES, find_assets
 from must.api.inputs import ImageSource, fingerprint_source
+from must.config.work import is_outdated
 from must.data.format import load_index
 from tests import zoo
 from tests.api.conftest import (
@@ -36,87 +35,143 @@ from tests.api.conftest import (
     labels,
     weights,
     write_photos,
-)
+)  # fmt: skip
 from tests.common import printed, read_csv
 from tests.forked import CONTEXT
-from tests.zoo import put
 
 module: Any = adapt_module
-STAGES = ["classifier", "shard", "refine", "evaluate"]
+CLASSIFIER, SHARD, MODEL = ["classifier"], ["shard"], ["refine", "evaluate"]
+STAGES = [*CLASSIFIER, *SHARD, *MODEL]
 OTHER = {"classes": ["zero", "one", "two", "other"]}
 OTHERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("images", "generator", "tensors", "paths")]
 
 
 @pytest.fixture
 def ran(monkeypatch):
-    names, call = [], module.call
-    monkeypatch.setattr(module, "call", lambda name, **values: names.append(name) or call(name, **values))
+    names, run = [], module.run
+    monkeypatch.setattr(module, "run", lambda name, **values: names.append(name) or run(name, **values))
     return names
 
 
-def test_the_same_again_wherever_the_folder_is_and_however_it_is_written_does_nothing(place, ran, monkeypatch, caplog):
+def move(place):
+    (place / "photos").rename(place / "moved")
+    (place / "work").rename(place / "elsewhere")
+    return {"images": place / "moved", "output": place / "elsewhere"}
+
+
+def rename(place):
+    for path in (place / "photos").iterdir():
+        path.rename(path.with_name(f"new-{path.name}"))
+
+
+def add_and_remove(place):
+    write_photos(place / "photos", range(PHOTOS, PHOTOS + MORE))
+    (place / "photos/IMG_0039.png").unlink()
+    shutil.copy(place / "photos/IMG_0000.png", place / "photos/IMG_9999.png")
+
+
+def make_table(place):
+    """Labelled photos that are among the photos."""
+    rows = [f"{place}/photos/IMG_{n:04d}.png,{label_of(n)}\n" for n in range(30)]
+    (place / "labels.csv").write_text("image,class\n" + "".join(rows))
+    return {"test_images": place / "labels.csv"}
+
+
+def touch(place):
+    for path in (place / "photos").iterdir():
+        os.utime(path, (1, 1))
+
+
+def delete(part):
+    def act(place):
+        path = place / "work" / part
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return act
+
+
+def give_answers(place):
+    answer(place / "work", place / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in range(20)})
+
+
+STATES = {  # what is done to the place, which may change the call: what runs, how many labels, what is said
+    "the same": (lambda place: None, [], PHOTOS, "nothing has changed"),
+    "written as text": (lambda place: {"images": f"{place}/photos/"}, [], PHOTOS, "nothing has changed"),
+    "moved": (move, [], PHOTOS, "nothing has changed"),
+    "a copy of the model": (
+        lambda place: {"model": shutil.copytree(find_assets(), place / "model")}, [], PHOTOS, "nothing has changed",
+    ),
+    "without times": (touch, SHARD, PHOTOS, "no image is new, and none gone"),
+    "more photos": (add_and_remove, [*SHARD, *MODEL], PHOTOS + MORE, f"{MORE + 1} new images, 1 gone"),
+    "other names": (rename, [*SHARD, *MODEL], PHOTOS, "none gone; names, order or copies of images changed"),
+    "other classes": (lambda _: OTHER, [*CLASSIFIER, *MODEL], PHOTOS, ""),
+    "answers": (give_answers, MODEL, PHOTOS, "using 20 answers"),
+    "labelled photos": (make_table, [*SHARD, "evaluate"], PHOTOS, ""),
+    "again": (lambda _: {"again": True}, STAGES, PHOTOS, ""),
+    "no report": (delete("report"), ["evaluate"], PHOTOS, ""),
+    "no page": (delete("report/report.html"), ["evaluate"], PHOTOS, ""),
+    "no labels": (delete("labels"), MODEL, PHOTOS, ""),
+    "no table": (delete("labels/predictions.csv"), MODEL, PHOTOS, ""),
+    "no model": (delete("model"), MODEL, PHOTOS, ""),
+    "no weights": (delete("model/model.safetensors"), MODEL, PHOTOS, ""),
+    "no classifier": (delete("classifier.safetensors"), CLASSIFIER, PHOTOS, ""),
+    "no clip": (delete("models"), CLASSIFIER, PHOTOS, ""),
+    "no shards": (delete("shards"), [*SHARD, *MODEL], PHOTOS, ""),
+    "no tar": (delete("shards/train-000000.tar"), [*SHARD, *MODEL], PHOTOS, "train-000000.tar is missing"),
+    "no index": (delete("shards/index.json"), [*SHARD, *MODEL], PHOTOS, "index.json is missing"),
+    "no record": (delete("adapt.json"), [], PHOTOS, "nothing has changed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_what_is_not_up_to_date_is_made_and_nothing_else(place, ran, state, caplog):
+    """And the same call again makes nothing."""
+    caplog.set_level(logging.INFO)
+    act, expected, count, said = STATES[state]
+    changes = act(place) or {}
+    work = changes.get("output", place / "work")
+    adapted = adapt(place, **changes)
+    assert ran == expected and said in caplog.text
+    assert len(labels(work)) == count and adapted.metrics["model"]["weights_sha256"] == weights(work)
+    assert not is_outdated(work / "report/report.html") and not list(work.glob(".*"))
+    text = "".join(path.read_text() for path in (work / "report/report.html", work / "model/model.json"))
+    assert ".next" not in text + (work / "labels/refined.json").read_text()
     before = checksums(place)
-    caplog.set_level(logging.INFO, "must")
+    adapt(place, **changes | {"again": False})
+    assert ran == expected and checksums(place) == before
+
+
+def test_a_report_of_another_model_says_so_until_the_same_command_makes_it_again(place, ran):
+    page = place / "work/report/report.html"
+    give_answers(place)
+    main(["refine", str(place / "work"), "--workers", "0", "--device", "cpu"])
+    first = page.read_text().split("<body>\n")[1].splitlines()[0]
+    assert "This report is of another model than the one beside it" in first and "must adapt work" in first
     adapt(place)
-    assert caplog.messages == ["nothing has changed"]
-    monkeypatch.chdir(place)
-    for images in ("photos", "./photos", str(place / "photos") + "/"):
-        adapt(place, images=images)
-    (place / "photos").rename(place.parent / "moved")
-    adapt(place, images=place.parent / "moved")
-    model = shutil.copytree(find_assets(), place.parent / "model")
-    adapt(place, images=place.parent / "moved", model=model)
-    (place / "work").rename(place.parent / "elsewhere")
-    adapt(place, images=place.parent / "moved", output=place.parent / "elsewhere")
-    assert ran == []
-    (place.parent / "moved").rename(place / "photos")
-    (place.parent / "elsewhere").rename(place / "work")
-    for files in (before, after := checksums(place)):
-        files.pop("work/adapt.json")  # holds the words of the last call
-    assert after == before
+    assert ran == ["evaluate"] and not is_outdated(page)
 
 
 def test_work_alone_brings_all_that_is_in_it_up_to_date(place, ran, monkeypatch, capsys):
-    """With the words of the last call: new photos, answers, a report, an export as it was made; also where a call is
-    stopped before the export."""
+    """With the words of the last call; and it says which export is of the model before."""
     monkeypatch.chdir(place)
     adapt(place, images="photos")
-    main(["export", str(place / "work"), "--embeddings", "--limit", "11"])
-    capsys.readouterr()
-    main(["adapt", "work"])
-    assert ran == [] and "nothing has changed" in capsys.readouterr().out
+    main(["export", str(place / "work"), "--limit", "11"])
     monkeypatch.chdir(place.parent)
     write_photos(place / "photos", range(PHOTOS, PHOTOS + MORE))
     main(["refine", str(place / "work"), "--risk", "0.1", "--promise", "accepted"])
-    ran.clear()
     answer(place / "work", place / "photos", {"IMG_0001.png": label_of(1)})
-
-    def stop(name, **values):
-        if name == "export":
-            raise KeyboardInterrupt
-        return call(name, **values)
-
-    call = module.call
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "call", stop)
-        with pytest.raises(SystemExit, match="130"):
-            main(["adapt", str(place / "work")])
-    assert not (place / "work/onnx").exists() and ran == ["shard", "refine", "evaluate"]
+    capsys.readouterr()
     main(["adapt", str(place / "work")])
     asked = json.loads((place / "work/labels/refined.json").read_text())["config"]
-    assert (asked["risk"], asked["promise"]) == (0.1, "accepted")
-    assert ran[3:] == ["export"] and labels(place / "work")["IMG_0001.png"] == label_of(1)
-    assert len(labels(place / "work")) == PHOTOS + MORE
-    card = (place / "work/onnx/README.md").read_text()
-    assert weights(place / "work") in card and "embedding" in card
-    main(["adapt", str(place / "work")])
-    assert ran[4:] == []
+    assert (asked["risk"], asked["promise"]) == (0.1, "accepted") and ran == [*SHARD, *MODEL]
+    assert len(labels(place / "work")) == PHOTOS + MORE and labels(place / "work")["IMG_0001.png"] == label_of(1)
+    assert "onnx: of the model before; must export" in capsys.readouterr().out
     (place / "photos").rename(place / "moved")
     with pytest.raises(SystemExit, match="2"):
         main(["adapt", str(place / "work")])
     assert "as in: must adapt PHOTOS --output" in capsys.readouterr().err
     main(["adapt", str(place / "moved"), "--output", str(place / "work")])
-    assert "nothing has changed" in capsys.readouterr().out and ran[4:] == []
+    assert ran == [*SHARD, *MODEL]
 
 
 def test_what_a_call_was_given_is_taken_again_word_for_word(place, monkeypatch):
@@ -132,19 +187,29 @@ def test_what_a_call_was_given_is_taken_again_word_for_word(place, monkeypatch):
             names,
             "--model",
             str(find_assets()),
-            "--output",
-            "o",
-            "--train",
-            "no",
-            "--seed",
-            "7",
+            *["--output", "o", "--train", "no", "--seed", "7"],
         ]
     )
     main(["adapt", "o", "--settings", "workers=0,epochs=2"])
     words = json.loads((place / "o/adapt.json").read_text())["words"]
-    assert (words["train"], words["classes"]) == ("no", names) and {"seed", "workers", "epochs"} <= words[
-        "settings"
-    ].keys()
+    assert (words["train"], words["classes"]) == ("no", names)
+    assert {"seed", "workers", "epochs"} <= words["settings"].keys()
+
+
+def test_labelled_images_are_measured_and_no_longer_where_they_are_withdrawn(place, ran):
+    work, before = place / "work", weights(place / "work")
+    table = make_table(place)["test_images"]
+    assert adapt(place, test_images=table).metrics["labelled"] == 30
+    corrected = (label_of(0) == "one" and "two") or "one"
+    table.write_text(table.read_text().replace(f"IMG_0000.png,{label_of(0)}", f"IMG_0000.png,{corrected}"))
+    adapt(place, test_images=table)
+    assert ran == ["shard", "evaluate"] * 2, "a corrected label is measured"
+    known, _ = checksums(work), ran.clear()
+    with pytest.raises(must.UserError, match=r"test_images .*: \d labels? not among the classes"):
+        adapt(place, [name for name in CLASSES if name != "one"], test_images=table)
+    assert ran == CLASSIFIER and checksums(work) == known, "before the pass, and nothing is changed"
+    assert adapt(place).metrics["labelled"] == 0 and weights(work) == before
+    assert not (work / "test").exists(), "nothing measures with labels that were withdrawn"
 
 
 def tars(folder, start):
@@ -190,18 +255,6 @@ def test_what_is_new_or_gone_or_other_below_a_folder_is_seen(tmp_path, fill, pat
         assert look() not in (first, second)
 
 
-def test_a_copy_without_the_files_times_is_packed_and_found_to_be_the_same(place, ran, caplog):
-    caplog.set_level(logging.INFO)
-    before = weights(place / "work")
-    for path in (place / "photos").iterdir():
-        os.utime(path, (1, 1))
-    adapt(place)
-    assert ran == ["shard"] and "no image is new, and none gone" in caplog.text
-    assert weights(place / "work") == before and not (place / "work/before").exists()
-    adapt(place)
-    assert ran == ["shard"], "the new times are remembered"
-
-
 def test_new_photos_are_appended_to_the_shards_and_no_other_is_packed_again(place, ran, monkeypatch, capsys):
     work, photos = place / "work", place / "photos"
     os.utime(photos / "IMG_0000.png", (1, 1))
@@ -222,9 +275,9 @@ def test_new_photos_are_appended_to_the_shards_and_no_other_is_packed_again(plac
         call(name, **values)
         raise KeyboardInterrupt
 
-    call = module.call
+    call = module.run
     with monkeypatch.context() as patch:
-        patch.setattr(module, "call", stop)
+        patch.setattr(module, "run", stop)
         with pytest.raises(KeyboardInterrupt):
             adapt(place)
     for letter in "bcdefg":
@@ -256,43 +309,6 @@ def test_new_photos_are_appended_to_the_shards_and_no_other_is_packed_again(plac
     look(0, PHOTOS + MORE + 5)
 
 
-def test_more_photos_and_answers_that_stay(place, ran, caplog):
-    caplog.set_level(logging.INFO)
-    work, photos = place / "work", place / "photos"
-    numbers = range(20)
-    answer(work, photos, {f"IMG_{n:04d}.png": label_of(n) for n in numbers})
-    first = weights(work)
-    adapt(place)
-    assert ran == ["refine", "evaluate"] and weights(work) != first
-    assert all(labels(work)[f"IMG_{n:04d}.png"] == label_of(n) for n in numbers)
-
-    del ran[:]
-    answered = weights(work)
-    put(work, {"onnx/README.md": f"made of {answered}".encode()})
-    write_photos(photos, range(PHOTOS, PHOTOS + MORE))
-    (photos / "IMG_0039.png").unlink()
-    shutil.copy(photos / "IMG_0000.png", photos / "IMG_9999.png")
-    adapt(place)
-    assert ran == ["shard", "refine", "evaluate", "export"] and f"{MORE + 1} new images, 1 gone" in caplog.text
-    assert "  49 pictures, 1 copy" in caplog.messages
-    assert len(labels(work)) == PHOTOS + MORE
-    for file in work_state.PATHS_IN:
-        assert ".next-" not in (work / file).read_text(), file
-    assert all(labels(work)[f"IMG_{n:04d}.png"] == label_of(n) for n in numbers), "answers are the pictures'"
-    assert weights(work / "before") == answered and not list(work.glob(".*")), "nothing hidden is left"
-    assert (work / "before/onnx/README.md").exists() and weights(work) in (work / "onnx/README.md").read_text()
-
-    del ran[:]
-    before = {path.name for path in work.iterdir()}
-    names = ["zero", "eleven", *CLASSES[2:], "letter"]  # one renamed, one new
-    adapted = adapt(place, names)
-    assert ran == ["classifier", "refine", "evaluate", "export"] and adapted.classes == names
-    assert {path.name for path in work.iterdir()} == before
-    known = [n for n in numbers if label_of(n) != "one"]
-    assert all(labels(work)[f"IMG_{n:04d}.png"] == label_of(n) for n in known)
-    assert (work / "models").is_dir() and adapted.predict(photos / "IMG_0000.png")[0].name in names
-
-
 def test_labels_are_in_the_order_of_the_images(place, tmp_path, ran, caplog):
     caplog.set_level(logging.INFO)
     named = [row["image"] for row in read_csv(place / "work/labels/predictions.csv")]
@@ -302,49 +318,6 @@ def test_labels_are_in_the_order_of_the_images(place, tmp_path, ran, caplog):
         adapted = adapt(place, images=images, output=tmp_path / "work")
         assert adapted.to_frame()["image"].tolist() == list(map(str, images))
     assert "names, order or copies of images changed" in caplog.text and ran[-3:] == ["shard", "refine", "evaluate"]
-
-
-def test_photos_with_new_names_have_them_in_the_labels(place, ran, caplog):
-    caplog.set_level(logging.INFO)
-    work, table = place / "work", labels(place / "work")
-    for path in (place / "photos").iterdir():
-        path.rename(path.with_name(f"new-{path.name}"))
-    adapt(place)
-    assert ran[:2] == ["shard", "refine"] and "none gone; names, order or copies of images changed" in caplog.text
-    assert labels(work) == {f"new-{name}": label for name, label in table.items()}
-
-
-def test_a_class_that_goes_is_missed_by_the_labels_of_test_images_before_the_pass(place, ran):
-    folder = wrong_labels(place, ["zero", "one"])
-    adapt(place, test_images=folder)
-    before, _ = checksums(place / "work"), ran.clear()
-    with pytest.raises(must.UserError, match=r"test_images .*: 1 label not among the classes \(one\)"):
-        adapt(place, [name for name in CLASSES if name != "one"], test_images=folder)
-    assert ran == ["classifier"] and checksums(place / "work") == before
-
-
-def test_labelled_photos_that_are_among_the_photos_are_measured_where_they_are(place, ran):
-    work, before = place / "work", weights(place / "work")
-    table = place / "labels.csv"
-    rows = [f"{place}/photos/IMG_{n:04d}.png,{label_of(n)}\n" for n in range(30)]
-    table.write_text("image,class\n" + "".join(rows))
-    assert adapt(place, test_images=table).metrics["labelled"] == 30
-    assert ran == ["shard", "evaluate"] and weights(work) == before and len(labels(work)) == PHOTOS
-
-    corrected = (label_of(0) == "one" and "two") or "one"
-    table.write_text(table.read_text().replace(f"IMG_0000.png,{label_of(0)}", f"IMG_0000.png,{corrected}"))
-    first = adapt(place, test_images=table).metrics["adapted"]["top1"]
-    assert ran == ["shard", "evaluate"] * 2, "a corrected label is measured"
-    assert adapt(place, test_images=table).metrics["adapted"]["top1"] == first
-    assert ran == ["shard", "evaluate"] * 2
-
-    folder = place / "sorted"
-    for number in range(30):
-        photo = (place / "photos" / f"IMG_{number:04d}.png").read_bytes()
-        put(folder / label_of(number), {f"{number}.png": photo})
-    assert adapt(place, test_images=folder).metrics["labelled"] == 30 and weights(work) == before
-    assert adapt(place).metrics["labelled"] == 0
-    assert not (work / "test").exists(), "nothing measures with labels that were withdrawn"
 
 
 def wrong_labels(place, names):
@@ -389,42 +362,42 @@ def test_a_mistake_in_python_changes_nothing(place, mistake, again):
     assert not (place / "new").exists()
 
 
-def test_what_is_deleted_is_made_anew_with_what_depends_on_it(place, ran):
-    work = place / "work"
-    table = labels(work)
-    made_by = {
-        "evaluate": ["report", "report/report.html"],
-        "refine": ["labels/predictions.csv", "labels", "model", "model/model.safetensors"],
-        "classifier": ["models", "classifier.safetensors"],
-        "": ["classes.yaml"],
-        "shard": ["shards", "shards/train-000000.tar", "shards/index.json"],
-        " ".join(STAGES): ["adapt.json"],
-    }
-    for part, expected in ((part, stages.split()) for stages, parts in made_by.items() for part in parts):
-        del ran[:]
-        path = work / part
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if part == "model":
-            with pytest.raises(must.UserError, match="its model is not there; the same `must adapt` again makes it"):
-                must.predict(model=work, images=place / "photos")
-        adapt(place)
-        assert ran in (expected, [*expected, "evaluate"]), part  # weights may differ in the last bits
-        assert labels(work) == table, part
-        assert path.exists() or part == "classes.yaml"
-    assert (work / "before/model").is_dir(), "what nobody knows the origin of is not thrown away"
-
-
 def kill_at(place, stage, when, changes):
     """In a process of its own: adapts, and is killed before or after the first run of a stage."""
-    call = module.call
+    run = module.run
 
-    def call_and_die(name, **values):
-        result = call(name, **values) if (name, when) != (stage, "before") else None
+    def run_and_die(name, **values):
+        result = run(name, **values) if (name, when) != (stage, "before") else None
         if name == stage:
             os.kill(os.getpid(), signal.SIGKILL)
         return result
 
-    module.call = call_and_die
+    module.run = run_and_die
+    adapt(place, **changes)
+
+
+def kill_after(place, number, changes):
+    """Is killed after so many renamed or removed files of the exchange of parts."""
+    count = iter(range(number))
+
+    def dying(function):
+        def wrapped(*arguments, **options):
+            result = function(*arguments, **options)
+            if str(arguments[0]).startswith(str(place / "work")) and next(count, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return wrapped
+
+    take = module.WorkState.take
+
+    def take_and_die(state):
+        for owner, name in ((Path, "rename"), (Path, "replace"), (shutil, "rmtree")):
+            setattr(owner, name, dying(getattr(owner, name)))
+        take(state)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    module.WorkState.take = take_and_die
     adapt(place, **changes)
 
 
@@ -435,15 +408,25 @@ def run_killed(target, *arguments):
     assert process.exitcode == -signal.SIGKILL
 
 
+def finish(place):
+    adapted, work = adapt(place, **OTHER), place / "work"
+    assert adapted.classes == OTHER["classes"] and len(labels(work)) == PHOTOS + MORE
+    assert adapted.metrics["model"]["weights_sha256"] == weights(work)
+    assert not list(work.glob(".*")) and set(labels(work).values()) <= set(OTHER["classes"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_after_a_kill_in_any_stage_the_same_call_ends_well(place, tmp_path, stage, when):
+    """Also the first one; what is left by then is made once."""
     write_photos(place / "photos", range(PHOTOS, PHOTOS + MORE))
     before = checksums(place / "work")
     run_killed(kill_at, place, stage, when, OTHER)
     now = checksums(place / "work")
-    assert {name: now.get(name) for name in before} == before, "WORK is as it was until the end"
+    if stage in (*CLASSIFIER, *SHARD):
+        kept = before.keys() - {"adapt.json"}
+        assert {name: now.get(name) for name in kept} == {name: before[name] for name in kept}
     finish(place)
     new = tmp_path / "new"
     write_photos(new / "photos", range(PHOTOS + MORE))
@@ -451,41 +434,48 @@ def test_after_a_kill_in_any_stage_the_same_call_ends_well(place, tmp_path, stag
     finish(new)
 
 
-def finish(place):
-    adapted = adapt(place, **OTHER)
-    work = place / "work"
-    assert adapted.classes == OTHER["classes"] and len(labels(work)) == PHOTOS + MORE
-    assert adapted.metrics["model"]["weights_sha256"] == weights(work)
-    assert not list(work.glob(".*"))
-    assert set(labels(work).values()) <= set(OTHER["classes"])
+@pytest.mark.parametrize("number", range(7))
+def test_a_kill_while_parts_take_their_places_loses_nothing(place, ran, number):
+    """Of shards and classifier; the next call makes neither of the two anew that is complete."""
+    write_photos(place / "photos", range(PHOTOS, PHOTOS + MORE))
+    run_killed(kill_after, place, number, OTHER)
+    finish(place)
+    assert ran in (MODEL, [*CLASSIFIER, *MODEL]) and "shard" not in ran
 
 
-def test_a_trained_model_gets_a_memory_of_new_photos_and_is_not_replaced(place, ran, caplog):
+def test_a_trained_model_stays_until_its_successor_is_there(place, ran, caplog):
     caplog.set_level(logging.INFO)
     settings = {"preset": "digits", "epochs": 1, "batch_size": 20}
     adapt(place, train="yes", **settings)
     work = place / "work"
     provenance = json.loads((work / "model/model.json").read_text())["provenance"]
-    assert ran[-3:] == ["train", "refine", "evaluate"] and provenance["config"]["epochs"] == 1
+    assert ran == ["train", *MODEL] and provenance["config"]["epochs"] == 1 and not (work / "checkpoints").exists()
     del ran[:]
-    adapt(place, train="yes", **settings)
-    adapt(place, train="auto", **settings)
-    adapt(place, train="no", **settings)
+    for train in ("yes", "auto", "no"):
+        adapt(place, train=train, **settings)
     assert ran == []
     write_photos(place / "photos", range(PHOTOS, PHOTOS + MORE))
     adapt(place, train="auto", **settings)
-    assert ran == ["shard", "refine", "evaluate"] and "the model was trained on other images" in caplog.text
+    assert ran == [*SHARD, *MODEL] and "the model was trained on other images" in caplog.text
     kept = json.loads((work / "model/model.json").read_text())["provenance"]
     assert kept["config"] == provenance["config"] and kept["memory"]["images"] == PHOTOS + MORE
+    before, _ = checksums(work), ran.clear()
+    with pytest.raises(must.UserError, match=r"its model is trained, .* --train yes"):
+        adapt(place, ["zero", "one", "two"])
+    assert checksums(work) == before and ran == CLASSIFIER
     del ran[:]
-    adapt(place, train="yes", **settings)
-    assert ran == ["train", "refine", "evaluate"]
-    del ran[:]
-    trained = weights(work)
-    adapt(place, ["zero", "one", "two"], train="no")
-    assert weights(work / "before") == trained
-    adapt(place, ["zero", "one", "two", "three"], train="no")
-    assert weights(work / "before") == trained, "what took hours is not dropped for what took none"
+
+    def look(name, **values):
+        if name == "train":
+            assert weights(work) == trained, "until its successor is there"
+        return run(name, **values)
+
+    run, trained = module.run, weights(work)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "run", look)
+        adapted = adapt(place, ["zero", "one", "two"], train="yes", **settings)
+    assert ran == [*CLASSIFIER, "train", *MODEL] and adapted.classes == ["zero", "one", "two"]
+    assert weights(work) != trained
 
 
 def test_the_same_again_imports_no_torch(place):
@@ -510,31 +500,6 @@ def test_what_answers_of_another_folder_taught_stays(place, ran):
     (place / "answers").rename(work / "review")
     adapt(place)
     assert ran.count("refine") == 1, "they are the same answers"
-
-
-def test_again_makes_all_anew(place, ran):
-    first = weights(place / "work")
-    adapt(place, again=True)
-    assert ran == STAGES and weights(place / "work/before") == first
-
-
-def test_a_report_that_was_made_beside_work_names_work_alone(monday, tmp_path, monkeypatch):
-    place = shutil.copytree(monday, tmp_path / "R&D of Müller")
-    images = wrong_labels(place, ["one", "two"])
-    monkeypatch.chdir(place)
-    adapt(place, test_images=images, again=True)
-    work = place / "work"
-    page = html.unescape((work / "report/report.html").read_text())
-    commands = re.findall("<pre>(.*?)</pre>", page)
-    assert commands[0] == "must review work" and commands[2] == "must export work"
-    assert commands[-1].startswith("must evaluate --model work/model --baseline work/classifier.safetensors --shards ")
-    for file in work_state.PATHS_IN:
-        assert ".next-" not in (work / file).read_text(), file
-    assert json.loads((work / "report/metrics.json").read_text())["data"]["shards"] == str(work / "test")
-    monkeypatch.chdir(tmp_path.parent)
-    adapt(place, test_images=images, again=True)
-    page = html.unescape((work / "report/report.html").read_text())
-    assert f"<pre>must review '{work.relative_to(tmp_path.parent)}'</pre>" in page
 
 
 @pytest.mark.parametrize("kind", ["arrays", *OTHERS])
@@ -578,6 +543,6 @@ def test_folders_of_others_are_not_touched(place, tmp_path):
 
 
 def test_one_call_at_a_time_writes_to_a_folder(place, monkeypatch):
-    monkeypatch.setattr(module, "call", lambda name, **values: adapt(place))
+    monkeypatch.setattr(module, "run", lambda name, **values: adapt(place))
     with pytest.raises(ValueError, match="is being written by another `must adapt`"):
         adapt(place, again=True)

@@ -1,16 +1,13 @@
-"""WORK, the folder of one adaptation: in place of single paths, and new parts of it exchanged for old ones."""
+"""WORK, the folder of one adaptation, in place of single paths."""
 
-import contextlib
-import json
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from must.api import stages, work_state
+from must.api import stages
 from must.api.cli import print_next
 from must.base.errors import UserError
 from must.deploy.review.review import list_commands
@@ -88,58 +85,3 @@ def test_the_next_commands_name_work_as_it_was_typed(tmp_path, monkeypatch, capl
         caplog.clear()
     print_next("evaluate", configure("evaluate", {"model": "my work", "output": "o"}))
     assert caplog.messages[0].startswith("next: must gate --metrics o/metrics.json ")
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("number", range(1, 16))
-def test_an_exchange_that_is_killed_anywhere_is_completed(tmp_path, monkeypatch, number, trained):
-    """After every single operation on files. A trained model in before/ gives way to another trained one only."""
-
-    def dying(function):
-        def wrapped(*arguments, **options):
-            result = function(*arguments, **options)
-            operations.append(function)
-            if len(operations) == number:
-                raise Killed
-            return result
-
-        return wrapped
-
-    operations = []
-    parts, new = ["classifier.safetensors", "labels", "model", "shards", "adapt.json"], tmp_path / ".next-1"
-    for folder, text in ((tmp_path, "old"), (new, "new"), (tmp_path / "before", "oldest")):
-        places = [parts[0], *(f"{part}/file" for part in parts[1:4]), parts[4]]
-        put(folder, dict.fromkeys(places, text.encode()))
-    (tmp_path / "onnx").write_text("old")
-    origin = {"provenance": {"config": {"epochs": 1}}}
-    (tmp_path / "before/model/model.json").write_text(json.dumps(origin if trained else {}))
-    (tmp_path / "photo.png").write_text("the user's")
-    (new / "old").mkdir()
-    (new / "exchange.json").write_text(json.dumps({"old": [*parts, "onnx"], "new": parts}))
-    with monkeypatch.context() as patch:
-        for owner, name in ((Path, "rename"), (Path, "unlink"), (shutil, "rmtree")):
-            patch.setattr(owner, name, dying(getattr(owner, name)))
-        with contextlib.suppress(Killed):
-            work_state.exchange(tmp_path, new)
-    assert len(operations) == min(number, 14 if trained else 15)
-    if (new / "exchange.json").exists():
-        work_state.exchange(tmp_path, new)
-    shutil.rmtree(new, ignore_errors=True)  # as the end of the next call does
-    for folder, text in ((tmp_path, "new"), (tmp_path / "before", "oldest" if trained else "old")):
-        assert [(folder / place).read_text() for place in places] == [text] * 5
-    assert (tmp_path / "before/onnx").exists() and not (tmp_path / "onnx").exists()
-    assert (tmp_path / "photo.png").read_text() == "the user's" and not new.exists()
-
-
-@pytest.mark.parametrize("there", ["onnx", "labels"])
-def test_what_other_stages_made_of_a_model_does_not_replace_what_is_in_before(tmp_path, there):
-    exchange = json.dumps({"old": ["onnx"], "new": []}).encode()
-    put(tmp_path, {".next-1/exchange.json": exchange, "onnx": b"outdated", f"before/{there}": b"before"})
-    (tmp_path / ".next-1/old").mkdir()
-    work_state.exchange(tmp_path, tmp_path / ".next-1")
-    assert (tmp_path / "before" / there).read_text() == "before" and (tmp_path / "before/onnx").exists()
-    assert not (tmp_path / "onnx").exists() and not (tmp_path / ".next-1").exists()

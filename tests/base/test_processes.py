@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from must.api.stages import call
+from must.api.stages import run
 from must.base import processes
 from must.base.processes import count_cores, count_memory
 from tests import zoo
@@ -26,8 +26,8 @@ shard_and_train(*sys.argv[1:])
 
 
 def shard_and_train(images: str, classifier: str, output: str) -> None:
-    call("shard", source=images, output=f"{output}/shards", samples_per_shard=64, workers=2)
-    call(
+    run("shard", source=images, output=f"{output}/shards", samples_per_shard=64, workers=2)
+    run(
         "train", shards=f"{output}/shards", classifier=classifier, output=f"{output}/model", preset="digits", epochs=1,
         batch_size=32, workers=2, device="cpu",
     )  # fmt: skip
@@ -126,7 +126,7 @@ def test_more_workers_than_the_machine_holds_are_refused_before_any_starts(
     monkeypatch.setenv("LOCAL_WORLD_SIZE", world)
     processes.check_processes(most, "--workers")
     with pytest.raises(ValueError, match=rf"--workers 1000000: more than the {most} that this machine has the cores"):
-        call("shard", source=str(tmp_path), output=str(tmp_path / "out"), workers=1_000_000)
+        run("shard", source=str(tmp_path), output=str(tmp_path / "out"), workers=1_000_000)
 
 
 ENDS = """

@@ -22,7 +22,7 @@ from typing import Any
 import kubernetes.client
 import kubernetes.config
 
-from must.api.stages import call
+from must.api import stages
 from must.base import storage
 from must.base.storage import list_names
 from must.runtime.notes import read_notes
@@ -166,7 +166,7 @@ class Check:
             for made in (Path(self.place), Path(self.work)):
                 made.mkdir(parents=True, exist_ok=True)
                 made.chmod(0o2777)
-        call("demo", output=(demo := str(self.folder / "demo")))
+        stages.run("demo", output=(demo := str(self.folder / "demo")))
         names = sorted(list_names(demo))
         images = [name for name in names if name.endswith(".png")]
         for name in {*names} - {*images} | {*images[::3]}:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from must.api.stages import call
+from must.api.stages import run
 from must.method.distributed import init_distributed
 from tests.common import ROOT
 from tests.method.train import lives
@@ -76,7 +76,7 @@ def train_apart(values):
     """As if each process was on a node of its own, which has checkpoints of its own."""
     rank = os.environ["RANK"]
     os.environ |= {"GROUP_RANK": rank, "LOCAL_RANK": "0"}
-    call("train", **values, checkpoints=f"{values['output']}-{rank}")
+    run("train", **values, checkpoints=f"{values['output']}-{rank}")
 
 
 @pytest.mark.slow

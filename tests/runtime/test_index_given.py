@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from must.api.stages import call
+from must.api.stages import run
 from must.base.program import find_exit_code
 from must.data.format import load_index
 from must.runtime import stages
@@ -25,7 +25,7 @@ def refused(function, *values, **named):
 def test_another_index_than_the_one_given_is_refused_and_both_are_named(stage, digits, tmp_path):
     values = {"shards": digits.shards, "output": str(tmp_path / "out"), "index_sha256": EARLIER}
     values |= {"classifier": digits.classifier, "device": "cpu"} if stage == "train" else {"model": digits.adapted}
-    line = refused(call, stage, **values)
+    line = refused(run, stage, **values)
     assert f"{digits.shards}/index.json" in line and EARLIER in line and load_index(digits.shards).sha256 in line
     assert not (tmp_path / "out").exists()
 
@@ -35,7 +35,7 @@ def test_the_pipelines_stages_pass_on_the_index_they_were_given(digits, tmp_path
     shutil.copytree(digits.shards, work / "shards")
     given = {"index_sha256": EARLIER, "classifier": digits.classifier}
     _, values = make_job_values(str(work), **given, preset="digits", settings={}, epochs=1)
-    assert EARLIER in refused(call, "train", **values, classifier=digits.classifier, output=str(tmp_path / "m"))
+    assert EARLIER in refused(run, "train", **values, classifier=digits.classifier, output=str(tmp_path / "m"))
     places = {name: str(tmp_path / name) for name in ("details", "report", "decision", "reasons")}
     places |= {"bundle": digits.adapted, "split": "test", "key": "k", "model_name": "digits"}
     assert EARLIER in refused(stages.evaluate, Facts(), str(work), **given, **places)

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from must.api.stages import call, configure, run
+from must.api.stages import configure, run, run_config
 from must.base import storage
 from must.base.console import quieted
 from must.base.parameters import require
@@ -130,7 +130,7 @@ def quickstart(config: QuickstartConfig) -> None:
         "classes of these pictures are known. Name some:\n"
     )
     answers = work / "review" / "answers.jsonl"
-    run("review", configure("review", {"model": str(work)}), truth=truth)
+    run_config("review", configure("review", {"model": str(work)}), truth=truth)
     if not answers.exists():
         return
     logger.info("\nThe answers are given to the labels and to the model ...")
@@ -146,7 +146,7 @@ def quickstart(config: QuickstartConfig) -> None:
 
 def adapt(words: dict[str, Any]) -> None:
     with quieted(logging.WARNING, "must"):
-        call("adapt", **{name: str(value) for name, value in words.items()})
+        run("adapt", **{name: str(value) for name, value in words.items()})
 
 
 def measure_labels(table: Path, truth: dict[str, str]) -> tuple[float, float]:

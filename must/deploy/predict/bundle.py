@@ -11,7 +11,7 @@ import torch
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.config import PredictConfig
-from must.config.work import PARTS, find_part, is_measured
+from must.config.work import PARTS, Workspace
 from must.data.augment import normalize
 from must.deploy.export.export import find_measured_abstention
 from must.deploy.export.graph import InferenceModel
@@ -50,9 +50,9 @@ class BundleClassifier:
         """What `must export` writes to the ONNX file about abstaining: by the report in WORK, or else by the bundle."""
         work, _, name = self.where.rstrip("/").rpartition("/")
         metrics = None
-        if name == PARTS["bundle"].path and is_measured(work):
+        if name == PARTS["bundle"].path and Workspace(work).is_measured():
             with suppress(UserError):  # a damaged report
-                metrics = read_metrics(find_part(work, "metrics"))
+                metrics = read_metrics(Workspace(work).find("report"))
         abstention = find_measured_abstention(metrics, self.selection)
         return {ABSTENTION: json.dumps(abstention)} if abstention else {}
 

@@ -32,8 +32,7 @@ from must.config.work import (
     PREDICTIONS_FILE,
     RECORD_FILE,
     REFINED_FILE,
-    find_part,
-    is_work,
+    Workspace,
 )
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
@@ -91,7 +90,7 @@ def open_model(config: PredictConfig, classes: list[Any] | None = None) -> Image
     files = [name for name in (DESCRIPTION_FILE, ONNX_FILE) if storage.exists(storage.join(model, name))]
     if config.classes:
         require(
-            not files and not is_work(model),
+            not files and not Workspace(model).is_made(),
             f"--classes: the model in {model} has classes of its own; leave --classes out",
         )
         return open_with_torch(config, classes=classes)
@@ -102,7 +101,7 @@ def open_model(config: PredictConfig, classes: list[Any] | None = None) -> Image
     if model.lower().endswith(".safetensors"):
         return open_with_torch(config, zero_shot=True)
     for kind in ("bundle", "onnx", "classifier"):
-        if uri := find_part(model, kind):
+        if uri := Workspace(model).find(kind):
             require(
                 kind != "classifier" or not storage.exists(storage.join(model, RECORD_FILE)),
                 f"--model {model}: its model is not there; the same `must adapt` again makes it",

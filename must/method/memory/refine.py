@@ -33,6 +33,7 @@ from must.config.work import (
     PREDICTIONS_FILE,
     REFINED_FILE,
     VERSION_FILE,
+    outdate_report,
 )
 from must.data.loader import EvalSource
 from must.method.answers.answers_file import hash_answers, read_answers
@@ -111,7 +112,8 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     to OUTPUT; returns the content of refined.json."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the weights that only training uses
-        zero_shot = make_zero_shot_bundle(load_text_classifier(config.classifier))
+        classifier = load_text_classifier(config.classifier)
+        zero_shot = make_zero_shot_bundle(classifier)
     require(
         not exists(join(config.model.rstrip("/").rpartition("/")[0] or ".", VERSION_FILE)),
         f"--model {config.model}: is a version of a registry, which stays as promoted; give a copy of the bundle",
@@ -144,6 +146,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
             f"--model {config.model}: another program has written a model there meanwhile, which stays; run this again"
         )
     description = add_findings(bundle.description, refined, source.index.sha256)
+    outdate_report(config.model)
     description = save_bundle(config.model, bundle.model, description, refined.memory)
     if refined.kept not in (None, answers.kept) and not storage.is_remote(config.answers):
         with suppress(OSError, UserError):  # answers of others, which are not written to
@@ -153,6 +156,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "answers": int(answers.known.sum()),
         "answers_sha256": answers_sha256,
         "index_sha256": source.index.sha256,  # of the shards
+        "classifier_sha256": classifier.sha256,
         "config": config.to_dict(),
     }
     images, rows = features.find_rows()
@@ -238,12 +242,14 @@ def load_model(config: RefineConfig, zero_shot: Bundle) -> Bundle:
         )
         return zero_shot
     bundle = load_bundle(config.model)
+    if not bundle.description.provenance.config:  # not trained: the classifier file counts
+        return zero_shot
     require_classes(f"--classifier {config.classifier}", bundle.description.classes, zero_shot.description.classes)
     require(
         get_preprocess(bundle.description) == get_preprocess(zero_shot.description),
         f"--model {config.model}: has other preprocessing than --classifier; give its own classifier",
     )
-    return bundle if bundle.description.provenance.config else zero_shot  # not trained: the classifier file counts
+    return bundle
 
 
 def refine_pool(

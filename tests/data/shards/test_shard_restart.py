@@ -25,9 +25,9 @@ from tests.data.shards.test_shard import rejected, run, tree
 PROGRAM = """
 import sys
 from must.base.program import exiting
-from must.api.stages import call
+from must.api.stages import run
 with exiting("shard"):
-    call("shard", source=sys.argv[1], output=sys.argv[2], **eval(sys.argv[3]))
+    run("shard", source=sys.argv[1], output=sys.argv[2], **eval(sys.argv[3]))
 """
 OPTIONS = {"samples_per_shard": 6, "split": {"train": 0.8, "test": 0.2}}
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from must.api import demo
 from must.api.demo import find_assets
-from must.api.stages import call
+from must.api.stages import run
 from must.base import storage
 from must.base.errors import TransientError, UserError
 from must.base.program import PREEMPTED, WRONG_INPUT, find_exit_code
@@ -178,19 +178,19 @@ def test_after_the_classifier_no_stage_asks_the_hub(repositories, digits, servin
     monkeypatch.chdir(tmp_path)
     classes = str(Path(digits.shards).parent / "classes.yaml")
     with serving(repositories) as server:
-        made = call("classifier", classes=classes, model="hf-hub:team/tiny", output="w/c.safetensors")
+        made = run("classifier", classes=classes, model="hf-hub:team/tiny", output="w/c.safetensors")
         assert len([line for line in server.asked if line.startswith("GET") and "open_clip_model" in line]) == 1
     shutil.rmtree("cache")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     shards, file = {"shards": digits.shards, "workers": 0}, "../w/c.safetensors"
-    call("train", **shards, classifier=file, output="model", epochs=1, device="cpu")  # settings that auto finds
+    run("train", **shards, classifier=file, output="model", epochs=1, device="cpu")  # settings that auto finds
     trained = load_description("model").provenance
     assert (trained.model_folder, trained.model_sha256) == (made.model_folder, made.model_sha256)
-    call("refine", **shards, classifier=file, model="model", output="refined", split="test", device="cpu")
-    metrics = call("evaluate", **shards, model="model", baseline=file, output="report", device="cpu")
+    run("refine", **shards, classifier=file, model="model", output="refined", split="test", device="cpu")
+    metrics = run("evaluate", **shards, model="model", baseline=file, output="report", device="cpu")
     assert metrics.images == 120
-    call("export", model="model", shards=digits.shards, output="onnx", limit=40)
+    run("export", model="model", shards=digits.shards, output="onnx", limit=40)
     assert not (tmp_path / "cache").exists()
 
 
