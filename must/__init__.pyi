@@ -91,8 +91,6 @@ def plan(
     index_sha256: Text = "",
     output: Text = "",
     split: Text = "train",
-    model: Text = "",
-    pretrained: Text = "",
     accumulate: int = 1,
     min_lr: float = 1e-06,
     weight_decay: float = 0.05,
@@ -119,9 +117,6 @@ def plan(
     randaugment: Text = "rand-m9-mstd0.5-inc1",
     randaugment_ops: list[str] = [],
     shuffle_window: int = 16,
-    max_replaced: float = 0.01,
-    cache: Text = "",
-    cache_gb: float = 30.0,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     activation_checkpointing: bool = False,
     checkpoints: Text = "",
@@ -151,8 +146,6 @@ def train(
     device: Text = "auto",
     index_sha256: Text = "",
     split: Text = "train",
-    model: Text = "",
-    pretrained: Text = "",
     accumulate: int = 1,
     min_lr: float = 1e-06,
     weight_decay: float = 0.05,
@@ -179,9 +172,6 @@ def train(
     randaugment: Text = "rand-m9-mstd0.5-inc1",
     randaugment_ops: list[str] = [],
     shuffle_window: int = 16,
-    max_replaced: float = 0.01,
-    cache: Text = "",
-    cache_gb: float = 30.0,
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     activation_checkpointing: bool = False,
     checkpoints: Text = "",
@@ -214,8 +204,6 @@ def refine(
     memory_images: int = 10000,
     batch_size: int = 256,
     workers: int = 2,
-    cache: Text = "",
-    cache_gb: float = 30.0,
 ) -> Refined:
     """Give the model a memory of the unlabeled images and of people's answers, and the images better labels."""
 
@@ -236,8 +224,6 @@ def review(
     seed: int = 0,
     batch_size: int = 256,
     workers: int = 2,
-    cache: Text = "",
-    cache_gb: float = 30.0,
     device: Text = "auto",
 ) -> Any:
     """Ask a person for classes of images in a browser; the answers measure accuracy and correct labels."""
@@ -257,8 +243,6 @@ def evaluate(
     risk: float = 0.05,
     batch_size: int = 256,
     workers: int = 2,
-    cache: Text = "",
-    cache_gb: float = 30.0,
     timeout: int = 600,
 ) -> Evaluated:
     """Measure the adapted model against the zero-shot one; write metrics.json and report.html."""

@@ -1,6 +1,7 @@
 """The stage `must sort`: a folder for each class, with links to the images, or copies."""
 
 import csv
+import io
 import logging
 import os
 import shutil
@@ -13,7 +14,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.program import show_bar
-from must.base.text import make_printable, parse_csv, pluralize, read_back
+from must.base.text import encode_utf8, escape_cell, make_printable, pluralize, unescape_cell
 from must.config import SortConfig
 from must.config.work import PREDICTIONS_FILE, RECORD_FILE, WORDS
 from must.data.reader import ShardReader
@@ -31,17 +32,15 @@ def sort(config: SortConfig) -> dict[str, int]:
     require(is_free, f"--output {config.output}: is there already; delete it, or choose another one")
     table = storage.join(config.labels, PREDICTIONS_FILE)
     try:
-        labels = [(row["image"], row["class"]) for row in parse_csv(storage.read_bytes(table))]
+        rows = list(csv.DictReader(io.StringIO(storage.read_bytes(table).decode(), newline="")))
+        labels = [(row["image"], unescape_cell(row["class"])) for row in rows]
     except (OSError, KeyError, AttributeError, ValueError, csv.Error):
         raise UserError(f"{table}: is missing or damaged; must refine writes it") from None
     photos, reader = find_photos(config.model), ShardReader(config.shards, config.split)
-    work = Path(config.model).absolute().parent
-    require(
-        not photos or photos not in (target, *target.parents) or work in target.parents,
-        f"--output {config.output}: is among the photographs, and would be read with them; choose another one",
-    )
     names = reader.sources(range(len(reader)))
-    packed = {read_back(name): number for number, name in enumerate(names)}
+    packed = {
+        encode_utf8(escape_cell(name)).decode(): number for number, name in enumerate(names)
+    }  # as the table has them
     folders = dict[str, str]()
     for label in dict.fromkeys(label for _, label in labels):
         folders[label] = make_unique(make_folder_name(label), folders.values())
@@ -56,7 +55,7 @@ def sort(config: SortConfig) -> dict[str, int]:
         if os.path.lexists(file):
             file = file.with_name(make_unique(file.name, [one.name for one in file.parent.iterdir()]))
         photo = photos / name if photos else None
-        if photo and is_packed(photo, photos, reader.description(packed[written])["sha256"]):
+        if photo and photo.is_file() and photos in photo.resolve().parents:
             shutil.copyfile(photo, file) if config.copy else file.symlink_to(photo.absolute())
         else:
             file.write_bytes(reader.image(packed[written]))
@@ -66,11 +65,6 @@ def sort(config: SortConfig) -> dict[str, int]:
     counts = Counter(label for _, label in labels)
     logger.info(make_printable(f"{pluralize(len(labels), 'image')} of {len(counts)} classes -> {target}"))
     return dict(counts)
-
-
-def is_packed(photo: Path, photos: Path | None, sha256: str) -> bool:
-    """Whether it is the picture with that sha256: another may have its name by now. Links do not lead elsewhere."""
-    return photo.is_file() and photos in photo.resolve().parents and storage.compute_sha256(str(photo)) == sha256
 
 
 def find_photos(model: str) -> Path | None:

@@ -109,9 +109,7 @@ def check_input(config: Any, kind: str, value: str, flag: str) -> None:
     elif kind == "shards":
         load_index(value, getattr(config, "index_sha256", "")).list_shards(config.split)
     elif kind == "preset" and value != AUTO:
-        find_published(
-            value, config.model or ("" if "*" in list_preset_rows(value) else read_header(config.classifier).model)
-        )
+        find_published(value, "" if "*" in list_preset_rows(value) else read_header(config.classifier).model)
     elif kind == "answers":
         require(
             storage.exists(find_answers_file(value)), f"{flag} {value}: no answers.jsonl there; `must review` writes it"
@@ -120,13 +118,12 @@ def check_input(config: Any, kind: str, value: str, flag: str) -> None:
 
 
 def check_classifier(config: Any, file: str, flag: str) -> None:
-    """A classifier file, and its model folder unless the parameters name another model."""
+    """A classifier file, and its model folder."""
     from must.method.model.classifier import read_header, require_shares
     from must.method.model.hub import require_model
 
     header = read_header(file, flag)
-    if not (getattr(config, "pretrained", "") or (hasattr(config, "pretrained") and config.model)):
-        require_model(header.model_folder)
+    require_model(header.model_folder)
     if getattr(config, "class_prior", "") == "given":
         require_shares(header.shares, file)
 

@@ -5,7 +5,6 @@ from typing import Any
 
 from must.base.parameters import param, require
 
-CACHE_GB = 30.0
 ALPHA = 0.35  # under --preset auto: docs/memory.md
 RISK = 0.05  # share of wrong labels
 WORK = "or WORK, a folder that `must adapt` made, which has the other inputs, too"
@@ -49,15 +48,6 @@ def batch_size(default: int = 256, **more: Any) -> Any:
 
 def workers() -> Any:
     return param("loader processes", 2, at_least=0)
-
-
-def cache(**more: Any) -> Any:
-    text = "folder on this machine's own disk for remote shards; ~/.cache/must/shards if empty"
-    return param(text, "", metavar="DIR", **more)
-
-
-def cache_gb() -> Any:
-    return param("largest size of that folder in gigabytes, for all runs", CACHE_GB, metavar="GB", above=0)
 
 
 def threads() -> Any:

@@ -40,8 +40,6 @@ class EvaluateConfig(StageConfig):
     risk: float = defaults.risk("largest share of wrong classes among classified images, for the abstention threshold")
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()
-    cache: str = defaults.cache(group="reading shards")
-    cache_gb: float = defaults.cache_gb()
     device: str = defaults.device(group="how it runs", often=True)
     timeout: int = defaults.timeout()
 
@@ -113,8 +111,6 @@ class RefineConfig(StageConfig):
     memory_images: int = param("largest number of images that the memory holds", 10_000, at_least=11)
     batch_size: int = defaults.batch_size(group="how it runs")
     workers: int = defaults.workers()
-    cache: str = defaults.cache(group="reading shards")
-    cache_gb: float = defaults.cache_gb()
     device: str = defaults.device(group="how it runs", often=True)
 
 
@@ -142,8 +138,6 @@ class ReviewConfig(StageConfig):
     seed: int = param("of the order of the pictures", 0, group="how it runs")
     batch_size: int = defaults.batch_size()
     workers: int = defaults.workers()
-    cache: str = defaults.cache()
-    cache_gb: float = defaults.cache_gb()
     device: str = defaults.device()
 
     def check_values(self) -> None:

@@ -14,8 +14,7 @@ class ShardConfig(StageConfig):
 
     source: str = param(
         "images: a folder or a bucket's prefix, a .csv/.jsonl manifest with the columns path[,label][,split], a tar or "
-        "zip archive, WebDataset shards (a folder of them, or x-{000..099}.tar), .parquet tables, or a data set of "
-        "Hugging Face saved to disk",
+        "zip archive, WebDataset shards (a folder of them, or x-{000..099}.tar), or .parquet tables",
         metavar="URI",
         group="input and output",
         often=True,
@@ -166,10 +165,6 @@ class TrainConfig(StageConfig):
         often=True,
         kind="preset",
     )
-    model: str = param(
-        "name or path of the model, if it differs from that in the classifier file", "", metavar="NAME|PATH"
-    )
-    pretrained: str = param("weights, if they differ from those in the classifier file", "", metavar="TAG|PATH")
     epochs: int = param("passes over the split", 30, group="optimisation", often=True, at_least=1)
     batch_size: int = param("global batch: images a step, over all processes", 1024, often=True, at_least=1)
     accumulate: int = param(
@@ -257,14 +252,6 @@ class TrainConfig(StageConfig):
     )
 
     shuffle_window: int = param("shards whose images are shuffled together", 16, group="reading shards", at_least=1)
-    max_replaced: float = param(
-        "largest share of undecodable images (the next image takes their place); above it training stops",
-        0.01,
-        metavar="SHARE",
-        between=(0, 1),
-    )
-    cache: str = defaults.cache()
-    cache_gb: float = defaults.cache_gb()
     workers: int | Literal["auto"] = param(
         "loader processes for each training process; auto: on a CPU 2, or as many as a large model needs; with GPUs "
         "(cores / GPUs) - 1, at most 16",

@@ -245,7 +245,7 @@ class EvalSource:
     def open(cls, config: Any, preprocess: Preprocess, rank: int = 0, world: int = 1, split: str = "") -> EvalSource:
         """The split in a stage's parameters, or `split`."""
         sha256 = getattr(config, "index_sha256", "")
-        reader = open_reader(config.shards, split or config.split, config.cache, config.cache_gb, sha256)
+        reader = open_reader(config.shards, split or config.split, sha256)
         return cls(reader, preprocess, config.batch_size, config.workers, rank, world)
 
     @property

@@ -26,9 +26,8 @@ import numpy as np
 from must.base import storage
 from must.base.errors import UserError
 from must.base.lock import in_turn
-from must.base.parameters import require
+from must.base.parameters import convert, require
 from must.base.processes import close, keep_from_children
-from must.config.defaults import CACHE_GB
 from must.data.format import Index, Shard, load_index, load_offsets, parse_offsets, read_file, require_size
 
 Value = TypeVar("Value")
@@ -37,19 +36,20 @@ OPEN = 32  # default number of shards whose files a reader keeps open
 GB = 10**9
 SPARE = 200_000_000  # bytes of the disk that are never used
 DOWNLOAD_TRIES = 2  # downloads of a shard whose bytes are wrong
+CACHE_GB = "MUST_CACHE_GB"  # environment variable: the largest size of the cache, for all runs of the machine
 DOWNLOAD_THREADS = 4  # that download shards
 DOWNLOAD_PAUSE = 1.0  # seconds until a retry, after no room for a shard or while another process downloads it
 
 
-def open_reader(
-    uri: str, split: str, cache: str = "", cache_gb: float = CACHE_GB, sha256: str = "", window: int = 1
-) -> ShardReader:
-    """A reader that reads remote shards through the cache in the folder `cache` ("" means the default folder).
+def open_reader(uri: str, split: str, sha256: str = "", window: int = 1) -> ShardReader:
+    """A reader that reads remote shards through this machine's cache (XDG_CACHE_HOME, MUST_CACHE_GB).
     `sha256`: the expected one of the index, if any; `window`: shards that are read at the same time."""
     reader = ShardReader(uri, split, keep_open=window + 4, sha256=sha256)
     if storage.is_remote(uri):
-        default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "must" / "shards"
-        reader.cache = ShardCache(cache or default, int(cache_gb * GB))
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "must" / "shards"
+        gigabytes = convert(os.environ.get(CACHE_GB) or 30.0, float, CACHE_GB)
+        require(gigabytes > 0, f"{CACHE_GB} must be above 0")
+        reader.cache = ShardCache(folder, int(gigabytes * GB))
         reader.cache.check(reader.shards, window)
     return reader
 
@@ -179,8 +179,8 @@ class ShardCache:
             room = self.allowed(self.files())
         if need > room:
             raise UserError(
-                f"--cache {self.folder}: the {min(window, len(shards))} shards that are shuffled together take up to "
-                f"{need / GB:.3g} GB, and there is room for {max(room, 0) / GB:.3g} GB (--cache-gb "
+                f"{self.folder}: the {min(window, len(shards))} shards that are shuffled together take up to "
+                f"{need / GB:.3g} GB, and there is room for {max(room, 0) / GB:.3g} GB ({CACHE_GB} "
                 f"{self.limit / GB:.3g}, and what is free on the disk); allow more, or lower --shuffle-window"
             )
 
@@ -197,7 +197,7 @@ class ShardCache:
                     return descriptor
         except FileNotFoundError as error:
             raise storage.TransientError(
-                f"--cache {self.folder}: was deleted while it was in use; run the same command again to go on"
+                f"{self.folder}: was deleted while it was in use; run the same command again to go on"
             ) from error
 
     def offsets(self, uri: str, shard: Shard) -> np.ndarray:

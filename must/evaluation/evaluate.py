@@ -43,7 +43,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         if baseline:
             require_classes(f"--baseline {config.baseline}", description.classes, baseline.description.classes)
         index = load_index(config.shards, config.index_sha256)  # fails early if there is none
-        reader = open_reader(config.shards, config.split, config.cache, config.cache_gb, config.index_sha256)
+        reader = open_reader(config.shards, config.split, config.index_sha256)
         samples = read_samples(reader, description.classes, config.labels == "auto")  # before any pass
         features = read_towers(config, bundle, baseline, world)
         metrics = None

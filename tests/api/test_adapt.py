@@ -15,7 +15,6 @@ from PIL import ExifTags, Image
 
 import must
 from must.api import cli
-from must.api.adapt import record_words
 from must.api.demo import CLASSES, find_assets
 from must.api.inputs import convert_image, list_folder_names, make_entries, read_classes, to_source
 from must.api.model import Adapted
@@ -54,20 +53,6 @@ def test_it_adapts_and_measures(adapted, digits):
     assert [name for name in named if (adapted.output / name).exists()] == [
         "labels/predictions.csv", "report/report.html", "model/",
     ]  # fmt: skip
-
-
-def test_in_the_frame_names_stay_text(adapted, tmp_path):
-    """A class "00" was the number 0, and "-1" had an apostrophe."""
-    work = shutil.copytree(adapted.output, tmp_path / "work")
-    file = work / "labels/predictions.csv"
-    head, *lines = file.read_text().splitlines()
-    names = ["00", "'-1", "none of these"]
-    cells = [line.split(",") for line in lines[:3]]
-    rows = [",".join([cell[0], name, *cell[2:]]) for cell, name in zip(cells, names, strict=True)]
-    file.write_text("\n".join([head, *rows]) + "\n")
-    frame = Adapted(work).to_frame()
-    assert frame["class"].tolist() == ["00", "-1", "none of these"] and set(frame["by"]) == {"model"}
-    assert frame["probability"].dtype == frame["similarity"].dtype == "float64"
 
 
 def test_predictions_agree_with_the_report(adapted, digits):
@@ -124,7 +109,6 @@ def test_numpys_texts_are_names_and_prompts(tmp_path):
     labels = np.array(["dog", "cat", "dog"])
     forms = (["cat", "dog"], list(np.unique(labels)), np.unique(labels), "cat, dog")
     plain, *others = map(read_classes, forms)
-    assert record_words({"classes": np.unique(labels)}) == {"classes": ["cat", "dog"]}
     assert all(other == plain for other in others) and plain[:2] == ("", b"classes:\n- cat\n- dog\n")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     assert read_classes(tmp_path / "names.txt")[2] == plain[2], "the same names in another form are no change"

@@ -45,8 +45,6 @@ def test_numbers_of_a_pipeline_arrive_as_floats_and_are_whole_again():
         ({"precision": "fp8"}, "--precision must be one of auto, fp32, bf16 (got 'fp8')"),
         ({"resume": "perhaps"}, "--resume: expected true or false"),
         ({"shuffle_window": 0}, "--shuffle-window must be at least 1"),
-        ({"max_replaced": 1.5}, "--max-replaced must be at least 0 and at most 1"),
-        ({"cache_gb": 0}, "--cache-gb must be above 0"),
         ({"output": "a\0b"}, "--output: holds a NUL character"),
     ],
 )

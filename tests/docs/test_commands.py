@@ -1,5 +1,6 @@
 """Every command that the documentation shows exists and has the flags it is given; the files it shows can be read."""
 
+import ast
 import re
 import sys
 from contextlib import redirect_stdout
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from must.api.cli import build_parser
-from must.base.parameters import load
+from must.base.parameters import flag, list_parameters, load
 from must.method.model.classifier import load_class_set
 from must.stages import COMMANDS
 from must_pipeline import cli
@@ -120,3 +121,20 @@ def test_the_reference_pages_are_current():
     code = "from docs.reference import FOLDER, pages; "
     code += "print(*(name for name, text in pages().items() if (FOLDER / name).read_text() != text))"
     assert printed(sys.executable, "-c", code, cwd=ROOT) == "\n", "run `make reference`"
+
+
+FOREIGN = {"--standalone", "--nproc-per-node", "--shutdown-timeout", "--data-binary", "--flag-names", "--no-resume"}
+
+
+def test_flags_that_texts_name_exist():
+    """Of error lines, help and docstrings; FOREIGN are those of torchrun and curl, and forms of ours."""
+    known = FOREIGN | {"--config", "--help", "--version"}
+    known |= {flag(one.name) for row in COMMANDS.values() for one in list_parameters(row.config)}
+    texts = [
+        node.value
+        for path in (ROOT / "must").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    named = {name for text in texts for name in re.findall(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*(?![\w-])", text)}
+    assert not named - known

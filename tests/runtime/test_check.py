@@ -33,7 +33,7 @@ WRONG = [
     ({"split": "train=0.9"}, "--split must add up to 1"),
     ({"shard_settings": {"test-source": 1}}, "shard_settings.test_source: is set by the pipeline or a parameter of it"),
     ({"shard_settings": {"max_rejeced": 1}}, "shard_settings.max_rejeced: unknown; did you mean 'max_rejected'?"),
-    ({"shard_settings": {"quality": 0}}, "shard_settings: --quality must be at least 1 and at most 95"),
+    ({"shard_settings": {"max_pixels": 0}}, "shard_settings: --max-pixels must be at least 1 and at most"),
     ({"model": ""}, "model is empty"),
     ({"settings": {"batch-size": 8, "batch_size": 9}}, "batch_size is given twice, as batch-size too; give it once"),
     ({"model_name": "My Model"}, "--name My Model: use small letters, digits"),

@@ -140,9 +140,10 @@ def report_damage(where: str, kind: str) -> Iterator[None]:
 
 
 def find_kind(name: str) -> str | None:
-    """None for a name that may be an image's: a known extension, or none. Otherwise "hidden" or the extension."""
-    base = name.rpartition("/")[2]
-    if base.startswith("."):
+    """None for a name that may be an image's: a known extension, or none. Otherwise the extension, or "hidden" for a
+    file or a folder whose name begins with a dot: a bin, thumbnails."""
+    *folders, base = name.split("/")
+    if base.startswith(".") or any(part.startswith(".") and part not in (".", "..") for part in folders):
         return "hidden"
     _, dot, extension = base.rpartition(".")
     return None if not dot or extension.lower() in EXTENSIONS else f".{extension.lower()[:12]}"

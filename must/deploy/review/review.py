@@ -203,9 +203,7 @@ def review(config: ReviewConfig, truth: Mapping[str, str] | None = None) -> None
     folder.mkdir(parents=True, exist_ok=True)
     with locked(str(folder), REVIEW):
         saved = review_at(config)
-        reader = open_reader(
-            config.shards, config.split, config.cache, config.cache_gb, sha256=saved.index_sha256 if saved else ""
-        )
+        reader = open_reader(config.shards, config.split, sha256=saved.index_sha256 if saved else "")
         if config.add:
             if not saved:  # the images that later answers are drawn from
                 prepare_review(config)

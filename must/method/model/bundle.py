@@ -105,29 +105,22 @@ def load_bundle(folder: str) -> Bundle:
     return Bundle(model.eval(), description, memory)
 
 
-def make_zero_shot_bundle(
-    classifier: TextClassifier, model: str = "", pretrained: str = "", logit_factor: str = "model"
-) -> Bundle:
+def make_zero_shot_bundle(classifier: TextClassifier, logit_factor: str = "model") -> Bundle:
     """The untrained model of a classifier file: the baseline, and what training starts from.
 
-    It is read from the classifier's model folder, without a hub, unless `model` or `pretrained` name another model.
-    `logit_factor` is a number or 'model'."""
-    names = model or classifier.model, pretrained or ("" if model else classifier.pretrained)
-    source = names if model or pretrained else classifier.find_model()
-    backbone = load_backbone(*source, with_tokenizer=False)
+    It is read from the classifier's model folder, without a hub. `logit_factor` is a number or 'model'."""
+    backbone = load_backbone(*classifier.find_model(), with_tokenizer=False)
     factor = classifier.logit_scale if logit_factor == "model" else float(logit_factor)
-    return make_untrained(backbone, classifier, *names, factor)
+    return make_untrained(backbone, classifier, factor)
 
 
-def make_untrained(
-    backbone: Backbone, classifier: TextClassifier, model: str, pretrained: str, factor: float
-) -> Bundle:
-    """The image tower of a loaded model with a classifier's weights; `model` and `pretrained` name it."""
+def make_untrained(backbone: Backbone, classifier: TextClassifier, factor: float) -> Bundle:
+    """The image tower of a loaded model with a classifier's weights."""
     network = MaskedViT(backbone.clip.visual, classifier.weights, factor)
     description = Description(
         architecture=backbone.architecture,
-        backbone=model,
-        pretrained=pretrained,
+        backbone=classifier.model,
+        pretrained=classifier.pretrained,
         classes=list(classifier.classes),
         templates=list(classifier.templates),
         preprocess=backbone.preprocess.to_dict(),
@@ -141,7 +134,7 @@ def make_named_bundle(model: str, classes: str | list[Any], device: str = "auto"
     class_set, backbone = load_class_set(classes), load_backbone(model)
     classifier = make_text_classifier(backbone, class_set, pick_device(device))
     backbone.clip.cpu()
-    return make_untrained(backbone, classifier, backbone.model, backbone.pretrained, backbone.logit_scale)
+    return make_untrained(backbone, classifier, backbone.logit_scale)
 
 
 def load_trained(model: str) -> Bundle:

@@ -25,6 +25,7 @@ from must.method.train.step import MustStep
 logger = logging.getLogger(__name__)
 
 LINE_SECONDS = 5  # seconds between lines where there is no terminal
+MOST_REPLACED = 0.01  # share of undecodable images, whose places the next images take, above which training stops
 LEARNED = 0.005  # share of confident labels below which the model learns nothing from them
 COUNTS = ("skipped", "replaced")  # values of a step that are counted over the whole run
 LARGE = 50e6  # parameters of a real model: ViT-B/32's image tower has 88 million
@@ -147,11 +148,11 @@ class TrainLog:
         progress, config, steps = self.state.progress, self.must_step.config, self.must_step.steps
         images = progress.step * config.batch_size
         most = MAX_SKIPPED_SHARE * steps if progress.step == steps else MAX_SKIPPED + 1
-        if progress.replaced > config.max_replaced * max(images, min(1000, len(self.reader))):
+        if progress.replaced > MOST_REPLACED * max(images, min(1000, len(self.reader))):
             reason = (
-                f"{progress.replaced} of {images:,} images could not be decoded, more than --max-replaced "
-                f"{config.max_replaced:g}; `must index verify {self.reader.uri}` tells whether the shards are whole; "
-                "shard again with the packages of this machine, or allow more"
+                f"{progress.replaced} of {images:,} images could not be decoded, more than "
+                f"{MOST_REPLACED:.0%}; `must index verify {self.reader.uri}` tells whether the shards are whole; "
+                "shard again with the packages of this machine"
             )
         elif progress.skipped >= min(most, MAX_SKIPPED + 1):
             skipped = f"the gradients of {progress.skipped} of {progress.step} steps were not finite"

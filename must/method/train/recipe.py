@@ -61,7 +61,7 @@ def resolve(config: TrainConfig, index: Index, classifier: TextClassifier) -> Re
             settings["confident_share"] = 0.0, "--confidence-threshold is given"
     else:
         reason = f"--preset {config.preset}, a row of must/config/presets.yaml"
-        row = find_published(config.preset, config.model or classifier.model)
+        row = find_published(config.preset, classifier.model)
         settings = {name: (value, reason) for name, value in row.items()}
     chosen = {name: setting for name, setting in settings.items() if not config.is_passed(name)}
     values = {name: value for name, (value, _) in chosen.items()}
@@ -74,11 +74,9 @@ def choose_settings(config: TrainConfig, index: Index, classifier: TextClassifie
     from must.method.model.backbone import find_tower_shape  # imports torch
 
     images = sum(shard.samples for shard in index.list_shards(config.split))
-    model, pretrained = config.model, config.pretrained
-    if not model:
-        stored = "" if pretrained else classifier.model_folder
-        model, pretrained = stored or classifier.model, pretrained or ("" if stored else classifier.pretrained)
-    settings = choose_auto_settings(images, len(classifier.classes), *find_tower_shape(model, pretrained))
+    stored = classifier.model_folder
+    shape = find_tower_shape(stored or classifier.model, "" if stored else classifier.pretrained)
+    settings = choose_auto_settings(images, len(classifier.classes), *shape)
     if classifier.shares:
         settings["class_prior"] = "given", "the class file has the classes' shares"
     return settings
@@ -186,10 +184,10 @@ def choose_decay(memory: float) -> float:
 
 # Parameters of how and where a run is executed; the result does not depend on them.
 RESUME_SAFE_FIELDS = frozenset(
-    {"shards", "classifier", "output", "preset", "model", "pretrained", "device", "workers", "checkpoints"}
+    {"shards", "classifier", "output", "preset", "device", "workers", "checkpoints"}
     | {"checkpoint_every", "checkpoint_seconds", "keep_checkpoints", "resume", "alpha", "log_every"}
     | {"timeout", "accumulate", "activation_checkpointing"}
-    | {"cache", "cache_gb", "max_replaced", "index_sha256", "features"}
+    | {"index_sha256", "features"}
 )
 
 

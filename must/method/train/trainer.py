@@ -51,7 +51,7 @@ from must.method.model.bundle import (
 from must.method.model.classifier import load_text_classifier, require_shares
 from must.method.model.description import Description, RunSummary, Selection, get_preprocess
 from must.method.train.checkpoint import RunTimer, TrainState, exclusive_checkpoints
-from must.method.train.log import GB, Size, TrainLog, in_words, summarize_run
+from must.method.train.log import Size, TrainLog, in_words, summarize_run
 from must.method.train.recipe import record_provenance, resolve
 from must.method.train.step import MustStep, make_teacher
 
@@ -89,9 +89,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, world: World) -> None:
         self.world = world
-        self.reader = open_reader(
-            config.shards, config.split, config.cache, config.cache_gb, config.index_sha256, config.shuffle_window
-        )
+        self.reader = open_reader(config.shards, config.split, config.index_sha256, config.shuffle_window)
         classifier = load_text_classifier(config.classifier)
         self.resolved = resolve(config, self.reader.index, classifier)
         self.config = config = self.resolved.config
@@ -100,9 +98,8 @@ class Trainer:
             require_shares(classifier.shares, config.classifier)
             self.prior = classifier.shares
         torch.manual_seed(config.seed)  # mask token and decoder are initialized at random, the same in every process
-        own_model = not (config.model or config.pretrained)
-        self.origin = {name: getattr(classifier, name) for name in ("model_folder", "model_sha256") if own_model}
-        self.zero_shot = make_zero_shot_bundle(classifier, config.model, config.pretrained, config.logit_factor)
+        self.origin = {name: getattr(classifier, name) for name in ("model_folder", "model_sha256")}
+        self.zero_shot = make_zero_shot_bundle(classifier, config.logit_factor)
         student = self.zero_shot.model.to(world.device)
         self.reference = make_teacher(student)  # the zero-shot model: for the share of labels that changed
         preprocess = get_preprocess(self.zero_shot.description)
@@ -227,7 +224,7 @@ class Trainer:
             checkpoint_bytes=step.count_bytes() + (labels if config.pseudo_labels == "propagated" else 0),
             checkpoints_kept=min(config.keep_checkpoints, -(-batches.steps // self.checkpoint_every)),
             shards_bytes=total,
-            cache_bytes=min(total, int(config.cache_gb * GB)) if reader.cache is not None else 0,
+            cache_bytes=min(total, reader.cache.limit) if reader.cache is not None else 0,
             threads=self.state.progress.threads,
             precision=self.state.progress.precision,
         )

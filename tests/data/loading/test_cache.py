@@ -178,13 +178,17 @@ def test_wrong_bytes_are_refused_and_leave_nothing(bucket_server: Server, shards
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
-def test_too_little_room_is_said_up_front(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
+def test_too_little_room_is_said_up_front(
+    bucket_server: Server, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     upload(shards, bucket_server.uri)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MUST_CACHE_GB", "1e-6")
     with pytest.raises(ValueError, match=r"the 12 shards that are shuffled together take up to .* room for 1e-06 GB"):
-        open_reader(bucket_server.uri, "train", str(tmp_path), 1e-6, window=16)
+        open_reader(bucket_server.uri, "train", window=16)
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="cannot be written"):
-        open_reader(bucket_server.uri, "train", str(tmp_path / "file"), 1, window=2)
+        ShardCache(tmp_path / "file", 10**9)
     huge = Shard("x.tar", "train", 1, 10**18, "", "", 0)
     with pytest.raises(ValueError, match=r"take up to 2e\+09 GB, and there is room for [\d.]+ GB"):
         ShardCache(tmp_path, 10**20).check([huge, huge], 4)
@@ -286,34 +290,44 @@ def test_a_program_that_ends_with_an_open_reader_prints_nothing_more(shards: Pat
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
-def test_going_on_reads_only_what_is_still_to_come(bucket_server: Server, tmp_path: Path) -> None:
+def test_going_on_reads_only_what_is_still_to_come(
+    bucket_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the last of 15 steps, with windows of 2 of 10 shards: neither images nor shards of the steps before."""
     sharded(tmp_path, 60, samples_per_shard=6)
     upload(tmp_path / "out", bucket_server.uri)
-    reader = open_reader(bucket_server.uri, "train", str(tmp_path / "cache"), 1, window=2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("MUST_CACHE_GB", "none")
+    with pytest.raises(ValueError, match=r"^MUST_CACHE_GB: expected a number"):
+        open_reader(bucket_server.uri, "train")
+    monkeypatch.setenv("MUST_CACHE_GB", "1")
+    reader = open_reader(bucket_server.uri, "train", window=2)
+    assert reader.cache.limit == 10**9
     order = GlobalBatches(reader.sizes, 4, 1, 0, window=2, first_step=14)
     bucket_server.faults.requests = 0
     (batch,) = train_batches(TrainDataset(reader, TrainViews(*SETTINGS), seed=3), order, 0)
     assert batch.samples.tolist() == [sample for _, sample in next(iter(order))]
-    until(lambda: len(list((tmp_path / "cache").glob("*.tar"))) == 2)  # the second one may still be fetched
+    until(lambda: len(list((tmp_path / "must" / "shards").glob("*.tar"))) == 2)  # the second one may still be fetched
     assert bucket_server.faults.requests < 10  # size, bytes and offsets of two shards
 
 
 @pytest.mark.slow
-def test_training_and_evaluation_straight_from_a_bucket(bucket_server: Server, tmp_path: Path) -> None:
+def test_training_and_evaluation_straight_from_a_bucket(
+    bucket_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     data = digits()
     upload(Path(data.shards), bucket_server.uri)
     bucket_server.faults.plan = FAULTS
     weights, metrics = [], []
     for name, shards in (("local", data.shards), ("remote", bucket_server.uri)):
-        cache = str(tmp_path / "cache")
-        settings = {"epochs": 1, "batch_size": 25, "workers": 2, "cache": cache, "mask_patch_size": 8, "lr": 0.004}
+        settings = {"epochs": 1, "batch_size": 25, "workers": 2, "mask_patch_size": 8, "lr": 0.004}
         train(TrainConfig(shards=shards, classifier=data.classifier, output=str(tmp_path / name), **settings))
         weights.append(load_file(tmp_path / name / "model.safetensors"))
         report = str(tmp_path / f"{name}-report")
-        evaluate(EvaluateConfig(model=str(tmp_path / name), shards=shards, output=report, cache=cache))
+        evaluate(EvaluateConfig(model=str(tmp_path / name), shards=shards, output=report))
         metrics.append(json.loads((Path(report) / "metrics.json").read_text()))
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     assert metrics[0]["adapted"] == metrics[1]["adapted"]
-    assert len(list((tmp_path / "cache").glob("*.tar"))) == len(list(Path(data.shards).glob("*.tar")))
+    assert len(list((tmp_path / "must" / "shards").glob("*.tar"))) == len(list(Path(data.shards).glob("*.tar")))
     assert all(bucket_server.faults.done[fault] for fault in ("503", "429", "cut", "lost"))

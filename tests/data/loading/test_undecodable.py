@@ -12,6 +12,7 @@ from must.data.image import decode
 from must.data.loader import REPLACEMENTS, GlobalBatches, TrainDataset, train_batches
 from must.data.reader import ShardReader
 from must.evaluation.figures import read_training_log
+from must.method.train import log
 from must.method.train.trainer import train
 from tests import zoo
 from tests.data.augment.test_views import SETTINGS
@@ -53,13 +54,14 @@ def test_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:
         TrainDataset(reader, TrainViews(*SETTINGS), 0)[0, 0]
 
 
-def test_training_stops_when_too_many_are_damaged(tmp_path: Path) -> None:
+def test_training_stops_when_too_many_are_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     settings = {"shards": shards_with(tmp_path, 144, 6), "classifier": digits().classifier, "epochs": 1}
     settings |= {"batch_size": 25, "workers": 0, "mask_patch_size": 8, "log_every": 2}
     message = r"^.*stopped after step \d: \d of \d+ images could not be decoded, more.*$"
     with pytest.raises(ValueError, match=message):
-        train(TrainConfig(**settings, output=str(stopped), max_replaced=0.01))
+        train(TrainConfig(**settings, output=str(stopped)))
     assert not (stopped / "model.json").exists()
-    assert train(TrainConfig(**settings, output=str(whole), max_replaced=0.1)).replaced_samples == 6
+    monkeypatch.setattr(log, "MOST_REPLACED", 0.1)
+    assert train(TrainConfig(**settings, output=str(whole))).replaced_samples == 6
     assert read_training_log(str(whole))[-1]["replaced_samples"] == 6

@@ -238,10 +238,11 @@ def test_other_files_beside_archives_are_as_those_beside_images(tmp_path: Path) 
     """Hidden ones, as macOS leaves them on other machines' disks, and those without an extension."""
     make_zip(tmp_path / "in" / "cat" / "images.zip", 0)
     zoo.put(tmp_path / "in", dict.fromkeys(("._images.zip", "._x.png", "list.txt", "README"), b"Mac OS X"))
+    zoo.put(tmp_path / "in" / ".Trash-1000" / "files", {"gone.png": zoo.encoded(zoo.picture(3))})
     (tmp_path / "in" / "cat" / "5f2a").write_bytes(zoo.encoded(zoo.picture(1)))
     index = run(tmp_path / "in", tmp_path / "out", labels="folder")
     assert labels_of(tmp_path / "out") == {"cat/images.zip/0.png": None, "cat/5f2a": "cat"}
-    assert rejected(tmp_path / "out") == {} and index.skipped == {"hidden": 2, ".txt": 1, "without a suffix": 1}
+    assert rejected(tmp_path / "out") == {} and index.skipped == {"hidden": 3, ".txt": 1, "without a suffix": 1}
     (tmp_path / "in" / "x.png").write_bytes(zoo.encoded(zoo.picture(2)))
     run(tmp_path / "in", tmp_path / "images", max_rejected=0.5)
     assert set(labels_of(tmp_path / "images")) == {"cat/5f2a", "x.png"}

@@ -144,4 +144,3 @@ def test_no_stage_begins_without_the_model(digits, tmp_path):
     }.items():
         with pytest.raises(ValueError, match="the classifier's model is not there"):
             preflight(configure(stage, {**places, **values}))
-    preflight(configure("train", {**places, "classifier": output, "preset": "digits", "model": "ViT-B-16"}))

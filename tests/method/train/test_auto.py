@@ -108,10 +108,10 @@ def test_shares_that_the_classifier_file_holds_are_taken(digits, tmp_path):
 
 def test_published_settings_are_what_they_were(digits):
     """A preset's name gives its row and the published defaults, nothing of auto."""
-    named = {"preset": "imagenet", "model": "ViT-B-16", "pretrained": "openai"}
-    config = resolved(digits, **named)
-    places = {"shards": digits.shards, "classifier": digits.classifier, "output": "o"}
-    assert config == TrainConfig(**{**find_published("imagenet", "ViT-B-16"), **named, **places})
+    places = {"shards": digits.shards, "classifier": digits.classifier, "output": "o", "preset": "imagenet"}
+    classifier = replace(load_text_classifier(digits.classifier), model="ViT-B-16")
+    config: Any = resolve(configure("train", places), load_index(digits.shards), classifier).config
+    assert config == TrainConfig(**{**find_published("imagenet", "ViT-B-16"), **places})
     assert (config.epochs, config.batch_size, config.lr, config.min_lr) == (30, 1024, 2e-5, 1e-6)
     assert (config.ema_decay_init, config.ema_decay, config.ema_warmup_steps) == (0.999, 0.9998, 2000)
     assert (config.mask_patch_size, config.mask_ratio, config.confidence_threshold) == (32, 0.3, 0.7)
