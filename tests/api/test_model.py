@@ -67,7 +67,7 @@ def test_predictions_are_a_table_of_pandas(onnx, paths, monkeypatch):
     columns = ["image", "class", "probability", "class_2", "probability_2", "abstained", "similarity"]
     rows = [[one.image, *itertools.chain(*one.top), False, None] for one in found]
     pandas.testing.assert_frame_equal(found.to_frame(), pandas.DataFrame(rows, columns=columns))
-    assert onnx(paths[:3], abstain=1.0).to_frame()["class"].tolist() == [None] * 3
+    assert onnx(paths[:3], abstain=1.0).to_frame()["class"].tolist() == ["none of these"] * 3
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(must.UserError, match=r"^to_frame needs the package pandas: pip install pandas$"):
         found.to_frame()

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 from must.base import storage
 from must.base.errors import MustError, UserError
 from must.base.parameters import require
-from must.base.text import abbreviate, compose, make_one_line, make_printable
+from must.base.text import NONE_OF_THESE, abbreviate, compose, make_one_line, make_printable
 from must.data.image.limits import can_read_heic
 
 PHONES = frozenset({"heic", "heif"})
@@ -255,13 +255,17 @@ class Manifest(Source):
             delimiter = max("\t,;" if ending == "tsv" else ",;\t", key=first.count)
             table = csv.DictReader(chain([first], lines), delimiter=delimiter)
             try:
+                of_must = "class" in (table.fieldnames or ())
                 table.fieldnames = [OTHER_COLUMNS.get(name, name) for name in table.fieldnames or ()]
                 require(
                     "path" in table.fieldnames,
                     f"{where}: the first line must name the columns path[,label][,split], not: "
                     f"{abbreviate(delimiter.join(table.fieldnames))}",
                 )
-                yield from ((table.line_num, row) for row in table)
+                for row in table:
+                    if of_must and row["label"] == NONE_OF_THESE:
+                        row["label"] = ""
+                    yield table.line_num, row
             except csv.Error as error:
                 raise UserError(f"{where}: cannot be read after line {table.line_num}: {error}") from None
 

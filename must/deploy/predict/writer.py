@@ -12,7 +12,7 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.text import encode_utf8, escape_cell, format_csv, make_printable, unescape_cell
+from must.base.text import NONE_OF_THESE, encode_utf8, escape_cell, format_csv, make_printable, unescape_cell
 from must.data.sources.files import report_damage
 from must.data.sources.tables import check_pyarrow
 
@@ -80,12 +80,12 @@ def rank_classes(
 
 
 def make_row(prediction: Prediction) -> Row:
-    """The columns of tables: image; class, probability, then class_2, probability_2, ..., where all classes are None if
-    the model abstained; abstained; similarity, None if the model has no memory."""
+    """The columns of tables: image; class ("none of these" if the model abstained), probability, then class_2 (None
+    then), probability_2, ...; abstained; similarity, None if the model has no memory."""
     row: Row = {"image": prediction.image}
     for rank, (name, probability) in enumerate(prediction.top, 1):
-        suffix = f"_{rank}" if rank > 1 else ""
-        row |= {f"class{suffix}": None if prediction.abstained else name, f"probability{suffix}": probability}
+        suffix, none = (f"_{rank}", None) if rank > 1 else ("", NONE_OF_THESE)
+        row |= {f"class{suffix}": none if prediction.abstained else name, f"probability{suffix}": probability}
     return row | {"abstained": prediction.abstained, "similarity": prediction.similarity}
 
 
@@ -175,7 +175,9 @@ def read_table(uri: str) -> Iterator[Row]:
 
 def make_cells(output: str, prediction: Prediction) -> Row:
     """A row of the file `output`."""
-    row = make_json(prediction) if output.lower().endswith(".jsonl") else make_row(prediction)
+    row = make_row(prediction)
+    if output.lower().endswith(".jsonl"):
+        row = make_json(prediction) | {"class": row["class"]}
     return {"image": prediction.image, **row} | (
         {} if prediction.embedding is None else {"embedding": prediction.embedding}
     )

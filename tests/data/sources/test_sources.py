@@ -47,6 +47,14 @@ def test_a_csv_names_paths_labels_and_splits(tmp_path: Path, head: str, capsys: 
     assert capsys.readouterr().out.count("4 labels are not read; --labels csv reads them") == 1
 
 
+@pytest.mark.parametrize("head, label", [("image,class", None), ("path,label", "none of these")])
+def test_none_of_the_classes_in_our_own_table_is_no_label(tmp_path: Path, head: str, label: str | None) -> None:
+    zoo.fill(tmp_path, 2)
+    (tmp_path / "list.csv").write_text(f"{head}\n00000.png,cat\n00001.png,none of these\n")
+    run(tmp_path / "list.csv", tmp_path / "out", labels="csv")
+    assert labels_of(tmp_path / "out") == {"00000.png": "cat", "00001.png": label}
+
+
 def test_jsonl_and_a_content_that_is_listed_in_two_splits(tmp_path: Path) -> None:
     zoo.fill(tmp_path / "in", 4)
     shutil.copy(tmp_path / "in" / "00000.png", tmp_path / "in" / "again.png")

@@ -245,14 +245,18 @@ def test_abstaining_is_said_everywhere(exported, digits, tmp_path, capsys):
     assert f"{len(unsure)} images, {sum(unsure)} without a class -> " in capsys.readouterr().out
     rows = read_csv(tmp_path / "p.csv")
     assert [row["abstained"] == "1" for row in rows] == unsure
-    assert all((row["class"] == row["class_2"] == "") == (row["abstained"] == "1") for row in rows)
+    words = [(row["class"], row["class_2"]) == ("none of these", "") for row in rows]
+    assert words == unsure
     must.predict(model=calibrated, images=images, top_k=2, abstain=-1, output=str(tmp_path / "p.jsonl"))
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
-    assert [line["class"] for line in lines] == names
+    assert [line["class"] for line in lines] == [name or "none of these" for name in names]
     with running("--model", calibrated, "--top-k", 2, "--abstain", -1) as server:
         for line in lines[:20]:
             served = server.ask("POST", "/classify", Path(line["image"]).read_bytes())[1]
-            assert (served["class"], served["abstained"]) == (line["class"], line["abstained"])
+            assert (served["class"], served["abstained"]) == (
+                None if line["abstained"] else line["class"],
+                line["abstained"],
+            )
             assert [row["class"] for row in served["predictions"]] == [row["class"] for row in line["predictions"]]
     with running("--model", calibrated) as server:
         picture = Path(lines[unsure.index(True)]["image"]).read_bytes()
