@@ -6,11 +6,13 @@ local paths of artifacts in buckets, are those of Kubeflow Pipelines 2.17 (kfp/d
 backend/src/v2/component/launcher_v2.go). So no image needs kfp."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from must.base.console import attach
+from must.base.processes import PARENT, end_with_parent
 from must.runtime.supervise import run_stage
 from must.stages import COMPONENTS
 
@@ -45,6 +47,8 @@ def find_local_path(uri: str) -> str:
 
 
 def main() -> None:
+    if PARENT in os.environ:  # of a run on this machine
+        end_with_parent()
     attach()
     name, text = sys.argv[1:]
     executor_input = json.loads(text)

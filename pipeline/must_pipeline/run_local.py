@@ -1,7 +1,7 @@
 """Runs the compiled DAG on this machine, each stage as a subprocess of this interpreter: must-pipeline run."""
 
 import argparse
-import contextlib
+import builtins
 import io
 import os
 import re
@@ -9,11 +9,12 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 import warnings
+from contextlib import redirect_stdout, suppress
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import yaml
 
@@ -22,225 +23,129 @@ import must_components
 from must.base.errors import UserError
 from must.base.lock import Kind, locked
 from must.base.parameters import read_mapping
-from must.base.program import BUG, handling
-from must.config.work import METRICS_FILE, ONNX_FILE, REPORT_FILE
-from must.evaluation.result import make_text_table, read_metrics
+from must.base.processes import make_child_environment
+from must.base.program import handling
 from must_pipeline.compile import check_parameters, load_documents, read_compiled
 
 # For PYTHONPATH: the stages import must from here, so it need not be installed.
-SOURCE_FOLDERS = [str(Path(package.__file__ or "").parent.parent) for package in (must, must_components)]
-
-COLOR = re.compile(r"\x1b\[[0-9;]*m")
-LOG_LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{3} - (INFO|ERROR|WARNING) - (.*)")
-STAGE_MARK = "\0"  # before a line of a stage, which may look like one of kfp's
+SOURCES = [str(Path(package.__file__ or "").parent.parent) for package in (must, must_components)]
+RESULTS = {"report": "report, for a browser", "bundle": "adapted model", "onnx": "ONNX model", "reasons": "the gate"}
 RUN_LOCK = Kind("must-pipeline run", "--output", ".run.lock")
 
 
 def main(options: argparse.Namespace) -> None:
     started = time.monotonic()
-    os.environ["MUST_RUN_AGAIN"] = restart_command()  # for the summary of a run that failed
-    values = read_mapping(options.parameters, f"--parameters {options.parameters}")
-    values = {"work_uri": str(options.output.resolve())} | values
+    os.environ["MUST_RUN_AGAIN"] = shlex.join(["must-pipeline", "run", *sys.argv[1:]])  # for the summary of a failure
+    values = {"work_uri": str(options.output.resolve())}
+    values |= read_mapping(options.parameters, f"--parameters {options.parameters}")
     parameters = check_parameters(read_compiled(options.pipeline), values)
     options.output.mkdir(parents=True, exist_ok=True)
     with locked(str(options.output), RUN_LOCK):
-        artifacts = run_local(options.pipeline, parameters, options.output, False)
+        artifacts = run_local(options.pipeline, parameters, options.output)
     print(summarize_artifacts(artifacts, time.monotonic() - started))
 
 
-def restart_command() -> str:
-    """The command that started this run, which also resumes it after a failure."""
-    script = sys.argv[0].endswith(".py")
-    return shlex.join(["python", *sys.argv] if script else ["must-pipeline", "run", *sys.argv[1:]])
-
-
-def run_local(pipeline: Path, parameters: dict[str, Any], output: Path, verbose: bool) -> dict[str, Path]:
+def run_local(pipeline: Path, parameters: dict[str, Any], output: Path) -> dict[str, Path]:
     """Runs the compiled pipeline; returns the paths of its artifacts by name. Raises ValueError: a stage failed."""
     from kfp import components, local
 
-    stages = Stages()
-    replace_runner(stages)
-    mend_conditions()
+    replace_runner(stages := Stages())
     dag = components.load_component_from_text(make_local_spec(pipeline))
     warnings.filterwarnings("ignore", message=r"Task '.*': settings \[.*\] have no effect")  # display names
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*SOURCE_FOLDERS, os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*SOURCES, os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("PYTHONUNBUFFERED", "1")  # a stage's lines show when they are printed
-    root = output / "runs"
-    root.mkdir(parents=True, exist_ok=True)
+    (root := output / "runs").mkdir(parents=True, exist_ok=True)
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root.resolve()))
-    previous = set(root.glob("*"))
-    hangup = contextlib.nullcontext() if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else None  # nohup
+    previous, own_print = set(root.glob("*")), builtins.print
     try:
-        with (
-            hangup or handling(signal.SIGHUP, stages.stop),
-            handling(signal.SIGTERM, stages.stop),
-            handling(signal.SIGINT, stages.stop),
-            contextlib.nullcontext() if verbose else contextlib.redirect_stdout(StageOutput(sys.stdout)),
-        ):
+        kfps_log, stop = redirect_stdout(io.StringIO()), stages.stop
+        with handling(signal.SIGTERM, stop), handling(signal.SIGINT, stop), kfps_log:
             dag(**parameters)
     except RuntimeError as error:
-        failed = re.findall(r"task failed: '(.*?)'", COLOR.sub("", str(error))) or ["?"]
-        raise UserError(f"the stage '{failed[-1]}' failed; its own message is above") from None
+        said = f"the stage '{stages.failed[-1]}' failed; its own message is above" if stages.failed else str(error)
+        raise UserError(said) from None
+    finally:
+        builtins.print = own_print  # kfp has one that indents, which the threads of a loop leave there
     (run,) = set(root.glob("*")) - previous
-    latest = output / "latest"
-    latest.unlink(missing_ok=True)
+    (latest := output / "latest").unlink(missing_ok=True)
     latest.symlink_to(run.relative_to(output))
     return {path.name: path for path in latest.glob("*/*")}
 
 
 class Stages:
     """The running stages, each in a process group of its own. They end before this program does, which kfp's own
-    function does not care for."""
+    function does not care for. Their lines go to the standard output as it was when this was made."""
 
     def __init__(self) -> None:
-        self.running = set[subprocess.Popen[str]]()
-        self.stopped = False
+        self.output, self.running = sys.stdout, set[subprocess.Popen[str]]()
+        self.failed, self.stopped = list[str](), False
 
-    def run(self, command: list[str], environment: dict[str, str]) -> int:
-        """Runs a stage to its end, prints its output, returns its exit code."""
+    def run(self, command: list[str], environment: dict[str, str]) -> bool:
+        """Runs a stage to its end; prints its name and its output. Returns whether it succeeded."""
         if self.stopped:  # a loop's next part, in another thread
-            return BUG
-        command = [sys.executable if word == "python3" else word for word in command]
-        process = subprocess.Popen(
-            command, env=os.environ | environment, process_group=0, text=True, errors="replace",
+            return False
+        name = next((after for word, after in pairwise(command) if word == "must_components.run"), "?")
+        self.output.write(f"\n== {name} ==\n")
+        with subprocess.Popen(
+            [sys.executable if word == "python3" else word for word in command], process_group=0, text=True,
+            env=make_child_environment() | environment, errors="replace",
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        self.running.add(process)
-        if self.stopped:  # since the first line
-            os.killpg(process.pid, signal.SIGTERM)
-        mark = STAGE_MARK if isinstance(sys.stdout, StageOutput) else ""
-        try:
+        ) as process:  # fmt: skip
             assert process.stdout
-            for line in process.stdout:
-                sys.stdout.write(mark + line)  # kfp has replaced `print`
-            return process.wait()
-        except BaseException:
-            for line in process.communicate()[0].splitlines(keepends=True):  # it may have saved its state
-                sys.stdout.write(mark + line)
-            raise
-        finally:
-            self.running.remove(process)
+            self.running.add(process)
+            if self.stopped:  # since the first line
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                for line in process.stdout:
+                    self.output.write(line)
+                    self.output.flush()
+            finally:
+                self.output.write(process.stdout.read())  # when it was stopped: it may have saved its state
+                self.running.remove(process)
+        self.failed += [name] if process.returncode else []
+        return process.returncode == 0
 
     def stop(self, number: int, frame: object) -> None:
-        """The handler of SIGTERM, SIGHUP and SIGINT: asks the stages to end; a second signal ends them.
+        """The handler of SIGTERM and SIGINT: asks the stages to end; a second signal ends them.
         Raises KeyboardInterrupt: at the first signal."""
         for process in list(self.running):
-            with contextlib.suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL if self.stopped else signal.SIGTERM)
         if not self.stopped:
             self.stopped = True
-            by = signal.Signals(number)
-            raise KeyboardInterrupt("interrupted" if by == signal.SIGINT else f"stopped by {by.name}")
+            raise KeyboardInterrupt("interrupted" if number == signal.SIGINT else "stopped by SIGTERM")
 
 
 def replace_runner(stages: Stages) -> None:
     """kfp's own runner of subprocesses takes no command of an image, and leaves its processes behind."""
     from kfp.local import status, subprocess_task_handler
 
-    class Handler:
-        def __init__(
-            self, image: str, full_command: list[str], pipeline_root: str, runner: Any, env_vars: dict[str, str]
-        ) -> None:
-            self.command, self.environment = full_command, env_vars
+    def make_handler(full_command: list[str], env_vars: dict[str, str], **others: Any) -> Any:
+        ended = {True: status.Status.SUCCESS, False: status.Status.FAILURE}
+        return argparse.Namespace(run=lambda: ended[stages.run(full_command, env_vars)])
 
-        def run(self) -> Any:
-            done = stages.run(self.command, self.environment) == 0
-            return status.Status.SUCCESS if done else status.Status.FAILURE
-
-    subprocess_task_handler.SubprocessTaskHandler = Handler
+    subprocess_task_handler.SubprocessTaskHandler = make_handler
 
 
 def make_local_spec(pipeline: Path) -> str:
-    """The pipeline's YAML without retries, except that training is retried at once, from its checkpoint."""
+    """The pipeline's YAML without retries, except that training is retried at once, from its checkpoint. In conditions
+    an output is written TASK--OUTPUT: kfp looks for no other form, if the output is not called Output (2.17.3)."""
     spec, *platform = load_documents(pipeline.read_text())
     for executor in spec["deploymentSpec"]["executors"].values():
         container = executor["container"]
         container["env"] = [variable for variable in container.get("env", []) if variable["name"] != "MUST_RETRIES"]
     for component in [spec["root"], *spec["components"].values()]:
         for name, task in component.get("dag", {}).get("tasks", {}).items():
-            policy = task.pop("retryPolicy", None)
+            policy, trigger = task.pop("retryPolicy", None), task.get("triggerPolicy", {})
             if policy and name == "train":
                 task["retryPolicy"] = {"maxRetryCount": policy["maxRetryCount"], "backoffDuration": "0s"}
+            if "condition" in trigger:
+                trigger["condition"] = re.sub(r"(pipelinechannel--[\w-]+)-(\w+)", r"\1--\2", trigger["condition"])
     return yaml.safe_dump_all([spec, *platform])
-
-
-def mend_conditions() -> None:
-    """kfp finds an output in a condition only if it is called Output (2.17.3). And before 2.18.1 it puts outputs into a
-    condition as they are and evaluates it, so that an output is a program (GHSA-rhjm-6347-5x33): numbers and true or
-    false stay as they are; of anything else, which kfp puts between quotes, each character is escaped."""
-    import kfp
-    from kfp.local.orchestrator.enhanced_dag_orchestrator import ConditionEvaluator
-
-    resolve = ConditionEvaluator._resolve_pipeline_channel
-    if resolve.__module__ == __name__:  # already replaced
-        return
-    evaluates = [int(part) for part in re.findall(r"\d+", kfp.__version__)[:3]] < [2, 18, 1]
-
-    def find(channel: str, store: Any) -> Any:
-        task, _, output = channel.removeprefix("pipelinechannel--").rpartition("-")
-        try:
-            value = store.get_task_output(task, output)
-        except (ValueError, KeyError):
-            value = resolve(channel, store)
-        if value is None or isinstance(value, int | float) or not evaluates:
-            return value
-        return "".join(f"\\U{ord(character):08x}" for character in str(value))
-
-    ConditionEvaluator._resolve_pipeline_channel = staticmethod(find)
-
-
-class StageOutput(io.TextIOBase):
-    """Replaces stdout: prints each stage's own lines under the stage's name."""
-
-    def __init__(self, target: TextIO) -> None:
-        self.target = target
-        self.pending = ""
-        self.in_runner_text = False
-        self.writing = threading.Lock()  # a loop's parts run in threads
-
-    def write(self, text: str) -> int:
-        with self.writing:
-            self.pending += text
-            *lines, self.pending = self.pending.split("\n")
-            for line in lines:
-                if (output := self.show(COLOR.sub("", line))) is not None:
-                    self.target.write(output + "\n")
-                    self.target.flush()
-        return len(text)
-
-    def flush(self) -> None:
-        self.target.flush()
-
-    def show(self, line: str) -> str | None:
-        """The text to print for a line, or None."""
-        if line.startswith(STAGE_MARK):
-            return line.removeprefix(STAGE_MARK) if line.strip(STAGE_MARK).strip() else None
-        if match := LOG_LINE.match(line):
-            level, text = match.groups()
-            self.in_runner_text = "Streamed logs" not in text
-            if stage := re.match(r"Executing task '(.*)'", text):
-                return f"\n== {stage.group(1)} =="
-            return text if level != "INFO" else None
-        return None if self.in_runner_text or not line.strip() or set(line) == {"-"} else line
 
 
 def summarize_artifacts(artifacts: dict[str, Path], seconds: float) -> str:
     """The text that is printed at the end."""
-    if "index" not in artifacts:
-        return f"\nThe DAG ran in {seconds:.0f} s."
-    if "onnx" not in artifacts:
-        return f"\nNothing new to train on. The DAG ran in {seconds:.0f} s."
-    onnx = artifacts["onnx"] / ONNX_FILE
-    metrics = read_metrics(str(artifacts["details"] / METRICS_FILE), "metrics")
-    lines = [make_text_table(metrics), f"\nThe DAG ran in {seconds:.0f} s. What it made:"]
-    lines += [f"  report, to open in a browser   {display(artifacts['details'] / REPORT_FILE)}"]
-    lines += [f"  adapted model                  {display(artifacts['bundle'])}"]
-    if not onnx.is_file():
-        return "\n".join(["", *lines, f"It is not promoted; {display(artifacts['reasons'])} says why", ""])
-    must = display(Path(sys.executable).with_name("must"))
-    lines += [f"  ONNX model                     {display(onnx)}"]
-    return "\n".join(["", *lines, "Classify an image with it:", f"  {must} predict --model {display(onnx)} IMAGE", ""])
-
-
-def display(path: Path) -> str:
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
+    made = {name: path for name, path in artifacts.items() if name != "onnx" or path.is_dir()}  # else it says why not
+    places = [f"  {title:22} {os.path.relpath(made[name])}" for name, title in RESULTS.items() if name in made]
+    return "\n".join([f"\nThe DAG ran in {seconds:.0f} s.", *places])

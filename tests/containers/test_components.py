@@ -17,7 +17,7 @@ def test_every_component_runs_in_its_image(tmp_path, monkeypatch):
     ran = {}
 
     class Handler:
-        def __init__(self, image, full_command, pipeline_root, runner, env_vars):
+        def __init__(self, image, full_command, **others):
             self.image, self.command = image, full_command
 
         def run(self):
@@ -34,7 +34,7 @@ def test_every_component_runs_in_its_image(tmp_path, monkeypatch):
     monkeypatch.setenv("MUST_RUN_AGAIN", "again")
     compile_pipeline(ClusterConfig(registry=PREFIX.rstrip("/"), tag=VERSION), tmp_path / "pipeline.yaml")
     parameters = small_demo(tmp_path / "demo") | {"work_uri": str(tmp_path / "run")}
-    artifacts = run_local.run_local(tmp_path / "pipeline.yaml", parameters, tmp_path / "run", True)
+    artifacts = run_local.run_local(tmp_path / "pipeline.yaml", parameters, tmp_path / "run")
     assert ran == {
         name: f"{PREFIX}{row.image}:{VERSION}" for name, row in COMPONENTS.items() if name not in OTHERS | OF_LABELLING
     }

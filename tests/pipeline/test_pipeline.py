@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import kfp
@@ -21,7 +22,6 @@ from must_pipeline.cli import main as must_pipeline
 from must_pipeline.cluster import ClusterConfig, load_cluster
 from must_pipeline.compile import compile_pipeline, load_documents
 from must_pipeline.dag import make_label_pipeline
-from must_pipeline.run_local import run_local
 from tests.common import ended, until
 from tests.pipeline.compiled import (
     CLUSTER,
@@ -150,42 +150,10 @@ def test_a_wrong_flag_of_any_command_is_one_line(command, monkeypatch, capsys):
     assert ended(capsys, 2, must_pipeline).startswith(f"must-pipeline {command}: --cluter: unknown")
 
 
-ESCAPE = (  # an output that is a program where it is put into a condition as it is
-    "x' == 'y' or [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == '_wrap_close'][0]"
-    ".__init__.__globals__['system']('touch {}') == 0 or 'x"
-)
-
-
-@dsl.component(base_image="python:3.11", install_kfp_package=False)
-def say(text: str) -> str:
-    return text
-
-
-@dsl.component(base_image="python:3.11", install_kfp_package=False)
-def mark(path: str):
-    from pathlib import Path
-
-    Path(path).write_text("reached")
-
-
-@dsl.pipeline
-def conditions(text: str, path: str):
-    with dsl.If(say(text=text).output == "go"):
-        mark(path=path)
-
-
 @pytest.fixture
 def own_python(monkeypatch):
     """kfp's lightweight components, of which these small pipelines are made, run the first python3, which needs kfp."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-
-
-def test_the_local_runner_takes_an_output_in_a_condition_as_data(tmp_path, own_python):
-    """GHSA-rhjm-6347-5x33."""
-    compiler.Compiler().compile(conditions, str(tmp_path / "p.yaml"))
-    for text, reached in ((ESCAPE.format(tmp_path / "escaped"), False), ("go", True)):
-        run_local(tmp_path / "p.yaml", {"text": text, "path": str(tmp_path / "mark")}, tmp_path / "run", True)
-        assert (tmp_path / "mark").exists() is reached and not (tmp_path / "escaped").exists()
 
 
 @dsl.component(base_image="python:3.11", install_kfp_package=False)
@@ -228,6 +196,25 @@ def test_a_stage_ends_before_a_stopped_run_does(tmp_path, own_python, number, co
     assert (process.returncode, error) == (code, f"must-pipeline run: {said}; run the same command again\n")
     assert (tmp_path / "saved").exists() and not is_running(int(begun.read_text()))
     assert output.endswith("saved, to go on from here\n")
+
+
+def find_processes(word):
+    """Those of which a word of the command line contains `word`."""
+    found = [(int(file.parent.name), file) for file in Path("/proc").glob("[0-9]*/cmdline")]
+    with suppress(OSError):
+        return [pid for pid, file in found if file.exists() and word in file.read_text(errors="replace")]
+
+
+def test_a_killed_run_leaves_no_stage_behind(tmp_path):
+    """Beside which the same command would wait in vain. The first stage reads a file that never comes to its end."""
+    os.mkfifo(tmp_path / "classes.txt")
+    (tmp_path / "run.yaml").write_text(f"source: {tmp_path}\nclasses: {tmp_path}/classes.txt\n")
+    words = ["--pipeline", COMPILED, "--parameters", "run.yaml", "--output", "run"]
+    command = [sys.executable, "-m", "must_pipeline", "run", *words]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
+        until(lambda: find_processes(f'"{tmp_path}/classes.txt"'), process=process)
+        process.kill()
+    until(lambda: find_processes(f'"{tmp_path}/classes.txt"') == [])
 
 
 def test_a_retry_policy_is_set_or_refused_in_one_line(tmp_path):

@@ -112,9 +112,8 @@ def test_a_stranger_compiles_and_runs_the_demo(environment, tmp_path):
     version = json.loads(next((tmp_path / "demo/run/registry").rglob("version.json")).read_text())
     assert version["metrics"]["baseline"]["top1"] == 0.734 and version["metrics"]["adapted"]["top1"] > 0.9
     image = next((tmp_path / "demo" / "images" / "test").rglob("*.png"))
-    must, *words = ran.split("Classify an image with it:")[1].split("IMAGE")[0].split()  # as it is printed
-    assert must == str(environment / "bin" / "must")
-    assert image.name in run(environment, tmp_path, "must", *words, image)
+    (onnx,) = (line.split()[-1] for line in ran.splitlines() if line.startswith("  ONNX model"))  # as it is printed
+    assert image.name in run(environment, tmp_path, "must", "predict", "--model", f"{onnx}/model.onnx", image)
 
 
 def test_quickstart_is_answered_until_the_set_is_finished(environment, tmp_path):
