@@ -18,7 +18,7 @@ class AdaptConfig(StageConfig):
         bare=True,
     )
     classes: str | list[str] = param(
-        "the class names: cat,dog,horse; a .txt with one a line; a .yaml (docs/gpus.md); folders: the names of the "
+        "the class names: cat,dog,horse; a .txt with one a line; a .yaml (docs/kubeflow.md); folders: the names of the "
         "folders of --test-images, else of the images; or imagenet",
         metavar="NAMES|FILE",
     )

@@ -1,4 +1,4 @@
-"""Whether this machine's CUDA GPUs do what docs/gpus.md says: `pytest tests/gpu`. GPU_TESTS_DEVICE=cpu runs the same
+"""Whether this machine's CUDA GPUs do what a CPU's do: `pytest tests/gpu`. GPU_TESTS_DEVICE=cpu runs the same
 code on the CPU, with two processes where several GPUs are needed."""
 
 import itertools
