@@ -4,10 +4,9 @@ Kubernetes would refuse later."""
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from must import __version__
 from must.base.parameters import convert_fields, read_mapping, require
@@ -124,42 +123,23 @@ class ClusterConfig:
         return self.gpu.count > 0 and stage in self.gpu.stages
 
 
-NAME = r"(?=.{1,253}$)[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
-LABEL_PART = r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
-LABEL = rf"((?=.{{1,253}}/)[a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?{LABEL_PART}"
-OF_THE_SYSTEM = "tmp|dev|proc|sys|etc|usr|s?bin|lib(32|64)?|root|run|var/run|opt/must|kfp-launcher"
 VARIABLE = re.compile(r"(?!MUST_|PET_)[A-Za-z_]\w*", re.ASCII)
 SECRET = re.compile(r"(?i).*(secret|password|token|_key|connection_string)")  # the end of a variable's name
-FORMS = (  # keys of cluster.yaml; the form of their value, or of NAME=VALUE; what is said of another one
-    ("tag", r"\w[\w.-]{0,127}", "is no image tag"),
-    (
-        "registry",
+OF_THE_SYSTEM = "tmp|dev|proc|sys|etc|usr|s?bin|lib(32|64)?|root|run|var/run|opt/must|kfp-launcher"
+FORMS = {  # what a value must be, and what is said of another one
+    "tag": (r"\w[\w.-]{0,127}", "is no image tag"),
+    "registry": (
         r"([a-z0-9._-]+(:\d+)?(/[a-z0-9._-]+)*/?)?",
         "is no registry, such as ghcr.io/team/must, in small letters and without https://",
     ),
-    ("digests.*", r".*=sha256:[0-9a-f]{64}", "expected sha256: and 64 hex digits"),
-    ("service_account credentials.secret volume.claim training.runtime pull_secrets", NAME, "is no Kubernetes name"),
-    ("namespace", r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", "is no Kubernetes name"),  # a DNS label
-    ("gpu.accelerator", LABEL, "is no resource's name, as nvidia.com/gpu is"),
-    (
-        "labels.* cpu.node_selector.* gpu.node_selector.*",
-        rf"{LABEL}=({LABEL_PART})?",
-        "Kubernetes allows no such label: letters, digits, '-', '_' and '.', at most 63",
-    ),
-    ("credentials.secret volume.claim", r"[^.]*", "Kubeflow makes a volume's name of it, which cannot have dots"),
-    ("resources.*.cpu resources.*.cpu_limit", r"\d+(\.\d+)?|\d+m", "expected 4, 0.5 or 500m"),
-    (
-        "shm resources.*.memory resources.*.memory_limit",
-        r"\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?",
-        "expected an amount of memory, such as 16Gi",
-    ),
-    ("training.processes", r"auto|0*[1-9]\d*", "a number of processes a node, or auto for one a GPU"),
-    (
-        "volume.mount",
-        rf"(?!/(opt|var)?/*$)(?!/({OF_THE_SYSTEM})(/|$))/(?!.*:)(?!(.*/)?\.\.(/|$)).*",
+    "cpu": (r"(\d+(\.\d+)?|\d+m)?", "expected 4, 0.5 or 500m"),
+    "memory": (r"(\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?)?", "expected an amount of memory, such as 16Gi"),
+    "processes": (r"auto|0*[1-9]\d*", "a number of processes a node, or auto for one a GPU"),
+    "mount": (
+        rf"((?!/(opt|var)?/*$)(?!/({OF_THE_SYSTEM})(/|$))/(?!.*:)(?!(.*/)?\.\.(/|$)).*)?",
         "expected a folder such as /data, and none of the system or the image, such as /tmp, /dev/shm or /opt/must",
     ),
-)
+}
 SHORT = 8  # characters of a value that is no secret, such as a switch
 MAX_PODS = 500  # Argo keeps the state of all pods of a run in one object, which etcd limits to about a megabyte
 LEAST = {
@@ -170,33 +150,29 @@ UNITS = {"m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10,
 
 
 def load_cluster(path: Path) -> ClusterConfig:
-    """Raises ValueError: an unknown key (with the nearest known one), a wrong value, a contradiction."""
+    """Raises ValueError: an unknown key (with the nearest known one), a wrong value, a contradiction. What Kubernetes
+    itself refuses, such as a wrong character of a label, is not looked at."""
     cluster: ClusterConfig = convert_fields(read_mapping(path, f"--cluster {path}"), ClusterConfig, "")
     for key, known in (("resources", list(PODS)), ("timeouts", list(PODS)), ("digests", list(IMAGES))):
         for name in getattr(cluster, key):
             require(name in known, f"{key}.{name}: unknown; {suggest_name(name, known)}")
-    defaults = dict(list_values("", ClusterConfig()))
-    for key, text in list_values("", cluster):
-        for keys, form, rule in FORMS:
-            if (text or defaults.get(key)) and any(fnmatch(key, one) for one in keys.split()):
-                shown = text.partition("=")[2] if "*" in keys and "=" in text else text
-                require(re.fullmatch(form, text, re.ASCII) is not None, f"{key} '{shown}': {rule}")
+    for key, text, form in list_values(cluster):
+        require(re.fullmatch(FORMS[form][0], text, re.ASCII) is not None, f"{key} '{text}': {FORMS[form][1]}")
     for ok, message in list_rules(cluster):
         require(ok, message)
     return cluster
 
 
-def list_values(key: str, value: Any) -> Iterator[tuple[str, str]]:
-    """(key, text) of each text in cluster.yaml; of a mapping of texts NAME=TEXT."""
-    if isinstance(value, list):
-        for item in value:
-            yield from list_values(key, item)
-    elif isinstance(value, str):
-        yield key, value
-    elif isinstance(value, dict) or hasattr(value, "__dataclass_fields__"):
-        for name, item in (value if isinstance(value, dict) else vars(value)).items():
-            text = f"{name}={item}" if isinstance(value, dict) and isinstance(item, str) else item
-            yield from list_values(f"{key}.{name}" if key else name, text)
+def list_values(cluster: ClusterConfig) -> Iterator[tuple[str, str, str]]:
+    """(key, text, which of FORMS)."""
+    yield "tag", cluster.tag, "tag"
+    yield "registry", cluster.registry, "registry"
+    yield "shm", cluster.shm, "memory"
+    yield "training.processes", cluster.training.processes, "processes"
+    yield "volume.mount", cluster.volume.mount, "mount"
+    for stage, resources in cluster.resources.items():
+        for name, text in vars(resources).items():
+            yield f"resources.{stage}.{name}", text, name.removesuffix("_limit")
 
 
 def list_rules(cluster: ClusterConfig) -> Iterator[tuple[bool, str]]:
@@ -208,19 +184,10 @@ def list_rules(cluster: ClusterConfig) -> Iterator[tuple[bool, str]]:
     for key in ("shard.pods", "label.pods"):
         yield attrgetter(key)(cluster) <= MAX_PODS, f"{key}: at most {MAX_PODS}"
     yield cluster.tag != "latest", "tag 'latest': may name another image during a run; give a version"
-    yield (
-        not key_file or bool(credentials.secret),
-        "credentials.kind secret needs credentials.secret: the name of the Secret that holds the key file",
-    )
-    yield (
-        key_file or not credentials.secret,
-        f"credentials.secret contradicts credentials.kind {credentials.kind}: leave it out, or set kind: secret",
-    )
-    yield (
-        credentials.kind != "workload-identity" or bool(cluster.service_account),
-        "credentials.kind workload-identity needs service_account: the one that is bound to a cloud identity",
-    )
+    yield key_file == bool(credentials.secret), "credentials: kind secret and the name of the Secret go together"
     yield bool(volume.claim) == bool(volume.mount), "volume: claim and mount go together"
+    same = volume.claim and volume.claim in (credentials.secret, "shm" if cluster.shm else "")
+    yield not same, f"volume.claim '{volume.claim}': Kubeflow makes a volume's name of it, which another volume has"
     for key, name in [("credentials.variable", credentials.variable), *(("env", name) for name in cluster.env)]:
         own = (
             f"{key} '{name}': is no name of an environment variable, or begins with MUST_ or PET_ as the pipeline's own"
@@ -233,36 +200,10 @@ def list_rules(cluster: ClusterConfig) -> Iterator[tuple[bool, str]]:
             f"env '{name}': would be in the compiled file for everybody to read; give the pods a key file "
             "(credentials.kind: secret), or the service account a cloud identity",
         )
-    for key in ("node_selector", "tolerations"):
-        rule = "set the number of GPUs a node, or leave the pool out"
-        yield gpu.count > 0 or not getattr(gpu, key), f"gpu.{key} contradicts gpu.count 0: {rule}"
     able = ", ".join(name for name, row in PODS.items() if row.gpu)
     for stage in gpu.stages:
         yield stage in PODS, f"gpu.stages '{stage}': unknown; {suggest_name(stage, list(PODS))}"
         yield PODS[stage].gpu, f"gpu.stages '{stage}': does not use a GPU; these do: {able}"
-    for pool in ("cpu", "gpu"):
-        for number, toleration in enumerate(getattr(cluster, pool).tolerations):
-            where, exists = f"{pool}.tolerations[{number}]", toleration.operator == "Exists"
-            yield not (exists and toleration.value), f"{where}: operator Exists contradicts a value"
-            yield exists or bool(toleration.key), f"{where}: without a key the operator must be Exists"
-    for stage, it in cluster.resources.items():
-        for key, text in vars(it).items():
-            yield not text or parse_quantity(text) > 0, f"resources.{stage}.{key} {text}: must be above 0"
-        for key in ("cpu", "memory"):
-            where, low, high = f"resources.{stage}.{key}", getattr(it, key), getattr(it, f"{key}_limit")
-            yield (
-                not (low and high) or parse_quantity(low) <= parse_quantity(high),
-                f"{where} {low} contradicts {where}_limit {high}: a limit is never below the request",
-            )
-    shm = parse_quantity(cluster.shm) if cluster.shm else 0
-    for stage, it in cluster.resources.items():
-        yield (
-            not (it.memory_limit and PODS[stage].loaders) or shm < parse_quantity(it.memory_limit),
-            f"shm {cluster.shm} contradicts resources.{stage}.memory_limit {it.memory_limit}: shared memory counts "
-            "against the limit, so it must be smaller",
-        )
-    for stage, seconds in cluster.timeouts.items():
-        yield seconds > 0, f"timeouts.{stage}: seconds above 0; leave it out for no limit"
     longest = max([retries.backoff, *cluster.timeouts.values()])
     yield (
         retries.count == 0 or retries.window > longest,
