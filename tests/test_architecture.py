@@ -35,7 +35,7 @@ parameters  errors text
 """,
     "data": """
 image
-format
+format      image
 sources     image
 shards      format image sources
 augment     image

@@ -18,7 +18,7 @@ from must.base.errors import UserError
 from must.base.parameters import require
 from must.data.format import parse_hashes
 from must.data.image.decode import decode, identify, read_orientation, rotate_upright
-from must.data.image.preprocess import is_transparent, to_rgb
+from must.data.image.preprocess import Levels, is_transparent, to_rgb
 from must.data.shards.listing import open_source
 from must.data.sources.files import Folder, ListingReport, Manifest, describe_no_images, resolve_beside
 from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, ClassSet, load_class_set, make_class_set
@@ -135,7 +135,7 @@ def write_images(items: Iterable[Any], folder: Path) -> ImageSource:
     """Writes each image as a PNG file; the key is a sha256 of the pixels."""
     digest = hashlib.sha256()
     for number, item in enumerate(items):
-        image = convert_image(item, f"images: number {number}")
+        image = convert_image(item, f"images: number {number}", deep=True)
         path = folder / f"{number // 10_000:04d}" / f"{number:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, compress_level=1)
@@ -143,10 +143,11 @@ def write_images(items: Iterable[Any], folder: Path) -> ImageSource:
     return ImageSource(str(folder), digest.hexdigest())
 
 
-def convert_image(item: Any, where: str) -> Image.Image:
+def convert_image(item: Any, where: str, levels: Levels = (), deep: bool = False) -> Image.Image:
     """An RGB or grey image as a viewer shows it: upright, transparent pixels on white.
     `item`: a PIL image; an array uint8 [H, W] or [H, W, 1|3|4]; a tensor [1|3, H, W], uint8, or float from 0 to 1; a
-    path; or the bytes of a file, by themselves or as {"bytes": ...}. `where` begins the message of an error."""
+    path; or the bytes of a file, by themselves or as {"bytes": ...}. `where` begins the message of an error; `levels`:
+    of images with more than 8 bits; `deep`: grey ones of 16 bits stay as they are."""
     if isinstance(item, dict):  # a Hugging Face image that is not decoded
         item = item.get("bytes") or item.get("path")
     try:
@@ -155,7 +156,8 @@ def convert_image(item: Any, where: str) -> Image.Image:
         if isinstance(item, bytes):
             header = identify(item)
             grey = header.mode == "L" and not is_transparent(header) and read_orientation(header) == 1
-            item = decode(item).convert("L" if grey else "RGB")
+            keep = deep and header.mode == "I;16"
+            item = header if keep else decode(item, levels=levels).convert("L" if grey else "RGB")
         elif hasattr(item, "detach"):
             item = item.detach().cpu().numpy()
             item = item.transpose(1, 2, 0) if item.ndim == 3 else item
@@ -170,8 +172,8 @@ def convert_image(item: Any, where: str) -> Image.Image:
         require(isinstance(item, Image.Image), f"{type(item).__name__} is no image")
         item.load()  # the orientation of a TIFF is known only after loading
         rotation = read_orientation(item)
-        plain = item.mode in ("L", "RGB") and not is_transparent(item) and rotation == 1
-        return item if plain else rotate_upright(to_rgb(item), rotation)
+        plain = item.mode in ("L", "RGB", *["I;16"] * deep) and not is_transparent(item) and rotation == 1
+        return item if plain else rotate_upright(to_rgb(item, levels), rotation)
     except Exception as error:  # Pillow raises anything for a damaged file
         raise UserError(f"{where}: {' '.join(str(error).split()) or type(error).__name__}") from None
 

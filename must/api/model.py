@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,7 +93,7 @@ class Model:
         if isinstance(item, Found):
             return pixels_of_file(item, self._view)
         number, image = item
-        return self._view(convert_image(image, f"image {number}").convert("RGB")), ""
+        return self._view(convert_image(image, f"image {number}", self._view.preprocess.levels).convert("RGB")), ""
 
 
 @naming_parameters()
@@ -208,6 +209,7 @@ class Adapted:
 
         from must.deploy.export.export import load_whole_model
         from must.method.model.bundle import load_bundle
+        from must.method.model.description import get_preprocess
 
         bundle = load_bundle(str(self.bundle))
         clip: Any = load_whole_model(str(self.output / CLASSIFIER_FILE), str(self.bundle), bundle).clip
@@ -215,7 +217,8 @@ class Adapted:
         options = {name: preprocess_cfg[name] for name in ("mean", "std", "resize_mode", "interpolation", "fill_color")}
         transform = image_transform(preprocess_cfg["size"], is_train=False, **options)
         # upright, and without the colours under transparent pixels: as every other command sees an image
-        preprocess = Compose([ImageOps.exif_transpose, to_rgb, transform])
+        levels = get_preprocess(bundle.description).levels
+        preprocess = Compose([ImageOps.exif_transpose, partial(to_rgb, levels=levels), transform])
         return OpenClip(clip.eval(), preprocess, bundle.model.classifier.detach().clone())
 
     def export(self, output: str | Path = "", **parameters: Any) -> Exported:

@@ -185,6 +185,7 @@ class TrainViews:
     `patch`: the side of the model's patches in pixels."""
 
     def __init__(self, config: TrainConfig, preprocess: Preprocess, patch: int) -> None:
+        self.levels = preprocess.levels
         self.size, self.padding, self.fill = preprocess.size, config.weak_padding, fill_color(preprocess.mean)
         self.draws = AugmentSampler(config, self.size, patch)
 
@@ -196,7 +197,7 @@ class TrainViews:
         self, data: bytes, seeds: tuple[int, int, int], max_pixels: int = MAX_PIXELS
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The views of an image file. `seeds`: seed, epoch, sample."""
-        image = decode(data, max_pixels)
+        image = decode(data, max_pixels, levels=self.levels)
         seed_views(*seeds)
         return self(image)
 

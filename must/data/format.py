@@ -28,6 +28,7 @@ from must.base.parameters import SHA256, make_record, match_form, require
 from must.base.program import show_bar
 from must.base.text import abbreviate, make_printable
 from must.config.work import INDEX_FILE
+from must.data.image.preprocess import check_levels
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,8 @@ class Index:
     dropped: Count  # duplicates that were left out of the shards
     skipped: dict[str, Count] = field(default_factory=dict)  # files that are no images by their names, by extension
     tables: tuple[dict[str, str], ...] = ()  # {"name", "sha256"} of the files by which --append recognizes old images
+    levels: Annotated[tuple[float, ...], check_levels] = ()  # of images with more than 8 bits, if there are any
+    tones: dict[str, Count] = field(default_factory=dict)  # "black", "white": images that are almost that
     chunks: Count = 0  # number of chunks so far, so that appended samples get new keys
     version: int = INDEX_VERSION
     sha256: str = field(default="", compare=False)  # of index.json as it was read
@@ -110,6 +113,9 @@ class Index:
     def to_json(self) -> bytes:
         content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "sha256"}
         content["shards"] = [vars(shard) for shard in self.shards]
+        for name in ("levels", "tones"):
+            if not content[name]:
+                del content[name]
         return json.dumps(content, indent=1, ensure_ascii=True).encode() + b"\n"
 
 

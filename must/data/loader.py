@@ -31,7 +31,7 @@ from must.config.train import check_batch
 from must.data.augment import TrainViews
 from must.data.format import Index, Shard
 from must.data.image.decode import decode_view, describe_decode_error
-from must.data.image.preprocess import EvalView, Preprocess
+from must.data.image.preprocess import EvalView, Preprocess, set_levels
 from must.data.reader import ShardReader, open_reader, prefetch
 
 logger = logging.getLogger(__name__)
@@ -234,8 +234,8 @@ class EvalSource:
     def __init__(
         self, reader: ShardReader, preprocess: Preprocess, batch_size: int, workers: int, rank: int = 0, world: int = 1
     ) -> None:
-        self.reader, self.preprocess = reader, preprocess
-        self.dataset = EvalDataset(self.reader, preprocess)
+        self.reader, self.preprocess = reader, set_levels(preprocess, reader.index.levels)
+        self.dataset = EvalDataset(self.reader, self.preprocess)
         self.batch_size, self.workers = batch_size, workers
         self.numbers: Sequence[int] = range(rank, len(self.reader), world)
         self.skipped = 0

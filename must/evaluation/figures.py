@@ -127,7 +127,7 @@ def list_groups(row: LabelRow) -> str:
 
 def thumbnail(reader: ShardReader, sample: int, max_side: int) -> str:
     """The middle square, at most `max_side` pixels wide, as a data URI."""
-    image = decode(reader.image(sample), reader.index.max_pixels, shorter_side=max_side)
+    image = decode(reader.image(sample), reader.index.max_pixels, max_side, reader.index.levels)
     side, data = min(max_side, *image.size), io.BytesIO()
     ImageOps.fit(image, (side, side), Image.Resampling.LANCZOS).save(data, "JPEG", quality=QUALITY, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()

@@ -2,9 +2,9 @@
 
 import importlib
 import io
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from must.base.errors import UserError
@@ -18,7 +18,7 @@ from must.data.image.limits import (
     explain_size_refusal,
     is_heic,
 )
-from must.data.image.preprocess import check_colors, to_rgb
+from must.data.image.preprocess import EvalView, Levels, check_colors, to_rgb
 
 try:  # libjpeg-turbo: the pixels of Pillow in less time. For plain JPEGs only; damaged ones go to Pillow
     import simplejpeg
@@ -34,15 +34,14 @@ FORMATS = tuple(name for name in KNOWN_FORMATS if name in Image.OPEN)
 ENDINGS_BY_FORMAT = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2", "HEIF": "heic"}
 ORIENTATION = 0x0112
 SPACES = {"RGB": "RGB", "L": "GRAY"}  # Pillow's mode -> simplejpeg's colour space
-Picture = TypeVar("Picture")
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> Image.Image:
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0, levels: Levels = ()) -> Image.Image:
     """The whole image as RGB [height, width], fully decoded.
 
     EXIF orientation is applied; transparent images are laid on white; CMYK is converted by its colour profile, if it
-    has one; 16 bits and floats are scaled to 8 bits; of an animation the first frame is used. A plain RGB or grey
-    JPEG or PNG gives exactly ``PIL.Image.open(file).convert("RGB")``.
+    has one; 16 bits and floats are scaled to 8 bits by `levels`; of an animation the first frame is used. A plain RGB
+    or grey JPEG or PNG gives exactly ``PIL.Image.open(file).convert("RGB")``.
     `shorter_side`: when given, a large JPEG may be decoded at a fraction of its size (libjpeg's scaling), but never
     with a shorter side below this many pixels.
     Raises ValueError: the bytes are no image, are damaged, or have more than `max_pixels` pixels or too many parts
@@ -56,17 +55,17 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, shorter_side: int = 0) -> 
             scale = shorter_side / min(width, height)
             image.draft(None, (max(1, int(width * scale)), max(1, int(height * scale))))
         image.load()
-        rgb, exif = to_rgb(image), read_orientation(image)
+        rgb, exif = to_rgb(image, levels), read_orientation(image)
         del image  # with its pixels, `rgb` and the rotated copy would be three times the memory
         return rotate_upright(rgb, exif)
     except Exception as error:
         raise UserError(describe_decode_error(error)) from error
 
 
-def decode_view(data: bytes, view: Callable[[Image.Image], Picture], max_pixels: int = MAX_PIXELS) -> Picture:
+def decode_view(data: bytes, view: EvalView, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The result of `view` for the decoded image. Raises UserError: any error of this image."""
     try:
-        return view(decode(data, max_pixels))
+        return view(decode(data, max_pixels, levels=view.preprocess.levels))
     except Exception as error:
         raise UserError(describe_decode_error(error)) from error
 

@@ -5,7 +5,7 @@ RGB is made strip by strip: temporary copies may take eight times the memory of 
 
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -16,17 +16,25 @@ from must.base.text import abbreviate
 
 STRIP = 1 << 18  # pixels converted at once
 CHAIN = b"mpet"  # in a profile: any number of processing steps, each of which is computed for 280,000 colours
+EDGE = 0.1  # percent of the pixels that may be outside of a picture's levels at each end, such as hot ones
+SAMPLE = 1 << 17  # pixels that levels are found in
+DARK, BRIGHT = 12, 243  # of 255: a picture without a brighter, or a darker, value is almost black, or white
 LARGEST_INPUT = 2048  # pixels per side of a model's input
 SMALLEST, FARTHEST = 1e-6, 1e6  # limits on the deviation, which is divided by, and on the mean
+LARGEST_LEVEL = 1e30
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def to_rgb(image: Any) -> Image.Image:
+Levels = tuple[float, ...]
+"""(black, white): the values of pictures with more than 8 bits that become 0 and 255; (): by the rule in `Scale`."""
+
+
+def to_rgb(image: Any, levels: Levels = ()) -> Image.Image:
     """A loaded image as RGB, transparent ones on white."""
     if is_deep(image):
-        return by_strips(image, Scale(image))
+        return by_strips(image, Scale(image, levels))
     if is_transparent(image):
         return by_strips(image, paint_on_white)
     if image.mode == "CMYK":
@@ -40,6 +48,25 @@ def check_colors(image: Any) -> None:
         Scale(image)
     elif image.mode not in ("RGB", "L", "P", "CMYK"):  # converting these always succeeds
         to_rgb(next(strips(image))[1])
+
+
+def find_levels(image: Any) -> Levels:
+    """The darkest and the brightest value of a loaded image with more than 8 bits, without EDGE at both ends; () for
+    others."""
+    if not is_deep(image):
+        return ()
+    step = -(-image.width * image.height // SAMPLE)
+    values = np.concatenate([np.asarray(strip).ravel()[::step] for _, strip in strips(image)])
+    low, high = np.percentile(values, (EDGE, 100 - EDGE), method="nearest")
+    return float(low), float(high)
+
+
+def find_tone(image: Any) -> str:
+    """ "black" or "white" if a loaded image of 8 bits is almost that, else ""; by 64 x 64 of its pixels."""
+    small = image.resize((min(64, image.width), min(64, image.height)), Image.Resampling.NEAREST)
+    grey: Any = small if small.mode == "L" and not is_transparent(small) else to_rgb(small).convert("L")
+    low, high = grey.getextrema()
+    return "black" if high <= DARK else "white" if low >= BRIGHT else ""
 
 
 def is_transparent(image: Any) -> bool:
@@ -86,12 +113,14 @@ def convert_cmyk(image: Any) -> Image.Image:
 
 
 class Scale:
-    """A strip of grey values of 16 or 32 bits, or floats -> RGB, by the range of the whole image.
+    """A strip of grey values of 16 or 32 bits, or floats -> RGB, by the levels that are given.
 
-    16-bit values are divided by 257. Files of 32 bits or floats do not define white: floats within 0..1 are scaled by
-    255, other values from the darkest to the brightest one. The value that a PNG declares transparent becomes white."""
+    Without levels 16-bit values are divided by 257. Files of 32 bits or floats do not define white: floats within 0..1
+    are scaled by 255, other values from the darkest to the brightest one. The value that a PNG declares transparent
+    becomes white."""
 
-    def __init__(self, image: Any) -> None:
+    def __init__(self, image: Any, levels: Levels = ()) -> None:
+        self.levels = levels
         lows, highs = [], []
         for _, strip in strips(image):
             values = np.asarray(strip)
@@ -104,7 +133,10 @@ class Scale:
 
     def __call__(self, strip: Any) -> Image.Image:
         values = np.asarray(strip)
-        if values.dtype.kind == "f" and self.low >= 0 and self.high <= 1:
+        if self.levels:
+            black, white = self.levels
+            scaled = np.clip((values.astype(np.float64) - black) * (255.0 / (white - black)), 0, 255)
+        elif values.dtype.kind == "f" and self.low >= 0 and self.high <= 1:
             scaled = values * 255.0
         elif values.dtype.kind != "f" and self.low >= 0 and self.high <= 65535:
             scaled = values.astype(np.float64) / 257.0
@@ -118,13 +150,15 @@ class Scale:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A model's input: size in pixels, mean and standard deviation of channels in 0..1, resize filter and mode."""
+    """A model's input: size in pixels, mean and standard deviation of channels in 0..1, resize filter and mode, and the
+    levels of the pictures that it was adapted to."""
 
     size: int = 224
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
+    levels: Levels = ()
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -144,6 +178,7 @@ class Preprocess:
             std=check_three_numbers(values.get("std") or CLIP_STD, SMALLEST),
             interpolation=values.get("interpolation") or "bicubic",
             resize_mode=values.get("resize_mode") or "shortest",
+            levels=check_levels(values.get("levels") or ()),
         )
         if str(preprocess.interpolation) not in FILTERS or preprocess.resize_mode not in ("shortest", "squash"):
             raise UserError(
@@ -153,7 +188,22 @@ class Preprocess:
         return preprocess
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        values = asdict(self) | {"mean": list(self.mean), "std": list(self.std), "levels": list(self.levels)}
+        return {name: value for name, value in values.items() if name != "levels" or value}
+
+
+def set_levels(preprocess: Preprocess, levels: Levels) -> Preprocess:
+    """With these levels, unless it has some: a model keeps those that it was adapted with."""
+    return preprocess if preprocess.levels else replace(preprocess, levels=levels)
+
+
+def check_levels(values: Any) -> Levels:
+    """Two finite numbers, the first one smaller; or none."""
+    levels = tuple(values) if isinstance(values, list | tuple) else (0,)
+    valid = all(type(value) in (int, float) and abs(value) < LARGEST_LEVEL for value in levels)
+    if levels and not (valid and len(levels) == 2 and levels[0] < levels[1]):
+        raise UserError("levels must be two numbers, black and white, the first one smaller")
+    return levels
 
 
 def check_three_numbers(values: Any, smallest: float) -> tuple[float, ...]:
@@ -175,10 +225,12 @@ def describe_preprocess(preprocess: Preprocess) -> str:
         resize = f"resize to {size} x {size}"
     else:
         resize = f"resize the shorter side to {size} (longer side rounded down), centre crop {size} x {size}"
+    black, white = preprocess.levels or (0, 0)
+    scale = f" (values of more than 8 bits: {black:g} becomes 0, {white:g} 255)" if preprocess.levels else ""
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (preprocess.mean, preprocess.std))
     return (
-        f"Turn by the EXIF orientation; RGB; {resize}, {preprocess.interpolation} with antialiasing (Pillow) on 8-bit "
-        f"pixels; divide by 255; subtract ({mean}); divide by ({std}); order N, C, H, W"
+        f"Turn by the EXIF orientation; RGB{scale}; {resize}, {preprocess.interpolation} with antialiasing (Pillow) on "
+        f"8-bit pixels; divide by 255; subtract ({mean}); divide by ({std}); order N, C, H, W"
     )
 
 

@@ -195,6 +195,12 @@ def show_index(uri: str) -> Index:
         left_out = f", {result.dropped} left out" if result.dropped else ""
         copies = "1 copy" if result.duplicates == 1 else f"{result.duplicates:,} copies"
         logger.info(f"  {pluralize(pictures, 'picture')}, {copies}{left_out}")
+    if result.levels:
+        black, white = result.levels
+        logger.info(f"  images of more than 8 bits: {black:g} becomes black, {white:g} white")
+    if result.tones:
+        tones = ", ".join(f"{count} almost {tone}" for tone, count in result.tones.items())
+        logger.info(f"  hardly anything to see: {pluralize(sum(result.tones.values()), 'image')} ({tones})")
     if result.skipped:
         logger.info(f"  other files, not read: {describe_unread(result.skipped)}")
     if result.rejected:

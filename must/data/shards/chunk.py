@@ -29,6 +29,7 @@ from must.config import ShardConfig
 from must.data.format import Shard, parse_hashes, write_table
 from must.data.image import decode as images
 from must.data.image.limits import limits
+from must.data.image.preprocess import Levels, find_levels, find_tone
 from must.data.shards.listing import Chunk, find_size_limit, identify_source, name_hash
 from must.data.shards.workdir import Workdir
 from must.data.sources.files import Item, UnreadableError
@@ -104,13 +105,15 @@ AHEAD = 256_000_000  # bytes that they may hold, by the sizes in the listing
 @dataclass
 class ChunkResult:
     """The results for a chunk's files. `arrays`: "names", uint64 [accepted], hashes of the files' names; of each split
-    "hashes.SPLIT", uint64 [samples], of the files' sha256, and "offsets.SPLIT", int64 [samples, 4], in the tar."""
+    "hashes.SPLIT", uint64 [samples], of the files' sha256, and "offsets.SPLIT", int64 [samples, 4], in the tar;
+    "levels", float64 [images of more than 8 bits, 2]."""
 
     number: int
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     tars: dict[str, dict[str, Any]] = field(default_factory=dict)  # split -> its "sha256", "bytes" and "labelled"
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (name, reason)
     other: int = 0  # files without a suffix that are no images
+    tones: dict[str, int] = field(default_factory=dict)  # "black", "white": images of 8 bits that are almost that
     labels: list[str] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
@@ -135,6 +138,7 @@ def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: di
     others = AHEAD + 2 * find_size_limit(config) if chunk.source.may_be_remote else 0
     record = ChunkResult(chunk.number)
     writers: dict[str, TarWriter] = {}
+    levels = list[Levels]()
     names, labels, source = bytearray(), set[str](), identify_source(chunk.source.uri)
     with ExitStack() as stack:
         for position, (item, data) in enumerate(prefetch_files(chunk, config)):
@@ -145,13 +149,16 @@ def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: di
                 if position in rejected:
                     raise UserError(rejected[position])
                 with limits(config.max_pixels, len(data), others):
-                    extension, stored = check_image(data, config)
+                    extension, stored, found, tone = check_image(data, config)
             except (ValueError, UnreadableError, OSError, MemoryError) as error:
                 if is_other_file(item.name, data):
                     record.other += 1
                 else:
                     record.rejected.append((item.name, explain_rejection(error)))
                 continue
+            levels += [found] if found else []
+            if tone:
+                record.tones[tone] = record.tones.get(tone, 0) + 1
             digest = hashlib.sha256(data).digest()
             split = chunk.split or item.split or split_by_hash(digest, config.split)
             if split not in writers:
@@ -172,17 +179,19 @@ def process_chunk(chunk: Chunk, config: ShardConfig, work: Workdir, rejected: di
             record.arrays[f"hashes.{split}"] = parse_hashes(writer.hashes)
             record.tars[split] = writer.describe()
     record.labels, record.arrays["names"] = sorted(labels), parse_hashes(names)
+    record.arrays["levels"] = np.array(levels, np.float64).reshape(-1, 2)
     storage.write_bytes(work.record(chunk.number), record.to_bytes())
     return chunk.files, len(record.rejected)
 
 
-def check_image(data: bytes, config: ShardConfig) -> tuple[str, bytes]:
-    """(extension, bytes to store) of an image file."""
+def check_image(data: bytes, config: ShardConfig) -> tuple[str, bytes, Levels, str]:
+    """(extension, bytes to store, levels, tone) of an image file."""
     if len(data) > find_size_limit(config):
         raise UserError(f"more than {find_size_limit(config)} bytes")
     header = images.identify(data, config.max_pixels)
     images.check(header)
-    return images.find_extension(header), data
+    levels = find_levels(header)
+    return images.find_extension(header), data, levels, "" if levels else find_tone(header)
 
 
 def split_by_hash(digest: bytes, shares: dict[str, float]) -> str:

@@ -20,6 +20,7 @@ from must.base.processes import Workers
 from must.base.text import make_printable
 from must.config import ShardConfig
 from must.data.format import REJECTED, Index, Shard, join_arrays, write_table
+from must.data.image.preprocess import BRIGHT, DARK, Levels
 from must.data.shards.chunk import ChunkResult, ShardJob, assemble
 from must.data.shards.listing import Chunk, History, Listing, hash_files
 from must.data.shards.workdir import Run, Workdir
@@ -100,6 +101,7 @@ def commit_shards(task: Task, work: Workdir, pool: Workers) -> Index:
     if records.samples == len(duplicates.drops):
         return previous
 
+    levels, tones = choose_levels(records, previous)
     max_pixels = max(config.max_pixels, previous.max_pixels)  # of old images too
     jobs = shard_jobs(splits, duplicates, records)
     made = {shard.name: shard for shard in pool.run(assemble, [(job, work) for job in jobs])}
@@ -124,6 +126,8 @@ def commit_shards(task: Task, work: Workdir, pool: Workers) -> Index:
         skipped=dict(sorted((listing.skipped | ({NO_SUFFIX: records.other} if records.other else {})).items())),
         tables=(*previous.tables, *write_tables(jobs, records, revision)),
         chunks=task.numbers[-1] + 1,
+        levels=levels,
+        tones=tones,
     )
 
 
@@ -160,6 +164,22 @@ class Records:
     def rejected(self) -> Iterator[tuple[str, str]]:
         """(name, reason) of the files that this run has rejected."""
         return chain(self.task.listing.rejected, chain.from_iterable(record.rejected for record in self))
+
+
+def choose_levels(records: Records, previous: Index) -> tuple[Levels, dict[str, int]]:
+    """The levels of all images with more than 8 bits, which stay as of the first of them, and the numbers of images
+    that are almost black or white."""
+    found, tones = np.concatenate([record.arrays["levels"] for record in records]), Counter(previous.tones)
+    for record in records:
+        tones.update(record.tones)
+    levels = previous.levels
+    if not levels and len(found) and found.min() < found.max():
+        levels = float(found[:, 0].min()), float(found[:, 1].max())
+    if len(found):
+        black, white = levels or (found.min(), found.min() + 1)
+        darkest, brightest = ((found - black) * (255 / (white - black))).T
+        tones.update(black=int((brightest <= DARK).sum()), white=int((darkest >= BRIGHT).sum()))
+    return levels, {tone: number for tone, number in sorted(tones.items()) if number}
 
 
 def in_order(splits: set[str], config: ShardConfig) -> tuple[str, ...]:

@@ -125,7 +125,7 @@ class App:
             except UserError:
                 require(load_index(self.reader.uri).sha256 == self.reader.index.sha256, CHANGED)
                 raise
-        image = decode(data, self.reader.index.max_pixels, shorter_side=side)
+        image = decode(data, self.reader.index.max_pixels, side, self.reader.index.levels)
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         kind = "PNG" if max(image.size) <= LOSSLESS_SIDE else "JPEG"
         file = io.BytesIO()

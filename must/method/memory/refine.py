@@ -63,6 +63,7 @@ from must.method.model.description import (
     Description,
     Selection,
     get_preprocess,
+    keep_levels,
     load_description,
     require_classes,
 )
@@ -124,6 +125,7 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     with init_distributed(config.device, timeout=600) as world:
         require(world.size == 1, "must refine runs in one process")
         source = EvalSource.open(config, get_preprocess(bundle.description))
+        bundle = replace(bundle, description=keep_levels(bundle.description, source.index.levels))
 
         def read(model: MaskedViT) -> Features:
             return read_features(model, source, world, config.features, config.limit)
@@ -245,8 +247,9 @@ def load_model(config: RefineConfig, zero_shot: Bundle) -> Bundle:
     if not bundle.description.provenance.config:  # not trained: the classifier file counts
         return zero_shot
     require_classes(f"--classifier {config.classifier}", bundle.description.classes, zero_shot.description.classes)
+    pixels, others = (replace(get_preprocess(one.description), levels=()) for one in (bundle, zero_shot))
     require(
-        get_preprocess(bundle.description) == get_preprocess(zero_shot.description),
+        pixels == others,
         f"--model {config.model}: has other preprocessing than --classifier; give its own classifier",
     )
     return bundle

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
 from must import __version__
@@ -12,7 +12,7 @@ from must.base.errors import UserError
 from must.base.parameters import make_record, require
 from must.base.text import abbreviate, make_printable
 from must.config.work import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
-from must.data.image.preprocess import Preprocess
+from must.data.image.preprocess import Levels, Preprocess, set_levels
 from must.method.answers.estimate import Abstention, AccuracyEstimate
 
 BUNDLE_FORMAT = 1
@@ -206,6 +206,13 @@ def require_classes(label: str, classes: list[str], others: list[str]) -> None:
             f"{label}: has other classes ({len(others)}) than the model ({len(classes)}; {difference}); take the "
             "classifier file that the model was trained with"
         )
+
+
+def keep_levels(description: Description, levels: Levels) -> Description:
+    """With the levels of the images that the model is adapted to, unless it has some."""
+    if not levels:
+        return description
+    return replace(description, preprocess=set_levels(get_preprocess(description), levels).to_dict())
 
 
 def get_preprocess(description: Description) -> Preprocess:

@@ -49,7 +49,7 @@ from must.method.model.bundle import (
     save_bundle,
 )
 from must.method.model.classifier import load_text_classifier, require_shares
-from must.method.model.description import Description, RunSummary, Selection, get_preprocess
+from must.method.model.description import Description, RunSummary, Selection, get_preprocess, keep_levels
 from must.method.train.checkpoint import RunTimer, TrainState, exclusive_checkpoints
 from must.method.train.log import Size, TrainLog, in_words, summarize_run
 from must.method.train.recipe import record_provenance, resolve
@@ -99,7 +99,9 @@ class Trainer:
             self.prior = classifier.shares
         torch.manual_seed(config.seed)  # mask token and decoder are initialized at random, the same in every process
         self.origin = {name: getattr(classifier, name) for name in ("model_folder", "model_sha256")}
-        self.zero_shot = make_zero_shot_bundle(classifier, config.logit_factor)
+        zero_shot = make_zero_shot_bundle(classifier, config.logit_factor)
+        description = keep_levels(zero_shot.description, self.reader.index.levels)
+        self.zero_shot = replace(zero_shot, description=description)
         student = self.zero_shot.model.to(world.device)
         self.reference = make_teacher(student)  # the zero-shot model: for the share of labels that changed
         preprocess = get_preprocess(self.zero_shot.description)

@@ -141,7 +141,7 @@ def test_the_zoo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted({name.rpartition(".")[2] for name in members}) == ["gif", "jpg", "json", "png", "tif", "webp"]
     printed = capsys.readouterr().out
     assert "rejected: 10" in printed and "1 x empty file" in printed and "1 .txt" in printed
-    assert "1 x 60000x60000 is more than" in printed, "with its numbers"
+    assert "1 x Image size (3600000000 pixels) exceeds limit of" in printed, "with its numbers"
     counts = commit.count_kinds(["1 of 2", "no", "3 of 2", "no"])
     assert counts == {"1 of 2, and the like": 2, "no": 2}
 
