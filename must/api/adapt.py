@@ -35,13 +35,14 @@ from must.api.work_state import (
     TEST,
     WorkState,
     check_places,
+    describe_images,
     hash_inputs,
     link_or_copy,
     read_value,
     remove,
 )
 from must.base import storage
-from must.base.console import replaced
+from must.base.console import replaced, spoken_by, write_lines
 from must.base.errors import UserError
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, naming_parameters, require
@@ -63,6 +64,7 @@ CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "alpha"}  # settings that may chang
 FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/model/memory.py)
 SOURCE = "source"  # the folder in BESIDE for images that are in memory, and for a list of paths
 TRAINED = "trained"  # in adapt.json: the settings that the model was trained with
+LOG_FILE = "adapt.log"  # in WORK: all lines of the last call that made something
 ADAPT_LOCK = Kind("must adapt", "--output", ".adapt.lock")
 
 
@@ -124,7 +126,7 @@ def command(config: AdaptConfig) -> Adapted:
 
 def adapt_work(
     images: Any, classes: Any, output: str, model: str, pretrained: str, test_images: str, train: str, device: str,
-    again: bool, max_rejected: float, settings: dict[str, Any],
+    again: bool, max_rejected: float, settings: dict[str, Any], verbose: bool = False,
 ) -> Adapted:  # fmt: skip
     """The parts of WORK in order, those that are not up to date."""
     words = {
@@ -134,7 +136,7 @@ def adapt_work(
     pretrained = pretrained or (DEFAULT_WEIGHTS if model == DEFAULT_MODEL else "")
     wanted, work = check_words(output, words | {"pretrained": pretrained}), Path(output).absolute()
     named = read_classes(classes, test_images or images)
-    with open_work(work, again) as scratch:
+    with open_work(work, again) as scratch, spoken_by("must.api", verbose) as lines:
         source = to_source(images, scratch)
         found = fingerprint_source(source, "--images", output, FEWEST_IMAGES)
         labelled = fingerprint_source(ImageSource(test_images), "--test-images", output, 1)
@@ -165,16 +167,17 @@ def adapt_work(
             make_model(state, again, common)
         if training:
             if fits:
-                logger.info("this is the result of the memory alone; now training, and the same with the trained model")
+                logger.info("labels and model are there; now training, then the same with the trained model")
             train_model(state, settings, common)
             make_model(state, again, common)
-        if not state.changed:
-            logger.info("nothing has changed")
+        logger.info("\n".join(state.describe()) if state.changed else "nothing has changed")
         for name in state.list_old_exports():
             stage = "gate" if name == PARTS["decision"].path else "export"
             to = " --to open_clip" if name == PARTS["open_clip"].path else ""
             logger.info(f"{name}: of the model before; must {stage} {shlex.quote(output)}{to} makes it again")
         state.finish()
+        if state.changed:
+            write_lines(lines, work / LOG_FILE)
     return Adapted(work)
 
 
@@ -253,6 +256,7 @@ def pack_images(state: WorkState, source: str, files: np.ndarray, pack: dict[str
         shard("--images", source=source, output=new, **pack)
     storage.write_bytes(str(new / FILES), files.astype("<u8").tobytes())
     state.finish_part(SHARDS)
+    logger.info(describe_images(new))
     state.compare_images()
 
 
@@ -278,6 +282,7 @@ def make_model(state: WorkState, again: bool, common: dict[str, Any]) -> None:
     classifier, model, labels = (state.work / name for name in (CLASSIFIER_FILE, BUNDLE, LABELS))
     if again or not state.labels_are_current():
         state.changed = True
+        logger.info("one pass over the pictures ...")
         paths = {"classifier": classifier, "model": model, "output": labels, "answers": state.answers() or None}
         run("refine", **common | paths | state.promised())
     if again or not state.report_is_current():

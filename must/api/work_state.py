@@ -18,7 +18,7 @@ import numpy as np
 
 from must.base import storage
 from must.base.parameters import require
-from must.base.text import pluralize
+from must.base.text import make_printable, pluralize
 from must.config.work import (
     BESIDE,
     CLASSIFIER_FILE,
@@ -35,9 +35,11 @@ from must.config.work import (
     Workspace,
     is_outdated,
 )
-from must.data.format import join_arrays, load_index, read_contents
+from must.data.format import REJECTED, join_arrays, load_index, read_contents
 from must.data.shards.listing import identify_source
 from must.data.shards.workdir import WORK_FOLDER
+from must.evaluation.gate import state_verdict
+from must.evaluation.result import read_metrics
 from must.method.answers.answers_file import hash_answers
 from must.method.model.classifier import read_header
 from must.method.model.description import Provenance, complete_save, load_description
@@ -223,10 +225,31 @@ class WorkState:
         parts = [PARTS[name].path for name in OF_MODEL]
         return [name for name in parts if (self.work / name).exists() and not is_derived(self.work / name, weights)]
 
+    def describe(self) -> list[str]:
+        """Lines: the labels, how sure they are, and what was measured."""
+        refined = storage.read_json(str(self.work / LABELS / REFINED_FILE), "output")
+        answers = f", {pluralize(refined['answers'], 'answer')} among them" if refined["answers"] else ""
+        pictures = pluralize(refined["images"], "picture")
+        selection = load_description(str(self.work / BUNDLE)).provenance.selection
+        accepted = (refined["accepted"] or {}).get("text", "")
+        return [
+            f"labels of {pictures}{answers}; {refined['changed']:.1%} are other than those of CLIP alone",
+            *filter(None, [selection and selection.measured and selection.measured.text(), accepted]),
+            make_printable(state_verdict(read_metrics(str(self.work / REPORT / METRICS_FILE))).plain),
+        ]
+
     def finish(self) -> None:
         """Writes README.md, unless somebody has changed it."""
         if not (guide := self.work / "README.md").exists():
             storage.write_bytes(str(guide), GUIDE.encode())
+
+
+def describe_images(shards: Path) -> str:
+    index = load_index(str(shards))
+    text = pluralize(sum(shard.samples for shard in index.shards), "picture")
+    text += f", {index.duplicates:,} of them copies" if index.duplicates else ""
+    rejected = pluralize(index.rejected, "file")
+    return text + (f"; {rejected} could not be read: {shards / REJECTED}" if index.rejected else "")
 
 
 def is_derived(path: Path, weights: str) -> bool:

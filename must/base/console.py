@@ -9,8 +9,10 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
+from pathlib import Path
 
 TO_STDERR = {"stream": "stderr"}  # the `extra` of a log line that is no result: it goes to standard error
 
@@ -72,6 +74,45 @@ def replaced(pattern: str, new: str) -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.removeFilter(replace)
+
+
+@contextmanager
+def spoken_by(name: str, verbose: bool) -> Iterator[MemoryHandler]:
+    """While the block runs, handlers of the logger "must" show no lines but those of `name`, unless `verbose`, and each
+    warning once. Yields a handler that has kept all lines."""
+
+    def make_filter() -> Callable[[logging.LogRecord], bool]:
+        shown = set[str]()
+
+        def is_shown(record: logging.LogRecord) -> bool:
+            known, text = len(shown), record.getMessage()
+            if record.levelno >= logging.WARNING:
+                shown.add(text)
+                return len(shown) > known
+            return verbose or record.name.startswith(name)
+
+        return is_shown
+
+    root, kept = logging.getLogger("must"), MemoryHandler(1_000_000, logging.CRITICAL + 1, flushOnClose=False)
+    filters = [(handler, make_filter()) for handler in root.handlers]
+    for handler, one in filters:
+        handler.addFilter(one)
+    root.addHandler(kept)
+    try:
+        yield kept
+    finally:
+        root.removeHandler(kept)
+        for handler, one in filters:
+            handler.removeFilter(one)
+
+
+def write_lines(kept: MemoryHandler, file: Path) -> None:
+    """Writes the lines that a handler has kept, with their times."""
+    target = logging.FileHandler(file, "w", encoding="utf-8", errors="backslashreplace")
+    target.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    kept.setTarget(target)
+    kept.flush()
+    target.close()
 
 
 @contextmanager

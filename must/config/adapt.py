@@ -43,6 +43,7 @@ class AdaptConfig(StageConfig):
         "auto",
     )
     again: bool = param("make everything anew, as if all inputs had changed", False)
+    verbose: bool = param("show what each step says, too; OUTPUT/adapt.log has it in any case", False)
     max_rejected: float = param(
         "largest share of undecodable images; above it nothing is trained", 0.01, metavar="SHARE", between=(0, 1)
     )

@@ -151,6 +151,22 @@ def test_a_report_of_another_model_says_so_until_the_same_command_makes_it_again
     assert ran == ["evaluate"] and not is_outdated(page)
 
 
+def test_a_call_says_in_few_lines_what_a_user_asks(place, capsys):
+    """The steps' own lines are in the log, and on the terminal with --verbose; a call that makes nothing keeps it."""
+    write_photos(place / "photos", range(PHOTOS, PHOTOS + MORE))
+    given = ["adapt", str(place / "photos"), "--classes", ",".join(CLASSES), "--model", str(find_assets())]
+    given += ["--output", str(place / "work"), "--train", "no", "--workers", "0", "--device", "cpu"]
+    main([*given, "--again"])
+    said = "".join(capsys.readouterr()).splitlines()
+    log = (place / "work/adapt.log").read_text()
+    assert len(said) <= 15 and "50 pictures" in said and any(line.startswith("labels of 50 pictures") for line in said)
+    assert "64 dimensions" not in "".join(said) and "64 dimensions" in log
+    main(given)
+    assert (place / "work/adapt.log").read_text() == log
+    main([*given, "--again", "--verbose"])
+    assert "64 dimensions" in capsys.readouterr().out
+
+
 def test_work_alone_brings_all_that_is_in_it_up_to_date(place, ran, monkeypatch, capsys):
     """With the words of the last call; and it says which export is of the model before."""
     monkeypatch.chdir(place)
