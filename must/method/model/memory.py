@@ -286,7 +286,7 @@ def normalize_probabilities(values: Tensor) -> Tensor:
 
 def parse_memory(tensors: dict[str, Tensor], facts: MemoryFacts, model: MaskedViT) -> Memory:
     """Raises ValueError or KeyError: the tensors do not belong together, or to the model."""
-    values = {"held": torch.ones(model.classifier.shape[1]), **tensors}  # a memory of before had none
+    values = dict(tensors)
     parts = [
         Whitening(values.pop(f"{part}.projection"), values.pop(f"{part}.offset")) for part in ("tokens", "embedding")
     ]

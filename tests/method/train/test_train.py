@@ -1,8 +1,10 @@
 """Training as users run it: real processes that are killed, stopped and run again, and what a run leaves behind."""
 
+import hashlib
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from unittest.mock import Mock
 
@@ -17,7 +19,7 @@ from must.evaluation.figures import read_training_log
 from must.method.distributed import Preempted
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle
-from must.method.model.classifier import load_text_classifier
+from must.method.model.classifier import load_text_classifier, save_classifier
 from must.method.model.description import load_description
 from must.method.model.hub import OPEN_CLIP_WEIGHTS
 from must.method.train import trainer
@@ -131,18 +133,22 @@ def test_a_finished_run_has_nothing_left_to_do_and_refuses_other_settings(digits
     with pytest.raises(ValueError, match=r"other settings: epochs \(1 -> 2\), lr \(0.004 -> 0.001\); use those"):
         train(config(digits, output, epochs=2, lr=0.001))
     with pytest.raises(ValueError, match=r"other settings: sha256 of the image tower \("):
-        train(config(digits, output, epochs=1, workers=0, model=other_image_tower(digits, tmp_path / "other")))
+        train(config(digits, output, epochs=1, workers=0, classifier=with_other_tower(digits, tmp_path / "other")))
     assert train(config(digits, output, epochs=1, workers=0, lr=0.001, resume=False)).steps == 6
     assert (output / "model.safetensors").read_bytes() != before
 
 
-def other_image_tower(digits, folder):
-    """A model that differs from the classifier's in one bias of the image tower."""
-    shutil.copytree(load_text_classifier(digits.classifier).model_folder, folder)
+def with_other_tower(digits, folder):
+    """A classifier file whose model differs in one bias of the image tower."""
+    classifier = load_text_classifier(digits.classifier)
+    shutil.copytree(classifier.model_folder, folder)
     weights = load_file(folder / OPEN_CLIP_WEIGHTS)
     weights["visual.ln_post.bias"] += 1
     save_file(weights, folder / OPEN_CLIP_WEIGHTS)
-    return str(folder)
+    sha256 = hashlib.sha256((folder / OPEN_CLIP_WEIGHTS).read_bytes()).hexdigest()
+    file = str(folder.with_suffix(".safetensors"))
+    save_classifier(replace(classifier, model_folder=str(folder), model_sha256=sha256), file)
+    return file
 
 
 def test_labels_make_no_difference(digits, one_epoch, tmp_path):
