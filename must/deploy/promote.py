@@ -192,23 +192,16 @@ class Registry:
             content = json.dumps({**vars(new), "id": uuid.uuid4().hex}, indent=1).encode()
             storage.write_bytes(self.make_uri(LATEST), content, generation)
         except ConflictError:
-            overtaken = OvertakenError(
-                f"{self.uri}: another run moved LATEST at the same moment; {version} is stored but is not the "
-                "champion. Run again: it will be compared with the new champion"
-            )
-            raise (moved if back else overtaken) from None
+            raise moved from None
         return new
 
     def decision(self, key: str) -> dict[str, Any] | None:
         """The decision on a run of this key, with `outcome` and `at`. None: there is none, or it is damaged."""
-        uri = self.make_uri("decisions", f"{key}.json")
-        if not storage.exists(uri):
-            return None
-        try:
-            decision = storage.read_json(uri, "decisions")
-        except UserError:
-            return None
-        return decision if all(isinstance(decision.get(name), str) for name in ("outcome", "at")) else None
+        with suppress(UserError):
+            decision = storage.read_json(self.make_uri("decisions", f"{key}.json"), "decisions")
+            if all(isinstance(decision.get(name), str) for name in ("outcome", "at")):
+                return decision
+        return None
 
     def decide(self, key: str, outcome: str, reasons: list[str]) -> None:
         content = {"outcome": outcome, "at": format_now(), "reasons": reasons}

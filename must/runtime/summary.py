@@ -32,47 +32,61 @@ BROKEN_OFF = (
     "that cannot be pulled, a node that cannot be had, a quota, a step of Kubeflow's own. Its events say which."
 )
 
-FAILURE_KINDS = {  # kind: (headline, why)
-    "stopped": (
-        "Run stopped from outside, during {stage}",
-        "asked to end (SIGTERM): a person ended the run, or its node was taken away",
-    ),
-    "silent": (
-        "Run failed: {stage}: its pod is gone",
-        "its pod is lost, cause unknown: a lost node, a time limit, memory, or the run was stopped",
-    ),
-    "overtaken": (
-        "Run stopped: another run promoted a model meanwhile; run it again",
-        "no error: the model was compared with a champion that was then replaced (exit code {code})",
-    ),
-    "held": (
+
+class FailureKind(NamedTuple):
+    headline: str
+    why: str
+    code: int | None = None  # the exit code of the stage that says it
+    state: str = "failed"  # of the stage, in the table
+    explained: bool = True  # what the stage said last is the reason
+
+
+STOPPED = FailureKind(
+    "Run stopped from outside, during {stage}",
+    "asked to end (SIGTERM): a person ended the run, or its node was taken away",
+    state="stopped", explained=False,
+)  # fmt: skip
+SILENT = FailureKind(
+    "Run failed: {stage}: its pod is gone",
+    "its pod is lost, cause unknown: a lost node, a time limit, memory, or the run was stopped",
+    state="lost", explained=False,
+)  # fmt: skip
+REPLACED = FailureKind(
+    "Run stopped: another run promoted a model meanwhile; run it again",
+    "no error: the model was compared with a champion that was then replaced (exit code {code})",
+)
+INPUT = FailureKind("Run failed: {stage}: the input is wrong", "wrong input (exit code {code})", WRONG_INPUT)
+ERROR = FailureKind("Run failed: {stage}: an error", "an error in the program or the machine (exit code {code})")
+BY_CODE = (
+    INPUT,
+    FailureKind(
         "Run stopped: another run is writing to this work_uri",
-        "it waited for its turn, and the other run is still at work (exit code {code})",
+        "it waited for its turn, and the other run is still at work (exit code {code})", HELD,
     ),
-    "input": ("Run failed: {stage}: the input is wrong", "wrong input (exit code {code})"),
-    "interrupted": (
+    FailureKind(
         "Run failed: {stage}: a dependency failed",
-        "a dependency failed (exit code {code}): another process, or a store that did not answer",
+        "a dependency failed (exit code {code}): another process, or a store that did not answer", PREEMPTED,
     ),
-    "time": ("Run failed: {stage}: its time was over", "its time limit, timeouts in cluster.yaml (exit code {code})"),
-    "killed": (
+    FailureKind(
+        "Run failed: {stage}: its time was over", "its time limit, timeouts in cluster.yaml (exit code {code})",
+        TIME_OVER, explained=False,
+    ),
+    FailureKind(
         "Run failed: {stage}: killed, memory may have run out",
-        "killed (exit code {code}): most often the pod's memory limit",
+        "killed (exit code {code}): most often the pod's memory limit", KILLED, explained=False,
     ),
-    "error": ("Run failed: {stage}: an error", "an error in the program or the machine (exit code {code})"),
-}
-BY_CODE = {WRONG_INPUT: "input", HELD: "held", PREEMPTED: "interrupted", KILLED: "killed", TIME_OVER: "time"}
-STATES = {"stopped": "stopped", "silent": "lost"}  # of a stage, in the table; else failed
-WITHOUT_REASON = ("stopped", "silent", "time", "killed")  # what the stage said last is not the reason
+)  # fmt: skip
 
 
-def name_failure(note: Note) -> str:
-    """A key of FAILURE_KINDS, for a stage that is not done."""
+def find_kind(note: Note) -> FailureKind:
+    """Of a stage that is not done."""
     if note.signalled:
-        return "stopped"
+        return STOPPED
     if note.state == "running":
-        return "silent"
-    return "overtaken" if (note.stage, note.code) == OVERTAKEN else BY_CODE.get(note.code, "error")
+        return SILENT
+    if (note.stage, note.code) == OVERTAKEN:
+        return REPLACED
+    return next((kind for kind in BY_CODE if kind.code == note.code), ERROR)
 
 
 RETRIED = "Kubeflow's Retry may have ended it well since then:"
@@ -90,7 +104,7 @@ def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
     facts = {note.stage: note.facts for note in notes}
     headline = add_labels(facts) or describe_decision(facts)
     if (failed := find_failed(notes)) is not None:
-        return Outcome(False, FAILURE_KINDS[name_failure(failed)][0].format(stage=failed.stage))
+        return Outcome(False, find_kind(failed).headline.format(stage=failed.stage))
     if headline:
         parts = [match for note in notes if (match := LABEL_PART.fullmatch(note.stage))]
         if parts and len(parts) < (count := int(parts[0][1])):
@@ -169,7 +183,6 @@ class Summary:
     lines: list[StageLine] = field(default_factory=list)
     table: list[tuple[str, ...]] = field(default_factory=list)  # a row for each stage, in the order of COLUMNS
     notes: str = ""  # folder of the notes; '' if they cannot be read
-    failure: str = ""  # how a stage failed: a key of FAILURE_KINDS
     log: list[str] = field(default_factory=list)  # the last lines of that stage
 
     def to_markdown(self) -> str:
@@ -235,14 +248,13 @@ def summarize(
     summary.table = [*map(make_row, notes), *make_total(notes)]
     if (failed := find_failed(notes)) is not None:
         summary.lines.append(StageLine("Why", explain_failure(failed)))
-        summary.failure, summary.log = name_failure(failed), failed.lines[-LOG_LINES:]
+        summary.log = failed.lines[-LOG_LINES:]
     elif not good:
         summary.lines.append(StageLine("Why", BROKEN_OFF))
     if not good:
-        if summary.failure == "input":
-            summary.lines.append(
-                StageLine("First", "correct the input; for another value of a parameter start a new run")
-            )
+        if failed is not None and find_kind(failed) is INPUT:
+            first = "correct the input; for another value of a parameter start a new run"
+            summary.lines.append(StageLine("First", first))
         summary.lines.append(StageLine("Command to go on", again, command=True))
         if failed is not None and failed.facts.checkpoints:
             summary.lines.append(StageLine("Progress", describe_progress(failed.facts.checkpoints)))
@@ -292,14 +304,14 @@ def write_good_page(work_uri: str, run_id: str, last: tuple[str, Facts] | None =
 def explain_failure(note: Note) -> str:
     """The reason, if there is one: what the stage said of its end, or the cluster's. It is never guessed from the log,
     whose last line may be any library's."""
-    kind, reason = name_failure(note), note.facts.pod
-    if kind == "silent" and reason:
+    kind, reason = find_kind(note), note.facts.pod
+    if kind is SILENT and reason:
         return reason
-    if kind not in WITHOUT_REASON:
+    if kind.explained:
         reason = note.error.text if note.error else ""
-        if note.error and kind == "error":  # a bug's message says little without its class
+        if note.error and kind is ERROR:  # a bug's message says little without its class
             reason = ": ".join(filter(None, [note.error.kind, reason]))
-    return " · ".join(filter(None, [reason, FAILURE_KINDS[kind][1].format(code=note.code)]))
+    return " · ".join(filter(None, [reason, kind.why.format(code=note.code)]))
 
 
 def describe_progress(checkpoints: str) -> str:
@@ -314,7 +326,7 @@ def describe_progress(checkpoints: str) -> str:
 
 def make_row(note: Note) -> tuple[str, ...]:
     """The stage's state is the one after the run's end, when nothing runs any more."""
-    state = "done" if note.state == "done" else STATES.get(name_failure(note), "failed")
+    state = "done" if note.state == "done" else find_kind(note).state
     result = make_printable(note.facts.result, 300)
     return make_printable(note.stage), state, str(len(note.tries) + 1), format_clock(note.seconds), result
 

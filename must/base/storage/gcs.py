@@ -23,6 +23,7 @@ from must.base.errors import UserError
 from must.base.processes import per_process
 from must.base.storage import store
 from must.base.storage.store import HTTP_TIMEOUTS, MARK, Entry, Generation, Head, Location, Store
+from must.base.text import make_one_line
 
 NO_CREDENTIALS = (
     "gs:// needs Google Cloud credentials and found none; log in with `gcloud auth application-default login`, "
@@ -139,7 +140,9 @@ def make_client(emulator: str) -> Any:
         try:
             client = google_storage.Client()
         except auth.DefaultCredentialsError as error:
-            raise UserError(NO_CREDENTIALS) from error
+            key = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+            reason = f"GOOGLE_APPLICATION_CREDENTIALS {key}: {make_one_line(error)[:300]}"
+            raise UserError(reason if key else NO_CREDENTIALS) from error
         except OSError:  # there are credentials but no project, which reading and writing objects does not need
             client = google_storage.Client(project="none")
     adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=64)  # 64: the reader threads of a worker

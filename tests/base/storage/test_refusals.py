@@ -102,6 +102,13 @@ def test_a_key_google_no_longer_knows_is_one_line(monkeypatch, tmp_path, call):
             CALLS[call]("gs://bucket")
 
 
+def test_a_damaged_key_file_is_called_by_its_name(monkeypatch, tmp_path):
+    (tmp_path / "key.json").write_text('{"type": "service_acc')
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    with pytest.raises(ValueError, match=rf"\AGOOGLE_APPLICATION_CREDENTIALS {tmp_path}/key.json: .* valid json"):
+        gcs.make_client.__wrapped__("")
+
+
 @pytest.mark.parametrize(
     "status, store",
     [

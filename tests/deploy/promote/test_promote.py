@@ -236,7 +236,7 @@ def test_a_writer_between_reading_and_moving_is_noticed(registry, tmp_path, monk
         return seen
 
     monkeypatch.setattr(storage, "read_versioned", read_then_lose)
-    with pytest.raises(ValueError, match="another run moved LATEST at the same moment; a is stored but is not"):
+    with pytest.raises(ValueError, match="another run moved LATEST meanwhile"):
         place.set_champion("a", "promoted")
     assert place.latest().version == "b"
 
