@@ -273,7 +273,6 @@ def check_training(values: Mapping[str, Any]) -> TrainConfig:
     config = check_settings_of(
         "settings" if settings else "", TrainConfig, **make_training_settings(settings, name, epochs)
     )
-    require("://" not in config.cache, f"settings.cache {config.cache}: must be a folder on the pod's own disk")
     check_device(config.device)
     return config
 

@@ -18,7 +18,6 @@ WRONG = [
     ({"settings": {"lrr": 1}}, "settings.lrr: unknown; did you mean 'lr'?"),
     ({"settings": {"batch_size": 0}}, "settings: --batch-size must be at least 1"),
     ({"settings": {"shards": "x"}}, "settings.shards: is set by the pipeline or a parameter of it"),
-    ({"settings": {"cache": "gs://b/x"}}, "settings.cache gs://b/x: must be a folder on the pod's own disk"),
     ({"epochs": -1}, "epochs -1: passes over the images"),
     ({"preset": "imagnet"}, "--preset imagnet: unknown; did you mean 'imagenet'"),
     ({"preset": "imagenet", "model": "RN50"}, "published for ViT-B/16 and ViT-L/14 only"),
