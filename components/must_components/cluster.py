@@ -182,10 +182,9 @@ def check_inputs(facts: Facts, work_uri: str, *, runtime: str = "", **run: Any) 
         fingerprint: a sha256 of class file and model."""
     from must.runtime import check  # not in the image of the launcher
 
-    fingerprint = check.check_inputs(run | {"work_uri": work_uri}, work_uri)
+    facts.result, fingerprint = check.check_inputs(run | {"work_uri": work_uri}, work_uri)
     if runtime and (cluster := KubernetesApi.of_this_pod()) is not None:
         cluster.check_trainer(runtime)
-    facts.result = "as the stages take them"
     return {"fingerprint": fingerprint}
 
 

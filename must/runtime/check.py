@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from must import __version__
@@ -99,13 +100,14 @@ def count_bytes(file: str) -> int:
     return sum(4 * math.prod(tensor["shape"]) for name, tensor in content.items() if name.startswith("visual."))
 
 
+MOST_COUNTED = 100_000  # images: a bucket takes a request for each thousand
 PROBE_FILE = ".must-may-write"  # is written and deleted, to test the permissions
 
 
-def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
-    """Returns a sha256 that changes with the content of the class file and with the files of a local or remote model.
-    Refuses what a later stage could not read or write. `values`: all parameters of the run, by the pipeline's names;
-    `work_uri`: if given, the folders to which later stages write are tested."""
+def check_inputs(values: dict[str, Any], work_uri: str = "") -> tuple[str, str]:
+    """Returns what was found, in words, and a sha256 that changes with the content of the class file and with the files
+    of a local or remote model. Refuses what a later stage could not read or write. `values`: all parameters of the run,
+    by the pipeline's names; `work_uri`: if given, the folders to which later stages write are tested."""
     from must.method.model.classifier import BUNDLED_SET, load_class_set, require_shares
 
     training = check_run(values)
@@ -116,15 +118,17 @@ def check_inputs(values: dict[str, Any], work_uri: str = "") -> str:
     names = ("classes", "model", "pretrained", "answers")
     classes, model, pretrained, answers = (values.get(name) or "" for name in names)
     given = training.class_prior == "given"
+    found = f"classes of {classes}"
     if classes != BUNDLED_SET or answers or given:
         class_set = load_class_set(classes)
+        found = f"{len(class_set.names):,} classes"
         if given:
             require_shares(class_set.shares, classes)
         if answers:
             check_answers(answers, list(class_set.names))
     check_model(model, pretrained)
-    check_sources(values, Workspace(work_uri).place("shards"))
-    return hash_inputs(classes, model, pretrained)
+    images = check_sources(values, Workspace(work_uri).place("shards"))
+    return ", ".join([*images[:1], found, *images[1:]]), hash_inputs(classes, model, pretrained)
 
 
 def check_writable(name: str, uri: str) -> None:
@@ -142,30 +146,35 @@ def check_writable(name: str, uri: str) -> None:
         storage.delete(file)
 
 
-def check_sources(values: dict[str, Any], shards: str) -> None:
-    """Refuses folders without an image, and a split to evaluate on that the images cannot have. Archives, tables and
-    lists of files are only looked for: to read them is the work of the stage shard.
+def check_sources(values: dict[str, Any], shards: str) -> list[str]:
+    """Says what images there are. Refuses folders without an image, and a split to evaluate on that the images cannot
+    have. Archives, tables and lists of files are only looked for: to read them is the work of the stage shard.
 
     With `append`, the images may be in the shards already, and in their source no more."""
     config = check_sharding(values)
     appends = config.append and storage.exists(storage.join(shards, INDEX_FILE))
     splits, own_splits = {name for name, share in config.split.items() if share}, appends
+    found = list[str]()
     for name in ("source", "test_source"):
         if uri := values.get(name):
             source = open_source(uri, config.labels, name, shards, config.image_column, config.label_column)
             own_splits |= isinstance(source, Manifest | Tables)
             splits |= {"test"} if name == "test_source" else set()
-            if isinstance(source, Folder) and not appends:
-                problems = ListingReport(lambda *_: None)
-                require(
-                    any(True for _ in source.items(problems)), f"{name} {uri}: {describe_no_images(problems.skipped)}"
-                )
+            noun = "image" if name == "source" else "test image"
+            if not isinstance(source, Folder):
+                found.append(f"{noun}s of {uri}")
+                continue
+            problems = ListingReport(lambda *_: None)
+            count = sum(1 for _ in islice(source.items(problems), MOST_COUNTED))
+            require(count > 0 or appends, f"{name} {uri}: {describe_no_images(problems.skipped)}")
+            found.append(f"{'at least ' if count == MOST_COUNTED else ''}{pluralize(count, noun)}")
     split = values.get("evaluate_split") or ""
     known = ", ".join(sorted(splits))
     require(
         not split or split in splits or bool(own_splits) or not values.get("source"),
         f"evaluate_split {split}: there will be no such split; there are: {known}",
     )
+    return found
 
 
 def check_answers(uri: str, classes: list[str]) -> None:

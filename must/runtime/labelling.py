@@ -13,7 +13,7 @@ from must.base.lock import RUN_ID
 from must.base.parameters import require
 from must.config.work import Workspace
 from must.data.sources.files import ListingReport
-from must.deploy.predict.images import find_images, find_part_file, require_same_parts
+from must.deploy.predict.images import find_images, find_part_file, require_images, require_same_parts
 from must.deploy.predict.writer import read_table
 from must.deploy.promote import Registry
 from must.runtime.check import check_labelling, check_writable, make_labelling_settings
@@ -41,6 +41,7 @@ def model(
     check_labelling(given | {"settings": settings or {}})
     check_writable("output", output)
     require_same_parts(output, f"{parts}/{parts}")
+    require_images([source])
     with ExitStack() as stack:
         problems = list[str]()
         report = ListingReport(lambda name, why: problems.append(f"{name}: {why}"))

@@ -8,6 +8,7 @@ lines are known even if it is killed."""
 import json
 import logging
 import os
+import queue
 import selectors
 import signal
 import subprocess
@@ -125,6 +126,7 @@ class Supervisor:
         self.environment = make_child_environment() | files | {RUN_ID: run_id}
         self.lines = deque[str](maxlen=MAX_LINES)
         self.stopping, self.changed = threading.Event(), threading.Event()  # the latter: write the note at once
+        self.signals, self.writing = queue.SimpleQueue[int](), threading.Lock()
         self.limit = float(os.environ.get(TIME_LIMIT_ENV) or 0)
         self.deadline = time.monotonic() + self.limit if self.limit else None
         self.child: subprocess.Popen[bytes] | None = None
@@ -132,6 +134,7 @@ class Supervisor:
     def run(self) -> int:
         """Runs the tries; returns the exit code of the last one."""
         self.write()
+        threading.Thread(target=self.follow_signals, daemon=True).start()
         try:
             with (
                 run_periodically(NOTE_S, self.write, at_once=self.changed),
@@ -144,19 +147,22 @@ class Supervisor:
             self.note.error = Failure(type(error).__name__, format_error(error))
             raise
         finally:
+            self.signals.put(0)
             self.note.state = "failed" if self.note.code else "done"
             self.write()
         return self.note.code
 
     def write(self) -> None:
-        """Writes the note. That it cannot be written is only a warning: it must not stop the stage."""
-        with suppress(OSError, ValueError):
-            self.note.facts = make_record(Facts, json.loads(self.facts.read_text()))
-        self.note.seconds, self.note.lines = round(time.time() - self.note.started, 1), list(self.lines)
-        try:
-            write_note(self.work_uri, self.run_id, self.note)
-        except (ValueError, OSError) as error:
-            logger.warning(f"must: the stage's note could not be written: {format_error(error)}")
+        """Writes the note. That it cannot be written is only a warning: it must not stop the stage. The last one waits
+        for one that hangs, which would overwrite it."""
+        with self.writing:
+            with suppress(OSError, ValueError):
+                self.note.facts = make_record(Facts, json.loads(self.facts.read_text()))
+            self.note.seconds, self.note.lines = round(time.time() - self.note.started, 1), list(self.lines)
+            try:
+                write_note(self.work_uri, self.run_id, self.note)
+            except (ValueError, OSError) as error:
+                logger.warning(f"must: the stage's note could not be written: {format_error(error)}")
 
     def repeat(self) -> int:
         number = 0
@@ -249,13 +255,19 @@ class Supervisor:
         self.lines.append(line)
 
     def forward(self, number: int, frame: object) -> None:
-        """Forwards a signal to the child."""
-        self.stopping.set()
-        if self.child is not None:
-            with suppress(ProcessLookupError):
-                self.child.send_signal(number)
-        self.note.signalled = time.time()
-        self.changed.set()  # another thread writes the note: half a second may be left
+        """The handler of a signal. It interrupts the main thread anywhere, also while that holds an event's lock, so
+        another thread does the work."""
+        self.signals.put(number)
+
+    def follow_signals(self) -> None:
+        """Forwards each signal to the child, until 0 comes; the note is written at once: half a second may be left."""
+        while number := self.signals.get():
+            self.note.signalled = time.time()
+            self.stopping.set()
+            if self.child is not None:
+                with suppress(ProcessLookupError):
+                    self.child.send_signal(number)
+            self.changed.set()
 
 
 def work(folder: Path) -> None:

@@ -67,6 +67,28 @@ def test_a_stage_without_a_last_note_is_told_in_the_clusters_words(work, run, me
     assert (note.state == "failed") is ("exit code 1" in message) and note.lines[0] == "step 3"
 
 
+def test_a_part_is_told_in_the_clusters_words_about_its_own_pod(work, run):
+    """Argo names a loop's steps by (index:item); a note counts from 1."""
+    around = "must-x(0).root(0).exit-handler-1(0)"
+    nodes = [
+        (f"{around}.for-loop-2(0).iteration-iterations(0).iteration-item(1:1).label(0).executor(0)", "OOMKilled"),
+        (f"{around}.for-loop-2(0).iteration-iterations(0).iteration-item(0:0).label(0).executor(0)", "Evicted"),
+        (f"{around}.for-loop-3(0).iteration-iterations(0).iteration-item(2:2).shard-part(0).executor(0)", "lost"),
+        (f"{around}.condition-2(0).train-on-nodes(0).executor(0)", "no node"),
+    ]
+    pods = {
+        n: {"type": "Pod", "name": name, "phase": "Failed", "message": text} for n, (name, text) in enumerate(nodes)
+    }
+    run["status"] = {"nodes": pods}
+    for stage in ("label-2-of-3", "label-3-of-3", "shard-3-of-3", "train"):
+        write_note(str(work), "r1", Note(stage))
+    settle_run(str(work), "r1")
+    said = {note.stage: note.facts.pod for note in read_notes(str(work), "r1")}
+    assert said == {"label-2-of-3": "OOMKilled", "label-3-of-3": "", "shard-3-of-3": "lost", "train": "no node"}
+    write_note(str(work), "r1", Note("train", facts=Facts(pod="no node")))
+    assert "**Why**: no node\n" in page(work), "and no cause unknown beside it"
+
+
 @pytest.mark.parametrize("trouble", ["no workflow", "no answer", "no pod"])
 def test_a_cluster_that_says_nothing_stops_no_page(api, work, run, monkeypatch, tmp_path, trouble):
     end(run)

@@ -10,7 +10,7 @@ from kfp import dsl
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from must.data.format import load_index
-from must_components.run import find_local_path
+from must_components.run import find_local_path, run_component
 from tests import zoo
 
 URIS = ["gs://bucket/a/b", "s3://bucket/a/b", "minio://mlpipeline/v2/a", "/data/gs://odd", "relative/place"]
@@ -59,3 +59,15 @@ def test_a_stage_that_fails_gives_the_pod_its_exit_code_and_leaves_no_output(tmp
 @pytest.mark.parametrize("uri", URIS)
 def test_an_artifact_lies_where_kubeflows_launcher_puts_it(uri):
     assert find_local_path(uri) == dsl.Artifact(uri=uri).path
+
+
+def test_an_output_that_was_not_made_has_an_object_that_says_so(tmp_path):
+    """Kubeflow's launcher lists each output that a component declares."""
+    (tmp_path / "decision").write_text('{"passed": false, "gate": "none", "reasons": [], "outcome": "stopped"}')
+    read = {name: {"artifacts": [{"uri": str(tmp_path / name)}]} for name in ("bundle", "details", "decision")}
+    values = {"work_uri": str(tmp_path / "work"), "run_id": "7", "index_sha256": ""}
+    onnx = {"artifacts": [{"name": "onnx", "uri": str(tmp_path / "onnx"), "metadata": {}}]}
+    given = {"inputs": {"parameterValues": values, "artifacts": read}, "outputs": {"artifacts": {"onnx": onnx}}}
+    (made,) = run_component("export", given)["artifacts"]["onnx"]["artifacts"]
+    assert (tmp_path / "onnx").read_text() == "not made\n"
+    assert made["metadata"] == {"display_name": "no onnx: not made"}

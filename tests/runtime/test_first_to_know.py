@@ -87,8 +87,10 @@ def test_from_a_look_at_what_they_name(run, values, message):
 def test_what_can_be_trained_on_passes(run, tmp_path):
     right, _ = run
     put(tmp_path, {"list.csv": b"path,split\na.jpg,val\n", "work/shards/index.json": b"{}"})
+    assert check_inputs(right, right["work_uri"])[0] == "1 image, 2 classes"
+    test = {"test_source": right["source"], "labels": "folder"}
+    assert check_inputs(right | test, right["work_uri"])[0] == "1 image, 2 classes, 1 test image"
     for values in (
-        {},
         {"split": "train=0.9,val=0.1", "evaluate_split": "val"},
         {"source": f"{tmp_path}/list.csv", "evaluate_split": "val"},  # it has splits of its own
         {"source": f"{tmp_path}/empty", "append": True, "evaluate_split": "val"},  # its images are in the shards

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from must.base.processes import is_running
 from must.data.shards.workdir import SHARDS_LOCK
 from must.runtime import supervise
-from must.runtime.notes import read_notes
+from must.runtime.notes import Note, read_notes
 from must.runtime.summary import summarize
 from must.runtime.supervise import LONGEST_WAIT, Policy, run_supervised
 from tests.base.test_lock import hold
@@ -144,6 +145,15 @@ def test_sigterm_is_handed_on_written_down_at_once_and_ends_it(tmp_path):
     assert note.signalled and (note.state, note.code, note.tries) == ("failed", 75, [])
 
 
+def test_the_handler_of_a_signal_takes_no_lock_that_the_main_thread_may_hold(tmp_path):
+    supervisor = supervise.Supervisor(Note("train"), tmp_path, Policy(0, 0, 1), str(tmp_path), "7")
+    handler = threading.Thread(target=supervisor.forward, args=(signal.SIGTERM, None), daemon=True)
+    with supervisor.stopping._cond, supervisor.changed._cond:
+        handler.start()
+        handler.join(30)
+        assert not handler.is_alive()
+
+
 def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_it_stopped(tmp_path, retries, monkeypatch):
     retries("3,0,2")
     monkeypatch.setenv("MUST_TIME_LIMIT", "2")
@@ -227,7 +237,7 @@ def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_
     assert note.tries == [73]
     assert "waits for the other run to end; trying again in 0 s" in capfd.readouterr().err
     page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown().splitlines()
-    assert page[0] == "# Run stopped: another run is writing to this work_uri"
+    assert page[0] == r"# Run stopped: another run is writing to this work\_uri"
     assert page[2].startswith("- **Why**: ") and "(run 1f2e, process " in page[2]
 
 
