@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 
@@ -146,7 +147,7 @@ def test_sigterm_is_handed_on_written_down_at_once_and_ends_it(tmp_path):
 
 
 def test_the_handler_of_a_signal_takes_no_lock_that_the_main_thread_may_hold(tmp_path):
-    supervisor = supervise.Supervisor(Note("train"), tmp_path, Policy(0, 0, 1), str(tmp_path), "7")
+    supervisor: Any = supervise.Supervisor(Note("train"), tmp_path, Policy(0, 0, 1), str(tmp_path), "7")
     handler = threading.Thread(target=supervisor.forward, args=(signal.SIGTERM, None), daemon=True)
     with supervisor.stopping._cond, supervisor.changed._cond:
         handler.start()
