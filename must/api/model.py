@@ -18,6 +18,7 @@ from must.api.work_state import BUNDLE, LABELS, REPORT, SHARDS
 from must.base.errors import UserError
 from must.base.parameters import naming_parameters, require
 from must.base.storage import read_json
+from must.base.text import parse_csv
 from must.config import PredictConfig
 from must.config.work import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.data.image.preprocess import EvalView, to_rgb
@@ -175,8 +176,14 @@ class Adapted:
         return self.output / LABELS / PREDICTIONS_FILE
 
     def to_frame(self) -> Any:
-        """The table `labels` as a pandas DataFrame. Raises UserError: pandas is not installed."""
-        return import_pandas().read_csv(self.labels, keep_default_na=False)
+        """The table `labels` as a pandas DataFrame; names are texts. Raises UserError: pandas is not installed."""
+        frame = import_pandas().DataFrame(list(parse_csv(self.labels.read_bytes())))
+        for name in frame.columns:
+            if name.endswith(("probability", "similarity")):
+                frame[name] = frame[name].astype(float)
+            elif name == "accepted":
+                frame[name] = frame[name] == "true"
+        return frame
 
     @property
     def report(self) -> Path:

@@ -1,7 +1,6 @@
 """The stage `must sort`: a folder for each class, with links to the images, or copies."""
 
 import csv
-import io
 import logging
 import os
 import shutil
@@ -14,7 +13,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.program import show_bar
-from must.base.text import encode_utf8, escape_cell, make_printable, pluralize, unescape_cell
+from must.base.text import make_printable, parse_csv, pluralize, read_back
 from must.config import SortConfig
 from must.config.work import PREDICTIONS_FILE, RECORD_FILE, WORDS
 from must.data.reader import ShardReader
@@ -32,15 +31,12 @@ def sort(config: SortConfig) -> dict[str, int]:
     require(is_free, f"--output {config.output}: is there already; delete it, or choose another one")
     table = storage.join(config.labels, PREDICTIONS_FILE)
     try:
-        rows = list(csv.DictReader(io.StringIO(storage.read_bytes(table).decode(), newline="")))
-        labels = [(row["image"], unescape_cell(row["class"])) for row in rows]
+        labels = [(row["image"], row["class"]) for row in parse_csv(storage.read_bytes(table))]
     except (OSError, KeyError, AttributeError, ValueError, csv.Error):
         raise UserError(f"{table}: is missing or damaged; must refine writes it") from None
     photos, reader = find_photos(config.model), ShardReader(config.shards, config.split)
     names = reader.sources(range(len(reader)))
-    packed = {
-        encode_utf8(escape_cell(name)).decode(): number for number, name in enumerate(names)
-    }  # as the table has them
+    packed = {read_back(name): number for number, name in enumerate(names)}
     folders = dict[str, str]()
     for label in dict.fromkeys(label for _, label in labels):
         folders[label] = make_unique(make_folder_name(label), folders.values())

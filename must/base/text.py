@@ -5,9 +5,10 @@ that is no UTF-8 as a lone surrogate, which no encoder accepts."""
 
 import csv
 import difflib
+import io
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -132,6 +133,18 @@ def format_csv(rows: Iterable[Iterable[object]]) -> bytes:
     of a row."""
     file: Any = SimpleNamespace(write=lambda row: row.removesuffix("\r\n") + "\n")  # which `writerow` returns
     return encode_utf8("".join(map(csv.writer(file).writerow, rows)))
+
+
+def read_back(name: str) -> str:
+    """A name as it is read from a table: control characters and bytes that are not UTF-8 are written out."""
+    return unescape_cell(encode_utf8(escape_cell(name)).decode())
+
+
+def parse_csv(data: bytes) -> Iterator[dict[str, str]]:
+    """The rows of a table that `format_csv` wrote, by column; all cells are texts, names as of `unescape_cell`.
+    Raises ValueError, csv.Error, AttributeError: it is no such table."""
+    for row in csv.DictReader(io.StringIO(data.decode(), newline="")):
+        yield {name: unescape_cell(value) for name, value in row.items()}
 
 
 def abbreviate(value: Any) -> str:

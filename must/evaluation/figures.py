@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from must.base import storage
 from must.base.errors import MustError
+from must.base.text import read_back
 from must.config import EvaluateConfig
 from must.data.image.decode import decode
 from must.data.reader import ShardReader
@@ -50,7 +51,8 @@ class Pictures:
             rows, numbers = self.refined.rows, []
             with suppress(MustError, OSError):  # the images may not be there any more
                 reader = ShardReader(self.refined.shards, self.refined.split, sha256=self.refined.index_sha256)
-                of_name = {name: number for number, name in enumerate(reader.sources(range(len(reader))))}
+                names = reader.sources(range(len(reader)))
+                of_name = {read_back(name): number for number, name in enumerate(names)}
                 numbers = [of_name[row.image] for row in rows]
         of_class = defaultdict[str, list[int]](list)
         for place, row in enumerate(rows):

@@ -5,7 +5,6 @@ No torch: gate, registry, cards and pipeline read it. Accuracies are fractions, 
 """
 
 import csv
-import io
 import json
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
@@ -15,7 +14,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import make_record, require
 from must.base.storage import read_json
-from must.base.text import abbreviate, encode_utf8, make_printable, unescape_cell
+from must.base.text import abbreviate, encode_utf8, make_printable, parse_csv
 from must.config.work import COPIES_FILE, PREDICTIONS_FILE, REFINED_FILE
 from must.method.answers.estimate import Abstention
 from must.method.model.description import CheckResult, Selection
@@ -192,14 +191,12 @@ class RefinedLabels:
         require(storage.exists(predictions), f"--refined {folder}: no {PREDICTIONS_FILE} there")
         copies = storage.join(folder, COPIES_FILE)
         try:
-            table = csv.DictReader(io.StringIO(storage.read_bytes(predictions).decode(), newline=""))
             rows = [
                 LabelRow(
-                    unescape_cell(row["image"]), unescape_cell(row["class"]), float(row["probability"]),
-                    unescape_cell(row["zero_shot"]), row["accepted"] == "true" if "accepted" in row else None,
-                    row["by"] != "model",
+                    row["image"], row["class"], float(row["probability"]), row["zero_shot"],
+                    row["accepted"] == "true" if "accepted" in row else None, row["by"] != "model",
                 )
-                for row in table
+                for row in parse_csv(storage.read_bytes(predictions))
             ]  # fmt: skip
             config = summary["config"]
             return cls(

@@ -55,6 +55,20 @@ def test_it_adapts_and_measures(adapted, digits):
     ]  # fmt: skip
 
 
+def test_in_the_frame_names_stay_text(adapted, tmp_path):
+    """A class "00" was the number 0, and "-1" had an apostrophe."""
+    work = shutil.copytree(adapted.output, tmp_path / "work")
+    file = work / "labels/predictions.csv"
+    head, *lines = file.read_text().splitlines()
+    names = ["00", "'-1", "none of these"]
+    cells = [line.split(",") for line in lines[:3]]
+    rows = [",".join([cell[0], name, *cell[2:]]) for cell, name in zip(cells, names, strict=True)]
+    file.write_text("\n".join([head, *rows]) + "\n")
+    frame = Adapted(work).to_frame()
+    assert frame["class"].tolist() == ["00", "-1", "none of these"] and set(frame["by"]) == {"model"}
+    assert frame["probability"].dtype == frame["similarity"].dtype == "float64"
+
+
 def test_predictions_agree_with_the_report(adapted, digits):
     """Other kinds of images: tests/api/test_model.py."""
     paths = sorted(digits.images.glob("test/*/*.png"))

@@ -10,11 +10,12 @@ from unittest.mock import Mock
 import pytest
 
 from must.base.errors import UserError
-from must.config import ShardConfig
+from must.config import RefineConfig, ShardConfig
 from must.data.format import verify
 from must.data.shards.build import shard, show_index
 from must.evaluation.evaluate import evaluate
 from must.evaluation.result import make_text_table
+from must.method.memory.refine import refine
 from tests.evaluation.digits import evaluation
 
 NAMES = [
@@ -55,6 +56,16 @@ def test_everything_is_written_and_is_utf_8(results):
     assert not any(b"\x1b" in path.read_bytes() for path in output.iterdir())
     page = (output / "report.html").read_bytes().decode()
     assert "\x1b" not in page and not any(0xD800 <= ord(character) < 0xE000 for character in page)
+
+
+def test_the_report_finds_the_pictures_of_the_labels(digits, hostile, tmp_path):
+    """The table of labels has names in another form than the shards."""
+    places = {"model": str(tmp_path / "model"), "output": str(tmp_path / "labels")}
+    refine(RefineConfig(shards=hostile, split="test", classifier=digits.classifier, workers=0, device="cpu", **places))
+    refined = {"model": places["model"], "refined": places["output"]}
+    metrics = evaluate(evaluation(digits, tmp_path, shards=hostile, **refined))
+    page = (tmp_path / "report.html").read_text()
+    assert page[: page.index("For engineers")].count("<img") == metrics.images == 13
 
 
 def test_nothing_on_the_terminal_is_raw(digits, results, tmp_path, capfd, monkeypatch):
