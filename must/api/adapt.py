@@ -45,10 +45,10 @@ from must.base import storage
 from must.base.console import replaced, spoken_by, write_lines
 from must.base.errors import UserError
 from must.base.lock import Kind, locked
-from must.base.parameters import check_names, naming_parameters, require
+from must.base.parameters import check_names, list_parameters, naming_parameters, require
 from must.base.processes import check_processes
 from must.base.program import load_torch
-from must.base.text import pluralize
+from must.base.text import close_to, pluralize
 from must.config import AdaptConfig, TrainConfig
 from must.config.work import BESIDE, CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, PARTS, RECORD_FILE, WORDS, outdate_report
 from must.data.format import load_index
@@ -196,6 +196,7 @@ def check_words(output: str, words: dict[str, Any]) -> TrainConfig:
     return wanted
 
 
+SETS_OF_NAMES = ("folders", "imagenet")  # values of `classes`
 PATHS = ("images", "classes", "model", "pretrained", "test_images")  # words of a call that may be paths
 
 
@@ -207,8 +208,8 @@ def record_words(words: dict[str, Any]) -> dict[str, Any]:
             continue  # of a program, which gives them again
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
-        is_word = value in ("folders", "imagenet") if name == "classes" else name not in PATHS
-        if value and isinstance(value, str) and not is_word and "://" not in value:
+        value = value.tolist() if hasattr(value, "tolist") else value  # an array or a Series
+        if isinstance(value, str) and value and "://" not in value and name in PATHS and value not in SETS_OF_NAMES:
             with suppress(OSError):  # too long for a path: names of classes
                 value = str(Path(value).absolute()) if Path(value).exists() else value
         with suppress(TypeError, ValueError):
@@ -389,6 +390,9 @@ def parse_settings(settings: dict[str, Any]) -> TrainConfig:
     """Raises ValueError: a setting that `must train` would refuse, as far as can be checked before there are shards."""
     for name in SET_BY_ADAPT:
         require(name not in settings, f"{name}: is set by must.adapt itself; take it out")
+    for name in settings.keys() - {field.name for field in list_parameters(TrainConfig)}:
+        near = close_to(name, [field.name for field in list_parameters(AdaptConfig)])
+        require(not near, f"{name}: unknown; did you mean {near[0] if near else ''}?")
     check_names(TrainConfig, settings, "settings")
     wanted = TrainConfig(shards="-", classifier="-", output="-", **{"preset": AUTO} | settings)
     if wanted.preset not in ("", AUTO):

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import Field
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
@@ -37,6 +38,15 @@ from must.stages import COMMANDS
 logger = logging.getLogger(__name__)
 
 SETTINGS = "settings."  # prefix of a `must train` flag given to `must adapt`
+
+GROUPS = {
+    "every day": ("quickstart", "adapt", "review", "sort", "predict", "export", "demo"),
+    "single steps, which adapt takes by itself": (
+        "shard", "classifier", "plan", "train", "refine", "evaluate", "gate", "index",
+    ),
+    "models in use": ("serve", "promote"),
+}  # fmt: skip
+INDEX_HELP = "Show or verify a folder of shards."
 
 EPILOG = """\
 exit codes: 0 done, 2 the input is wrong (one line says what), 73 another run writes there, 75 stopped and
@@ -122,19 +132,31 @@ def run_index(options: dict[str, Any]) -> None:
     (show_index if action == "show" else verify)(uris[0])
 
 
+def list_commands() -> str:
+    """The commands with their help, by group."""
+    help_of = {name: stage.help for name, stage in COMMANDS.items()} | {"index": INDEX_HELP}
+    assert help_of.keys() == {name for names in GROUPS.values() for name in names}
+    lines = list[str]()
+    for group, names in GROUPS.items():
+        lines += ["", f"{group}:"]
+        for name in names:
+            lines += textwrap.wrap(help_of[name], 100, initial_indent=f"  {name:12}", subsequent_indent=" " * 14)
+    return "\n".join(lines)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog="must",
-        description=f"{must.__doc__}\nStart with `must adapt`: one pass gives a model, labels and a report.",
+        usage="must COMMAND [options]",
+        description=f"{must.__doc__}\n{list_commands()}",
         epilog=EPILOG,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"must {must.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
     for name, stage in COMMANDS.items():
         command = commands.add_parser(
             name,
-            help=stage.help,
             description=stage.help,
             epilog=f"example:\n  {stage.config.example}",
             usage=format_usage(stage.config),
@@ -148,8 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
         general.add_argument("-h", "--help", action="help", help="show this and exit")
         text = "YAML file with these parameters (NAME: VALUE); flags override it"
         general.add_argument("--config", dest="config_file", metavar="FILE.yaml", help=text)
-    text = "Show or verify a folder of shards."
-    index = commands.add_parser("index", help=text, description=text, allow_abbrev=False)
+    index = commands.add_parser("index", description=INDEX_HELP, allow_abbrev=False)
     text = "show what a folder of shards holds, or read everything again and compare"
     index.add_argument("words", nargs="*", metavar="show|verify URI", help=text)
     return parser

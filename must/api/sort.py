@@ -35,6 +35,11 @@ def sort(config: SortConfig) -> dict[str, int]:
     except (OSError, KeyError, AttributeError, ValueError, csv.Error):
         raise UserError(f"{table}: is missing or damaged; must refine writes it") from None
     photos, reader = find_photos(config.model), ShardReader(config.shards, config.split)
+    work = Path(config.model).absolute().parent
+    require(
+        not photos or photos not in (target, *target.parents) or work in target.parents,
+        f"--output {config.output}: is among the photographs, and would be read with them; choose another one",
+    )
     names = reader.sources(range(len(reader)))
     packed = {read_back(name): number for number, name in enumerate(names)}
     folders = dict[str, str]()
@@ -51,7 +56,7 @@ def sort(config: SortConfig) -> dict[str, int]:
         if os.path.lexists(file):
             file = file.with_name(make_unique(file.name, [one.name for one in file.parent.iterdir()]))
         photo = photos / name if photos else None
-        if photo and photo.is_file() and photos in photo.resolve().parents:
+        if photo and is_packed(photo, photos, reader.description(packed[written])["sha256"]):
             shutil.copyfile(photo, file) if config.copy else file.symlink_to(photo.absolute())
         else:
             file.write_bytes(reader.image(packed[written]))
@@ -61,6 +66,11 @@ def sort(config: SortConfig) -> dict[str, int]:
     counts = Counter(label for _, label in labels)
     logger.info(make_printable(f"{pluralize(len(labels), 'image')} of {len(counts)} classes -> {target}"))
     return dict(counts)
+
+
+def is_packed(photo: Path, photos: Path | None, sha256: str) -> bool:
+    """Whether it is the picture with that sha256: another may have its name by now. Links do not lead elsewhere."""
+    return photo.is_file() and photos in photo.resolve().parents and storage.compute_sha256(str(photo)) == sha256
 
 
 def find_photos(model: str) -> Path | None:

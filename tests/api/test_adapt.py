@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 
 import must
 from must.api import cli
+from must.api.adapt import record_words
 from must.api.demo import CLASSES, find_assets
 from must.api.inputs import convert_image, list_folder_names, make_entries, read_classes, to_source
 from must.api.model import Adapted
@@ -123,6 +124,7 @@ def test_numpys_texts_are_names_and_prompts(tmp_path):
     labels = np.array(["dog", "cat", "dog"])
     forms = (["cat", "dog"], list(np.unique(labels)), np.unique(labels), "cat, dog")
     plain, *others = map(read_classes, forms)
+    assert record_words({"classes": np.unique(labels)}) == {"classes": ["cat", "dog"]}
     assert all(other == plain for other in others) and plain[:2] == ("", b"classes:\n- cat\n- dog\n")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     assert read_classes(tmp_path / "names.txt")[2] == plain[2], "the same names in another form are no change"

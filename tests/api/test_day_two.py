@@ -325,6 +325,13 @@ def test_new_photos_are_appended_to_the_shards_and_no_other_is_packed_again(plac
     look(0, PHOTOS + MORE + 5)
 
 
+def test_names_that_look_like_numbers_or_formulas_stay_as_they_are(place, tmp_path):
+    """Also as an array."""
+    names = ["00", "007", "-1", "'q", *(f"0{number}" for number in range(1, 7))]
+    frame = adapt(place, np.array(names), output=tmp_path / "work").to_frame()
+    assert {*frame["class"], *frame["zero_shot"]} <= {*names} and frame["probability"].dtype == float
+
+
 def test_labels_are_in_the_order_of_the_images(place, tmp_path, ran, caplog):
     caplog.set_level(logging.INFO)
     named = [row["image"] for row in read_csv(place / "work/labels/predictions.csv")]
@@ -349,6 +356,7 @@ MISTAKES = {
     "no name": (lambda _: {"classes": ["a", object()]}, "class 2 is .*, which is no name"),
     "no list": (lambda _: {"classes": {"a": 5, "b": "a b"}}, "the prompts of class 'a' must be a list of strings"),
     "no text": (lambda _: {"classes": {"a": ["an a", 5], "b": "a"}}, "the prompts of class 'a' must be a list of str"),
+    "a typing error": (lambda _: {"trian": "no"}, "trian: unknown; did you mean train"),
     "no images": (lambda _: {"images": []}, "images: there are none"),
     "no kind": (lambda _: {"images": 3}, "int is none of those known"),
     "a name": (lambda _: {"images": [Image.new("L", (8, 8)), "x", 3]}, "images: number 1: .*No such file"),

@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+import shutil
 import signal
 import sys
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 import must
 from docs.stub import STUB, stub
-from must.api import cli
+from must.api import cli, demo
 from must.api.stages import configure, write_as_python
 from must.base.parameters import list_parameters
 from must.config import TrainConfig
@@ -179,3 +180,18 @@ def test_a_second_run_completes_its_own_folder_and_keeps_what_was_changed(tmp_pa
     assert must.demo(output=tmp_path / "demo") == made and missing.exists()
     assert (tmp_path / "demo" / "classes.yaml").read_text() == "classes: [mine, yours]\n"
     assert "classes.yaml: is kept, because it was changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("played", ["a picture", "a name"])
+def test_quickstart_goes_on_where_its_folder_was_played_with(tmp_path, monkeypatch, capsys, played):
+    """Without the truth, which it no longer knows."""
+    seen = []
+    monkeypatch.setattr(demo, "run_config", lambda name, config, truth: seen.append(truth))
+    must.demo(output=tmp_path)
+    if played == "a picture":
+        shutil.copy(tmp_path / "images/unlabeled/00000.png", tmp_path / "images/unlabeled/mine.png")
+    else:
+        text = (tmp_path / "classes.yaml").read_text()
+        (tmp_path / "classes.yaml").write_text(text.replace("- zero", "- oh"))
+    must.quickstart(output=tmp_path)
+    assert seen == [None] and "right classes" not in capsys.readouterr().out

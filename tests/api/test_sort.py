@@ -32,6 +32,19 @@ def test_images_are_linked_below_their_class_and_copied_where_the_photos_are_gon
     shutil.move(tmp_path / "moved", photos)
 
 
+def test_a_photo_that_was_replaced_is_not_taken_for_the_labelled_one(place, capfd):
+    """And nothing is put among the photographs, which the next `must adapt` would read."""
+    adapt(place)
+    work, photos = place / "work", place / "photos"
+    named, first, other = labels(work), photos / "IMG_0000.png", photos / "IMG_0001.png"
+    before = first.read_bytes()
+    first.write_bytes(other.read_bytes())
+    words = ["sort", str(work), "--output", str(photos / "sorted")]
+    assert "is among the photographs" in ended(capfd, 2, main, words) and not (photos / "sorted").exists()
+    main(["sort", str(work)])
+    assert (work / "sorted" / named[first.name] / first.name).read_bytes() == before
+
+
 def test_nothing_is_put_beside_what_is_there_and_a_killed_call_leaves_no_half(place, tmp_path, capfd, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").touch()

@@ -124,17 +124,23 @@ def quickstart(config: QuickstartConfig) -> None:
         "output": work, "train": "no",
     }  # fmt: skip
     adapt(words)
-    before, now = measure_labels(work / "labels" / PREDICTIONS_FILE, truth)
-    logger.info(
-        f"right classes: {before:.1%} by the CLIP alone, {now:.1%} after the pass. The page says it, too: the "
-        "classes of these pictures are known. Name some:\n"
-    )
-    answers = work / "review" / "answers.jsonl"
-    run_config("review", configure("review", {"model": str(work)}), truth=truth)
+    answers, table = work / "review" / "answers.jsonl", work / "labels" / PREDICTIONS_FILE
+    classes = yaml.safe_load((folder / "classes.yaml").read_text())["classes"]
+    known = classes == list(CLASSES) and {row["image"] for row in read_rows(table)} <= truth.keys()
+    if known:
+        before, now = measure_labels(table, truth)
+        logger.info(
+            f"right classes: {before:.1%} by the CLIP alone, {now:.1%} after the pass. The page says it, too: the "
+            "classes of these pictures are known. Name some:\n"
+        )
+    run_config("review", configure("review", {"model": str(work)}), truth=truth if known else None)
     if not answers.exists():
         return
     logger.info("\nThe answers are given to the labels and to the model ...")
-    adapt(words | {"test_images": folder / "images/test"})
+    adapt(words | ({"test_images": folder / "images/test"} if known else {}))
+    if not known:
+        logger.info(f"labels: {table}\nreport: {work / 'report' / 'report.html'}")
+        return
     metrics = storage.read_json(str(work / "report" / METRICS_FILE), "output")
     before, model = (metrics[name]["top1"] for name in ("baseline", "adapted"))
     logger.info(
@@ -149,10 +155,14 @@ def adapt(words: dict[str, Any]) -> None:
         run("adapt", **{name: str(value) for name, value in words.items()})
 
 
+def read_rows(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def measure_labels(table: Path, truth: dict[str, str]) -> tuple[float, float]:
     """(share of right classes of zero-shot, of the labels), from 0 to 1, by predictions.csv of `must refine`."""
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(table)
     shares = (sum(row[column] == truth[row["image"]] for row in rows) for column in ("zero_shot", "class"))
     before, now = (right / len(rows) for right in shares)
     return before, now
