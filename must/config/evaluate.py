@@ -32,7 +32,7 @@ class EvaluateConfig(StageConfig):
     )
     features: str = defaults.features()
     refined: str = param(
-        "folder of `must refine`, whose labels the report compares with zero-shot's",
+        "folder of `must refine`, whose labels the report shows",
         "",
         metavar="URI",
         kind="refined",

@@ -1,5 +1,5 @@
 """A model's predictions for every image of a split, small enough to keep for millions of images; and what they say with
-labels and without: accuracy, calibration and confusion, with bootstrap intervals and paired tests.
+labels and without: accuracy, calibration and confusion, with intervals.
 
 N images, K classes. The figures without labels (agreement, confidence, class balance) do not measure accuracy;
 benchmarks/README.md says that none told good adaptations from bad ones."""
