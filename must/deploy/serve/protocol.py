@@ -29,6 +29,7 @@ DEFAULT_OUTPUTS = ("class", "top_probability", "abstained")
 OUTPUTS = (*DEFAULT_OUTPUTS, "probability", "similarity")
 NUMPY_TYPES = {"UINT8": np.uint8, "FP32": np.float32}
 PICTURE_FORMATS = "JPEG, PNG or WebP"
+LEAST_STRIPPED = 500  # bytes; any shorter picture may be without line breaks and zeros
 
 
 class Refused(Exception):  # noqa: N818, mostly an error of the client, not of the server
@@ -164,13 +165,13 @@ def decode_pixels(data: bytes, view: EvalView, max_pixels: int) -> np.ndarray:
     """uint8 [S, S, 3], by the decoder and view of `must predict`. Fewer formats than it reads, so that clients can
     reach fewer decoders.
     Raises Refused: 415 for another format, 422 for a picture that is damaged or too large."""
-    form = "; this is a form, and the body is to be the file itself: curl --data-binary @photo.jpg"
-    unknown = f"not a picture of a known format; send {PICTURE_FORMATS}" + form * (data[:2] == b"--")
-    expect(bool(detect_format(data)), unknown, 415)
+    stripped = len(data) > LEAST_STRIPPED and not any(byte in data for byte in b"\0\r\n")  # curl -d leaves these out
+    hint = "; the body is to be the file itself: curl --data-binary @photo.jpg" * (stripped or data[:2] == b"--")
+    expect(bool(detect_format(data)), f"not a picture of a known format; send {PICTURE_FORMATS}{hint}", 415)
     try:
         return decode_view(data, view, max_pixels)
     except ValueError as error:
-        raise Refused(422, f"the picture cannot be read: {error}") from None
+        raise Refused(422, f"the picture cannot be read: {error}{hint}") from None
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

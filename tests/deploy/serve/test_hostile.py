@@ -11,6 +11,7 @@ from tests.deploy.serve.server import SILENCE
 from tests.zoo import bomb, encoded, picture
 
 INFER = "/v2/models/digits/infer"
+BY_CURL = encoded(picture(), "JPEG").translate(None, b"\0\r\n")
 POST = b"POST /classify HTTP/1.1\r\nhost: x\r\n"
 CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
 IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["AAAA"]}
@@ -19,7 +20,7 @@ infer = lambda **values: json.dumps({"inputs": [IMAGE | values]}).encode()  # no
 
 REQUESTS = {  # path, body, part of the reason, status
     "another format": ("/classify", encoded(picture(), "BMP"), "not a picture of a known format", 415),
-    "a form": ("/classify", b"--x\r\n", "the body is to be the file itself", 415),
+    "a photo by curl -d": ("/classify", BY_CURL, "itself: curl --data-binary", 422),
     "half a jpeg": ("/classify", encoded(picture(), "JPEG")[:200], "the picture cannot be read: ", 422),
     "more pixels than allowed": ("/classify", bomb(7000, 7000), "7000x7000 is more than 40000000 pixels", 422),
     "a large body": ("/classify", bytes(3_000_000), "above 2 MB", 413),
