@@ -20,7 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from must.api.inputs import ClassNames, ImageSource, fingerprint_source, identify_model, read_classes, to_source
+from must.api.inputs import (
+    ClassNames,
+    ImageSource,
+    fingerprint_source,
+    identify_model,
+    read_classes,
+    record_words,
+    rename_classes,
+    to_source,
+)
 from must.api.model import Adapted
 from must.api.stages import check_device, require_apart, resumable, run
 from must.api.work_state import (
@@ -52,7 +61,6 @@ from must.base.text import close_to, pluralize
 from must.config import AdaptConfig, TrainConfig
 from must.config.work import BESIDE, CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, PARTS, RECORD_FILE, WORDS, outdate_report
 from must.data.format import load_index
-from must.method.model.classifier import load_class_set
 from must.method.model.hub import check_model_name
 from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, find_published, run_key
 
@@ -81,6 +89,8 @@ def adapt(
     device: str = "auto",
     again: bool = False,
     max_rejected: float = 0.01,
+    rename: dict[str, str] | None = None,
+    drop: bool = False,
     **settings: Any,
 ) -> Adapted:
     """Adapts CLIP to images without labels: shard, classifier, refine, evaluate, and train, all below `output`.
@@ -104,6 +114,8 @@ def adapt(
         device: auto, cpu, cuda or cuda:N.
         again: make everything anew, as if all inputs had changed.
         max_rejected: the largest share of images that cannot be decoded; above it nothing is adapted.
+        rename: {class: its new name}, which its answers get, too; two may become one.
+        drop: let go of answers whose class is gone; else a call that would is refused.
         settings: any other parameters of `must.train`: epochs, preset, workers, ...
 
     Raises:
@@ -113,7 +125,7 @@ def adapt(
         return adapt_work(
             images, classes, os.fspath(output), os.fspath(model), pretrained, os.fspath(test_images),
             train if isinstance(train, str) else "yes" if train else "no", device, again, max_rejected,
-            {name: value for name, value in settings.items() if value is not None},
+            {name: value for name, value in settings.items() if value is not None}, rename or {}, drop,
         )  # fmt: skip
 
 
@@ -126,9 +138,11 @@ def command(config: AdaptConfig) -> Adapted:
 
 def adapt_work(
     images: Any, classes: Any, output: str, model: str, pretrained: str, test_images: str, train: str, device: str,
-    again: bool, max_rejected: float, settings: dict[str, Any], verbose: bool = False,
+    again: bool, max_rejected: float, settings: dict[str, Any], rename: dict[str, str], drop: bool,
+    verbose: bool = False,
 ) -> Adapted:  # fmt: skip
     """The parts of WORK in order, those that are not up to date."""
+    classes = rename_classes(classes, rename) if rename else classes
     words = {
         "images": images, "classes": classes, "model": model, "pretrained": pretrained, "test_images": test_images,
         "train": train, "device": device, "settings": settings, "max_rejected": max_rejected,
@@ -152,6 +166,7 @@ def adapt_work(
                 pack_test(state, test_images, named, {"max_rejected": max_rejected} | loaders)
             if not state.is_ready(SHARDS):
                 pack_images(state, source.source, found.files, {"max_rejected": max_rejected} | loaders)
+            state.check_answers(named.list_names, rename, drop)
             fits, training = state.fits(), should_train(state, train, settings, wanted, device)
             require(
                 fits or training,
@@ -161,6 +176,7 @@ def adapt_work(
         except UserError:
             restore(state, before)
             raise
+        state.rename_answers(rename)
         state.take()
         common = loaders | {"device": device, "shards": work / SHARDS, "features": work / FEATURES}
         if fits:
@@ -194,27 +210,6 @@ def check_words(output: str, words: dict[str, Any]) -> TrainConfig:
     check_places(folder, places)
     check_model_name(words["model"], words["pretrained"])
     return wanted
-
-
-SETS_OF_NAMES = ("folders", "imagenet")  # values of `classes`
-PATHS = ("images", "classes", "model", "pretrained", "test_images")  # words of a call that may be paths
-
-
-def record_words(words: dict[str, Any]) -> dict[str, Any]:
-    """The call in JSON, for `must adapt WORK`: paths on this machine from the root, without what cannot be written."""
-    recorded = dict[str, Any]()
-    for name, value in words.items():
-        if name == "images" and not isinstance(value, str | os.PathLike):
-            continue  # of a program, which gives them again
-        if isinstance(value, os.PathLike):
-            value = os.fspath(value)
-        value = value.tolist() if hasattr(value, "tolist") else value  # an array or a Series
-        if isinstance(value, str) and value and "://" not in value and name in PATHS and value not in SETS_OF_NAMES:
-            with suppress(OSError):  # too long for a path: names of classes
-                value = str(Path(value).absolute()) if Path(value).exists() else value
-        with suppress(TypeError, ValueError):
-            recorded[name] = json.loads(json.dumps(value))
-    return recorded
 
 
 def make_classifier(state: WorkState, named: ClassNames, model: dict[str, Any]) -> None:
@@ -356,7 +351,7 @@ def check_labels(test_images: str, state: WorkState, named: ClassNames) -> None:
         bool(labels),
         f"--test-images {test_images}: none of the images has a label; give a folder that holds a folder of each class",
     )
-    unknown = [label for label in labels if label not in set(named.names or load_class_set(named.file).names)]
+    unknown = [label for label in labels if label not in set(named.list_names())]
     names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
     require(
         not unknown,

@@ -187,6 +187,10 @@ class ClassNames(NamedTuple):
     key: str
     names: tuple[str, ...] = ()
 
+    def list_names(self) -> tuple[str, ...]:
+        """Also those of the bundled set, which imports torch."""
+        return self.names or load_class_set(self.file).names
+
 
 def read_classes(classes: Any, images: Any = "") -> ClassNames:
     """`images`: for FOLDER_NAMES."""
@@ -204,6 +208,21 @@ def read_classes(classes: Any, images: Any = "") -> ClassNames:
     class_set = make_class_set(entries, [DEFAULT_TEMPLATE], "classes")
     content = yaml.safe_dump({"classes": entries}, sort_keys=False, allow_unicode=True).encode()
     return ClassNames("", content, hash_classes(class_set), class_set.names)
+
+
+def rename_classes(classes: Any, rename: dict[str, str]) -> Any:
+    """The names, or those of the prompts, with new ones, {old: new}; a file has them already. Raises UserError: it has
+    not, or a new name is none of the classes."""
+    named = classes.tolist() if hasattr(classes, "tolist") else classes
+    if isinstance(named, str) and named not in SETS_OF_NAMES and not storage.exists(named):
+        named = [name.strip() for name in named.split(",")]
+    if isinstance(named, dict):
+        named = {rename.get(name, name): prompts for name, prompts in named.items()}
+    elif isinstance(named, list | tuple):
+        named = list(dict.fromkeys(rename.get(name, name) for name in named))
+    elif (old := set(rename) & set(read_classes(classes).list_names())) and isinstance(classes, str | os.PathLike):
+        raise UserError(f"--rename: {classes} names {min(old)!r}; write its new name there, too")
+    return named
 
 
 def hash_classes(class_set: ClassSet) -> str:
@@ -242,3 +261,24 @@ def convert_scalars(value: Any) -> Any:
         if isinstance(value, Iterable) and not isinstance(value, dict)
         else value
     )
+
+
+SETS_OF_NAMES = ("folders", "imagenet")  # values of `classes`
+PATHS = ("images", "classes", "model", "pretrained", "test_images")  # words of a call that may be paths
+
+
+def record_words(words: dict[str, Any]) -> dict[str, Any]:
+    """The call in JSON, for `must adapt WORK`: paths on this machine from the root, without what cannot be written."""
+    recorded = dict[str, Any]()
+    for name, value in words.items():
+        if name == "images" and not isinstance(value, str | os.PathLike):
+            continue  # of a program, which gives them again
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        value = value.tolist() if hasattr(value, "tolist") else value  # an array or a Series
+        if isinstance(value, str) and value and "://" not in value and name in PATHS and value not in SETS_OF_NAMES:
+            with suppress(OSError):  # too long for a path: names of classes
+                value = str(Path(value).absolute()) if Path(value).exists() else value
+        with suppress(TypeError, ValueError):
+            recorded[name] = json.loads(json.dumps(value))
+    return recorded

@@ -10,7 +10,10 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import numpy as np
 
 from must.base import storage
 from must.base.parameters import require
-from must.base.text import make_printable, pluralize
+from must.base.text import compose, make_printable, pluralize
 from must.config.work import (
     BESIDE,
     CLASSIFIER_FILE,
@@ -40,7 +43,7 @@ from must.data.shards.listing import identify_source
 from must.data.shards.workdir import WORK_FOLDER
 from must.evaluation.gate import state_verdict
 from must.evaluation.result import read_metrics
-from must.method.answers.answers_file import hash_answers
+from must.method.answers.answers_file import hash_answers, read_answers, rename_answers
 from must.method.model.classifier import read_header
 from must.method.model.description import Provenance, complete_save, load_description
 
@@ -191,6 +194,28 @@ class WorkState:
         config = read_value(self.work / LABELS / REFINED_FILE, "config") or {}
         places = [str(self.work / PARTS["answers"].path), config.get("answers")]
         return next((place for place in places if isinstance(place, str) and hash_answers(place)), "")
+
+    def check_answers(self, list_names: Callable[[], tuple[str, ...]], rename: dict[str, str], drop: bool) -> None:
+        """Raises UserError: a new name is not among the classes; or the model knows answers whose class is not."""
+        before = load_description(str(self.work / BUNDLE)).classes if self.weights_sha256() else []
+        given = [answer.label for answer in read_answers(self.answers()).values()] if before and not drop else []
+        classes = list_names() if rename or given else ()
+        for old, new in rename.items():
+            require(new in classes, f"--rename {old}={new}: {new!r} is not among the classes")
+        gone = Counter(label for label in given if label in before and rename.get(label, label) not in classes)
+        counts = ", ".join(f"{count:,} of {label!r}" for label, count in gone.most_common())
+        again = f"must adapt {shlex.quote(str(self.work))}"
+        require(
+            not gone,
+            f"{pluralize(gone.total(), 'answer')} would be lost, as their class is gone: {counts}; if it has another "
+            f"name now: {again} --rename {shlex.quote(str(next(iter(gone), '')))}=NEW; else: {again} --drop",
+        )
+
+    def rename_answers(self, rename: dict[str, str]) -> None:
+        answers = self.answers()
+        if rename and answers:
+            count = rename_answers(answers, {compose(old): new for old, new in rename.items()})
+            logger.info(f"{pluralize(count, 'answer')} renamed in {answers}")
 
     def promised(self) -> dict[str, Any]:
         """What the last `must refine` was asked to promise about the labels."""

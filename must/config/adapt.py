@@ -43,6 +43,13 @@ class AdaptConfig(StageConfig):
         "auto",
     )
     again: bool = param("make everything anew, as if all inputs had changed", False)
+    rename: dict[str, str] = param(
+        "classes that have another name now; their answers get it, too, and two may become one: must adapt WORK "
+        "--rename cat=tomcat",
+        factory=dict,
+        metavar="OLD=NEW,...",
+    )
+    drop: bool = param("let go of answers whose class is gone; else a call that would do so is refused", False)
     verbose: bool = param("show what each step says, too; OUTPUT/adapt.log has it in any case", False)
     max_rejected: float = param(
         "largest share of undecodable images; above it nothing is trained", 0.01, metavar="SHARE", between=(0, 1)

@@ -15,9 +15,8 @@ from PIL import ExifTags, Image
 
 import must
 from must.api import cli
-from must.api.adapt import record_words
 from must.api.demo import CLASSES, find_assets
-from must.api.inputs import convert_image, list_folder_names, make_entries, read_classes, to_source
+from must.api.inputs import convert_image, list_folder_names, make_entries, read_classes, record_words, to_source
 from must.api.model import Adapted
 from must.data.augment import normalize
 from must.data.image.decode import decode

@@ -212,6 +212,26 @@ def test_what_a_call_was_given_is_taken_again_word_for_word(place, monkeypatch):
     assert {"seed", "workers", "epochs"} <= words["settings"].keys()
 
 
+def test_answers_go_with_a_class_that_has_another_name(place, capsys):
+    """Two may become one; without --rename or --drop nothing is changed."""
+    work, numbers = place / "work", range(20)
+    answer(work, place / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in numbers}, "random")
+    adapt(place)
+    before, names = checksums(work), ["Röcke" if name in ("one", "two") else name for name in CLASSES if name != "two"]
+    with pytest.raises(must.UserError, match=r"answers would be lost.* of 'one'.*--rename .*=NEW; else: .* --drop"):
+        adapt(place, names)
+    assert checksums(work) == before
+    with pytest.raises(must.UserError, match="'cow' is not among the classes"):
+        adapt(place, names, rename={"one": "cow"})
+    main(["adapt", str(work), "--rename", "one=Röcke,two=Röcke"])
+    expected = {f"IMG_{n:04d}.png": "Röcke" if label_of(n) in ("one", "two") else label_of(n) for n in numbers}
+    assert {name: labels(work)[name] for name in expected} == expected
+    assert "Röcke" in (work / "review/answers.jsonl").read_text(encoding="utf-8")
+    assert json.loads((work / "labels/refined.json").read_text())["answers"] == 20
+    adapt(place, [name for name in names if name != "Röcke"], drop=True)
+    adapt(place, [name for name in names if name != "Röcke"])
+
+
 def test_labelled_images_are_measured_and_no_longer_where_they_are_withdrawn(place, ran):
     work, before = place / "work", weights(place / "work")
     table = make_table(place)["test_images"]

@@ -30,7 +30,7 @@ from typing import Any
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import SHA256, match_form, require
-from must.base.text import compose
+from must.base.text import compose, encode_utf8
 from must.config.work import ANSWERS_FILE
 from must.method.answers.population import find_population_file
 
@@ -181,10 +181,30 @@ def append_answers(path: Path, classes: list[str], answers: Iterable[Answer]) ->
     append(path, *lines)
 
 
+def encode_entry(entry: dict[str, Any]) -> bytes:
+    return encode_utf8(json.dumps(entry, ensure_ascii=False)) + b"\n"
+
+
+def rename_answers(uri: str, names: dict[str, str]) -> int:
+    """Gives the answers, and the lists of classes, of a folder on this machine new names, {old: new}; two may become
+    one. Writes the file anew if there are any; returns their number. Lines that are no objects stay."""
+    file, count, lines = Path(find_answers_file(uri)), 0, list[bytes]()
+    for line in file.read_bytes().splitlines(keepends=True):
+        entry = storage.parse_object_or_none(line, dict) or {}
+        if is_list(entry) and isinstance(entry["classes"], list):
+            line = encode_entry({"classes": list(dict.fromkeys(names.get(one, one) for one in entry["classes"]))})
+        elif isinstance(label := entry.get("label"), str) and compose(label) in names:
+            line, count = encode_entry(entry | {"label": names[compose(label)]}), count + 1
+        lines.append(line)
+    if count:
+        storage.write_bytes(str(file), b"".join(lines))
+    return count
+
+
 def append(path: Path, *entries: dict[str, Any]) -> None:
     """Appends one line per entry, and returns when all are on the disk. An incomplete last line of a killed program is
     removed first: nobody was told that it was saved. Raises OSError: the disk is full; then none was appended."""
-    line = b"".join(json.dumps(entry, ensure_ascii=True).encode() + b"\n" for entry in entries)
+    line = b"".join(encode_entry(entry) for entry in entries)
     descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         size = os.fstat(descriptor).st_size

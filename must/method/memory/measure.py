@@ -96,7 +96,7 @@ def find_answers(
     if renamed := sum(answer.label is not None for answer in unfit):
         logger.warning(
             f"{pluralize(renamed, 'answer')} with a class that is no longer there: they teach nothing, and those drawn "
-            "at random count as wrong; if a class has another name now, write it into answers.jsonl (docs/day-two.md)"
+            "at random count as wrong; if a class has another name now: must adapt WORK --rename OLD=NEW"
         )
     if earlier := len(unfit) - renamed:
         logger.warning(
