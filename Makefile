@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= build/demo
+# PyTorch's own index of builds without CUDA, for machines without a GPU and for the images.
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # Test processes; each test file runs in one of them. JOBS=0: no extra process, for a debugger. `auto`: the number of cores
 # plus one, because a third of a test's time is waiting (pytest_xdist_auto_num_workers in tests/conftest.py).
 JOBS ?= auto
@@ -14,29 +16,44 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## Show these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-# One virtual environment, installed in two steps: the packages for the demo, then the others. It is updated when pyproject.toml
-# changes. pip does not compile the packages, because that takes longer than the rest of the installation. Python compiles
-# modules at their first import; the second step imports most of them once, so that the test processes need not compile them.
+# One virtual environment, installed in three steps: what the quickstart needs (torch, open_clip, ONNX), kfp for the pipeline, and
+# the tools of the tests and the site. It is updated when pyproject.toml changes. pip does not compile the packages, because that
+# takes longer than the rest of the installation. Python compiles modules at their first import; the last step imports most of
+# them once, so that the test processes need not compile them.
 # checkout.pth: beside a clone named must, `import must` would take that folder for a namespace package before pip's finder.
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --editable
+# Without an NVIDIA GPU, torch is first installed from CPU_INDEX: PyPI's build includes CUDA, 4 GB more.
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
+REACH := import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=10)
 $(VENV)/demo: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
 		|| { echo "make: $(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.11 to 3.14 is needed (make PYTHON=python3.12 ...)"; exit 2; }
 	@echo "setting up $(VENV) (once, a minute or two)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) '.[demo,pipeline]'
+	@command -v nvidia-smi >/dev/null || if $(PYTHON) -c '$(REACH)' $(CPU_INDEX)/torch/ 2>/dev/null; \
+		then $(PIP) torch torchvision --index-url $(CPU_INDEX); \
+		else echo "$(CPU_INDEX) cannot be reached: torch comes from PyPI, with CUDA (4 GB more)"; fi
+	@$(PIP) --editable '.[demo]'
 	@printf '%s\n' "$(CURDIR)" "$(CURDIR)/components" "$(CURDIR)/pipeline" \
 		> $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/checkout.pth
 	@touch $@
 
-$(VENV)/installed: $(VENV)/demo
+$(VENV)/pipeline: $(VENV)/demo
+	@echo "setting up $(VENV): kfp, for the pipeline (once)"
+	@$(PIP) --editable '.[pipeline]'
+	@touch $@
+
+$(VENV)/installed: $(VENV)/pipeline
 	@echo "setting up $(VENV): what the tests and the site need besides (once, some minutes)"
-	@$(PIP) '.[dev]'
+	@$(PIP) --editable '.[dev]'
 	@$(BIN)/python -c 'import must.evaluation.evaluate, must.method.train.trainer, must.deploy.export.graph, kfp.compiler, kubernetes.client, kubeflow_trainer_api.models'
 	@touch $@
 
 .PHONY: setup
 setup: $(VENV)/installed  ## Create the virtual environment (other commands do it when needed)
+
+.PHONY: quickstart
+quickstart: $(VENV)/demo  ## Set up, and open the page with the bundled digits in the browser (Ctrl-C ends it)
+	@$(BIN)/must quickstart
 
 .PHONY: demo
 demo: $(VENV)/demo  ## Adapt the bundled model to the bundled digits
@@ -46,7 +63,7 @@ demo: $(VENV)/demo  ## Adapt the bundled model to the bundled digits
 	@echo "the command must is in this environment: . $(VENV)/bin/activate"
 
 .PHONY: pipeline
-pipeline: $(VENV)/demo  ## Run the whole Kubeflow pipeline on the bundled digits, on this machine
+pipeline: $(VENV)/pipeline  ## Run the whole Kubeflow pipeline on the bundled digits, on this machine
 	@$(BIN)/must demo --output $(DEMO)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/must-pipeline run --pipeline pipeline/must_pipeline.yaml --parameters $(DEMO)/pipeline.yaml --output $(DEMO)/run
 
@@ -185,7 +202,6 @@ BASE ?= docker.io/library/python:3.13-slim
 # must-train installs torch from TORCH_INDEX (on PyPI torch includes CUDA); must-torch installs it from CPU_INDEX.
 TORCH_INDEX ?= https://pypi.org/simple
 TORCH_LOCK ?= torch-cuda.txt
-CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 CPU_LOCK ?= torch.in
 PREFIX := $(if $(REGISTRY),$(REGISTRY)/)
 REVISION := $(shell git rev-parse HEAD 2>/dev/null)$(shell git diff --quiet HEAD 2>/dev/null || echo -dirty)
