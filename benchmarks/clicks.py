@@ -1,11 +1,14 @@
-"""How many pictures a person looks at until `must review` says that a set is finished, and how many labels are wrong
-then.
+"""How many clicks and keys it takes a person until `must review` says that a set is finished, how many pictures are
+shown, and how many labels are wrong then.
 
-    python benchmarks/clicks.py [WORK TRUTH.csv] [--seeds 4]
+    python benchmarks/clicks.py [WORK TRUTH.csv] [--seeds 4] [--wrong 0.02] [--overlooks 0.05]
 
-A simulated person answers rightly on the page, and takes what it asks; each answer waits for the effect of the one
-before. WORK: a folder of `must adapt` without answers; TRUTH.csv: a table of image and class, with names as in
-WORK/labels/predictions.csv. Without them: the bundled digits, which `must quickstart` asks about.
+A simulated person takes what the page asks; each answer waits for the effect of the one before. An action is a click or
+a key: one for a picture that is shown alone; on a screen one for each picture that is marked, one for each class that
+marked ones get, and Enter. `--wrong`: share of the single answers that are wrong; `--overlooks`: share of the wrong
+labels on screens that the person does not see. WORK: a folder of `must adapt` without answers; TRUTH.csv: a table of
+image and class, with names as in WORK/labels/predictions.csv. Without them: the bundled digits, which `must quickstart`
+asks about.
 """
 
 from __future__ import annotations
@@ -14,8 +17,8 @@ import argparse
 import csv
 import logging
 import tempfile
-from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +36,9 @@ def main() -> None:
     parser.add_argument("work", nargs="?", type=Path)
     parser.add_argument("truth", nargs="?", type=Path)
     parser.add_argument("--seeds", type=int, default=4, help="orders of the pictures")
+    parser.add_argument("--wrong", type=float, default=0.0)
+    parser.add_argument("--overlooks", type=float, default=0.0)
+    parser.add_argument("--mode", default="", help="one: pictures are shown alone")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
@@ -47,11 +53,13 @@ def main() -> None:
             config = configure("review", {"model": str(options.work), "output": str(output), "seed": seed})
             assert isinstance(config, ReviewConfig)
             review, images = compute_review(config)
-            asked, wrong = answer_all(config, review, images, truth)
-            streams = ", ".join(f"{count} {how}" for how, count in asked.items())
-            share = asked.total() / len(review.pictures)
-            print(f"seed {seed}: {asked.total()} of {len(review.pictures):,} pictures ({share:.0%}; {streams}); "
-                  f"{wrong} labels are wrong ({wrong / len(review.pictures):.1%})", flush=True)  # fmt: skip
+            person = Person(truth, review, options.wrong, options.overlooks, np.random.default_rng(seed))
+            broken, wrong = person.answer_all(config, images, options.mode)
+            pictures = len(review.pictures)
+            ways = f"{person.single} alone, {person.screens} screens"
+            ends = f"{wrong} labels are wrong ({wrong / pictures:.1%}){', promise broken' if broken else ''}"
+            print(f"seed {seed}: {person.actions / pictures:.0%} actions ({person.actions}: {ways}), "
+                  f"{person.seen / pictures:.0%} of {pictures:,} pictures seen; {ends}", flush=True)  # fmt: skip
 
 
 def adapt_digits(folder: Path) -> tuple[Path, dict[str, str]]:
@@ -62,19 +70,67 @@ def adapt_digits(folder: Path) -> tuple[Path, dict[str, str]]:
     return work, {name_image(number): label for number, (_, label) in enumerate(load_digits()["unlabeled"])}
 
 
-def answer_all(config: ReviewConfig, review: Review, images: Images, truth: dict[str, str]) -> tuple[Counter[str], int]:
-    """(answers by how the picture was chosen, wrong labels at the end)"""
-    effect, asked = AnswerEffect(config, images, truth), Counter[str]()
-    session = Session(review, config.output, "simulated", effect)
-    shown = session.next("page")["picture"]
-    while shown:
-        asked[shown["sampled"]] += 1
-        picture = session.picture(shown["number"])
-        session.act("answer", "page", {"number": picture.number, "kind": "label", "label": truth[picture.image]})
-        effect.wait()
-        shown = session.act("next", "page", {})["picture"]
-    true = effect.progress.true if effect.progress and effect.progress.true else (np.nan, np.nan)
-    return asked, round((1 - true[1]) * len(review.pictures))
+class Person:
+    def __init__(
+        self, truth: dict[str, str], review: Review, wrong: float, overlooks: float, rng: np.random.Generator
+    ) -> None:
+        self.truth, self.review, self.wrong, self.overlooks, self.rng = truth, review, wrong, overlooks, rng
+        self.actions = self.single = self.screens = self.seen = 0
+
+    def answer_all(self, config: ReviewConfig, images: Images, mode: str) -> tuple[bool, int]:
+        """(whether the page said finished with more wrong labels than promised, how many are wrong)"""
+        effect = AnswerEffect(config, images, self.truth)
+        session = Session(self.review, config.output, "simulated", effect)
+        reply = session.act("next", "page", {"mode": mode})
+        while reply["picture"] or reply["screen"]:
+            request = self.name_picture(session, reply) if reply["picture"] else self.name_screen(session, reply)
+            reply = session.act("answer", "page", request)
+            while "missed" in reply:  # the person looks again
+                request["screen"] = self.look(session, request["left"], request["screen"], request["right"])
+                reply = session.act("answer", "page", request)
+            effect.wait()
+            reply = session.act("next", "page", {"mode": mode})
+        progress = effect.progress
+        assert progress and progress.accepted and progress.true
+        answers, labels = session.answers, progress.labels
+        named = [
+            answers[picture.sha256].label
+            if picture.sha256 in answers
+            else self.review.classes[labels[picture.number][0]]
+            for picture in self.review.pictures
+        ]
+        wrong = sum(self.truth[p.image] != name for p, name in zip(self.review.pictures, named, strict=True))
+        finished = session.finished and progress.accepted.accepted
+        return bool(finished and wrong > progress.accepted.risk * len(named)), wrong
+
+    def name_picture(self, session: Session, reply: dict[str, Any]) -> dict[str, Any]:
+        self.actions, self.single, self.seen = self.actions + 1, self.single + 1, self.seen + 1
+        number = reply["picture"]["number"]
+        label = self.truth[session.picture(number).image]
+        if self.rng.random() < self.wrong:
+            label = str(self.rng.choice([name for name in self.review.classes if name != label]))
+        return {"number": number, "kind": "label", "label": label}
+
+    def name_screen(self, session: Session, reply: dict[str, Any]) -> dict[str, Any]:
+        self.screens += 1
+        numbers, right = [one["number"] for one in reply["screen"]["pictures"]], reply["screen"]["label"]
+        self.seen += len(numbers)
+        return {"right": right, "screen": self.look(session, numbers, [], right), "left": numbers}
+
+    def look(self, session: Session, numbers: list[int], before: list[Any], right: str) -> list[Any]:
+        """Answers for all pictures of a screen: what was found `before` and now."""
+        found = {number: label for _, label, part in before for number in part if label != right}
+        fresh = set[str]()
+        for number in numbers:
+            label = self.truth[session.picture(number).image]
+            if label != right and number not in found and self.rng.random() >= self.overlooks:
+                found[number] = label
+                fresh.add(label)
+                self.actions += 1
+        self.actions += len(fresh) + 1
+        groups = {label: [n for n, one in found.items() if one == label] for label in set(found.values())}
+        groups[right] = [number for number in numbers if number not in found]
+        return [["label", label, part] for label, part in groups.items()]
 
 
 if __name__ == "__main__":

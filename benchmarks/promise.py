@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +28,16 @@ from must.config import RefineConfig
 from must.data.loader import EvalSource
 from must.data.reader import ShardReader
 from must.method.answers.answers_file import OPEN, UNSURE
-from must.method.answers.estimate import ACCEPTED, SET, Sample, accept, count_fewest_answers, find_ranks
+from must.method.answers.estimate import (
+    ACCEPTED,
+    SCREEN_PICTURES,
+    SET,
+    Sample,
+    accept,
+    count_fewest_answers,
+    count_overlooked,
+    find_ranks,
+)
 from must.method.answers.population import ENTRY, NOTHING_GONE, Gone, choose_sample, forget_gone
 from must.method.distributed import World
 from must.method.memory.features import Pool, read_features
@@ -62,6 +72,8 @@ class State:
     answer: np.ndarray
     shown: np.ndarray
     drawn: list[int] = field(default_factory=list)
+    found: int = 0  # wrong labels that the person noticed on screens
+    noticed: list[bool] = field(default_factory=list)  # and whether each known one
     population: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,7 +126,8 @@ class MadeUp:
         ranks, known = (find_ranks(self.confidence[rows], self.confidence[others]) for rows in (measuring, besides))
         said = state.answer[measuring]
         unsure = int((said == UNSURE).sum())
-        sample = Sample(ranks, self.labels[measuring] == said, known, gone, unsure)
+        overlooked = count_overlooked(state.found, state.noticed)
+        sample = Sample(ranks, self.labels[measuring] == said, known, gone, unsure, overlooked)
         found = accept(risk, sample, self.confidence[others], promise)
         taken = others & (self.confidence >= (np.inf if found.threshold is None else found.threshold))
         return np.flatnonzero(taken), self.labels[taken]
@@ -221,6 +234,23 @@ def wrong_answers(state: State, labels: Labels, rng: np.random.Generator, risk: 
     ) % labels.classes
 
 
+def name_on_screens(overlooks: float) -> Act:
+    """Names the pictures that are left on screens, and does not see this share of the wrong labels."""
+
+    def act(state: State, labels: Labels, rng: np.random.Generator, risk: float, promise: str) -> None:
+        left = state.here & ~state.answered
+        left[labels.look(state, risk, promise)[0]] = False
+        wrong, rows = left & (state.shown != state.answer), np.flatnonzero(left)
+        seen = wrong & (rng.random(len(left)) >= overlooks)
+        state.answer[wrong & ~seen] = state.shown[wrong & ~seen]
+        state.other |= left
+        state.found += int(seen.sum())
+        screens = math.ceil(len(rows) / (SCREEN_PICTURES - 1))
+        state.noticed += (rng.random(max(0, screens - 2)) >= overlooks).tolist()
+
+    return act
+
+
 ONCE, FOUR_TIMES = (ACT,), (60, ACT, 140, 180)
 ACTS: dict[str, tuple[tuple[int, ...], Act | None]] = {  # random answers before it
     "random answers only": ((), None),
@@ -238,6 +268,10 @@ ACTS: dict[str, tuple[tuple[int, ...], Act | None]] = {  # random answers before
     "removes those that are left": (ONCE, remove_left),
     "removes those not to be looked at": (ONCE, remove_accepted),
     "names those that are left": (ONCE, answer_left),
+    **{
+        f"names those that are left on screens, overlooks {share:.0%}": ((60, ACT, 180), name_on_screens(share))
+        for share in (0.02, 0.05, 0.2)
+    },
     "nobody can tell a tenth": ((0,), cannot_tell),
     "2 in 100 answers are wrong": ((0,), wrong_answers),
 }

@@ -23,7 +23,7 @@ from must.api.demo import CLASSES, find_assets, load_digits
 from must.config import ReviewConfig
 from must.data.reader import ShardReader
 from must.deploy.review.prepare import Images, compute_review
-from must.method.answers.estimate import share
+from must.method.answers.accuracy import share
 from must.method.answers.review import draw_order
 from must.method.model.bundle import make_zero_shot_bundle, save_bundle
 from must.method.model.classifier import load_text_classifier

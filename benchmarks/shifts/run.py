@@ -34,8 +34,6 @@ from must.data.image.preprocess import Preprocess
 from must.data.loader import EvalSource
 from must.data.reader import ShardReader, open_reader
 from must.data.shards.build import shard
-from must.deploy.review.prepare import LISTED_CLASSES
-from must.method.answers.review import SCHEDULE, order_by_coverage
 from must.method.distributed import World
 from must.method.memory.features import Pool, read_features
 from must.method.memory.measure import bound_none
@@ -185,28 +183,14 @@ def read_pools(network: MaskedViT, shards: str, preprocess: Preprocess) -> list[
 
 
 def draw_answers(pool: Pool, classes: int) -> Iterator[tuple[int, str, Tensor]]:
-    """(number, order, rows) of simulated answers: at random, by coverage, and as `must review` asks."""
-    images, vectors = len(pool.numbers), pool.vectors.float().numpy()
-    doubt = 1 - pool.probabilities.float().amax(1).numpy() if classes > LISTED_CLASSES else None
+    """(number, order, rows) of simulated answers at random."""
+    images = len(pool.numbers)
     for count in ANSWERS:
         if count > images / 2:
             continue
         drawn = [np.random.default_rng(draw).permutation(images) for draw in range(DRAWS)]
-        covering = order_by_coverage(vectors, doubt, np.zeros(0, np.int64), count)
         for order in drawn:
             yield count, "random", torch.from_numpy(order[:count])
-        yield count, "coverage", torch.from_numpy(covering)
-        yield count, "review", order_review(pool.vectors.float(), pool.probabilities.float(), count)
-
-
-def order_review(vectors: Tensor, probabilities: Tensor, count: int) -> Tensor:
-    """The rows of the first `count` images, rising, that `must review` asks about."""
-    doubt = 1 - probabilities.amax(1).numpy() if probabilities.shape[1] > LISTED_CLASSES else None
-    drawn = np.random.default_rng(0).permutation(len(vectors))
-    first, missing = drawn[: SCHEDULE.random_first], count - SCHEDULE.random_first
-    later = order_by_coverage(vectors.numpy(), doubt, first, count)
-    random = drawn[len(first) : len(first) + (missing + 2) // 3] if missing > 0 else first[:0]
-    return torch.from_numpy(np.unique(np.concatenate([first[:count], random, later[: max(0, missing - len(random))]])))
 
 
 def truth(shards: str, split: str, labels: np.ndarray) -> np.ndarray:
@@ -223,7 +207,7 @@ def weights(labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def summary(row: dict[str, Any]) -> str:
     present, every = row["present"], row["all"]
-    names = ["0 0", "0 50 review", "0 200 review", "0.5 tower", "0.5 0", "1 0", "0.5 50 review", "0.5 200 review"]
+    names = ["0 0", "0 50 random", "0 200 random", "0.5 tower", "0.5 0", "1 0", "0.5 50 random", "0.5 200 random"]
     lines = []
     for values, shown in ((present, names), (every, ["0 0", "0.5 0"])):
         changes = {name: values[name] - values["0 tower"] for name in shown if name in values}

@@ -1,6 +1,6 @@
 """Runs an exported model with onnxruntime and numpy, without torch; reads its threshold for abstaining.
 
-`must evaluate` or `must refine` finds the threshold (must/method/answers/estimate.py). `must export` writes it to the
+`must evaluate` or `must refine` finds the threshold (must/method/answers/abstention.py). `must export` writes it to the
 ONNX file's metadata under `abstention`; for a bundle, predict/bundle.py finds the same one."""
 
 import importlib.util

@@ -18,7 +18,7 @@ from must.evaluation.gate import state_verdict
 from must.evaluation.metrics import Samples, Scores, measure, read_samples, score
 from must.evaluation.report import render_report
 from must.evaluation.result import Data, Metrics, ModelRecord, RefinedLabels, make_text_table, write_metrics
-from must.method.answers.estimate import choose_abstention
+from must.method.answers.abstention import choose_abstention
 from must.method.distributed import World, init_distributed
 from must.method.memory.features import Features, hash_tower, read_features
 from must.method.model.bundle import Bundle, load_bundle, make_zero_shot_bundle

@@ -16,7 +16,7 @@ from must.base.parameters import make_record
 from must.base.text import pluralize
 from must.config import GateConfig
 from must.evaluation.result import Metrics, read_metrics
-from must.method.answers.estimate import AccuracyEstimate
+from must.method.answers.accuracy import AccuracyEstimate
 from must.method.model.description import CheckResult, Selection, load_description, require_same_model
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from torch import Tensor
 from must.base.errors import UserError
 from must.data.reader import ShardReader
 from must.evaluation.result import Accuracy, Compared, Interval, LabelFree, Metrics, ModelFigures, Paired
-from must.method.answers.estimate import compare_paired_answers, share
+from must.method.answers.accuracy import compare_paired_answers, share
 from must.method.memory.features import Features
 from must.method.memory.predictions import TopLabels, compare_predictions, count_effective
 from must.method.model.masked_vit import MaskedViT

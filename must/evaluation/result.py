@@ -16,7 +16,7 @@ from must.base.parameters import make_record, require
 from must.base.storage import read_json
 from must.base.text import abbreviate, encode_utf8, make_printable, parse_csv
 from must.config.work import COPIES_FILE, PREDICTIONS_FILE, REFINED_FILE
-from must.method.answers.estimate import Abstention
+from must.method.answers.abstention import Abstention
 from must.method.model.description import CheckResult, Selection
 
 METRICS_FORMAT = 1  # of the file

@@ -10,12 +10,8 @@ from must.config import ExportConfig
 from must.deploy.export.export import export
 from must.deploy.onnx_model import OnnxClassifier, choose_threshold
 from must.evaluation.evaluate import evaluate
-from must.method.answers.estimate import (
-    choose_abstention,
-    choose_first_count,
-    compute_binomial_tail,
-    compute_upper_bound,
-)
+from must.method.answers.abstention import choose_abstention, choose_first_count
+from must.method.answers.accuracy import compute_binomial_tail, compute_upper_bound
 from tests.evaluation.digits import evaluation
 
 

@@ -22,7 +22,7 @@ from must.evaluation.evaluate import evaluate
 from must.evaluation.gate import gate
 from must.evaluation.metrics import score
 from must.evaluation.result import make_text_table, parse_metrics
-from must.method.answers.estimate import compare_paired_answers
+from must.method.answers.accuracy import compare_paired_answers
 from must.method.memory.refine import refine
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import get_preprocess

@@ -17,7 +17,7 @@ from must.evaluation.gate import state_verdict
 from must.evaluation.metrics import MATRIX_LIMIT, Samples, measure
 from must.evaluation.report import list_notes, render_report
 from must.evaluation.result import Data, ModelRecord
-from must.method.answers.estimate import AccuracyEstimate
+from must.method.answers.accuracy import AccuracyEstimate
 from must.method.model.bundle import load_bundle, save_bundle
 from tests.common import read_csv
 from tests.evaluation.digits import evaluation

@@ -23,7 +23,8 @@ from must.base.storage import parse_object
 from must.data.format import load_index
 from must.data.image.decode import decode
 from must.data.reader import ShardReader
-from must.deploy.review.session import ACTIONS, CHANGED, Session
+from must.deploy.review.progress import CHANGED
+from must.deploy.review.session import ACTIONS, Session
 from must.deploy.serve.http import Json, Refusal
 from must.deploy.serve.protocol import Refused, expect
 
@@ -51,11 +52,11 @@ class App:
 
     GET  /TOKEN/                 the page; /TOKEN/review.js and review.css beside it
     POST /TOKEN/start            -> {"classes", "who"}
-    POST /TOKEN/next             -> {"state", "picture"}
+    POST /TOKEN/next             {"mode", "label", "more"} -> {"state", "picture", "screen"}
     POST /TOKEN/show             {"number"} -> the same, of that picture
-    POST /TOKEN/answer           {"number", "also", "kind", "label", "grid"} -> as next, once the answer is on the disk
+    POST /TOKEN/answer           {"number", "also", "kind", "label"} or {"screen", "right"} -> as next, once the answers
+                                 are on the disk; and "missed", see session.py
     POST /TOKEN/undo             -> the same
-    POST /TOKEN/grid             {"label", "sort"} -> {"state", "label", "left", "counts", "pictures"}
     POST /TOKEN/end              -> {"state", "rows", "accepted", "classes", "changed", "relabelled", "commands", ...}
     POST /TOKEN/leave            -> {}; the page is closed
     GET  /TOKEN/full/NUMBER, /TOKEN/large/NUMBER, /TOKEN/small/NUMBER    a picture

@@ -1,6 +1,7 @@
 """Computes the review from the features of the images, then the effect of answers."""
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -21,25 +22,21 @@ from must.config.defaults import RISK
 from must.config.work import PARTS, REFINED_FILE, find_work
 from must.data.loader import EvalSource
 from must.data.reader import ShardReader
-from must.deploy.review.session import CHANGED, Progress, find_made_of
-from must.method.answers.answers_file import RANDOM, read_answers
+from must.deploy.review.progress import CHANGED, Progress, find_made_of
+from must.method.answers.answers_file import read_answers
 from must.method.answers.population import KeptLabels, record_population, shorten, write_kept
 from must.method.answers.review import (
-    MOST_BY_COVERAGE,
-    REFINED,
-    SCHEDULE,
     Picture,
     Review,
     draw_order,
     hash_picture,
-    order_by_coverage,
 )
 from must.method.distributed import init_distributed
 from must.method.memory.features import Features, Pool, read_features
 from must.method.memory.measure import find_answers
 from must.method.memory.predictions import TopLabels
-from must.method.memory.propagate import LARGEST_MEMORY, NO_ANSWERS, build_memory, find_neighbours, predict_left_out
-from must.method.memory.refine import refine_pool
+from must.method.memory.propagate import LARGEST_MEMORY, NO_ANSWERS, build_memory, find_neighbours
+from must.method.memory.refine import RefineResult, refine_pool
 from must.method.model.bundle import load_bundle, make_zero_shot_bundle
 from must.method.model.classifier import load_text_classifier
 from must.method.model.description import get_preprocess, require_classes
@@ -51,7 +48,6 @@ CPU = torch.device("cpu")
 SIMILAR_SHOWN = 6  # similar pictures shown beside a picture
 LIKELY = 10  # classes that are offered first
 MOST_PROBABILITIES = 20_000_000  # images x classes
-LISTED_CLASSES = 30  # with more, the order by coverage prefers images like those that the model is not sure of
 
 
 def limit_threads() -> None:
@@ -97,6 +93,7 @@ class AnswerEffect:
             answers=config.output, output=config.output, risk=find_risk(config),
         )  # fmt: skip
         self.thread = ThreadPoolExecutor(1, initializer=limit_threads)
+        self.since = 0.0  # when the first answer came that is not counted yet
         self.newest = self.computed = 0  # the numbers of the last answers, and of those that `progress` is of
         self.last: Future[None] | None = None
         self.progress: Progress | None = None
@@ -104,6 +101,8 @@ class AnswerEffect:
 
     def update(self) -> None:
         """Answers were written, or taken back."""
+        if self.is_current:
+            self.since = time.monotonic()
         self.newest += 1
         self.last = self.thread.submit(self.work, self.newest)
 
@@ -111,6 +110,11 @@ class AnswerEffect:
     def is_current(self) -> bool:
         """Whether `progress` is of the last answers."""
         return self.computed == self.newest
+
+    @property
+    def age(self) -> float:
+        """Seconds since the first answer that is not counted yet."""
+        return 0.0 if self.is_current else time.monotonic() - self.since
 
     def wait(self, seconds: float | None = None) -> None:
         with suppress(TimeoutError):
@@ -133,6 +137,22 @@ class AnswerEffect:
         except Exception:  # a bug; the answers are stored nevertheless
             logger.exception("the effect of the answers could not be computed")
 
+    def arrange(self, numbers: list[int]) -> list[int]:
+        """The same numbers, those of pictures that look alike side by side."""
+        rows = torch.searchsorted(self.images.pool.numbers, torch.tensor(numbers))
+        vectors = self.images.pool.vectors[rows].float()
+        cosines, order = vectors @ vectors.T, [0]
+        while len(order) < len(numbers):
+            near = cosines[order[-1]].clone()
+            near[order] = -2
+            order.append(int(near.argmax()))
+        return [numbers[place] for place in order]
+
+    def find_labels(self, refined: RefineResult) -> list[tuple[int, int]]:
+        """Of each picture: its label, and the most probable other class."""
+        labels, places = refined.labels.labels.tolist(), refined.likely.tolist()
+        return [(label, two[two[0] == label]) for label, two in zip(labels, places, strict=True)]
+
     def compute(self) -> tuple[Progress, KeptLabels | None]:
         """The progress, and accepted labels that are to be written."""
         pool = self.images.pool
@@ -148,7 +168,8 @@ class AnswerEffect:
             true = right[0].double().mean().item(), right[1].double().mean().item()
         progress = Progress(
             int(answers.known.sum()), int(changed.sum()), answers.unread - answers.elsewhere, answers.elsewhere,
-            dict(zip(pool.numbers.tolist(), refined.labels.labels.tolist(), strict=True)), true,
+            dict(zip(pool.numbers.tolist(), self.find_labels(refined), strict=True)), true, answers.checks,
+            answers.missed,
         )  # fmt: skip
         if measured is None:
             return progress, None
@@ -156,8 +177,7 @@ class AnswerEffect:
         rows = rows[np.argsort(refined.labels.confidence.numpy()[rows], kind="stable")]
         progress = replace(
             progress, accuracy=measured.accuracy, accepted=measured.accepted,
-            right=float((measured.labels == measured.truth).mean()), left=pool.numbers[rows].tolist(),
-            classes=refined.describe_classes(self.images.classes),
+            left=pool.numbers[rows].tolist(), classes=refined.describe_classes(self.images.classes),
         )  # fmt: skip
         return progress, None if refined.kept is answers.kept else refined.kept
 
@@ -193,50 +213,27 @@ def compute_review(
     images = Images(pool, features, (bundle.description.weights_sha256, source.index.sha256), classes)
     if saved and len(saved.pictures) == len(pool.numbers):  # else --limit is another one
         return saved, images
-    review = make_review(config, images, source.reader)
-    asked = {picture.sha256 for picture in review.pictures[: SCHEDULE.random_first]}
-    answered = {*read_answers(config.output, classes)} | asked
-    return replace(review, coverage=rank_by_coverage(review, images, answered)), images
+    return make_review(config, images, source.reader), images
 
 
 def make_review(config: ReviewConfig, images: Images, reader: ShardReader) -> Review:
-    """Classes of the zero-shot model, of the model with a memory of the images before any answer, and refined."""
-    pool, classes = images.pool, images.classes
-    memory, refined = build_memory(pool, NO_ANSWERS, CPU, near=images.near)
+    """The pictures with their labels before any answer."""
+    pool, classes, refined = images.pool, images.classes, images.refined(NO_ANSWERS)
     similar = images.near.first[images.near.numbers][images.near.groups]
-    zero_shot, adapted = TopLabels.from_probabilities(pool.others[0]), TopLabels.from_probabilities(refined)
-    with_memory = predict_left_out(memory, pool, torch.arange(len(pool.numbers))).labels
-    predicted = torch.stack([zero_shot.labels, with_memory, refined.argmax(1)], 1)
+    labels = TopLabels.from_probabilities(refined).labels
     likely = refined.topk(min(LIKELY, len(classes))).indices
-    labels, confidence = predicted[:, REFINED].numpy(), adapted.confidence.numpy()
     pictures = list[Picture]()
-    for index in draw_order(labels, config.seed).tolist():
-        number, classes_of_image = int(pool.numbers[index]), predicted[index].tolist()
-        candidates = dict.fromkeys([*classes_of_image, *likely[index].tolist()])  # the predicted classes are included
+    for index in draw_order(labels.numpy(), config.seed).tolist():
+        number = int(pool.numbers[index])
         pictures.append(Picture(
-            number, pool.sources[index], hash_picture(reader.image(number)), tuple(classes_of_image),
-            round(float(confidence[index]), 4),
-            tuple(sorted(list(candidates)[:LIKELY], key=lambda k: -float(refined[index, k]))),
-            tuple(pool.numbers[similar[index, :SIMILAR_SHOWN]].tolist()),
+            number, pool.sources[index], hash_picture(reader.image(number)), int(labels[index]),
+            tuple(likely[index].tolist()), tuple(pool.numbers[similar[index, :SIMILAR_SHOWN]].tolist()),
         ))  # fmt: skip
-    random = {sha256: answer for sha256, answer in read_answers(config.output).items() if answer.sampled == RANDOM}
+    random = {sha256: answer for sha256, answer in read_answers(config.output).items() if answer.measures}
     wrong = shorten(sha256 for sha256, answer in random.items() if answer.corrects)
     record_population(config.output, images.features.split, shorten(random), wrong)
     model_sha256, index_sha256 = images.made_of
     return Review(
         model_sha256=model_sha256, shards=config.shards, index_sha256=index_sha256, split=config.split,
-        classes=list(classes), pictures=pictures, coverage=[],
+        classes=list(classes), pictures=pictures,
     )  # fmt: skip
-
-
-def rank_by_coverage(review: Review, images: Images, answered: set[str]) -> list[int]:
-    """Numbers of the review's pictures, the one that teaches most first. `answered`: sha256s of the pictures that have
-    an answer when the first of them is asked."""
-    pictures = {picture.number: picture for picture in review.pictures}
-    numbers = images.pool.numbers.tolist()
-    rows = [row for row, number in enumerate(numbers) if number in pictures]
-    shown = [pictures[numbers[row]] for row in rows]
-    already = np.flatnonzero([picture.sha256 in answered for picture in shown])
-    doubt = np.array([1 - picture.confidence for picture in shown]) if len(review.classes) > LISTED_CLASSES else None
-    order = order_by_coverage(images.pool.vectors[rows].float().numpy(), doubt, already, MOST_BY_COVERAGE)
-    return [shown[row].number for row in order.tolist()]

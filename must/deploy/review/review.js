@@ -23,13 +23,13 @@ function make(tag, properties = {}, ...children) {
   element.append(...children);
   return element;
 }
-const named = (text) => make("bdi", { textContent: visible(text) });
+const bdi = (text) => make("bdi", { textContent: visible(text) });
 const key = (text) => make("kbd", { textContent: text });
 
 const page = kept("page", "sessionStorage"); // this tab
 const browser = kept("must-review-browser", "localStorage"); // all tabs: an undo takes back answers of any of them
 async function ask(address, request) {
-  const options = { method: "POST", body: JSON.stringify({ page, browser, who: $("who").value.trim(), finish: finishing, more, ...request }) };
+  const options = { method: "POST", body: JSON.stringify({ page, browser, who: $("who").value.trim(), mode, more, ...request }) };
   let reply;
   try { reply = await fetch(address, options); } catch { throw new Error("`must review` does not answer; is it still running? Nothing is lost: start it again, and open the address that it prints."); }
   const content = await reply.json();
@@ -41,14 +41,13 @@ const LETTERS = "1234567890-=qwrtyuipdhjklxvbm,", LISTED = 500; // keys of class
 const NUMBERS = "zero one two three four five six seven eight nine".split(" ");
 const KINDS = {
   random: "Drawn at random: your answer measures the accuracy.",
-  coverage: "Chosen to teach: unlike the pictures answered so far. It corrects labels and does not measure.",
-  left: "Left to be named: its label is not sure enough. Your answer corrects labels and does not measure.",
+  left: "Left to be named: its label is not sure enough.",
 };
 let keys = [...LETTERS]; // of `keyed`, in its order
 let keyed = []; // the classes with a button and a key, which they keep: all if there are few, else those used so far
-let classes = [], view = "", picture = null, grid = null, busy = false, chosen = 0, listed = [], pointed = null;
-let finishing = false, more = false; // name the pictures that are left; go on after the end
-let also = new Set(), wrong = new Set(), queue = []; // similar pictures; marked ones of the grid, and those still to be named
+let classes = [], view = "", picture = null, screen = null, busy = false, chosen = 0, listed = [], pointed = null;
+let mode = "", more = false; // one, screens, or what takes fewer actions; go on after the end
+let also = new Set(), marked = new Set(), given = new Map(); // similar pictures; marked ones of the screen; number -> [kind, label]
 
 async function turn(action) {
   if (busy) return;
@@ -61,52 +60,30 @@ async function turn(action) {
 
 function look(name) {
   view = name;
-  for (const one of ["ask", "grid", "done"]) {
-    $(one).hidden = one !== name;
-    one === name ? $(`to-${one}`).setAttribute("aria-current", "page") : $(`to-${one}`).removeAttribute("aria-current");
-  }
+  $("ask").hidden = name === "done";
+  $("done").hidden = name !== "done";
+  for (const [id, on] of [["to-one", "one"], ["to-screens", "screens"], ["to-done", "done"]]) on === name ? $(id).setAttribute("aria-current", "page") : $(id).removeAttribute("aria-current");
 }
 
+const hundred = (part) => Math.round(100 * part);
 function bar(state) {
-  $("question").textContent = `Is the model better than zero-shot? ${state.counting ? "…" : state.verdict || "Not decided yet: no answers."}`;
-  $("progress").textContent = state.text;
+  const { set, labels, true: known } = state, number = (count) => count.toLocaleString("en"), width = (count) => `${100 * count / state.of}%`;
+  const named = set ? set.named : state.answers;
+  $("set-named").style.width = width(named);
+  $("set-sure").style.width = width(set ? set.sure : 0);
+  const counts = set ? `${number(set.named)} named, ${number(set.sure)} sure, ${number(set.left)} left` : `${number(named)} of ${number(state.of)} named`;
+  const truth = known ? ` (in truth ${hundred(known[1])}; zero-shot ${hundred(known[0])})` : "";
+  const right = labels ? `; of 100 labels ${hundred(labels[0])} are right${truth}` : state.counting ? "; …" : truth && `; of 100 labels${truth}`;
+  $("set").setAttribute("aria-label", counts);
+  $("sentence").textContent = `${counts}${right}${state.finished ? ". Finished" : state.actions ? `. About ${counted(state.actions, "click")} to go` : ""}.`;
+  $("numbers").textContent = state.text;
   $("problem").textContent = state.problem;
   $("problem").hidden = !state.problem;
-  $("gauge").hidden = !state.gain;
-  if (state.gain) {
-    const [value, low, high] = state.gain, most = Math.max(10, Math.abs(low), Math.abs(high)), at = (points) => `${50 + 48 * points / most}%`;
-    $("span").style.left = at(low);
-    $("span").style.width = `${48 * (high - low) / most}%`;
-    $("dot").style.left = at(value);
-    $("gauge").className = low > 0 ? "yes" : high < 0 ? "no" : "";
-    $("gauge").setAttribute("aria-label", `gain of the model over zero-shot: ${value.toFixed(0)} points, between ${low.toFixed(1)} and ${high.toFixed(1)}`);
-  }
-  const set = state.set, share = (count) => `${100 * count / set.pictures}%`;
-  $("set").hidden = !set;
-  if (set) {
-    $("set-done").style.width = share(set.answered);
-    $("set-sure").style.width = share(set.accepted);
-    $("set").setAttribute("aria-label", `${set.answered} answered, ${set.accepted} need not be looked at, ${set.left} left`);
-    $("set-left").textContent = state.finished ? "finished" : `${set.left.toLocaleString("en")} left`;
-  }
-  const { labels, true: known } = state, percent = (part) => `${(100 * part).toFixed(1)}%`;
-  $("right").hidden = !labels && !known;
-  $("right-text").textContent = `Right labels: ${[
-    labels && `${percent(labels[0])} by your answers (${percent(labels[1])} to ${percent(labels[2])})`,
-    known && `${percent(known[1])} in truth, zero-shot ${percent(known[0])}`,
-  ].filter(Boolean).join("; ")}.`;
-  for (const [id, part] of Object.entries({ span: labels && labels[1], dot: labels && labels[0], zero: known && known[0], true: known && known[1] })) {
-    $(`right-${id}`).hidden = typeof part !== "number";
-    $(`right-${id}`).style.left = percent(part);
-  }
-  if (labels) $("right-span").style.width = percent(labels[2] - labels[1]);
-  $("to-left").hidden = !set || state.finished || set.left === set.unread;
-  if (set) $("left-text").textContent = finishing ? "go on with other pictures" : `name the ${(set.left - set.unread).toLocaleString("en")} that are left`;
-  $("undo").disabled = $("grid-undo").disabled = $("done-undo").disabled = !state.undo;
+  $("undo").disabled = $("done-undo").disabled = !state.undo;
   $("history").hidden = !state.recent.length;
   $("recent").replaceChildren(...state.recent.map(({ number, answer }) => {
     const button = make("button", { onclick: () => again(number), aria: { label: `${visible(answer)}; change this answer` } }, small(number));
-    return make("li", {}, button, make("span", { title: visible(answer) }, named(answer)));
+    return make("li", {}, button, make("span", { title: visible(answer) }, bdi(answer)));
   }));
 }
 
@@ -114,27 +91,34 @@ function small(number) {
   return make("img", { alt: "", onerror() { this.hidden = true; }, onmouseenter: () => { pointed = number; }, onmouseleave: () => { pointed = null; }, src: `small/${number}` });
 }
 
-function show({ state, picture: next }) {
+function show({ state, picture: next, screen: several }) {
   bar(state);
   picture = next;
+  screen = several;
   also = new Set();
-  if (!next) return finish();
-  look("ask");
-  $("broken").hidden = true;
-  $("picture").hidden = $("zoom-in").hidden = false;
-  if ($("picture").dataset.number !== String(next.number)) $("picture").src = `large/${next.number}`;
-  $("picture").dataset.number = next.number;
-  const marked = queue.length || grid && grid.asking, progress = `${(state.answers + 1).toLocaleString("en")} of ${state.of.toLocaleString("en")}`;
-  $("place").textContent = marked ? `of those you marked, ${queue.length} left` : next.answer ? "answered before" : `picture ${progress}`;
-  const asked = !marked && KINDS[next.sampled];
-  $("kind").textContent = asked ? `${asked}${next.answer && next.sampled === "random" ? " Answered before; your answer may be the same." : ""}` : "An answer here corrects labels and does not measure.";
-  $("kind").className = asked ? next.sampled : "";
+  marked = new Set();
+  given = new Map();
+  if (!next && !several) return finish();
+  look(several ? "screens" : "one");
+  $("alone").hidden = $("similar").hidden = !!several;
+  $("screen").hidden = $("accept").hidden = !several;
   buttons();
-  [...$("names").children].forEach((button, place) => button.classList.toggle("was", keyed[place] === next.answer));
   $("typed").value = "";
   if (keyed.length < classes.length) search();
-  $("similar").hidden = !next.similar.length;
-  $("strip").replaceChildren(...next.similar.map(({ number, open }) => {
+  several ? showScreen() : showPicture(state);
+}
+
+function showPicture(state) {
+  $("broken").hidden = true;
+  $("picture").hidden = $("zoom-in").hidden = false;
+  if ($("picture").dataset.number !== String(picture.number)) $("picture").src = `large/${picture.number}`;
+  $("picture").dataset.number = picture.number;
+  $("title").textContent = "What does this picture show?";
+  $("kind").replaceChildren(bdi(picture.image), ` · ${picture.answer ? "answered before" : KINDS[picture.sampled] || "An answer here corrects labels and does not measure."}`);
+  $("kind").className = picture.sampled;
+  [...$("names").children].forEach((button, place) => button.classList.toggle("was", keyed[place] === picture.answer));
+  $("similar").hidden = !picture.similar.length;
+  $("strip").replaceChildren(...picture.similar.map(({ number, open }) => {
     const button = make("button", { disabled: !open, aria: { pressed: "false", label: open ? "a similar picture: answer it too" : "a similar picture" } }, small(number));
     button.dataset.number = number;
     button.onclick = () => mark(button, also);
@@ -142,12 +126,56 @@ function show({ state, picture: next }) {
   }));
 }
 
+function showScreen() {
+  $("class").replaceChildren(...screen.classes.map(([value, count]) => make("option", { value, textContent: `${visible(value)} (${count.toLocaleString("en")})`, selected: value === screen.label })));
+  $("title").replaceChildren(`${counted(screen.pictures.length, "picture")}: “`, bdi(screen.label), "”");
+  $("kind").className = "";
+  $("kind").textContent = "Click those that are something else, then their class.";
+  $("tiles").replaceChildren(...screen.pictures.map(({ number, image }) => {
+    const button = make("button", { title: visible(image), aria: { pressed: "false", label: visible(image) } }, small(number), make("span", {}));
+    button.dataset.number = number;
+    button.onclick = () => { given.delete(number); button.lastChild.textContent = ""; mark(button, marked); };
+    return button;
+  }));
+  accepting();
+}
+function accepting() {
+  $("undo").disabled = !marked.size && !given.size && $("done-undo").disabled;
+  const right = screen.pictures.length - marked.size - given.size;
+  $("accept-text").replaceChildren(...(marked.size ? [`first the class of the ${marked.size} marked`] : [given.size ? `the other ${right} are “` : `all ${right} are “`, bdi(screen.label), "”"]));
+}
+function give(kind, label) {
+  if (!marked.size) return void ($("note").textContent = "First click the pictures that are this.");
+  for (const tile of $("tiles").children) {
+    const number = Number(tile.dataset.number);
+    if (!marked.has(number)) continue;
+    tile.setAttribute("aria-pressed", "false");
+    tile.lastChild.textContent = visible(label || (kind === "none" ? "none" : "cannot tell"));
+    given.set(number, [kind, label]);
+  }
+  marked.clear();
+  $("note").textContent = "";
+  accepting();
+}
+const accept = () => view === "screens" && (marked.size ? void ($("note").textContent = "Choose the class of those that are marked; click them again if they are right.") : turn(async () => {
+  const right = screen.pictures.map(({ number }) => number).filter((number) => !given.has(number));
+  const answers = [["label", screen.label, right], ...[...given].map(([number, [kind, label]]) => [kind, label, [number]])];
+  const reply = await ask("answer", { screen: answers, right: screen.label });
+  if (reply.missed === undefined) return show(reply);
+  $("note").textContent = "You named the outlined picture before, and it is something else: look at the others again, then Enter.";
+  screen.pictures = screen.pictures.filter(({ number }) => number !== reply.missed);
+  const tile = [...$("tiles").children].find((one) => one.dataset.number === String(reply.missed));
+  tile.className = "missed";
+  tile.onclick = null;
+  accepting();
+}));
+
 function buttons() {
   $("search").hidden = keyed.length === classes.length;
   $("names").hidden = !keyed.length;
   if ($("names").children.length === keyed.length) return;
   $("names").className = keyed.length > 12 ? "many most" : keyed.length > 5 ? "many" : "";
-  $("names").replaceChildren(...keyed.map((name, place) => make("button", { onclick: () => say("label", name) }, key(keys[place]), named(name))));
+  $("names").replaceChildren(...keyed.map((name, place) => make("button", { onclick: () => say("label", name) }, key(keys[place]), bdi(name))));
 }
 function keysOf(names) { // classes that are digits have these as keys; the others letters first
   const digits = names.map((name) => NUMBERS.includes(name.toLowerCase()) ? String(NUMBERS.indexOf(name.toLowerCase())) : name);
@@ -166,7 +194,7 @@ function mark(button, set) {
   const number = Number(button.dataset.number), on = !set.has(number);
   on ? set.add(number) : set.delete(number);
   button.setAttribute("aria-pressed", on);
-  if (set === wrong) accepting();
+  if (set === marked) accepting();
 }
 
 $("picture").onload = function () {
@@ -175,22 +203,26 @@ $("picture").onload = function () {
 };
 $("picture").onerror = () => { $("picture").hidden = $("zoom-in").hidden = true; $("broken").hidden = false; };
 
-const say = (kind, label) => view === "ask" && picture && turn(async () => {
+const say = (kind, label) => {
   $("typed").blur();
   if (kind === "label") giveKey(label);
-  const marked = !!(grid && grid.asking);
-  const reply = await ask("answer", { number: picture.number, kind, label, also: [...also], grid: marked });
-  if (marked) await nextMarked(); else show(reply);
-});
-const undo = () => !$("undo").disabled && turn(async () => {
-  const reply = await ask("undo");
-  if (view === "grid") await load(grid.label); else show(reply);
-  $("note").textContent = `${counted(reply.undone, "answer")} taken back.`;
-});
+  if (view === "screens") return give(kind, label), buttons();
+  if (view === "one" && picture) turn(async () => show(await ask("answer", { number: picture.number, kind, label, also: [...also] })));
+};
+const undo = () => {
+  if (view === "screens" && marked.size + given.size) return showScreen(marked.clear(), given.clear());
+  if (!$("undo").disabled) turn(async () => {
+    const reply = await ask("undo");
+    show(reply);
+    $("note").textContent = `${counted(reply.undone, "answer")} taken back.`;
+  });
+};
 const again = (number) => turn(async () => show(await ask("show", { number })));
-const one = (choose) => turn(async () => { choose(); grid = null; queue = []; show(await ask("next")); });
-const rest = () => one(() => { more = finishing; finishing = !finishing; });
-const onward = () => one(() => { more ||= view === "done" && $("end").textContent.startsWith("Finished"); });
+const onward = (name, label) => turn(async () => {
+  more ||= view === "done" && $("end").textContent.startsWith("Finished");
+  if (name !== undefined) mode = name;
+  show(await ask("next", label && { label }));
+});
 const finish = async () => {
   const reply = await ask("end"), { finished, answers, of } = reply.state;
   const besides = reply.state.unsure ? `, but for ${reply.state.unsure.toLocaleString("en")} that you could not tell` : "";
@@ -198,7 +230,12 @@ const finish = async () => {
   bar(reply.state);
   look("done");
   $("end").textContent = title;
-  $("endtext").textContent = reply.rows.length ? `How many of 100 pictures each names right, by ${counted(reply.measured, "answer")} about pictures drawn at random:` : reply.state.text;
+  const { labels } = reply.state, set = reply.state.set;
+  $("right").hidden = !labels;
+  if (labels) $("right").replaceChildren("Of 100 labels that you get, ", make("b", { textContent: hundred(labels[0]) }), ` are right (95%: ${hundred(labels[1])} to ${hundred(labels[2])}).`);
+  $("saved").hidden = !set;
+  if (set) $("saved").textContent = `You named ${counted(set.named, "picture")}; ${counted(set.sure, "label")} nobody has to look at; ${set.left ? counted(set.left, "picture") : "none"} left.`;
+  $("endtext").textContent = reply.rows.length ? `Of 100 pictures each names right, by ${counted(reply.measured, "answer")} at random` : reply.state.text;
   const percent = (share) => `${Math.round(100 * share)}%`;
   $("rows").replaceChildren(...reply.rows.map(([name, mean, low, high]) => {
     const line = make("i"), point = make("b"), cells = [percent(mean), `${percent(low)} to ${percent(high)}`].map((textContent) => make("td", { textContent }));
@@ -213,55 +250,15 @@ const finish = async () => {
     const cell = (textContent) => make("td", { textContent });
     const titles = make("tr", {}, ...["class", "", "labels", "accepted", "answers", "right", "confused with"].map((textContent) => make("th", { textContent })));
     $("classes").replaceChildren(titles, ...reply.classes.map(({ class: name, light, images, accepted, answers, right, confused_with: other }) => make("tr", {},
-      make("th", { scope: "row" }, !classes.includes(name) ? named(name) : make("button", { title: "its pictures", onclick: () => open(name) }, named(name))), make("td", { className: light, textContent: light }), cell(images.toLocaleString("en")), cell(accepted?.toLocaleString("en") ?? ""),
-      cell(answers), cell(right ? `${percent(right[0])} (${percent(right[1])} to ${percent(right[2])})` : ""), make("td", {}, named(other)))));
+      make("th", { scope: "row" }, !classes.includes(name) ? bdi(name) : make("button", { title: "its pictures", onclick: () => onward("screens", name) }, bdi(name))), make("td", { className: light, textContent: light }), cell(images.toLocaleString("en")), cell(accepted?.toLocaleString("en") ?? ""),
+      cell(answers), cell(right ? `${percent(right[0])} (${percent(right[1])} to ${percent(right[2])})` : ""), make("td", {}, bdi(other)))));
   }
   $("changed").textContent = !reply.state.answers ? "" : `${counted(reply.relabelled, "picture")} got another label from you than from the model.${reply.changed ? ` With ${counted(reply.changed[0], "answer")}, ${counted(reply.changed[1], "label")} of other pictures changed.` : ""}`;
   $("type-next").hidden = !reply.commands.length;
   $("commands").replaceChildren(...reply.commands.map((textContent) => make("pre", { textContent })));
   $("back").hidden = title === "All pictures are answered.";
   $("back-text").textContent = finished ? "answer more pictures" : "back to the pictures";
-  const set = reply.state.set;
-  $("saved").hidden = !finished || !set;
-  if (set) $("saved").textContent = `You looked at ${counted(set.answered, "picture")}. ${counted(set.accepted, "picture")} (${percent(set.accepted / set.pictures)}) nobody has to look at.`;
 };
-
-async function load(label) {
-  const sort = $("sort").value, reply = await ask("grid", { label, sort });
-  if (!reply.left && label && reply.counts.some(Boolean)) return load(null);
-  grid = reply;
-  wrong = new Set();
-  bar(reply.state);
-  look("grid");
-  $("class").replaceChildren(...classes.map((value, place) => make("option", { value, textContent: `${visible(value)} (${reply.counts[place].toLocaleString("en")})`, selected: value === reply.label })));
-  $("grid-title").replaceChildren("The model calls these “", named(reply.label), "”");
-  $("grid-help").textContent = reply.left ? `${reply.pictures.length} of ${reply.left.toLocaleString("en")} without an answer. Mark the wrong ones, then accept the others. These answers correct labels and are left out of the accuracy, as their pictures are not drawn at random.` : "There are no such pictures without an answer.";
-  $("tiles").replaceChildren(...reply.pictures.map(({ number, predicted: [zeroShot, , refined] }) => {
-    const others = [zeroShot !== reply.label && `zero-shot: ${zeroShot}`, refined !== reply.label && `refined: ${refined}`].filter(Boolean).map(visible).join(", ");
-    const button = make("button", { title: others, aria: { pressed: "false", label: `picture ${number + 1}${others && `, ${others}`}` } }, small(number));
-    button.dataset.number = number;
-    button.onclick = () => mark(button, wrong);
-    return button;
-  }));
-  accepting();
-}
-function accepting() {
-  const right = grid.pictures.length - wrong.size, rest = wrong.size ? `the other ${right}` : `all ${right}`;
-  $("accept").hidden = !grid.pictures.length;
-  $("accept-text").replaceChildren(...(right ? [`accept ${rest} as “`, named(grid.label), "”"] : ["name the marked ones"]));
-}
-const open = (label) => turn(() => load(label));
-const accept = () => grid && view === "grid" && grid.pictures.length && turn(async () => {
-  const right = grid.pictures.map(({ number }) => number).filter((number) => !wrong.has(number));
-  if (right.length) await ask("answer", { kind: "label", label: grid.label, also: right, grid: true });
-  queue = [...wrong];
-  await nextMarked();
-});
-async function nextMarked() {
-  grid.asking = queue.length > 0;
-  if (!grid.asking) return load(grid.label);
-  show(await ask("show", { number: queue.shift() }));
-}
 
 const plain = (text) => text.normalize("NFD").replace(/\p{M}/gu, "").toLowerCase();
 const parts = (text) => plain(text).split(/[\s_-]+/).filter(Boolean);
@@ -277,7 +274,7 @@ function search() {
   const matching = ranked.sort(([, one], [, other]) => other - one).map(([name]) => name), hidden = matching.length - LISTED;
   $("others").textContent = hidden > 0 ? `and ${hidden} more: type on` : typed.length && !matching.length ? "no class has that in its name" : "";
   listed = matching.slice(0, LISTED);
-  $("found").replaceChildren(...listed.map((name, place) => make("li", { id: `found-${place}`, onclick: () => say("label", name), aria: { role: "option" } }, named(name))));
+  $("found").replaceChildren(...listed.map((name, place) => make("li", { id: `found-${place}`, onclick: () => say("label", name), aria: { role: "option" } }, bdi(name))));
   choose(0);
 }
 function choose(place) {
@@ -296,7 +293,7 @@ $("typed").onkeydown = (event) => {
 };
 
 function zoom() {
-  const number = pointed ?? (document.activeElement.dataset.number ? Number(document.activeElement.dataset.number) : view === "ask" && picture ? picture.number : null);
+  const number = pointed ?? (document.activeElement.dataset.number ? Number(document.activeElement.dataset.number) : view === "one" && picture ? picture.number : null);
   if (number === null) return;
   $("full").src = `full/${number}`;
   $("zoom").classList.remove("own");
@@ -317,8 +314,8 @@ const similar = () => {
   for (const button of free) if (all || !also.has(Number(button.dataset.number))) mark(button, also);
 };
 const KEYS = {
-  n: () => say("none"), c: () => say("unsure"), z: undo, f: zoom, g: () => open(grid && grid.label), o: onward, e: () => turn(finish), a: accept,
-  ".": () => !$("to-left").hidden && rest(), "?": () => $("keys").showModal(), "/": () => $("typed").focus(), s: similar,
+  n: () => say("none"), c: () => say("unsure"), z: undo, f: zoom, g: () => onward("screens"), o: () => onward("one"), e: () => turn(finish), Enter: accept,
+  "?": () => $("keys").showModal(), "/": () => $("typed").focus(), s: similar,
   ArrowRight: () => move(1), ArrowLeft: () => move(-1), ArrowDown: () => move(across()), ArrowUp: () => move(-across()),
 };
 document.onkeydown = (event) => {
@@ -327,25 +324,25 @@ document.onkeydown = (event) => {
     if ($("zoom").open && event.key.toLowerCase() === "f") closer();
     return;
   }
-  if (event.key.startsWith("Arrow") && view !== "grid") return;
+  if ((event.key.startsWith("Arrow") || event.key === "Enter") && view !== "screens") return;
   const pressed = event.key.length === 1 ? event.key.toLowerCase() : event.key, place = pressed.length === 1 ? keys.indexOf(pressed) : -1;
-  const action = view === "ask" && picture && place >= 0 && place < keyed.length ? () => say("label", keyed[place]) : KEYS[pressed];
+  const action = view !== "done" && place >= 0 && place < keyed.length ? () => say("label", keyed[place]) : KEYS[pressed];
   if (!action) return;
   event.preventDefault();
   action();
 };
 for (const [id, action] of Object.entries({
-  none: KEYS.n, unsure: KEYS.c, undo, "grid-undo": undo, "done-undo": undo, larger: zoom, "zoom-in": zoom, "zoom-out": closer, accept, back: onward, "to-left": rest,
-  "to-ask": onward, "to-grid": KEYS.g, "to-done": KEYS.e, "to-keys": KEYS["?"], "keys-close": () => $("keys").close(),
+  none: KEYS.n, unsure: KEYS.c, undo, "done-undo": undo, larger: zoom, "zoom-in": zoom, "zoom-out": closer, accept, back: () => onward(),
+  "to-one": KEYS.o, "to-screens": KEYS.g, "to-done": KEYS.e, "to-keys": KEYS["?"], "keys-close": () => $("keys").close(),
 })) $(id).onclick = action;
-$("class").onchange = $("sort").onchange = (event) => open(event.target.id === "class" ? event.target.value : grid.label);
+$("class").onchange = () => onward("screens", $("class").value);
 $("who").onchange = () => stored("must-review-who", $("who").value.trim());
 window.addEventListener("pagehide", () => navigator.sendBeacon("leave", JSON.stringify({ page })));
 
 turn(async () => {
   let start = await ask("start");
   for (; start.wait; start = await ask("start")) {
-    $("question").textContent = start.wait;
+    $("sentence").textContent = start.wait;
     await new Promise((done) => setTimeout(done, 500));
   }
   classes = start.classes;

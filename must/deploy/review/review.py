@@ -42,10 +42,11 @@ from must.config import RefineConfig
 from must.config.evaluate import ReviewConfig
 from must.config.work import ANSWERS_FILE, PARTS, RECORD_FILE, find_work
 from must.data.reader import ShardReader, open_reader
-from must.deploy.review.session import Session, find_made_of
-from must.method.answers.answers_file import ADDED, RANDOM, Answer, append_answers, read_answers
+from must.deploy.review.progress import find_made_of
+from must.deploy.review.session import Session
+from must.method.answers.answers_file import ADDED, Answer, append_answers, read_answers
 from must.method.answers.population import POPULATION_FILE
-from must.method.answers.review import MODEL, REVIEW_FILE, Review, hash_picture
+from must.method.answers.review import REVIEW_FILE, Review, hash_picture
 from must.method.model.description import load_description
 
 if TYPE_CHECKING:
@@ -84,11 +85,11 @@ def add_corrections(
             f"--add {config.add}: {named([first, name])} are one picture, and have the classes "
             f"{named([labels[first] or NONE_OF_THESE, label or NONE_OF_THESE])}; give it one class",
         )
-        sampled = RANDOM if before and before.sampled == RANDOM else ADDED
+        sampled, drawn = (before.sampled, before.drawn) if before and before.measures else (ADDED, False)
         if before and before.label == label and not before.unsure and before.fits(classes):
             continue
         name, model = reader.description(number)["source"], before.model if before else ""
-        new[sha256] = Answer(sha256, label, False, name, config.signature, now, sampled, model)
+        new[sha256] = Answer(sha256, label, False, name, config.signature, now, sampled, model, drawn)
     append_answers(Path(storage.local(config.output)) / ANSWERS_FILE, classes, new.values())
     return f"{config.add}: {pluralize(len(new), 'new answer')} of {len(labels):,}"
 
@@ -327,13 +328,13 @@ def summarize(config: ReviewConfig, session: Session) -> str:
 def write_relabelled(config: ReviewConfig, session: Session) -> str:
     """Returns a line about the file."""
     rows = [["image", "model", "label", "who", "when", "sha256"]]
-    for picture, answer in session.review.relabelled(session.answers):
-        model = session.review.classes[picture.classes[MODEL]]
-        texts = picture.image, model, answer.label or "", answer.who, answer.when
-        rows.append([*map(escape_cell, texts), picture.sha256])
+    for answer in session.answers.values():
+        if answer.corrects and not answer.unsure:
+            texts = answer.image, answer.model or "", answer.label or "", answer.who, answer.when
+            rows.append([*map(escape_cell, texts), answer.sha256])
     file = storage.join(config.output, RELABELLED)
     storage.write_bytes(file, format_csv(rows))
-    return f"{pluralize(len(rows) - 1, 'picture')} to which people give another class than the model: {file}"
+    return f"{pluralize(len(rows) - 1, 'picture')} to which people give another class than the labels had: {file}"
 
 
 def list_next_commands(config: ReviewConfig) -> list[str]:

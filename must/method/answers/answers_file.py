@@ -14,16 +14,22 @@ they are asked again.
 
 `model` is the class that the picture's label named before the answer; null for none of the classes.
 
-`sampled` is how the picture was chosen: random (drawn at random), coverage (unlike the pictures answered before), grid
-(pictures of a class side by side), similar (to an answered one), again (opened again by the person), added (a
-correction made elsewhere). Only answers about pictures drawn at random measure accuracies; all of them correct labels.
+`sampled` is how the picture was chosen: random (drawn at random), screen (with others of the same label), left (alone,
+as its label is not sure), similar (to an answered one), again (opened again by the person), added (a correction made
+elsewhere). Only answers about pictures drawn at random measure accuracies; all of them correct labels. `"drawn": true`:
+the answer came before the picture's turn in the random order, and measures since that has come.
+
+    {"sha256": "...", "noticed": true}
+
+Such a line says that a person was shown the picture on a screen under a wrong label, as a test, and whether they
+noticed it.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +40,7 @@ from must.base.text import compose, encode_utf8
 from must.config.work import ANSWERS_FILE
 from must.method.answers.population import find_population_file
 
-RANDOM, COVERAGE, LEFT, GRID, SIMILAR, AGAIN, ADDED = "random", "coverage", "left", "grid", "similar", "again", "added"
+RANDOM, SCREEN, LEFT, SIMILAR, AGAIN, ADDED = "random", "screen", "left", "similar", "again", "added"
 # In place of class numbers: none of the classes; an answer that does not fit the classes; "cannot tell"; no answer.
 NO_CLASS, OUTDATED, UNSURE, OPEN = -1, -2, -3, -4
 LARGEST_LINE = 1 << 20  # bytes
@@ -53,6 +59,8 @@ class Answer:
     when: str = ""
     sampled: str = ""
     model: str | None = ""  # the class by its label before the answer; "" where the line does not say it
+    drawn: bool = False
+    noticed: tuple[bool, ...] = ()  # of each time when it was shown under a wrong label
     listed: frozenset[str] | None = None  # the classes that "none of the classes" is about; None: not known
 
     def fits(self, classes: Iterable[str]) -> bool:
@@ -70,6 +78,11 @@ class Answer:
         return NO_CLASS if self.label is None else class_numbers[self.label]
 
     @property
+    def measures(self) -> bool:
+        """Whether the picture was drawn at random."""
+        return self.drawn or self.sampled == RANDOM
+
+    @property
     def corrects(self) -> bool:
         """Whether its label was another one before, as far as is known."""
         return self.unsure or self.model != self.label
@@ -78,7 +91,8 @@ class Answer:
     def line(self) -> dict[str, Any]:
         """The JSON object of its line."""
         content: dict[str, Any] = {"unsure": True} if self.unsure else {"label": self.label}
-        optional = {"sampled": self.sampled, "model": self.model, "who": self.who, "when": self.when}
+        optional = {"sampled": self.sampled, "model": self.model, "drawn": self.drawn or ""}
+        optional |= {"who": self.who, "when": self.when}
         return {"image": self.image, "sha256": self.sha256} | content | {k: v for k, v in optional.items() if v != ""}
 
 
@@ -127,9 +141,12 @@ def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[A
             if "undone" in entry:
                 when = entry["undone"]
                 require(bool(when) and isinstance(when, str), "undone must be a time")
-                answers = remove_last_answer(answers, when)
+                answers = remove_answer(answers, when)
+            elif "noticed" in entry:
+                answers = [*answers[:-1], *(add_check(answer, entry["noticed"] is True) for answer in answers[-1:])]
             else:
-                answers = [*answers, parse_answer(entry, sha256, listed)]
+                noticed = answers[-1].noticed if answers else ()
+                answers = [*answers, replace(parse_answer(entry, sha256, listed), noticed=noticed)]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             problem = str(error) if isinstance(error, UserError) else NO_ANSWER
             raise UserError(f"{find_answers_file(uri)}, line {number}: {problem}") from None
@@ -139,10 +156,13 @@ def read_history(uri: str, classes: list[str] | None = None) -> dict[str, list[A
     return {sha256: answers for sha256, answers in history.items() if classes is None or answers[-1].fits(known)}
 
 
-def remove_last_answer(answers: list[Answer], when: str) -> list[Answer]:
-    """The answers without the last one that was given at `when`."""
-    last = max((number for number, answer in enumerate(answers) if answer.when == when), default=None)
-    return [answer for number, answer in enumerate(answers) if number != last]
+def remove_answer(answers: list[Answer], when: str) -> list[Answer]:
+    """The answers without the one that was given at `when`, and without its repetition as a drawn one."""
+    return [answer for answer in answers if answer.when != when]
+
+
+def add_check(answer: Answer, noticed: bool) -> Answer:
+    return replace(answer, noticed=(*answer.noticed, noticed))
 
 
 def parse_answer(entry: dict[str, Any], sha256: str, listed: frozenset[str] | None) -> Answer:
@@ -150,9 +170,10 @@ def parse_answer(entry: dict[str, Any], sha256: str, listed: frozenset[str] | No
     label = None if unsure else entry["label"]
     require(label is None or isinstance(label, str), "label must be a class name or null")
     label = label and compose(label)
-    texts = {name: str(entry.get(name, "")) for name in ("image", "who", "when", "sampled")}
+    image, who, when, sampled = (str(entry.get(name, "")) for name in ("image", "who", "when", "sampled"))
     model = entry.get("model", "")
-    return Answer(sha256, label, unsure, **texts, model=model if model is None else str(model), listed=listed)
+    model, drawn = model if model is None else str(model), entry.get("drawn") is True
+    return Answer(sha256, label, unsure, image, who, when, sampled, model, drawn, listed=listed)
 
 
 def is_list(entry: dict[str, Any]) -> bool:

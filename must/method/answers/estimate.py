@@ -1,13 +1,10 @@
-"""What people's answers say, with 95% confidence: accuracies, which labels nobody has to look at, and when no class is
-named.
+"""Which labels nobody has to look at, by people's answers, with 95% confidence; and how many actions are left.
 
 `accept` finds the largest set of the surest labels for one of two promises: at most a share `risk` is wrong
 
 - of all labels of the set, where people name what is left (SET: Candes et al. 2025, "Probably approximately correct
   labels", arXiv 2506.10908): the wrong labels are then among the accepted ones, so that these may be risk x all;
 - of the accepted labels alone (ACCEPTED).
-
-`choose_abstention`, in a similar way, finds the probability below which no class should be named.
 
 The pictures without an answer are ordered by the confidence of their labels. Their surest ones, as many as 1%, 2%, ...
 of all pictures, are tested in this order, by the answers about pictures drawn at random whose labels are as sure, until
@@ -33,18 +30,20 @@ are one picture.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from must.base.text import NONE_OF_THESE, pluralize
+from must.method.answers.accuracy import CONFIDENCE, share
 from must.method.answers.population import NOTHING_GONE, Gone
 
-Z_95 = 1.96  # standard errors of a 95% interval
-CONFIDENCE = 0.95  # that the promise holds
 SET, ACCEPTED = "set", "accepted"  # what the promise is about: all labels, or the accepted ones
-STEPS, THRESHOLDS_TRIED = 100, 100  # sets, and thresholds, that are tested
-ROOM = 1e-4  # a threshold is at most so much below the lowest probability that is to reach it
+SCREEN_PICTURES = 24  # side by side, at most
+LOOK = 0.1  # actions that it is worth to look at a picture on a screen
+OVERLOOKED = 0.05  # share of the wrong labels on screens that people leave, until more is known
+FEWEST_DRAWN = 20  # answers before screens are offered
+STEPS = 100  # sets that are tested
 PRIOR = 2.5  # divided by the risk: b of the prior Beta(1, b) of the share of wrong labels (`compute_p_value`)
 GOOD_SHARE, POOR_SHARE = 0.8, 0.2  # shares of a class's labels that are accepted
 LIGHTS = (
@@ -53,131 +52,14 @@ LIGHTS = (
 )
 
 
-class Share(NamedTuple):
-    """From 0 to 1; a difference from -1 to 1."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class AccuracyEstimate:
-    """Accuracies by answers about pictures drawn at random. `model`: before any answer; `refined`: of its refined
-    labels; `with_answers`: of the model with the answers in it, by cross-validation. `gain`: over the zero-shot model,
-    paired, of the model with answers if there is one, else of the model. `labels`: of all labels of the set, `own` of
-    which are answers and count as right, the others as they are without their own answer. `unmeasured`: pictures that
-    these answers were not drawn from, such as those that were added later."""
-
-    answers: int
-    zero_shot: Share
-    model: Share
-    gain: Share
-    refined: Share | None = None
-    with_answers: Share | None = None
-    unmeasured: int = 0
-    labels: Share | None = None
-    own: int = 0
-
-    @classmethod
-    def from_correct(
-        cls,
-        zero_shot: np.ndarray,
-        model: np.ndarray,
-        refined: np.ndarray | None = None,
-        with_answers: np.ndarray | None = None,
-        unmeasured: int = 0,
-    ) -> Self:
-        """From bool [A]: whether each model is right about each answered picture."""
-        first, second = (None if right is None else share(right) for right in (refined, with_answers))
-        gain = compare_paired_answers(zero_shot, model if with_answers is None else with_answers)
-        return cls(len(model), share(zero_shot), share(model), gain, first, second, unmeasured)
-
-    def with_labels(self, right: np.ndarray, own: int, others: int) -> Self:
-        """With the accuracy of all labels of the set: of `own` answers and `others`. `right`: bool [A], whether the
-        labels of the pictures drawn at random are right without their own answer."""
-        found, pictures = share(right), max(1, own + others)
-        return replace(self, labels=Share(*((own + others * end) / pictures for end in found)), own=own)
-
-    @property
-    def better(self) -> bool | None:
-        """Whether the gain shows that the model is better than zero-shot; None: not decided. Of people who look after
-        every answer about a model that is not better, 2 in 100 see a gain within 34 answers, and 5 within 74."""
-        return True if self.gain.low > 0 else False if self.gain.high < 0 else None
-
-    @property
-    def verdict(self) -> str:
-        """`better` in a sentence."""
-        low, high = (f"{100 * end:+.1f}".replace("-", "\N{MINUS SIGN}") for end in self.gain[1:])
-        between = f"its gain is between {low} and {high} points"
-        if self.better is None:
-            return f"Not decided yet: {between}."
-        return f"{'Yes, the model is better than zero-shot' if self.better else 'No, zero-shot is better'}: {between}."
-
-    def text(self) -> str:
-        """One line for the log."""
-        parts = [
-            ("zero-shot", self.zero_shot), ("the model", self.model), ("refined labels", self.refined),
-            ("the model with answers", self.with_answers), ("the labels", self.labels),
-        ]  # fmt: skip
-        shares = [f"{name} {part.value:.1%} ({part.low:.0%} to {part.high:.0%})" for name, part in parts if part]
-        if self.labels:
-            shares[-1] += f", {self.own:,} of them answers"
-        gain = f"gain of {parts[3][0] if self.with_answers else parts[1][0]} {100 * self.gain.value:+.1f} points"
-        between = f"({100 * self.gain.low:+.1f} to {100 * self.gain.high:+.1f})"
-        return f"{pluralize(self.answers, 'answer')}: {', '.join(shares)}; {gain} {between}{self.limit}"
-
-    @property
-    def limit(self) -> str:
-        """Which pictures the numbers say nothing about; '' if they are about all."""
-        others = pluralize(self.unmeasured, "picture")
-        return f"; not measured: {others} that were added later" if self.unmeasured else ""
-
-
-def share(right: np.ndarray) -> Share:
-    """The mean of bool [A] with Wilson's interval (1927)."""
-    count = len(right)
-    if not count:
-        return Share(0.0, 0.0, 1.0)
-    mean = float(right.mean())
-    z, scale = Z_95, 1 + Z_95**2 / count
-    middle = (mean + z * z / (2 * count)) / scale
-    half = z / scale * math.sqrt(mean * (1 - mean) / count + z * z / (4 * count * count))
-    return Share(mean, max(0.0, middle - half), min(1.0, middle + half))
-
-
-def compare_paired_answers(before: np.ndarray, after: np.ndarray, z: float = Z_95) -> Share:
-    """Mean of `after` - `before`, bool [A] of the same images, with an interval of `z` standard errors (Bonett and
-    Price 2012, valid for few images too)."""
-    count = len(before)
-    if not count:
-        return Share(0.0, -1.0, 1.0)
-    won, lost = (int((first & ~second).sum()) + 1 for first, second in ((after, before), (before, after)))
-    middle = (won - lost) / (count + 2)
-    half = z * math.sqrt(max((won + lost) / (count + 2) - middle**2, 0.0) / (count + 2))
-    return Share((won - lost) / count, max(-1.0, middle - half), min(1.0, middle + half))
-
-
-def compute_binomial_tail(errors: int, images: int, rate: float) -> float:
-    """P(at most `errors` of `images`), computed in logarithms: exact for a million images too."""
-    if rate <= 0 or rate >= 1:
-        return 1.0 if rate <= 0 else 0.0
-    k = np.arange(errors + 1)
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, images + 1)))])
-    terms = log_factorial[images] - log_factorial[k] - log_factorial[images - k]
-    terms = terms + k * math.log(rate) + (images - k) * math.log1p(-rate)
-    largest = terms.max()
-    return float(min(1.0, math.exp(largest) * np.exp(terms - largest).sum()))
-
-
 class Step(NamedTuple):
     """The answers above a threshold; the labels without an answer, and those with an answer that does not measure."""
 
     threshold: float
-    answers: int
-    errors: int
-    labels: int = 0
-    known: int = 0
+    answers: float
+    errors: float
+    labels: float = 0
+    known: float = 0
 
 
 @dataclass(frozen=True)
@@ -190,6 +72,7 @@ class Sample:
     known: np.ndarray  # float [O], ranks of the pictures with another answer
     gone: Gone = NOTHING_GONE
     unsure: int = 0  # of the drawn pictures, those that nobody could tell; none of them is right
+    overlooked: int = 0  # wrong labels that people left on screens, as of `count_overlooked`
 
 
 @dataclass(frozen=True)
@@ -206,6 +89,10 @@ class Accepted:
     threshold: float | None = None  # smallest confidence that this look accepts; None: it accepts none
     unmeasured: int = 0  # pictures that the answers were not drawn from; none of their labels is accepted
     unsure: int = 0
+    overlooked: int = 0  # wrong labels that people left on screens; the promise has room for them
+    allowed: int = 0  # wrong labels among the accepted ones, at most
+    actions: int = 0  # clicks and keys until none is left, about
+    screens: bool = False  # whether it takes fewer of them to name what is left on screens than to draw more
 
     @property
     def left(self) -> int:
@@ -228,7 +115,8 @@ class Accepted:
             left = {0: "none is left. At", 1: f"1 is left{later}. Then at"}.get(
                 self.left, f"{self.left:,} are left{later}. Then at"
             )
-            wrong = f"{left}{most.removeprefix('at')} of all labels are wrong, with 95% confidence."
+            screens = f"; {self.overlooked:,} of them are those overlooked on screens" if self.overlooked else ""
+            wrong = f"{left}{most.removeprefix('at')} of all labels are wrong, with 95% confidence{screens}."
             return f"{pluralize(self.pictures, 'picture')}{besides}: {numbers}, {wrong}"
         later = f" Of {added} that were added later: none." if self.unmeasured else ""
         what = "can be accepted without review"
@@ -246,12 +134,6 @@ def count_fewest_answers(risk: float, at_every_look: bool = False) -> int:
     while at_every_look and fewest * math.log1p(-risk) > math.log((1 - CONFIDENCE) * b / (b + fewest)):
         fewest += 1
     return fewest
-
-
-def choose_first_count(answers: int, risk: float) -> int:
-    """Answers of the first test: enough to pass with a few errors. Independent of the answers' content."""
-    fewest = count_fewest_answers(risk)
-    return min(3 * fewest, max(fewest, 2 * answers // 5))
 
 
 def find_last(steps: Sequence[Step], least: int, keeps: Callable[[Step], bool]) -> Step | None:
@@ -273,39 +155,91 @@ def find_ranks(confidence: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def accept(risk: float, sample: Sample, confidence: np.ndarray, promise: str = SET, **counts: int) -> Accepted:
-    """The largest set that passes. `confidence`: float [N], of the labels of the pictures without an answer; `counts`:
-    of `Accepted`, where there are other pictures besides."""
-    drawn, others, gone = len(sample.ranks), len(confidence), sample.gone
+    """The largest set that passes, and how many actions are left about. `confidence`: float [N], of the labels of the
+    pictures without an answer; `counts`: of `Accepted`, where there are other pictures besides."""
+    drawn, others, ranks = len(sample.ranks), len(confidence), find_ranks(confidence, confidence)
     every = drawn - sample.unsure + len(sample.known) + others
+    numbers = {"pictures": every, "answered": every - others} | counts
+    room = math.floor(risk * every + 1e-9) - sample.overlooked
+    last, allowed = test_sets(risk, sample, ranks, promise, room), room
+    for _ in range(2 if promise == SET else 0):  # of what is left, people will overlook some
+        left, wrong = count_left(sample, others, last)
+        allowed = room - count_overlooked(round(left * wrong), ())
+        last = test_sets(risk, sample, ranks, promise, allowed)
+    found = Accepted(risk, promise, drawn, **numbers)  # type: ignore[arg-type]  # no count is a flag
+    found = replace(found, overlooked=sample.overlooked, allowed=max(0, allowed))
+    if promise == SET:
+        plans = {0: count_left(sample, others, last)}
+        for more in plan_more(drawn, others):
+            later = test_sets(risk, sample, ranks, promise, allowed, more)
+            plans[more] = count_left(sample, others - more, later)
+        best = min(plans, key=lambda more: more + count_actions(*plans[more], LOOK))
+        actions = round(best + count_actions(*plans[best]))
+        found = replace(found, actions=actions, screens=drawn >= FEWEST_DRAWN and not best)
+    if not last or not last.labels:
+        return found
+    smallest = float(confidence[ranks > last.threshold].min())
+    return replace(found, accepted=round(last.labels), threshold=smallest)
+
+
+def test_sets(
+    risk: float, sample: Sample, label_ranks: np.ndarray, promise: str, allowed: int, more: int = 0
+) -> Step | None:
+    """The largest set with at most `allowed` wrong labels; None: there is none. `more`: as if so many more pictures
+    were drawn, and as many of them right."""
+    drawn, others, gone = len(sample.ranks), len(label_ranks), sample.gone
+    every = drawn + len(sample.known) + others
     # In parts of all pictures, so that they are the same when some of what is left is named. At the end threshold 0:
     # answered pictures less sure than all others have no influence.
     sizes = np.arange(1, math.ceil(STEPS * others / max(1, every)) + 1)
     thresholds = np.maximum(0.0, 1 - sizes * every / STEPS / max(1, others))
-    label_ranks = find_ranks(confidence, confidence)
+    grown, kept = 1 + more / max(1, drawn), 1 - more / max(1, others)
 
     def above(ranks: np.ndarray) -> np.ndarray:
         return len(ranks) - np.searchsorted(np.sort(ranks), thresholds, side="right")
 
     parts = sample.ranks, sample.ranks[~sample.correct], label_ranks, sample.known
     answers, errors, labels, known = map(above, parts)
-    rows = np.stack([answers, errors, labels, known + gone.others], 1).tolist()
+    rows = np.stack([answers * grown, errors * grown, labels * kept, known + gone.others], 1).tolist()
     steps = [Step(threshold, *row) for threshold, row in zip(thresholds.tolist(), rows, strict=True)]
 
     def keeps(step: Step) -> bool:
-        allowed = math.floor(risk * (every if promise == SET else step.labels) + 1e-9)
+        most = allowed if promise == SET else math.floor(risk * step.labels + 1e-9)
         answers, errors = step.answers + gone.drawn, step.errors + gone.drawn
-        pictures = answers + step.labels + step.known
-        return step.labels <= allowed or compute_p_value(errors, answers, pictures, allowed, risk) <= 1 - CONFIDENCE
+        if step.labels <= most or most < 0:
+            return most >= 0
+        return compute_p_value(errors, answers, answers + step.labels + step.known, most, risk) <= 1 - CONFIDENCE
 
-    numbers = {"pictures": every, "answered": every - others} | counts
-    last = find_last(steps, 0, keeps)
-    if not last or not last.labels:
-        return Accepted(risk, promise, drawn, **numbers)
-    smallest = float(confidence[label_ranks > last.threshold].min())
-    return Accepted(risk, promise, drawn, **numbers, accepted=last.labels, threshold=smallest)
+    return find_last(steps, 0, keeps)
 
 
-def compute_p_value(errors: int, answers: int, pictures: int, allowed: int, risk: float) -> float:
+def count_left(sample: Sample, others: int, last: Step | None) -> tuple[float, float]:
+    """(pictures without an answer that are not accepted; the share of their labels that is wrong)."""
+    less_sure = sample.ranks <= (last.threshold if last else 1.0)
+    wrong = (float((~sample.correct[less_sure]).sum()) + 1) / (float(less_sure.sum()) + 2)
+    return max(0.0, others - (last.labels if last else 0)), wrong
+
+
+def count_actions(left: float, wrong: float, look: float = 0.0) -> float:
+    """Clicks and keys that name so many pictures on screens, about: one for each wrong label, one for each class that
+    wrong ones get, and one for each screen; and `look` for each picture."""
+    return left * (1.4 * wrong + 1 / SCREEN_PICTURES + look)
+
+
+def plan_more(drawn: int, others: int) -> list[int]:
+    """Numbers of further questions at random."""
+    return [more for part in (0.1, 0.25, 0.5, 1, 2, 4) if 0 < (more := round(part * max(drawn, 20))) < others]
+
+
+def count_overlooked(found: int, noticed: Sequence[bool]) -> int:
+    """How many wrong labels people left on screens, beside those that they found. `noticed`: of known wrong ones, which
+    were shown to measure it. Rather too many than too few: OVERLOOKED of all wrong ones at least."""
+    missed = len(noticed) - sum(noticed)
+    part = max(OVERLOOKED, (missed + 1 + math.sqrt(missed)) / (len(noticed) + 1 / OVERLOOKED))
+    return math.ceil(found * part / (1 - part))
+
+
+def compute_p_value(errors: float, answers: float, pictures: float, allowed: int, risk: float) -> float:
     """How well so few `errors` among `answers` drawn at random from `pictures` fit more than `allowed` wrong labels
     among the other pictures. Where there are more, it is above 0.05 at all looks together with a probability of 95%.
 
@@ -323,7 +257,7 @@ def compute_p_value(errors: int, answers: int, pictures: int, allowed: int, risk
     return min(1.0, math.exp(drawn - by_prior))
 
 
-def log_choose(n: int, k: int) -> float:
+def log_choose(n: float, k: float) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
@@ -361,67 +295,3 @@ def name_light(accepted: int | None, images: int) -> str:
         return ""
     share_accepted = accepted / images
     return "good" if share_accepted >= GOOD_SHARE else "poor" if share_accepted < POOR_SHARE else "unsure"
-
-
-@dataclass(frozen=True)
-class Abstention:
-    """The probability below which no class should be named.
-
-    Risk is the share of wrong classes among the images that get one, coverage the share of images that get one. The
-    lowest threshold whose risk is at most the target is chosen: it has the largest coverage. The risk at a threshold is
-    bounded from above with 95% confidence (Clopper and Pearson 1934), and thresholds are tried from the highest down
-    until one fails, so that the bound holds for the chosen one."""
-
-    target: float
-    by: str = "none"  # labels or answers
-    threshold: float | None = None  # None: there is no such threshold, and `reason` says why
-    coverage: float | None = None
-    risk: float | None = None
-    bound: float | None = None
-    reason: str = ""
-    images: int = 0
-
-
-def choose_abstention(
-    target: float, confidence: np.ndarray, correct: np.ndarray, by: str = "labels", named: np.ndarray | None = None
-) -> Abstention:
-    """From the top probabilities [N] of images with labels, or with answers drawn at random; `correct`: bool [N];
-    `named`: bool [N], those that get a class without a threshold; None: all."""
-    every = len(confidence)
-    if named is not None:
-        confidence, correct = confidence[named], correct[named]
-    images = len(confidence)
-    if not images:
-        return Abstention(target, reason="no image gets a class" if every else "needs labels of images at random")
-    order = np.argsort(-confidence, kind="stable")
-    wrong = np.concatenate([[0], np.cumsum(~correct[order])])
-    thresholds = np.unique(np.quantile(confidence, np.linspace(0, 1, THRESHOLDS_TRIED)))[::-1]
-    counts = [int((confidence >= threshold).sum()) for threshold in thresholds]
-    steps = [Step(float(t), count, int(wrong[count])) for t, count in zip(thresholds, counts, strict=True)]
-    last = find_last(
-        steps, choose_first_count(images, target), lambda step: compute_upper_bound(step.errors, step.answers) <= target
-    )
-    if not last:
-        reason = "too few labels, or too many wrong classes among the surest images"
-        return Abstention(target, reason=reason, images=images)
-    risk, bound = last.errors / last.answers, compute_upper_bound(last.errors, last.answers)
-    threshold = place_threshold(*np.split(confidence[order], [last.answers]))
-    return Abstention(target, by, threshold, last.answers / every, risk, bound, "", images)
-
-
-def place_threshold(named: np.ndarray, others: np.ndarray) -> float:
-    """Half-way between the probabilities of the images that get a class and the next lower one, at most ROOM below the
-    first: other hardware and batch sizes change probabilities by millionths, and must not change who gets a class."""
-    lowest = float(named.min())
-    return max(0.0, (lowest + float(others.max(initial=lowest - 2 * ROOM))) / 2)
-
-
-def compute_upper_bound(errors: int, images: int) -> float:
-    """Upper confidence bound of the error rate: the rate with P(at most `errors` of `images`) = 1 - CONFIDENCE."""
-    if errors >= images:
-        return 1.0
-    low, high = errors / images, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if compute_binomial_tail(errors, images, middle) > 1 - CONFIDENCE else (low, middle)
-    return high

@@ -194,7 +194,7 @@ def count_cohorts(population: np.ndarray, contents: np.ndarray) -> list[tuple[in
     return list(zip(sizes.tolist(), np.bincount(gone, minlength=len(sizes)).tolist(), strict=True))
 
 
-NAMES = ("contents", "labels", "confidence", "drawn", "answers", "pictures", "classes")
+NAMES = ("contents", "labels", "confidence", "drawn", "answers", "pictures", "allowed", "classes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,32 +204,29 @@ class KeptLabels:
 
     risk: float
     pictures: int  # that there were in all
+    allowed: int  # wrong ones of these labels, at most
     contents: np.ndarray  # uint64 [S]
     labels: np.ndarray  # int64 [S], class numbers; -1 for none of the classes
     confidence: np.ndarray  # float32 [S]
     drawn: np.ndarray  # uint64 [A]
     answers: np.ndarray  # int64 [A], class numbers, or those of NO_CLASS and OUTDATED
 
-    @property
-    def allowed(self) -> int:
-        """Wrong labels that the promise has room for."""
-        return math.floor(self.risk * self.pictures + 1e-9)
-
-    def holds(self, pictures: int, contents: np.ndarray, answers: dict[int, int]) -> bool:
-        """Whether nothing was taken back: the promise is about no fewer pictures, the answers that it rests on are as
-        they were, and no more labels than it has room for were found to be wrong.
+    def holds(self, pictures: int, contents: np.ndarray, answers: dict[int, int], overlooked: int) -> bool:
+        """Whether nothing was taken back: the promise has room for the wrong ones of these labels and for those that
+        people left, the answers that it rests on are as they were, and no more labels than allowed were found wrong.
 
         Args:
             pictures: that there are in all.
             contents: uint64 [N], of the images that there are.
             answers: {content: class number}.
+            overlooked: wrong labels that people left.
         """
         here = self.drawn[np.isin(self.drawn, contents)].tolist()
         before = dict(zip(self.drawn.tolist(), self.answers.tolist(), strict=True))
         accepted = zip(self.contents.tolist(), self.labels.tolist(), strict=True)
         wrong = sum(answers.get(one, label) != label for one, label in accepted)
         same = all(answers.get(one) == before[one] for one in here)
-        return same and wrong <= self.allowed <= math.floor(self.risk * pictures + 1e-9)
+        return same and wrong <= self.allowed <= math.floor(self.risk * pictures + 1e-9) - overlooked
 
 
 def find_kept_file(answers: str, risk: float) -> str:
@@ -250,7 +247,8 @@ def read_kept(answers: str, risk: float, classes: Sequence[str]) -> KeptLabels |
         numbers = np.array([number_of.pop(name) for name in found.pop("classes").tolist()], np.int64)
         for name in ("labels", "answers"):
             found[name] = np.where(found[name] < 0, found[name], numbers[found[name].clip(0)])
-        return None if number_of else KeptLabels(risk, int(found.pop("pictures")), **found)
+        counts = int(found.pop("pictures")), int(found.pop("allowed"))
+        return None if number_of else KeptLabels(risk, *counts, **found)
     except Exception:  # numpy has no common class for errors in a file
         return None
 

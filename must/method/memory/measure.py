@@ -1,5 +1,5 @@
 """What people's answers say about the images of a split: accuracies, which labels nobody has to look at, how often a
-picture gets none of the classes. The statistics are those of must/method/answers/estimate.py; here answered images are
+picture gets none of the classes. The statistics are those of must/method/answers; here answered images are
 left out."""
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ from torch import Tensor
 
 from must.base.text import pluralize
 from must.config import RefineConfig
-from must.method.answers.answers_file import NO_CLASS, OPEN, OUTDATED, RANDOM, UNSURE, Answer
+from must.method.answers.abstention import ROOM, Abstention, choose_abstention
+from must.method.answers.accuracy import AccuracyEstimate, compute_upper_bound
+from must.method.answers.answers_file import NO_CLASS, OPEN, OUTDATED, SCREEN, UNSURE, Answer
 from must.method.answers.estimate import (
-    ROOM,
     SET,
-    Abstention,
     Accepted,
-    AccuracyEstimate,
     Sample,
     accept,
-    choose_abstention,
-    compute_upper_bound,
     count_fewest_answers,
+    count_overlooked,
     find_ranks,
 )
 from must.method.answers.population import (
@@ -60,6 +58,9 @@ class Answers:
     kept: KeptLabels | None = None  # of an earlier look, for the promise of the set
     unread: int = 0  # the split's pictures that are not among these, and those of them with an answer:
     elsewhere: int = 0
+    overlooked: int = 0  # wrong labels that people left on screens, as of `count_overlooked`
+    missed: int = 0  # of so many wrong labels that were shown as a test:
+    checks: int = 0
 
     @property
     def known(self) -> np.ndarray:
@@ -80,15 +81,18 @@ def find_answers(
     random any label is wrong, as its image stays part of the sample; so does one that is gone, see `Gone`."""
     contents, split = features.contents, np.unique(features.split)
     said, drawn, gone, unfit = dict[int, int](), dict[int, bool](), 0, list[Answer]()
+    found, checks = 0, list[bool]()
     there, class_numbers = {*split.tolist()}, {name: number for number, name in enumerate(classes)}
     for sha256, answer in given.items():
         content = int(sha256[:16], 16)
-        if answer.sampled == RANDOM:
+        checks += answer.noticed
+        if answer.measures:
             drawn[content] = answer.corrects
         if content not in there:
             gone += 1
             continue
         said[content] = answer.find_number(class_numbers)
+        found += answer.sampled == SCREEN and answer.corrects
         if said[content] == OUTDATED:
             unfit.append(answer)
     if gone:
@@ -120,7 +124,10 @@ def find_answers(
     measured = np.isin(contents, split[images])
     kept = read_kept(config.answers, config.risk, classes) if config.answers and config.promise == SET else None
     unread, elsewhere = len(split) - features.undecodable - len(contents), len(said) - int((values != OPEN).sum())
-    return Answers(values, np.isin(contents, chosen), measured, contents, beyond, kept, unread, elsewhere)
+    return Answers(
+        values, np.isin(contents, chosen), measured, contents, beyond, kept, unread, elsewhere,
+        count_overlooked(found, checks), len(checks) - sum(checks), len(checks),
+    )  # fmt: skip
 
 
 FEWEST_ANSWERS = 20  # drawn at random; with fewer they bound no rate
@@ -151,7 +158,7 @@ def keep_labels(answers: Answers, labels: TopLabels, measured: Measured) -> tupl
     is. They are written into `labels`. A look at fewer of the pictures replaces none."""
     contents, counts, kept = answers.contents, measured.accepted, answers.kept
     said = {one: label for one, label in zip(contents.tolist(), answers.said.tolist(), strict=True) if label != OPEN}
-    if kept and kept.holds(len(contents) + answers.unread, contents, said):
+    if kept and kept.holds(len(contents) + answers.unread, contents, said, answers.overlooked):
         marked = np.isin(contents, kept.contents) & measured.others
         accepted = int(marked.sum())
         if counts.left and counts.pictures - counts.answered - accepted <= counts.left:
@@ -166,8 +173,8 @@ def keep_labels(answers: Answers, labels: TopLabels, measured: Measured) -> tupl
     if not mine.any():
         return measured, None
     return measured, KeptLabels(
-        counts.risk, counts.pictures, contents[mine], labels.labels.numpy()[mine], labels.confidence.numpy()[mine],
-        contents[answers.sample], answers.said[answers.sample],
+        counts.risk, counts.pictures, counts.allowed, contents[mine], labels.labels.numpy()[mine],
+        labels.confidence.numpy()[mine], contents[answers.sample], answers.said[answers.sample],
     )  # fmt: skip
 
 
@@ -202,11 +209,11 @@ def measure_answers(
     own, rest = answers.measured & answers.known, answers.measured & ~answers.known & ~unsure
     unmeasured = int((~answers.measured & ~answers.known & ~unsure).sum())
     accuracy = AccuracyEstimate.from_correct(before, now, with_answers=later, unmeasured=unmeasured)
-    accuracy = accuracy.with_labels(right, int(own.sum()), int(rest.sum()))
+    accuracy = accuracy.with_labels(right, int(own.sum()), int(rest.sum()), answers.overlooked)
     confidence, counts = refined.confidence.numpy(), {"unsure": int(unsure.sum()), "unmeasured": unmeasured}
     counts |= {"pictures": len(others) - counts["unsure"], "answered": int(answers.known.sum())}
     correct, drawn_unsure = found.labels == sample.truth, int((~told).sum())
-    tested = Sample(found.ranks, correct, ranks_besides, answers.gone, drawn_unsure)
+    tested = Sample(found.ranks, correct, ranks_besides, answers.gone, drawn_unsure, answers.overlooked)
     accepted = accept(risk, tested, confidence[others], promise, **counts)
     marked = others & (confidence >= (math.inf if accepted.threshold is None else accepted.threshold))
     sure = np.pad(with_answers.confidence.numpy()[told], (0, gone), constant_values=1)
@@ -236,6 +243,8 @@ class Drawn(NamedTuple):
     @classmethod
     def of(cls, pool: Pool, answers: Answers) -> Self:
         rows, folds = np.flatnonzero(answers.sample), FOLD_NUMBERS // pool.probabilities.numel()
+        if answers.known.sum() > 2 * len(rows):  # then few parts leave few of the answers out
+            folds = FOLDS[0]
         fold = answers.contents[rows] % np.uint64(max(FOLDS[0], min(FOLDS[1], folds)))
         return cls(rows, answers.said[rows], fold)
 

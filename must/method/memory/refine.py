@@ -85,6 +85,7 @@ class RefineResult:
     memory: Memory
     measured: Measured | None
     answered: Tensor  # int64 [R], the rows of answered images
+    likely: Tensor  # int64 [N, 2], the most probable classes; one where there is only one
     near: Neighbours  # groups of near copies
     kept: KeptLabels | None  # accepted for the promise of the set, now or at an earlier look
 
@@ -283,6 +284,7 @@ def refine_pool(
         memory,
         measured,
         rows,
+        refined.topk(2 if refined.shape[1] > 1 else 1).indices.expand(-1, 2),
         near,
         kept,
     )

@@ -13,7 +13,8 @@ from must.base.parameters import make_record, require
 from must.base.text import abbreviate, make_printable
 from must.config.work import DESCRIPTION_FILE, NEXT_DESCRIPTION_FILE, WEIGHTS_FILE
 from must.data.image.preprocess import Levels, Preprocess, set_levels
-from must.method.answers.estimate import Abstention, AccuracyEstimate
+from must.method.answers.abstention import Abstention
+from must.method.answers.accuracy import AccuracyEstimate
 
 BUNDLE_FORMAT = 1
 LARGEST_LOGIT_FACTOR = 1e30  # on the cosine: above it, float32 probabilities overflow

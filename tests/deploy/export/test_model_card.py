@@ -14,7 +14,7 @@ from must.base.text import encode_utf8
 from must.deploy.export.model_card import find_backbone_licence, make_model_card
 from must.evaluation.evaluate import evaluate
 from must.evaluation.result import read_metrics
-from must.method.answers.estimate import AccuracyEstimate
+from must.method.answers.accuracy import AccuracyEstimate
 from must.method.model.description import Description, Provenance, load_description
 from tests.evaluation.digits import evaluation
 from tests.evaluation.measured import MEASURED

@@ -12,7 +12,7 @@ from must.base import storage
 from must.config import PredictConfig
 from must.deploy.predict.predict import predict
 from must.evaluation.result import ModelRecord, write_metrics
-from must.method.answers.estimate import Abstention
+from must.method.answers.abstention import Abstention
 from must.method.model.bundle import load_bundle, save_bundle
 from must.method.model.description import Selection
 from tests.common import ended, read_csv

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import re
 import shutil
 import threading
 
@@ -129,12 +128,14 @@ def test_keys_answer_and_undo_survives_a_new_tab(review, folder, place, visit):
     page = visit(place[0])
     numbers = [picture.number for picture in review.pictures]
     shown(page, numbers[0])
-    expect(page.locator("#question")).to_have_text("Is the model better than zero-shot? …")
+    expect(page.locator("#sentence")).to_have_text("0 of 150 named.")
     for key, after in (("3", 1), ("n", 2), ("c", 3), ("0", 4)):
         press(page, key)
         shown(page, numbers[after])
-    expect(page.locator("#place")).to_have_text("picture 5 of 150")
-    expect(page.locator("#kind")).to_have_text("Drawn at random: your answer measures the accuracy.")
+    expect(page.locator("#sentence")).to_have_text("4 of 150 named; ….")
+    expect(page.locator("#kind")).to_have_text(
+        f"{review.pictures[4].image} · Drawn at random: your answer measures the accuracy."
+    )
     assert page.locator("#recent span").all_inner_texts() == ["zero", "cannot tell", "none of the classes", "three"]
     page = visit_again(page, place[0])
     shown(page, numbers[4])
@@ -165,36 +166,64 @@ def test_keys_answer_and_undo_survives_a_new_tab(review, folder, place, visit):
     assert all(line["sampled"] == "random" for line in lines if "undone" not in line)
 
 
-def test_a_grid_accepts_a_class_at_once_and_asks_about_those_that_were_marked(review, folder, place, visit):
+def test_on_a_screen_a_class_is_given_to_all_that_are_marked_and_enter_says_that_the_others_are_right(
+    review, folder, place, visit
+):
     url, session = place
     page = visit(url)
     shown(page, review.pictures[0].number)
     press(page, "g")
-    expect(page.locator("#grid")).to_be_visible()
-    wanted = session.grid("", {})
     tiles = page.locator("#tiles button")
-    expect(tiles).to_have_count(len(wanted["pictures"]))
+    expect(tiles.first).to_be_visible()
+    ready(page)
+    label = page.locator("#title bdi").inner_text()
+    numbers = [int(tile.get_attribute("data-number")) for tile in tiles.all()]
+    wanted = {session.pictures[number].label for number in numbers}
+    assert wanted == {review.class_numbers[label]} and tiles.first.get_attribute("title").endswith(".png")
     tiles.nth(1).click()
     press(page, "ArrowRight")
     press(page, "Space")
     assert [tile.get_attribute("aria-pressed") for tile in tiles.all()[:4]] == ["false", "true", "true", "false"]
-    rest = len(wanted["pictures"]) - 2
-    expect(page.locator("#accept")).to_contain_text(f"accept the other {rest} as “{wanted['label']}”")
-    press(page, "a")
-    for at in (1, 2):
-        shown(page, wanted["pictures"][at]["number"])
-        expect(page.locator("#place")).to_have_text(f"of those you marked, {2 - at} left")
-        press(page, "n")
-    expect(page.locator("#grid")).to_be_visible()
-    lines = join_lines(folder)
-    assert len(lines) == rest + 2 and all(line["sampled"] == "grid" for line in lines)
-    assert [line["label"] for line in lines] == [wanted["label"]] * rest + [None] * 2
-    expect(page.locator("#progress")).to_contain_text(f"{rest + 2} answers for teaching only")
-    expect(page.locator("#gauge")).to_be_hidden()
-    page.select_option("#sort", "differ")
-    expect(page.locator("#tiles button").first).to_have_attribute("title", re.compile("^(zero-shot|refined): "))
+    press(page, "Enter")
+    expect(page.locator("#note")).to_contain_text("Choose the class of those that are marked")
+    press(page, "7" if label != "seven" else "8")
+    tiles.nth(4).click()
+    press(page, "n")
+    expect(tiles.nth(4).locator("span")).to_have_text("none")
+    expect(page.locator("#accept-text")).to_have_text(f"the other {len(numbers) - 3} are “{label}”")
+    press(page, "Enter")
+    ready(page)
+    expect(page.locator("#tiles button[data-number='" + str(numbers[0]) + "']")).to_have_count(0)
+    said = {line["sha256"]: line["label"] for line in join_lines(folder) if "drawn" not in line}
+    other = "seven" if label != "seven" else "eight"
+    given = [said[session.pictures[number].sha256] for number in numbers]
+    assert given == [label, other, other, label, None, *[label] * (len(numbers) - 5)]
+    press(page, "z")
+    expect(page.locator("#note")).to_have_text(f"{len(numbers)} answers taken back.")
+    page.select_option("#class", "three")
+    expect(page.locator("#title bdi")).to_have_text("three")
     press(page, "o")
     shown(page, review.pictures[0].number)
+
+
+def test_who_leaves_a_known_wrong_label_is_told_at_once(review, folder, place, visit):
+    labels = labels_of(review)
+    session = place[1]
+    for picture in review.pictures[:9]:
+        session.act("answer", "p", {"number": picture.number, "kind": "label", "label": labels[picture.sha256]})
+    session.screens = 2
+    page = visit(place[0])
+    ready(page)
+    press(page, "g")
+    expect(page.locator("#tiles button").first).to_be_visible()
+    count = page.locator("#tiles button").count()
+    press(page, "Enter")
+    expect(page.locator("#tiles button.missed")).to_have_count(1)
+    expect(page.locator("#note")).to_contain_text("You named the outlined picture before")
+    assert len(session.answers) == 9
+    press(page, "Enter")
+    expect(page.locator("#tiles button.missed")).to_have_count(0)
+    assert len(session.answers) == 9 + count - 1
 
 
 def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it(review, folder, images, serve, visit):
@@ -204,11 +233,8 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     session = Session(review, str(folder), "ann", effect, commands=["must refine 'a b'"])
     effect.wait()
     page = visit(serve(App(session, reader_of(review), "token")))
-    right = [
-        round(sum(review.classes[p.classes[n]] == truth[p.image] for p in review.pictures) / 1.5, 1) for n in (0, 2)
-    ]
-    known = f"{right[1]}% in truth, zero-shot {right[0]}%."
-    expect(page.locator("#right-text")).to_have_text(f"Right labels: {known}")
+    ready(page)
+    expect(page.locator("#sentence")).to_contain_text("of 100 labels (in truth ")
     for picture in review.pictures[:12]:
         shown(page, picture.number)
         press(page, str(review.classes.index(labels[picture.sha256])))  # "three" has the key 3
@@ -227,14 +253,14 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     expect(page.locator("#note")).to_have_text(f"{count + 1} answers taken back.")
     press(page, "e")
     expect(page.locator("#end")).to_have_text("Result so far")
-    text = "How many of 100 pictures each names right, by 12 answers about pictures drawn at random:"
-    expect(page.locator("#endtext")).to_have_text(text)
-    expect(page.locator("#right-text")).to_have_text(re.compile(r"Right labels: [\d.]+% by your answers \([\d.]+% to "))
+    expect(page.locator("#endtext")).to_have_text("Of 100 pictures each names right, by 12 answers at random")
+    right = f"{100 * effect.progress.accuracy.labels.value:.0f}"
+    expect(page.locator("#right")).to_contain_text(f"Of 100 labels that you get, {right} are right (95%: ")
     expect(page.locator("#rows tr")).to_have_count(4)
-    row = page.locator("#rows tr").nth(3).inner_text().split()
-    assert row[:3] == ["the", "labels", f"{100 * effect.progress.accuracy.labels.value:.0f}%"]
+    row = page.locator("#rows tr").first.inner_text().split()
+    assert row[:6] == ["the", "labels", "that", "you", "get", f"{right}%"]
     expect(page.locator("#accepted")).to_contain_text("150 pictures: 12 answered, ")
-    expect(page.locator("#progress")).to_contain_text("Then at most 5 in 100 of all labels are wrong")
+    expect(page.locator("#numbers")).to_contain_text("Then at most 5 in 100 of all labels are wrong")
     page.locator("#without-review summary").click()
     effect.wait()
     classes = effect.progress.classes
@@ -243,34 +269,30 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
     expect(page.locator("#commands pre")).to_have_text("must refine 'a b'")
     expect(page.locator("#changed")).to_contain_text("of other pictures changed.")
     page.locator("#classes button").first.click()
-    expect(page.locator("#grid-title")).to_have_text(f"The model calls these “{classes[0]['class']}”")
+    expect(page.locator("#title")).to_contain_text("“")
+    expect(page.locator("#title bdi")).to_have_text(classes[0]["class"])
     press(page, "o")
     shown(page, review.pictures[12].number)
 
 
-def test_a_set_that_is_finished_can_be_gone_on_with_and_what_is_left_can_be_left(review, folder, images, serve, visit):
+def test_a_set_that_is_finished_ends_and_can_be_gone_on_with(review, folder, images, serve, visit):
     effect, labels = AnswerEffect(config_at(folder), images), labels_of(review)
     lines = [{"sha256": p.sha256, "label": labels[p.sha256], "sampled": "random"} for p in review.pictures]
-    append(folder / "answers.jsonl", *lines[:30])
+    append(folder / "answers.jsonl", *lines[:149])
     session = Session(review, str(folder), "ann", effect)
     effect.wait()
     page = visit(serve(App(session, reader_of(review), "token")))
-    expect(page.locator("#left-text")).to_contain_text("that are left")
-    for text, kind in (("go on with other pictures", "Left to be named"), ("that are left", "Drawn at random")):
-        press(page, ".")
-        expect(page.locator("#left-text")).to_contain_text(text)
-        expect(page.locator("#kind")).to_contain_text(kind)
-    append(folder / "answers.jsonl", *lines[30:149])
-    session.set_review(review, effect)
-    effect.wait()
-    page = visit_again(page, page.url)
-    last = review.pictures[149].number
-    for way in ("o", "o", "#to-ask", "#back"):
+    for way in ("o", "#back"):
         expect(page.locator("#end")).to_have_text("Finished")
+        expect(page.locator("#sentence")).to_contain_text("149 named, 1 sure, 0 left; of 100 labels ")
         ready(page)
         page.locator(way).click() if way.startswith("#") else page.keyboard.press(way)
-        shown(page, last)
+        shown(page, review.pictures[149].number)
         press(page, "e")
+    press(page, "o")
+    shown(page, review.pictures[149].number)
+    press(page, "1")
+    expect(page.locator("#end")).to_have_text("Finished")
 
 
 def test_up_to_thirty_classes_each_has_a_button_and_a_key(review, folder, place, visit):
@@ -315,7 +337,7 @@ def test_a_tab_that_is_closed_holds_nothing_and_a_page_that_comes_early_waits(re
     app.wait = "Looking at the first 128 of 20,000 images ..."
     url = serve(app)
     page = visit(url)
-    expect(page.locator("#question")).to_have_text(app.wait)
+    expect(page.locator("#sentence")).to_have_text(app.wait)
     app.session = Session(review, str(folder), "ann")
     shown(page, review.pictures[0].number)
     other = visit(url)
@@ -341,7 +363,7 @@ def test_everybody_can_use_every_part_of_it(options, review, place, visit):
     shown(page, review.pictures[0].number)
     page.locator("#names button").first.click()
     shown(page, review.pictures[1].number)
-    for part in ("ask", "keys", "zoom", "grid", "done"):
+    for part in ("one", "keys", "zoom", "screens", "done"):
         if part == "keys":
             page.evaluate("document.getElementById('keys').showModal()")
         elif part == "zoom":
@@ -350,7 +372,7 @@ def test_everybody_can_use_every_part_of_it(options, review, place, visit):
         else:
             page.evaluate("document.getElementById('zoom').close()")
             page.click(f"#to-{part}")
-        expect(page.locator(f"#{part}")).to_be_visible()
+        expect(page.locator({"one": "#alone", "screens": "#screen"}.get(part, f"#{part}"))).to_be_visible()
         page.evaluate(AXE.read_text())
         found = page.evaluate("axe.run().then((r) => r.violations.map((v) => [v.id, v.nodes.map((n) => n.html)]))")
         assert found == [], part

@@ -1,70 +1,97 @@
 """Which pictures a review asks about, for several people, and what counts of their answers."""
 
 import json
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from must.deploy.review.prepare import CPU, AnswerEffect, compute_review
 from must.deploy.review.session import RESERVED_S, Session
-from must.method.answers.answers_file import AGAIN, COVERAGE, RANDOM, read_answers
+from must.method.answers.answers_file import AGAIN, RANDOM, read_answers
 from must.method.memory.measure import find_answers
 from must.method.memory.refine import refine_pool
 from tests.deploy.review.conftest import config_at, labels_of
 
 
+def say(session, number, label, page="page", **more):
+    return session.act("answer", page, {"number": number, "kind": "label", "label": label} | more)
+
+
 def test_two_pages_show_different_pictures_and_one_that_is_left_holds_nothing_up(review, folder):
     now = [0.0]
     session = Session(review, str(folder), "", clock=lambda: now[0])
-    ann, bob = session.next("ann")["picture"], session.next("bob")["picture"]
+    ann, bob = (session.act("next", name, {})["picture"] for name in ("ann", "bob"))
     first, second, third, *_ = (picture.number for picture in review.pictures)
-    assert (ann["number"], bob["number"]) == (first, second) and session.next("ann")["picture"] == ann
-    reply = session.answer("bob", {"number": bob["number"], "kind": "none"})
+    assert (ann["number"], bob["number"]) == (first, second) and session.act("next", "ann", {})["picture"] == ann
+    assert ann["image"] == review.pictures[0].image
+    reply = session.act("answer", "bob", {"number": bob["number"], "kind": "none"})
     assert reply["picture"]["number"] == third and reply["state"]["counting"], "a gap is no end"
-    session.leave("ann")
-    assert session.next("eve")["picture"]["number"] == first
+    session.act("leave", "ann", {})
+    assert session.act("next", "eve", {})["picture"]["number"] == first
     now[0] = RESERVED_S + 1
-    assert session.next("bob")["picture"]["number"] == first
-    session.answer("bob", {"number": ann["number"], "kind": "unsure"})
+    assert session.act("next", "bob", {})["picture"]["number"] == first
+    session.act("answer", "bob", {"number": ann["number"], "kind": "unsure"})
     assert [one.unsure for one in session.answers.values()] == [False, True]
+    screen = session.act("next", "ann", {"mode": "screens"})["screen"]
+    other = session.act("next", "eve", {"mode": "screens", "label": screen["label"]})["screen"]
+    assert not {one["number"] for one in screen["pictures"]} & {one["number"] for one in other["pictures"]}
 
 
-def test_only_pictures_drawn_at_random_measure_whatever_else_is_answered(review, folder):
+def test_no_picture_is_asked_twice_and_one_answered_before_its_turn_counts_as_drawn(review, folder):
+    labels, pictures = labels_of(review), review.pictures
+    session = Session(review, str(folder), "ann")
+    reply = session.act("next", "page", {"mode": "screens"})
+    screen, most = reply["screen"], max(set(named := [one.label for one in pictures]), key=named.count)
+    assert screen["label"] == review.classes[most] and screen["left"] == named.count(most)
+    numbers = [one["number"] for one in screen["pictures"]]
+    assert {session.picture(number).label for number in numbers} == {most}
+    groups = {}
+    for number in numbers:
+        groups.setdefault(labels[session.picture(number).sha256], []).append(number)
+    request = {"screen": [["label", *group] for group in groups.items()], "right": screen["label"]}
+    session.act("answer", "page", request)
+    assert {one.sampled for one in session.answers.values()} == {"screen"} and len(session.answers) == len(numbers)
+    corrected = [one for one in session.answers.values() if one.corrects]
+    assert {one.model for one in session.answers.values()} == {screen["label"]}
+    assert len(corrected) == len(numbers) - len(groups.get(screen["label"], ()))
+    asked, shown = [], session.act("next", "page", {})["picture"]
+    while shown:
+        asked.append(shown["number"])
+        shown = say(session, shown["number"], labels[session.picture(shown["number"]).sha256])["picture"]
+    assert asked == [picture.number for picture in pictures if picture.number not in numbers]
+    assert all(one.measures for one in session.answers.values())
+    again = read_answers(str(folder))
+    assert all(one.measures for one in again.values()) and sum(one.drawn for one in again.values()) == len(numbers)
+    assert session.act("next", "page", {})["state"]["answers"] == len(pictures), "and it ends"
+
+
+def test_a_known_picture_under_a_wrong_label_tells_how_many_are_overlooked(review, folder):
     labels = labels_of(review)
     session = Session(review, str(folder), "ann")
-    grid = session.grid("page", {"sort": "sure"})
-    most = max(set(called := [one.classes[1] for one in review.pictures]), key=called.count)
-    assert grid["label"] == review.classes[most] and grid["left"] == called.count(most) == max(grid["counts"])
-    assert all(one["predicted"][1] == grid["label"] for one in grid["pictures"]) and len(grid["pictures"]) <= 60
-    wanted = [one["number"] for one in grid["pictures"]][:4]
-    reply = session.answer("page", {"kind": "label", "label": grid["label"], "also": wanted, "grid": True})
-    assert reply["picture"] is None and reply["state"]["text"].startswith("4 answers for teaching only")
-    assert not reply["state"]["gain"]
-    assert session.grid("page", {"label": grid["label"]})["left"] == grid["left"] - 4
-    asked, shown = {RANDOM: [], COVERAGE: []}, session.next("page")["picture"]
-    while len(asked[COVERAGE]) < 12:
-        picture = session.picture(shown["number"])
-        asked[shown["sampled"]].append(picture.number)
-        also = [one["number"] for one in shown["similar"] if one["open"]][:1]
-        request = {"number": picture.number, "kind": "label", "label": labels[picture.sha256], "also": also}
-        shown = session.answer("page", request)["picture"]
-    drawn = len(asked[RANDOM])
-    assert drawn == 26, "one in three after the first twenty"
-    assert asked[RANDOM] == [picture.number for picture in review.pictures[:drawn]], "also those that the grid had"
-    assert asked[COVERAGE] == [number for number in review.coverage if number in asked[COVERAGE]]
-    lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
-    counts = Counter(line["sampled"] for line in lines)
-    assert counts[RANDOM] == drawn and counts[COVERAGE] == 12 and counts["grid"] == 4 and counts["similar"] > 20
-    first = review.pictures[0]
-    session.show("page", {"number": first.number})
-    session.answer("page", {"number": first.number, "kind": "none"})
-    assert session.answers[first.sha256].sampled == RANDOM, "a changed answer about a drawn picture measures"
-    again = {"kind": "label", "label": "one", "also": [first.number], "grid": True}
-    session.answer("page", again)
-    assert session.answers[first.sha256].label is None, "a grid changes no answer that measures"
-    differ = session.grid("page", {"sort": "differ"})["pictures"]
-    assert differ and all(len(set(one["predicted"])) > 1 for one in differ)
+    for picture in review.pictures[:20]:
+        say(session, picture.number, labels[picture.sha256])
+    single, seen = {*session.answers}, []
+    for turn in range(5):
+        screen = session.act("next", "page", {"mode": "screens"})["screen"]
+        numbers = [one["number"] for one in screen["pictures"]]
+        checks = [number for number in numbers if session.picture(number).sha256 in single]
+        assert len(checks) == (turn >= 2), "from the third screen on"
+        seen += checks
+        before = (folder / "answers.jsonl").read_bytes()
+        request = {"screen": [["label", screen["label"], numbers]], "right": screen["label"], "mode": "screens"}
+        if turn == 3:  # somebody who sees it
+            request["screen"] = [["label", screen["label"], sorted({*numbers} - {*checks})], ["none", None, checks]]
+        reply = session.act("answer", "page", request)
+        if turn in (2, 4):
+            assert reply["missed"] == checks[0] and not reply["screen"], "at once"
+            assert b'"sampled": "screen"' not in (folder / "answers.jsonl").read_bytes().removeprefix(before)
+            assert session.act("answer", "page", request)["screen"], "after a second look"
+    assert len({*seen}) == 3, "each another one"
+    noticed = [one for answer in read_answers(str(folder)).values() for one in answer.noticed]
+    assert sorted(noticed) == [False, False, True] == sorted(n for a in session.answers.values() for n in a.noticed)
+    assert all(labels[sha256] == session.answers[sha256].label for sha256 in single), "its answer stays"
+    count = len(session.answers)
+    assert session.act("undo", "page", {})["undone"] == count - len(read_answers(str(folder))), "a screen at once"
 
 
 def test_pictures_of_none_of_the_classes_are_asked_again_after_a_class_was_added(review, folder):
@@ -74,15 +101,14 @@ def test_pictures_of_none_of_the_classes_are_asked_again_after_a_class_was_added
     for place in range(3):
         kind = {"kind": "label", "label": "one"} if place == 1 else {"kind": "none"}
         session.act("answer", "page", {"number": numbers[place]} | kind)
-    session.act("answer", "page", {"also": [numbers[-1]], "kind": "none", "grid": True})
+    session.act("answer", "page", {"screen": [["none", None, [numbers[-1]]]], "right": "one"})
     more = replace(review, classes=[*review.classes, "ten"])
     later = Session(more, str(folder), "ann")
     assert len(later.answers) == 1 and len(later.measuring) == 3
     for label in review.classes:
-        assert not {numbers[0], numbers[2]} & {
-            tile["number"] for tile in later.act("grid", "p", {"label": label})["pictures"]
-        }
-    later.act("answer", "page", {"also": [numbers[0]], "kind": "label", "label": "one", "grid": True})
+        screen = later.act("next", "page", {"mode": "screens", "label": label})["screen"]
+        assert not screen, "they are asked alone"
+    later.act("answer", "page", {"screen": [["label", "one", [numbers[0]]]], "right": "one"})
     assert len(later.measuring) == 3, "stays in the sample"
     shown, asked = later.act("next", "page", {})["picture"], []
     for label in ("ten", "ten", "one"):
@@ -106,7 +132,7 @@ def test_a_random_answer_that_is_changed_in_a_later_session_stays_in_the_sample(
     shown = later.act("show", "page", {"number": first.number})["picture"]
     assert (shown["answer"], shown["sampled"]) == ("one", RANDOM)
     later.act("answer", "page", {"number": first.number, "kind": "label", "label": "two"})
-    later.act("answer", "page", {"number": second.number, "kind": "none", "grid": True})
+    later.act("answer", "page", {"number": second.number, "kind": "none"})
     assert {answer.sampled for answer in read_answers(str(folder)).values()} == {RANDOM}
 
 
@@ -120,65 +146,57 @@ def test_undo_restores_what_was_there_and_takes_nothing_from_others(review, fold
 
     def answer(session, browser, number, label, **more):
         request = {"number": number, "kind": "label", "label": label, "who": browser, "browser": browser}
-        session.answer("tab", request | more)
+        session.act("answer", "tab", request | more)
 
     session = Session(review, str(folder), "ann")
     with pytest.raises(ValueError, match="no answer to take back"):
-        session.undo("tab", {})
+        session.act("undo", "tab", {})
     answer(session, "ann", one, "one", also=[two, three])
     answer(session, "bob", two, "two")
     answer(session, "ann", three, "three")
     session = Session(review, str(folder), "")  # the program was started again
-    assert [one["answer"] for one in session.next("tab", {"who": "ann"})["state"]["recent"]] == ["three", "one"]
+    assert [one["answer"] for one in session.act("next", "tab", {"who": "ann"})["state"]["recent"]] == ["three", "one"]
     answer(session, "eve", three, "seven")
     before = label(session)
-    assert session.undo("new tab", {"browser": "eve", "who": "eve"})["undone"] == 1
+    assert session.act("undo", "new tab", {"browser": "eve", "who": "eve"})["undone"] == 1
     assert label(session) == before | {three: "three"}
-    session.undo("tab", {"who": "ann"})
+    session.act("undo", "tab", {"who": "ann"})
     assert label(session) == before | {three: "one"}
-    assert session.undo("tab", {"who": "ann"})["undone"] == 3
+    assert session.act("undo", "tab", {"who": "ann"})["undone"] == 3
     others = {number: name for number, name in before.items() if number not in (one, three)}
     assert label(session) == others and others[two] == "two" and len(others) == 6
     with pytest.raises(ValueError, match="no answer to take back"):
-        session.undo("tab", {"who": "ann"})
+        session.act("undo", "tab", {"who": "ann"})
     assert label(Session(review, str(folder), "")) == others
 
 
 def test_a_set_is_finished_when_a_person_has_named_what_is_left(review, folder, images):
-    """While labels are good all questions are random; then what is left is asked, the least sure label first."""
+    """At random first, then what is left on screens, or alone, the least sure label first."""
     effect, known_labels = AnswerEffect(config_at(folder), images), labels_of(review)
     session = Session(review, str(folder), "ann", effect)
-    asked, shown = [], session.next("page")["picture"]
-    while shown:
+    asked, reply = [], session.act("next", "page", {"mode": "one"})
+    while shown := reply["picture"]:
         asked.append(shown["sampled"])
-        picture = session.picture(shown["number"])
-        request = {"number": picture.number, "kind": "label", "label": known_labels[picture.sha256]}
-        session.act("answer", "page", request)
+        request = {"number": shown["number"], "kind": "label", "mode": "one"}
+        session.act("answer", "page", request | {"label": known_labels[session.picture(shown["number"]).sha256]})
         effect.wait()
-        shown = session.act("next", "page", {})["picture"]
-    state, answered = session.state("page"), len(asked)
+        reply = session.act("next", "page", {"mode": "one"})
+    state, answered = reply["state"], len(asked)
     assert state["finished"] and state["set"]["left"] == 0 and "none is left. At most 5 in 100" in state["text"]
-    assert state["set"]["answered"] == answered and asked.count("left") >= 1
-    assert answered < 100 and {*asked[asked.index("left") :]} == {"left"}, "it counts down, and to no other number"
-    assert COVERAGE not in asked, "the labels are right on more than 80 of 100"
+    assert state["set"]["named"] == answered < 130 and asked[:20] == ["random"] * 20
     lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
-    assert [line["sampled"] for line in lines if "sampled" in line] == asked
-    found = find_answers(effect.config, read_answers(str(folder)), review.classes, images.features)
+    assert [line["sampled"] for line in lines if "sampled" in line and "drawn" not in line] == asked
+    given = read_answers(str(folder))
+    found = find_answers(effect.config, given, review.classes, images.features)
     refined = refine_pool(images.pool, found, CPU, 1000, 0.05)
     labels = [review.classes[label] for label in refined.labels.labels.tolist()]
     true = {picture.number: known_labels[picture.sha256] for picture in review.pictures}
     wrong = sum(label != true[number] for label, number in zip(labels, images.pool.numbers.tolist(), strict=True))
     assert wrong <= 0.05 * 150
-    more = session.next("page", {"more": True})["picture"]
-    assert more and more["sampled"] in (RANDOM, COVERAGE), "who likes goes on"
+    assert session.act("next", "page", {"more": True})["picture"], "who likes goes on"
     session = Session(review, str(folder), "ann", effect)
-    assert session.undo("page", {})["picture"]["sampled"] == asked[-1] == "left", "after a restart, too"
-    session.answer("page", request)
     effect.wait()
-    assert session.state("page")["finished"]
-    effect.newest += 1  # as while the effect of another answer is computed
-    assert not session.state("page")["finished"] and session.next("page")["picture"], "others until it is known"
-    effect.newest -= 1
+    assert not session.act("next", "page", {})["picture"] and session.finished, "after a restart, too"
     kept = (folder / "accepted-0.05.npz").read_bytes()
     config = config_at(folder, limit=100)
     few = AnswerEffect(config, compute_review(config)[1])
@@ -187,7 +205,15 @@ def test_a_set_is_finished_when_a_person_has_named_what_is_left(review, folder, 
     assert 0 < few.progress.elsewhere < answered and few.progress.unread + few.progress.elsewhere == 50
     assert (folder / "accepted-0.05.npz").read_bytes() == kept, "by a look at fewer pictures"
     effect.progress = replace(effect.progress, unread=850)
-    state = session.state("page")
-    assert not state["finished"] and state["set"]["left"] == state["set"]["unread"] == 850
+    state = session.act("next", "page", {})["state"]
+    assert not state["finished"] and state["set"]["left"] == 850 and state["of"] == 1_000
     assert "850 other pictures are left that were not read here (--limit)" in state["text"]
-    assert session.next("page")["picture"], "of those that it has"
+
+
+def test_answers_that_agree_with_the_model_in_nothing_question_the_names(review, folder, images):
+    effect = AnswerEffect(config_at(folder), images)
+    session = Session(review, str(folder), "ann", effect)
+    for picture in review.pictures[:20]:
+        say(session, picture.number, review.classes[(picture.label + 3) % 10])
+    effect.wait()
+    assert "agree in almost nothing" in session.act("next", "page", {})["state"]["problem"]

@@ -12,6 +12,7 @@ PICTURES = np.arange(100, 200, dtype=np.uint64)  # as they are in the folder
 KEPT = KeptLabels(
     risk=0.05,
     pictures=100,
+    allowed=5,
     contents=PICTURES[40:],
     labels=np.arange(60) % 2,
     confidence=np.linspace(0.5, 1, 60, dtype=np.float32),
@@ -21,8 +22,8 @@ KEPT = KeptLabels(
 RANDOM = dict(zip(KEPT.drawn.tolist(), KEPT.answers.tolist(), strict=True))
 
 
-def holds(pictures=100, contents=PICTURES, random=RANDOM, others=None, kept=KEPT):
-    return kept.holds(pictures, contents, random | (others or {}))
+def holds(pictures=100, contents=PICTURES, random=RANDOM, others=None, kept=KEPT, overlooked=0):
+    return kept.holds(pictures, contents, random | (others or {}), overlooked)
 
 
 def test_more_answers_change_nothing():
@@ -38,6 +39,7 @@ def test_what_it_rests_on_must_stay():
     assert not holds(random={one: label for one, label in RANDOM.items() if one != 105}), "taken back"
     assert holds(contents=PICTURES[6:], random={one: label for one, label in RANDOM.items() if one > 105}), "removed"
     assert not holds(pictures=99), "4 of 99 may be wrong, not 5"
+    assert not holds(overlooked=1) and holds(overlooked=1, kept=replace(KEPT, allowed=4)), "and one is overlooked"
 
 
 def test_more_wrong_labels_than_promised_end_it():
@@ -64,4 +66,4 @@ def test_it_is_read_as_it_was_written(tmp_path, monkeypatch, answers):
 
 def test_it_is_kept_for_its_risk_alone(tmp_path):
     write_kept(str(tmp_path), replace(KEPT, risk=0.02), CLASSES)
-    assert read_kept(str(tmp_path), 0.05, CLASSES) is None and read_kept(str(tmp_path), 0.02, CLASSES).allowed == 2
+    assert read_kept(str(tmp_path), 0.05, CLASSES) is None and read_kept(str(tmp_path), 0.02, CLASSES).allowed == 5

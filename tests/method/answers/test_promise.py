@@ -15,6 +15,7 @@ from must.method.answers.estimate import (
     accept,
     compute_p_value,
     count_fewest_answers,
+    count_overlooked,
     find_last,
     find_ranks,
 )
@@ -143,6 +144,38 @@ def test_a_drawn_picture_that_nobody_can_tell_counts_as_wrong_and_leaves_all():
     found = accept(0.05, Sample(ranks, right, np.empty(0), unsure=60), confidence, SET)
     assert found.pictures == 940 and found.accepted < 100
     assert found.left == 700 - found.accepted
+
+
+@pytest.mark.parametrize(
+    "found, noticed, overlooked",
+    [
+        (0, [], 0),
+        (95, [], 5),  # 1 in 20 of 100, until more is known
+        (95, [True] * 40, 5),
+        (80, [True] * 16 + [False] * 4, 18),  # 4 of 20: counted as 7 of 40
+        (95, [True] * 19 + [False], 8),
+    ],
+)
+def test_wrong_labels_that_people_leave_on_screens_are_counted(found, noticed, overlooked):
+    assert count_overlooked(found, noticed) == overlooked
+
+
+def test_the_promise_has_room_for_what_is_overlooked():
+    confidence, sample = np.linspace(0, 1, 1_000), Sample(np.linspace(0.001, 1, 300), np.ones(300, bool), np.empty(0))
+    none, some, many = (accept(0.05, replace(sample, overlooked=n), confidence) for n in (0, 30, 70))
+    assert none.accepted == 1_000 >= some.accepted > many.accepted == 0
+    assert none.allowed - some.allowed == 30 and "30 of them are those overlooked on screens" in some.text()
+
+
+def test_screens_come_when_they_take_fewer_actions_than_questions_at_random():
+    """Of 2,000 pictures the surest half of the labels is right, the others are wrong in half of the cases."""
+    rng, confidence = np.random.default_rng(0), np.linspace(0, 1, 2_000)
+    looks = []
+    for drawn in (10, 60, 400):
+        ranks = rng.random(drawn)
+        looks.append(accept(0.05, Sample(ranks, (ranks > 0.5) | (rng.random(drawn) < 0.5), np.empty(0)), confidence))
+    assert [look.screens for look in looks] == [False, False, True]
+    assert 700 < looks[2].actions < 1_000 and looks[2].left < 1_100
 
 
 def said(found, **changes):

@@ -7,22 +7,16 @@ import numpy as np
 import pytest
 
 from must.base.parameters import make_record
-from must.method.answers import review
-from must.method.answers.answers_file import COVERAGE, RANDOM
-from must.method.answers.estimate import (
-    AccuracyEstimate,
-    compare_paired_answers,
-    describe_classes,
-    share,
-)
-from must.method.answers.review import SCHEDULE, Picture, Review, compute_similarity, draw_order, order_by_coverage
+from must.method.answers.accuracy import AccuracyEstimate, compare_paired_answers, share
+from must.method.answers.estimate import describe_classes
+from must.method.answers.review import Picture, Review, draw_order
 
 
 def make_review(count, classes=("a", "b", "c")):
-    pictures = [Picture(n, f"{n}.png", f"{n:064x}", (n % 3, 1, 2), 0.5, (0, 1, 2), ()) for n in range(count)]
+    pictures = [Picture(n, f"{n}.png", f"{n:064x}", n % 3, (0, 1, 2), ()) for n in range(count)]
     return Review(
         model_sha256="0" * 64, shards="", index_sha256="", split="train", classes=list(classes),
-        pictures=pictures, coverage=[],
+        pictures=pictures,
     )  # fmt: skip
 
 
@@ -91,9 +85,9 @@ def test_no_answers_say_nothing_and_few_say_little():
         ('"b",', ""),
         (f'"{0:064x}"', '"x"'),
         ('"similar":[]', '"similar":null'),
-        ('"coverage":[]', '"coverage":[9]'),
+        ('"label":2', '"label":3'),
     ],
-    ids=["another format", "fewer classes", "no sha256", "no list", "no such picture"],
+    ids=["another format", "fewer classes", "no sha256", "no list", "no such class"],
 )
 def test_a_review_of_another_format_or_a_damaged_one_is_made_again(tmp_path, old, new):
     review, file = make_review(3), tmp_path / "review.json"
@@ -101,58 +95,6 @@ def test_a_review_of_another_format_or_a_damaged_one_is_made_again(tmp_path, old
     assert Review.load(str(tmp_path)) == review and old in file.read_text()
     file.write_text(file.read_text().replace(old, new))
     assert Review.load(str(tmp_path)) is None and Review.load(str(tmp_path / "none")) is None
-
-
-def test_twenty_questions_measure_before_two_of_three_teach():
-    counts = {RANDOM: 0, COVERAGE: 0}
-    streams = []
-    for _ in range(29):
-        streams.append(SCHEDULE.stream(counts[RANDOM], counts[COVERAGE]))
-        counts[streams[-1]] += 1
-    assert streams == [RANDOM] * 20 + [RANDOM, COVERAGE, COVERAGE] * 3
-    assert SCHEDULE.stream(0, 50) == RANDOM, "also where other answers were given before"
-
-
-NONE = np.zeros(0, np.int64)
-
-
-def groups(sizes, spread=0.05, seed=0):
-    """(float32 [N, 8] unit vectors of groups of similar images, int64 [N] their groups), shuffled."""
-    rng = np.random.default_rng(seed)
-    members = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    vectors = np.eye(8)[members] + spread * rng.normal(size=(len(members), 8))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), members
-
-
-def test_each_group_is_asked_about_once_the_largest_first():
-    vectors, members = groups([50, 5, 30, 1, 10])
-    order = order_by_coverage(vectors, None, NONE, 5)
-    assert members[order].tolist() == [0, 2, 4, 1, 3]
-
-
-@pytest.mark.parametrize("batch", [1, 64])
-def test_the_order_is_that_of_the_plain_greedy_algorithm(monkeypatch, batch):
-    monkeypatch.setattr(review, "COVERAGE_BATCH", batch)
-    monkeypatch.setattr(review, "BLOCK", 17)
-    rng = np.random.default_rng(1)
-    vectors = rng.normal(size=(150, 5)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    weight, already = rng.random(150), np.array([3, 4])
-    similar, expected = compute_similarity(vectors, vectors), []
-    covered = similar[already].max(0)
-    for _ in range(40):
-        gains = np.maximum(similar - covered, 0) @ weight
-        gains[[*already, *expected]] = -1
-        expected.append(int(gains.argmax()))
-        covered = np.maximum(covered, similar[expected[-1]])
-    assert order_by_coverage(vectors, weight, already, 40).tolist() == expected
-
-
-@pytest.mark.parametrize("images", [0, 1])
-def test_no_picture_may_be_left(images):
-    vectors = np.ones((images, 1), np.float32)
-    assert order_by_coverage(vectors, None, np.arange(images), 5).tolist() == []
-    assert order_by_coverage(vectors, None, NONE, 5).tolist() == [*range(images)]
 
 
 def test_a_class_is_as_good_as_the_share_of_its_labels_that_is_accepted():

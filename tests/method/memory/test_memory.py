@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from must.method.answers.accuracy import compute_upper_bound
 from must.method.answers.answers_file import OPEN
-from must.method.answers.estimate import compute_upper_bound
 from must.method.memory import propagate as module
 from must.method.memory import refine as refine_module
 from must.method.memory.features import Pool
