@@ -83,7 +83,7 @@ def test_a_week_with_one_folder(tmp_path, capsys, monkeypatch):
 
     names = ["zero", "eleven", *CLASSES[2:], "letter"]  # one renamed, one more
     (week.place / "classes.txt").write_text("\n".join(names))
-    week.must(ADAPT)
+    week.must(f"{ADAPT} --drop")
     week.end_day({name: label for name, label in told(range(8)).items() if label in names})
 
     for count in (20, 30):
