@@ -1,14 +1,16 @@
 """Rendered families: characters in fonts of one style for pre-training, and in fonts of another style to adapt to.
 
 kana: 142 Japanese syllables; cyrillic: 33 capitals (computer fonts -> handwriting and display fonts). kanji: 120
-characters of the first school years; `faxed` (tasks.py) degrades their computer fonts like a bad fax. Fonts are npm
-packages, installed by name (about 200 MB under build/shifts/npm):
+characters of the first school years; `faxed` (tasks.py) degrades their computer fonts like a bad fax. accents: 35
+capitals, most of which differ from others in one small mark. Fonts are npm packages, installed by name (about 200 MB
+under build/shifts/npm):
 
     python -m benchmarks.shifts.families
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import unicodedata
@@ -46,8 +48,11 @@ KANJI = (
     "一右雨円王音下火花貝学気九休玉金空月犬見五口校左三山子四糸字耳七車手十出女小上森人水正生青夕石赤千川先早草足村大男竹中虫"
     "町天田土二日入年白八百文木本名目立力林六引羽雲園遠何科夏家歌画回会海絵外角楽活間丸岩顔汽記帰弓牛魚京強教近兄形計元言原戸"
 )
-MODELS = {"kanji": ("kanji",), "scripts": ("kana", "cyrillic")}  # image tower -> families for its pre-training
-STEPS = {"kanji": 600, "scripts": 500}
+ACCENTS = "AÀÁÂÃÄÅEÈÉÊËIÌÍÎÏOÒÓÔÕÖØUÙÚÛÜYÝNÑCÇ"
+SCRIPTS = {"cyrillic": ("cyrillic", (CYRILLIC_FONTS,)), "accents": ("latin", (CYRILLIC_FONTS, KANA_FONTS))}
+# image tower -> families for its pre-training
+MODELS = {"kanji": ("kanji",), "scripts": ("kana", "cyrillic"), "accents": ("accents",)}
+STEPS = {"kanji": 350, "scripts": 350, "accents": 350}
 CAPTIONS = ["a photo of the {}.", "a picture of the {}.", "a drawing of the {}.", "the {}."]
 
 Drawings = tuple[np.ndarray, np.ndarray]  # uint8 [N, CANVAS, CANVAS], white ink on black; class numbers [N]
@@ -65,8 +70,8 @@ def install() -> None:
 
 
 def characters(name: str) -> list[str]:
-    if name == "kanji":
-        return list(KANJI)
+    if name in ("kanji", "accents"):
+        return list(KANJI if name == "kanji" else ACCENTS)
     if name == "cyrillic":
         return [chr(code) for code in range(0x410, 0x430)] + ["\u0401"]
     syllables = [chr(code) for code in [*range(0x3042, 0x3094), *range(0x30A2, 0x30F4)]]
@@ -78,13 +83,13 @@ def names_of(name: str) -> list[str]:
     if name == "kanji":
         return [f"{ord(character):x}" for character in characters(name)]
     names = [unicodedata.name(character).lower() for character in characters(name)]
-    return [text.replace(" letter", "").replace(" syllable", "").replace(" capital", "") for text in names]
+    return [re.sub(" letter| syllable| capital|^latin", "", text).strip() for text in names]
 
 
 def render(name: str, style: str) -> Drawings:
-    script, fonts = ("cyrillic", CYRILLIC_FONTS) if name == "cyrillic" else ("japanese", KANA_FONTS)
+    script, fonts = SCRIPTS.get(name, ("japanese", (KANA_FONTS,)))
     pictures, labels = [], []
-    for font_name in fonts[style]:
+    for font_name in (font for group in fonts for font in group[style]):
         files = ROOT / "npm/node_modules/@fontsource" / font_name / "files"
         path = next(p for w in (400, 500, 300, 700) for p in files.glob(f"{font_name}-{script}-{w}-normal.woff2"))
         font = ImageFont.truetype(str(path), 44)

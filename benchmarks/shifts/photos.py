@@ -33,7 +33,7 @@ SETS = {"signs": "signdigits", "clothes": "clothing", "groceries": "groceries"}
 PREPROCESS: dict[str, Any] = {"size": 40, "mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic"}
 SIZE = PREPROCESS["size"]  # pixels a side of the towers' input
 CANVAS = 64  # pixels a side for pre-training, which distorts and crops the images
-STEPS = {"signs": 900, "clothes": 1200, "groceries": 2200}
+STEPS = {"signs": 450, "clothes": 600, "groceries": 1000}
 CAPTIONS = ["a photo of a {}.", "a photo of the {}.", "a picture of a {}.", "a drawing of a {}."]
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

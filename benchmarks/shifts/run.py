@@ -1,7 +1,7 @@
 """One run of the panel: trains with `--preset auto` or changed settings, and measures models and memories.
 
     python -m benchmarks.shifts.run --tasks signs kana --variants as-is few --seed 0 [--change epochs=48 --name longer]
-    python -m benchmarks.shifts.run --tasks digits --variants twice bursts --untrained
+    python -m benchmarks.shifts.run --tasks digits --variants bursts --untrained
 
 A result is a JSON file under build/shifts/results; existing results are not computed again.
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.shifts.families import ROOT
 from benchmarks.shifts.pretrain import pretrain
-from benchmarks.shifts.tasks import COPIES, DEVELOPMENT, HELD_OUT, TOWERS, VARIANTS, Task, task, variant
+from benchmarks.shifts.tasks import DEVELOPMENT, HELD_OUT, TOWERS, VARIANTS, Task, task, variant
 from must.config import ClassifierConfig, ShardConfig, TrainConfig
 from must.data.image.preprocess import Preprocess
 from must.data.loader import EvalSource
@@ -56,7 +56,7 @@ FOLDS = 10
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=DEVELOPMENT, choices=(*DEVELOPMENT, *HELD_OUT))
-    parser.add_argument("--variants", nargs="+", default=["as-is"], choices=(*VARIANTS, *COPIES))
+    parser.add_argument("--variants", nargs="+", default=["as-is"], choices=VARIANTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="auto", help="of the settings, in the results")
     parser.add_argument("--untrained", action="store_true", help="measure the zero-shot tower only, and its memory")

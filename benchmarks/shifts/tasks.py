@@ -6,6 +6,7 @@
 | grainy | 10 | MNIST's digits through a sieve of 11 x 11 dots, with noise | the bundled one | development |
 | signs | 10 | photographs of hands | other photographs with another look (photos.py) | development |
 | kana | 142 | handwriting and display fonts | computer fonts of kana and Cyrillic | development |
+| accents | 35, alike | letters of handwriting and display fonts that differ in one mark | computer fonts of them | development |
 | slanted | 10 | MNIST's digits, leaning and thin | the bundled one | held-out |
 | clothes | 10, unequal | photographs of clothes | other photographs with another look | held-out |
 | groceries | 81 | photographs in shops | other shops' photographs with another look, product pictures | held-out |
@@ -32,13 +33,14 @@ from benchmarks.shifts.pretrain import as_bytes, distort
 from must.api.demo import CLASSES, find_assets, load_digits
 from must.api.demo import TEMPLATES as DIGIT_TEMPLATES
 
-DEVELOPMENT = ("digits", "grainy", "signs", "kana")
+DEVELOPMENT = ("digits", "grainy", "signs", "kana", "accents")
 HELD_OUT = ("slanted", "clothes", "groceries", "cyrillic", "faxed")
-TOWERS = {"kana": "scripts", "cyrillic": "scripts", "faxed": "kanji", **{name: name for name in photos.SETS}}
-VARIANTS = ("as-is", "tail", "half", "junk", "few")
-COPIES = ("twice", "bursts")  # variants, too
+TOWERS = {"kana": "scripts", "cyrillic": "scripts", "faxed": "kanji", "accents": "accents"}
+TOWERS |= {name: name for name in photos.SETS}
+VARIANTS = ("as-is", "tail", "half", "junk", "few", "bursts")
+BURSTS, SHOTS = 700, 3  # pictures at most, of so many shots each
 # (pictures of each drawing, unlabeled images at most, test images at most)
-SIZES = {"kana": (1, 2000, 1000), "faxed": (1, 1800, 600), "cyrillic": (3, 1200, 600)}
+SIZES = {"kana": (1, 2000, 1000), "faxed": (1, 1800, 600), "cyrillic": (3, 1200, 600), "accents": (1, 1000, 500)}
 TEST_SHARE = 0.35
 JUNK = -1  # the hidden class of an image that shows none of the classes
 
@@ -119,7 +121,7 @@ def mnist(name: str) -> tuple[np.ndarray, ...]:
 
 def variant(base: Task, family: str, name: str, seed: int = 0) -> Task:
     """as-is; tail: class sizes fall exponentially, 50:1; half: half of the classes absent; junk: three of ten images
-    show something else; few: 300 images. The test images do not change."""
+    show something else; few: 300 images; bursts: three shots of each. The test images do not change."""
     rng = np.random.default_rng(100 + seed)
     pictures, hidden = base.unlabeled, base.hidden
     K = len(base.classes)
@@ -131,8 +133,10 @@ def variant(base: Task, family: str, name: str, seed: int = 0) -> Task:
         keep = np.flatnonzero(np.isin(hidden, rng.permutation(K)[: K // 2]))
     elif name == "few":
         keep = rng.permutation(len(hidden))[:300]
+    elif name == "bursts":
+        keep = np.repeat(rng.permutation(len(hidden))[:BURSTS], SHOTS)
     else:
-        keep = np.repeat(np.arange(len(hidden)), {"twice": 2, "bursts": 3}.get(name, 1))
+        keep = np.arange(len(hidden))
     pictures, hidden = pictures[np.sort(keep)], hidden[np.sort(keep)]
     if name == "bursts":
         pictures = np.stack([shoot(picture, rng) for picture in pictures])
