@@ -208,6 +208,7 @@ LABELS_KEPT = 5
 FADE = 0.01, 0.25
 FEW_IMAGES = 5.0  # a class of n images gets n / (n + FEW_IMAGES) of its votes
 HELD = 10, 0.5  # a class is held by n / HELD[0] with n images, or by n / HELD[1] of a class's mean if that is more
+EXPECTED = 3.0  # answers of a class, by the model's probabilities; if then none came, it is not held (p < 0.05)
 
 
 NO_ANSWERS = torch.zeros(2, 0, dtype=torch.int64)
@@ -230,6 +231,8 @@ def build_memory(
     labels, near, Z, shared, correction, none = refine_probabilities(near, P, values, answers)
     C, rows = Z.shape[1], torch.cat([even, near.groups[answers[0]]]).unique()
     counts, mean = Z.sum(0), Z.mean(0) + RARE
+    held = (counts[: P.shape[1]] / min(HELD[0], HELD[1] * len(Z) / P.shape[1])).clamp(max=1)
+    held[(P[answers[0]].sum(0) >= EXPECTED) & (encode_one_hot(answers[1], P.shape[1]).sum(0) == 0)] = 0
     label, classes = Z[rows].topk(min(LABELS_KEPT, C), dim=1)
     lift = log_lift(label, shared, mean[classes]) - math.log(max(1 - shared, RARE))
     buffers = {
@@ -237,7 +240,7 @@ def build_memory(
         "classes": classes.int(),
         "lifts": (VOTES * lift.clamp(min=0) * (counts / (counts + FEW_IMAGES))[classes]).half(),
         "fade": measure_fade(cosines),
-        "held": (counts[: P.shape[1]] / min(HELD[0], HELD[1] * len(Z) / P.shape[1])).clamp(max=1),
+        "held": held,
         "correction": correction.half(),
         "answered": torch.zeros(0, dtype=torch.int64),  # set by `must refine`
     }

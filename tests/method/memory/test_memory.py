@@ -242,21 +242,54 @@ def test_a_class_of_few_images_has_smaller_votes(pool):
     assert count < 10 and float(memory.lifts[-1, place]) == pytest.approx(float(full * count / (count + 5)), rel=2e-3)
 
 
+def sure(pool, counts):
+    """The first images of each class, so many, of which the model is sure."""
+    rows = torch.cat([torch.arange(count) + GROUP * k for k, count in enumerate(counts)])
+    return replace(take(pool, rows), probabilities=(0.97 * encode_one_hot(TRUTH[rows], CLASSES) + 0.005).half())
+
+
+@pytest.mark.parametrize("counts, full", [((30, 30, 30, 30, 4, 6), 10), ((8, 8, 8, 8, 1, 3), 3)])
+def test_a_class_is_held_in_full_with_ten_images_or_half_of_the_mean(pool, counts, full):
+    """What is half held halves what votes do to a new image that the model takes for it."""
+    memory, Z = build(sure(pool, counts))
+    assert memory.held.tolist() == pytest.approx([1, 1, 1, 1, counts[4] / full, min(1, counts[5] / full)], abs=0.05)
+    assert "show 1 of the 6 classes (e): new images" in describe_lacking(memory, list("abcdef"))
+    assert torch.allclose(memory.held, (Z.sum(0) / min(10, len(Z) / CLASSES / 2)).clamp(max=1), atol=1e-6)
+    P = 0.4 * encode_one_hot(torch.tensor([1, 4]), CLASSES).sum(0)[None] + 0.2 / CLASSES
+    vector = F.normalize(torch.eye(WIDTH)[1:2] + 0.5 * torch.eye(WIDTH)[4:5], dim=1)
+    gains = list[torch.Tensor]()
+    for held in (memory.held, torch.ones(CLASSES)):
+        memory.held = held
+        gains.append((memory(P, vector)[0] / P).log()[0])
+    share = float(P @ build(sure(pool, counts))[0].held)
+    assert 0.6 < share < 0.9
+    change = [gain[1] - gain[4] for gain in gains]
+    assert float(change[1]) > 0.5 and float(change[0]) == pytest.approx(share * float(change[1]), abs=1e-4)
+
+
 def test_a_class_that_the_pool_lacks_keeps_what_the_model_says(pool):
     """The pool holds no image of class 4, which the model says of some; a person says what they are."""
     rows = torch.nonzero(TRUTH != 4).flatten()
-    part = {name: getattr(pool, name)[rows] for name in ("numbers", "vectors", "probabilities")}
-    part["probabilities"] = part["probabilities"].clone()
-    part["probabilities"][::3] = encode_one_hot(torch.full((len(rows[::3]),), 4), CLASSES).half()
-    memory, Z = build(replace(pool, **part), dict(enumerate(TRUTH[rows].tolist())))
+    part = take(pool, rows)
+    part.probabilities[::3] = encode_one_hot(torch.full((len(rows[::3]),), 4), CLASSES).half()
+    memory, Z = build(part, dict(enumerate(TRUTH[rows].tolist())))
     assert Z[:, 4].sum() < 0.1 and memory.held.tolist() == pytest.approx([1, 1, 1, 1, 0, 1], abs=0.02)
-    assert "show 1 of the 6 classes (e): new images" in describe_lacking(memory, list("abcdef"))
-    P, vector = 0.94 * encode_one_hot(torch.tensor([4]), CLASSES) + 0.01, part["vectors"][1:2].float()
+    P, vector = 0.94 * encode_one_hot(torch.tensor([4]), CLASSES) + 0.01, part.vectors[1:2].float()
     found, similarity = memory(P, vector)
     assert found.argmax() == 4 and similarity == 1
     memory.held.fill_(1)
     assert describe_lacking(memory, list("abcdef")) == ""
     assert memory(P, vector)[0].argmax() != 4, "so strong is what people said of the others"
+
+
+def test_a_class_that_three_answers_should_name_and_none_names_is_not_held(pool):
+    """The model takes 20 of class 1's 30 images for class 4, which the pool lacks: they add up to many."""
+    part = take(pool, torch.nonzero(TRUTH != 4).flatten())
+    part.probabilities[30:50] = (0.6 * encode_one_hot(torch.tensor([4]), CLASSES) + 0.4 / CLASSES).half()
+    known = {row: 1 for row in range(30, 35)}
+    few, answered = (build(part, dict([*known.items()][:count]))[0].held for count in (4, 5))
+    assert few[4] > 0.2 and answered[4] == 0, "0.67 expected of each answer"
+    assert answered[[0, 1, 2, 3, 5]].min() == 1 and build(part, known | {36: 4})[0].held[4] > 0.5
 
 
 def test_the_five_largest_labels_are_kept_and_answered_images_always(pool):
