@@ -37,7 +37,7 @@ from must.data.shards.build import shard
 from must.method.distributed import World
 from must.method.memory.features import Pool, read_features
 from must.method.memory.measure import bound_none
-from must.method.memory.predictions import TopLabels
+from must.method.memory.predictions import Guesses, TopLabels
 from must.method.memory.propagate import build_memory, find_neighbours, look_up
 from must.method.model.bundle import interpolate, load_bundle, load_trained, make_zero_shot_bundle
 from must.method.model.classifier import classifier, load_text_classifier
@@ -169,7 +169,7 @@ def find_margin(pool: Pool, near: Neighbours, rows: Tensor, labels: Tensor) -> f
         mine = torch.arange(len(rows)) % FOLDS == fold
         memory, _ = build_memory(pool, torch.stack([rows[~mine], labels[~mine]]), torch.device("cpu"), near=near)
         predicted[mine] = look_up(memory, pool, rows[mine])[0]
-    return bound_none(predicted, labels)[1]
+    return bound_none(Guesses.of(predicted), labels)[0]
 
 
 def read_pools(network: MaskedViT, shards: str, preprocess: Preprocess) -> list[Pool]:

@@ -6,7 +6,7 @@
 | grainy | 10 | MNIST's digits through a sieve of 11 x 11 dots, with noise | the bundled one | development |
 | signs | 10 | photographs of hands | other photographs with another look (photos.py) | development |
 | kana | 142 | handwriting and display fonts | computer fonts of kana and Cyrillic | development |
-| accents | 35, alike | letters of handwriting and display fonts that differ in one mark | computer fonts of them | development |
+| accents | 35, alike | letters that differ in one mark, in display fonts | computer fonts of them | development |
 | slanted | 10 | MNIST's digits, leaning and thin | the bundled one | held-out |
 | clothes | 10, unequal | photographs of clothes | other photographs with another look | held-out |
 | groceries | 81 | photographs in shops | other shops' photographs with another look, product pictures | held-out |

@@ -39,7 +39,7 @@ from must.method.answers.population import (
     read_population,
 )
 from must.method.memory.features import Features, Pool
-from must.method.memory.predictions import TopLabels
+from must.method.memory.predictions import Guesses, TopLabels
 from must.method.memory.propagate import look_up, predict_left_out
 from must.method.model.memory import Memory
 
@@ -182,25 +182,29 @@ Remember = Callable[[np.ndarray], tuple[Memory, Tensor]]  # bool [N], pictures w
 
 
 def measure_answers(
-    pool: Pool, answers: Answers, zero_shot: TopLabels, refined: TopLabels, remember: Remember, risk: float,
+    pool: Pool, answers: Answers, zero_shot: TopLabels, refined: Guesses, remember: Remember, risk: float,
     promise: str,
-) -> Measured | None:  # fmt: skip
-    """Accuracies on pictures that were drawn at random and answered, of zero-shot, of the model with its memory before
-    any answer, and with answers; and which of the `refined` labels are accepted. None: nothing is measured.
+) -> tuple[TopLabels, Measured | None]:  # fmt: skip
+    """(labels, what is measured). Accuracies on pictures that were drawn at random and answered, of zero-shot, of the
+    model with its memory before any answer, and with answers; and which of the labels are accepted. None: nothing is
+    measured; then only people say that a picture is none of the classes.
 
     Accuracies are of the pictures that people can tell. In the test of what is accepted a drawn picture that nobody can
     tell counts as wrong: there are others like it among those without an answer."""
-    sample = Drawn.of(pool, answers)
-    if not len(sample.rows):
-        return None
+    everyone, asked = answers.teach(answers.known), Asked.of(pool, answers)
+    if not asked.drawn.any():
+        return give_answers(refined.decide(NEVER), *everyone), None
     others, besides = (answers.measured & part for part in (answers.said == OPEN, answers.known & ~answers.sample))
     nothing = np.zeros_like(others)
+    found = asked.leave_out(pool, answers, others, remember)
+    sample = asked.only(asked.drawn)
     model = predict_left_out(remember(nothing)[0], pool, torch.from_numpy(sample.rows)).labels.numpy()
-    found = sample.leave_out(pool, answers, others, remember)
-    with_answers, margin, none = bound_none(found.probabilities, torch.from_numpy(sample.truth))
+    guesses = Guesses.of(found.probabilities)
+    margin, none = bound_none(guesses, torch.from_numpy(sample.truth))
+    with_answers, labels = guesses.decide(margin), give_answers(refined.decide(found.margin), *everyone)
     ranks_besides = np.empty(0)
     if besides.any():  # as sure as they are without these answers
-        confidence = TopLabels.from_probabilities(remember(answers.sample)[1]).confidence.numpy()
+        confidence = Guesses.of(remember(answers.sample)[1]).decide(found.margin).confidence.numpy()
         ranks_besides = find_ranks(confidence[besides], confidence[others])
 
     gone, told, unsure = answers.gone.drawn, sample.truth != UNSURE, answers.said == UNSURE
@@ -210,7 +214,7 @@ def measure_answers(
     unmeasured = int((~answers.measured & ~answers.known & ~unsure).sum())
     accuracy = AccuracyEstimate.from_correct(before, now, with_answers=later, unmeasured=unmeasured)
     accuracy = accuracy.with_labels(right, int(own.sum()), int(rest.sum()), answers.overlooked)
-    confidence, counts = refined.confidence.numpy(), {"unsure": int(unsure.sum()), "unmeasured": unmeasured}
+    confidence, counts = labels.confidence.numpy(), {"unsure": int(unsure.sum()), "unmeasured": unmeasured}
     counts |= {"pictures": len(others) - counts["unsure"], "answered": int(answers.known.sum())}
     correct, drawn_unsure = found.labels == sample.truth, int((~told).sum())
     tested = Sample(found.ranks, correct, ranks_besides, answers.gone, drawn_unsure, answers.overlooked)
@@ -219,63 +223,76 @@ def measure_answers(
     sure = np.pad(with_answers.confidence.numpy()[told], (0, gone), constant_values=1)
     named = np.pad(with_answers.labels.numpy()[told] != NO_CLASS, (0, gone), constant_values=True)
     abstention = choose_abstention(risk, sure, later, "answers", named)
-    return Measured(
+    return labels, Measured(
         answers.said == OPEN, marked, accuracy, accepted, None if abstention.threshold is None else abstention,
         found.labels[told], sample.truth[told], margin, none,
     )  # fmt: skip
 
 
+def give_answers(labels: TopLabels, rows: Tensor, given: Tensor) -> TopLabels:
+    """The labels with those of the answered pictures `rows` [A], which are sure."""
+    labels.labels[rows], labels.confidence[rows] = given, 1.0
+    return labels
+
+
 class LeftOut(NamedTuple):
-    """Of A answered pictures, each without its own answer."""
+    """Of A pictures that were drawn at random, each without its own answer."""
 
     labels: np.ndarray  # int64 [A], as of a picture without an answer
     ranks: np.ndarray  # float [A], of these labels, as of `find_ranks`
     probabilities: Tensor  # [A, K], as of a new image
+    margin: float  # for none of the classes, of pictures without an answer
 
 
-class Drawn(NamedTuple):
-    """The A pictures that were drawn at random and measure."""
+class Asked(NamedTuple):
+    """The A answered pictures that teach or measure."""
 
     rows: np.ndarray  # int64 [A]
     truth: np.ndarray  # int64 [A], the answers
     fold: np.ndarray  # uint64 [A], the part of each; by its content, so that an answer more changes no other's part
+    drawn: np.ndarray  # bool [A], those that were drawn at random and measure
 
     @classmethod
     def of(cls, pool: Pool, answers: Answers) -> Self:
-        rows, folds = np.flatnonzero(answers.sample), FOLD_NUMBERS // pool.probabilities.numel()
-        if answers.known.sum() > 2 * len(rows):  # then few parts leave few of the answers out
-            folds = FOLDS[0]
+        rows, folds = np.flatnonzero(answers.sample | answers.known), FOLD_NUMBERS // pool.probabilities.numel()
         fold = answers.contents[rows] % np.uint64(max(FOLDS[0], min(FOLDS[1], folds)))
-        return cls(rows, answers.said[rows], fold)
+        return cls(rows, answers.said[rows], fold, answers.sample[rows])
+
+    def only(self, some: np.ndarray) -> Self:
+        return self._make(part[some] for part in self)
 
     def leave_out(self, pool: Pool, answers: Answers, others: np.ndarray, remember: Remember) -> LeftOut:
-        """By cross-validation. `others`: bool [N], the pictures that ranks are among."""
-        count = len(self.rows)
-        labels, ranks = np.empty(count, np.int64), np.empty(count)
-        predicted = torch.empty(count, pool.probabilities.shape[1])
-        for number in np.unique(self.fold):
+        """By cross-validation. `others`: bool [N], the pictures that ranks are among.
+
+        The margin is measured on all answers: those by coverage are about pictures that are less like others."""
+        left, predicted = (torch.empty(len(self.rows), pool.probabilities.shape[1]) for _ in range(2))
+        parts = list[tuple[np.ndarray, Guesses]]()
+        for number in np.unique(self.fold[self.drawn]):
             mine = self.fold == number
             rows, known = self.rows[mine], answers.known.copy()
             known[rows] = False
             memory, refined = remember(known)
             predicted[torch.from_numpy(mine)] = look_up(memory, pool, torch.from_numpy(rows))[0]
-            label, confidence = TopLabels.from_probabilities(refined)
-            labels[mine] = label.numpy()[rows]
-            ranks[mine] = find_ranks(confidence.numpy()[rows], confidence.numpy()[others])
-        return LeftOut(labels, ranks, predicted)
+            left[torch.from_numpy(mine)] = refined[rows]
+            parts.append((mine[self.drawn], Guesses(*(part[torch.from_numpy(others)] for part in Guesses.of(refined)))))
+        there = np.isin(self.fold, self.fold[self.drawn])
+        guesses, drawn = Guesses.of(left), torch.from_numpy(self.drawn)
+        margin, _ = bound_none(Guesses(*(part[there] for part in guesses)), torch.from_numpy(self.truth[there]))
+        labels, confidence = (part[drawn].numpy() for part in guesses.decide(margin))
+        ranks = np.empty(len(labels))
+        for mine, rest in parts:
+            ranks[mine] = find_ranks(confidence[mine], rest.decide(margin).confidence.numpy())
+        return LeftOut(labels, ranks, predicted[drawn], margin)
 
 
-def bound_none(probabilities: Tensor, truth: Tensor) -> tuple[TopLabels, float, str]:
-    """(what is predicted with the margin; the smallest margin (must/method/model/memory.py) with which at most
-    MOST_WITHOUT of the pictures of a class are taken for none of them; a line). Where that takes more answers, it is
-    the smallest with which none of those answered is. `probabilities`: [A, K], of pictures that were drawn at random,
-    without their own answer, and `truth`, int64 [A], their answers."""
-    none, total = (1 - probabilities.sum(1)).clamp(min=0), probabilities.sum(1)
-    named = (none / probabilities.amax(1)).log()[truth >= 0].sort(descending=True).values
+def bound_none(guesses: Guesses, truth: Tensor) -> tuple[float, str]:
+    """(the smallest margin (must/method/model/memory.py) with which at most MOST_WITHOUT of the pictures of a class are
+    taken for none of them; a line). Where that takes more answers, it is the smallest with which none of those answered
+    is. `guesses`: of A answered pictures, without their own answer, and `truth`, int64 [A], their answers."""
+    named = (guesses.none / guesses.confidence).log()[truth >= 0].sort(descending=True).values
     margin, text = NEVER, f"a class for every picture: fewer than {FEWEST_ANSWERS} random answers name one"
     if (count := len(named)) >= FEWEST_ANSWERS:
         wrong = next(errors for errors in range(count) if compute_upper_bound(errors + 1, count) > MOST_WITHOUT)
         margin, most = max(0.0, float(named[wrong])) + ROOM, 100 * compute_upper_bound(wrong, count)
         text = f"no class for at most {most:.1f} in 100 pictures of a class ({count} random answers, 95% confidence)"
-    predicted = probabilities / (total + none * math.exp(-margin))[:, None]
-    return TopLabels.from_probabilities(predicted), margin, f"the model names {text}"
+    return margin, f"the model names {text}"

@@ -1,5 +1,6 @@
 """What a model's predictions say without labels: whether it collapsed. Shapes: N images, K classes."""
 
+import math
 from typing import NamedTuple, Self
 
 import torch
@@ -20,10 +21,29 @@ class TopLabels(NamedTuple):
     @classmethod
     def from_probabilities(cls, probabilities: Tensor) -> Self:
         """From [N, K]; what a row lacks of 1 is the probability of none of the classes."""
+        return Guesses.of(probabilities).decide()
+
+
+class Guesses(NamedTuple):
+    """What is said of N images before it is decided where it is none of the classes."""
+
+    labels: Tensor  # int64 [N], the most probable class
+    confidence: Tensor  # float [N], its probability
+    none: Tensor  # float [N], the probability of none of the classes; 0 up to ROUNDING
+
+    @classmethod
+    def of(cls, probabilities: Tensor) -> Self:
+        """As of `TopLabels.from_probabilities`."""
         confidence, labels = probabilities.float().max(-1)
         none = 1 - probabilities.float().sum(-1)
-        shown = (none > confidence) & (none > ROUNDING)
-        return cls(labels.where(~shown, -1), confidence.where(~shown, none))
+        return cls(labels, confidence, none.where(none > ROUNDING, 0.0))
+
+    def decide(self, margin: float = 0.0) -> TopLabels:
+        """With the odds for none of the classes divided by exp(margin)."""
+        none = self.none * math.exp(-margin)
+        total = 1 - self.none + none
+        shown = none > self.confidence
+        return TopLabels(self.labels.where(~shown, -1), torch.where(shown, none, self.confidence) / total)
 
 
 def compare_predictions(before: TopLabels, after: TopLabels, classes: list[str]) -> CheckResult:

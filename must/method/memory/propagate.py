@@ -92,7 +92,7 @@ class Corrected(NamedTuple):
 
 
 def refine_probabilities(near: Neighbours, probabilities: Tensor, values: Tensor, answers: Tensor) -> Corrected:
-    """The probabilities [N, K], corrected by answers, then propagated. `near`: of `find_nearest_groups(values)`;
+    """The probabilities [N, K], corrected by answers, then propagated. `near`: of `find_nearest_groups`;
     `answers`: int64 [2, A], the rows of answered images and their classes."""
     P, (answered, labels) = probabilities.float(), answers.to(probabilities.device)
     none = min(MOST_NONE, float((labels < 0).sum()) / max(1, len(labels)))
@@ -208,7 +208,9 @@ LABELS_KEPT = 5
 FADE = 0.01, 0.25
 FEW_IMAGES = 5.0  # a class of n images gets n / (n + FEW_IMAGES) of its votes
 HELD = 10, 0.5  # a class is held by n / HELD[0] with n images, or by n / HELD[1] of a class's mean if that is more
-EXPECTED = 3.0  # answers of a class, by the model's probabilities; if then none came, it is not held (p < 0.05)
+# A class of which P expects so many answers, but none came, is not held; "none of the classes" counts as that which the
+# model takes the image for, so that others like it are found.
+EXPECTED = 3.0
 
 
 NO_ANSWERS = torch.zeros(2, 0, dtype=torch.int64)
@@ -225,14 +227,16 @@ def build_memory(
     probability of none of the classes). `answers`: int64 [2, A], rows and classes; `limit`: groups that are kept; the
     others only take part in the propagation; `near`: of `find_neighbours`, where several memories are made."""
     values, P, answers = normalize_vectors(pool, device), pool.probabilities.to(device).float(), answers.to(device)
-    near = near or find_nearest_groups(values)
+    near = near or find_nearest_groups(values, P.argmax(1))
     even = torch.linspace(0, len(near.first) - 1, min(len(near.first), limit), device=device).round().long()
     cosines = near.cosines if len(even) == len(near.first) else find_nearest(values[near.first[even]])[1]
     labels, near, Z, shared, correction, none = refine_probabilities(near, P, values, answers)
     C, rows = Z.shape[1], torch.cat([even, near.groups[answers[0]]]).unique()
     counts, mean = Z.sum(0), Z.mean(0) + RARE
     held = (counts[: P.shape[1]] / min(HELD[0], HELD[1] * len(Z) / P.shape[1])).clamp(max=1)
-    held[(P[answers[0]].sum(0) >= EXPECTED) & (encode_one_hot(answers[1], P.shape[1]).sum(0) == 0)] = 0
+    asked = P[answers[0]]
+    came = encode_one_hot(answers[1].where(answers[1] >= 0, asked.argmax(1)), P.shape[1]).sum(0)
+    held[(asked.sum(0) >= EXPECTED) & (came == 0)] = 0
     label, classes = Z[rows].topk(min(LABELS_KEPT, C), dim=1)
     lift = log_lift(label, shared, mean[classes]) - math.log(max(1 - shared, RARE))
     buffers = {
@@ -250,7 +254,7 @@ def build_memory(
 
 def find_neighbours(pool: Pool, device: torch.device) -> Neighbours:
     """As of `find_nearest_groups`."""
-    return find_nearest_groups(normalize_vectors(pool, device))
+    return find_nearest_groups(normalize_vectors(pool, device), pool.probabilities.to(device).argmax(1))
 
 
 def normalize_vectors(pool: Pool, device: torch.device) -> Tensor:

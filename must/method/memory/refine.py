@@ -49,7 +49,7 @@ from must.method.memory.measure import (
     keep_labels,
     measure_answers,
 )
-from must.method.memory.predictions import TopLabels, compare_predictions
+from must.method.memory.predictions import Guesses, TopLabels, compare_predictions
 from must.method.memory.propagate import build_memory, find_neighbours, look_up
 from must.method.model.bundle import (
     Bundle,
@@ -268,10 +268,8 @@ def refine_pool(
 
     memory, refined = remember(answers.known)
     zero_shot = pool.others[0] if len(pool.others) else pool.probabilities
-    before, labels = TopLabels.from_probabilities(zero_shot), TopLabels.from_probabilities(refined)
-    rows, given = answers.teach(answers.known)
-    labels.labels[rows], labels.confidence[rows] = given, 1.0
-    measured = measure_answers(pool, answers, before, labels, remember, risk, promise)
+    before = TopLabels.from_probabilities(zero_shot)
+    labels, measured = measure_answers(pool, answers, before, Guesses.of(refined), remember, risk, promise)
     kept = None
     if measured and promise == SET:
         measured, kept = keep_labels(answers, labels, measured)
@@ -283,7 +281,7 @@ def refine_pool(
         labels,
         memory,
         measured,
-        rows,
+        answers.teach(answers.known)[0],
         refined.topk(2 if refined.shape[1] > 1 else 1).indices.expand(-1, 2),
         near,
         kept,

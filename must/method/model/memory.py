@@ -51,8 +51,12 @@ ROWS, COSINES = 1_024, 1 << 27  # images that are compared with all others at a 
 NEIGHBOURS = 10
 SAME_IMAGE = 0.9999  # a cosine above it: the same image
 SAME_IMAGE_INT8 = 0.97  # the same for vectors of an int8 tower, which differ a little from those in the memory
-# A cosine above 0.5 + 2.2 / sqrt(V): near copies, which are no independent witnesses; few numbers agree by chance.
-NEAR = 0.5, 2.2
+# Near copies, which are no independent witnesses: a cosine above 0.5 + 2.2 / sqrt(V), as few numbers agree by chance;
+# and by APART above the one with the sixth neighbour, as a burst has few pictures, and a dense class many.
+NEAR, APART, SIXTH = (0.5, 2.2), 0.15, 5
+# Of all images, so many are copies of others, or of their pairs so many have the same most probable class; else they
+# are no copies, but alike.
+MANY_COPIES, SAME_CLASS = 0.2, 0.8
 SHARPNESS = 5.0  # a neighbour has weight exp(5 (cosine - 1))
 SMALLEST_PROBABILITY = 1e-4  # smallest probability that is multiplied
 
@@ -144,26 +148,23 @@ def find_nearest(values: Tensor, count: int = NEIGHBOURS, start: int = 0) -> tup
     return numbers[start:], cosines[start:]
 
 
-def find_groups(values: Tensor) -> Tensor:
-    """Int64 [N]: groups of near copies, each named by the row of its first image. An image joins a group if its cosine
-    with the group's first image is above the limit of NEAR, else it begins a group. `values`: [N, V], unit vectors."""
-    images, device = len(values), values.device
-    limit = min(NEAR[0] + NEAR[1] / values.shape[1] ** 0.5, SAME_IMAGE)
-    groups = torch.arange(images, device=device)
-    first = groups[:0]
-    for rows in torch.arange(images, device=device).split(max(1, min(ROWS, COSINES // max(1, images)))):
-        if len(first):
-            cosines, places = (values[rows] @ values[first].T).max(1)
-            groups[rows] = first[places].where(cosines > limit, rows)
-            rows = rows[cosines <= limit]
-        similar = (values[rows] @ values[rows].T > limit).triu(1).cpu()
-        begins = torch.ones(len(rows), dtype=torch.bool)
-        for row in similar.any(1).nonzero().flatten().tolist():
-            if begins[row]:
-                groups[rows[similar[row] & begins]] = rows[row]
-                begins &= ~similar[row]
-        first = torch.cat([first, rows[begins]])
-    return groups
+def find_groups(numbers: Tensor, cosines: Tensor, least: float, classes: Tensor) -> Tensor:
+    """Int64 [N]: groups of near copies, each named by the row of its first image; each image alone where these are not
+    one picture to the model. `numbers`, `cosines`: [N, C], of `find_nearest`; `classes`: int64 [N], the most probable.
+    """
+    groups = torch.arange(len(numbers), device=numbers.device)
+    if cosines.shape[1] <= SIXTH:
+        return groups
+    near = (cosines > least) & (cosines > cosines[:, SIXTH, None] + APART)
+    rows, places = near.nonzero(as_tuple=True)
+    pairs = torch.stack([rows, numbers[rows, places]]).sort(0).values.unique(dim=1)
+    first = groups.tolist()
+    for row, other in pairs.T.tolist():
+        if first[row] == row and first[other] == other:
+            first[other] = row
+    joined = groups.new_tensor(first)
+    many = (joined != groups).float().mean() >= MANY_COPIES
+    return joined if many or (classes[pairs[0]] == classes[pairs[1]]).float().mean() >= SAME_CLASS else groups
 
 
 class Neighbours(NamedTuple):
@@ -175,10 +176,12 @@ class Neighbours(NamedTuple):
     cosines: Tensor  # float32 [G, C], of their first images
 
 
-def find_nearest_groups(values: Tensor) -> Neighbours:
-    """As `find_nearest`, of groups of near copies. `values`: [N, V], unit vectors."""
-    first, groups = find_groups(values).unique(return_inverse=True)
-    return Neighbours(first, groups, *find_nearest(values[first]))
+def find_nearest_groups(values: Tensor, classes: Tensor) -> Neighbours:
+    """As `find_nearest`, of groups of near copies. `values`: [N, V], unit vectors; `classes`: as of `find_groups`."""
+    numbers, cosines = find_nearest(values)
+    least = min(NEAR[0] + NEAR[1] / values.shape[1] ** 0.5, SAME_IMAGE)
+    first, groups = find_groups(numbers, cosines, least, classes).unique(return_inverse=True)
+    return Neighbours(first, groups, *(find_nearest(values[first]) if len(first) < len(values) else (numbers, cosines)))
 
 
 def separate(near: Neighbours, values: Tensor, rows: Tensor) -> Neighbours:

@@ -10,7 +10,6 @@ from must.method.model import memory as module
 from must.method.model.memory import (
     TOKENS_SHARE,
     Whitening,
-    find_groups,
     find_nearest,
     find_nearest_groups,
     join_vectors,
@@ -54,36 +53,44 @@ def test_few_images_have_few_neighbours(images, count):
 
 @pytest.fixture
 def bursts():
-    """Forty images of 64 numbers, in bursts of one to eight frames, in any order; and the image of each."""
-    of = torch.arange(40).repeat_interleave(torch.arange(40) % 8 + 1)
+    """Forty images of 64 numbers, in bursts of one to five frames, in any order; and the image of each."""
+    of = torch.arange(40).repeat_interleave(torch.arange(40) % 5 + 1)
     of = of[torch.randperm(len(of), generator=torch.Generator().manual_seed(1))]
     return F.normalize(random(40, 64)[of] + 0.2 * random(len(of), 64, seed=2), dim=1), of
 
 
-@pytest.mark.parametrize("rows", [7, 1_024])
-def test_a_burst_is_a_group_named_by_its_first_image(bursts, monkeypatch, rows):
-    monkeypatch.setattr(module, "ROWS", rows)
+def test_a_burst_is_a_group_named_by_its_first_image(bursts):
     values, of = bursts
-    groups = find_groups(values)
-    assert torch.equal(groups, torch.stack([(of == image).nonzero()[0, 0] for image in of]))
+    near = find_nearest_groups(values, of)
+    assert torch.equal(near.first[near.groups], torch.stack([(of == image).nonzero()[0, 0] for image in of]))
 
 
-def test_a_group_is_no_chain():
-    """Each image is near the next one only: none is in a group with one that is unlike its first."""
-    values = torch.zeros(9, 400)
-    for n in range(9):
-        values[n, n : n + 4] = 0.5  # a cosine of 0.75 with the next, 0.5 with the one after
-    assert find_groups(values).tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8]
+def test_few_copies_are_alike_unless_the_model_takes_them_for_the_same_class(bursts):
+    """Few: below a fifth of all images. Of ten pairs, two may differ."""
+    values, of = bursts
+    once = torch.stack([(of == image).nonzero()[0, 0] for image in range(40)])
+    rows = torch.cat([once, (of == 3).nonzero()[1:, 0], (of == 8).nonzero()[1:, 0]])
+    some, named = values[rows], of[rows]
+    assert len(find_nearest_groups(some, named).first) == 40 < len(rows) == 46
+    named[(named == 8).nonzero()[:1]] = -1
+    assert len(find_nearest_groups(some, named).first) == len(rows)
+    assert len(find_nearest_groups(values, random(len(of)).argsort()).first) == 40, "many are copies"
 
 
-def test_few_numbers_agree_by_chance_so_that_only_copies_are_a_group():
-    values = at_degrees(0, 3, 0, 40, 3)
-    assert find_groups(values).tolist() == [0, 1, 0, 3, 1]
+def test_a_dense_class_is_no_burst_and_a_group_no_chain():
+    """Thirty images as near as copies, among others; and a chain, where each image is near the next one only."""
+    dense = F.normalize(torch.eye(400)[:1] + 0.02 * random(30, 400), dim=1)
+    chain = torch.zeros(60, 400)
+    for n in range(60):
+        chain[n, 40 + n : 44 + n] = 0.5  # a cosine of 0.75 with the next, 0.5 with the one after
+    assert float((dense @ dense.T).min()) > 0.7
+    groups = find_nearest_groups(torch.cat([dense, chain]), torch.zeros(90, dtype=torch.int64))
+    assert groups.first[groups.groups].tolist() == [*range(30), *(n - n % 2 for n in range(30, 90))]
 
 
 def test_neighbours_of_groups_are_those_of_their_first_images(bursts):
     values, of = bursts
-    near = find_nearest_groups(values)
+    near = find_nearest_groups(values, of)
     assert torch.equal(of[near.first][near.groups], of) and len(near.first) == 40
     numbers, cosines = find_nearest(values[near.first])
     assert torch.equal(near.numbers, numbers) and torch.equal(near.cosines, cosines)
@@ -92,19 +99,17 @@ def test_neighbours_of_groups_are_those_of_their_first_images(bursts):
 def test_separated_images_are_groups_of_their_own(bursts, monkeypatch):
     monkeypatch.setattr(module, "ROWS", 16)
     values, of = bursts
-    near = find_nearest_groups(values)
+    near = find_nearest_groups(values, of)
     rows = torch.tensor([int(near.first[5]), *(of == 7).nonzero().flatten().tolist()])
     found = separate(near, values, rows)
     new = [row for row in rows.tolist() if row not in near.first]
-    assert len(new) == 7 and found.first.tolist() == [*near.first.tolist(), *new]
+    assert len(new) == 2 and found.first.tolist() == [*near.first.tolist(), *new]
     assert found.first[found.groups[rows]].tolist() == rows.tolist()
     others = ~torch.isin(torch.arange(len(of)), rows)
     assert torch.equal(found.groups[others], near.groups[others])
     numbers, cosines = find_nearest(values[found.first])
     torch.testing.assert_close(found.cosines, cosines)
     assert torch.equal(found.numbers, numbers)
-    few = separate(find_nearest_groups(values[of == 7]), values[of == 7], torch.arange(8))
-    assert few.numbers.shape == (8, 7), "one group has no neighbours, its images have seven"
 
 
 def test_stretching_the_values_changes_no_cosine():
