@@ -259,7 +259,7 @@ class Asked(NamedTuple):
         return cls(rows, answers.said[rows], fold, answers.sample[rows])
 
     def only(self, some: np.ndarray) -> Self:
-        return self._make(part[some] for part in self)
+        return type(self)(*(part[some] for part in self))
 
     def leave_out(self, pool: Pool, answers: Answers, others: np.ndarray, remember: Remember) -> LeftOut:
         """By cross-validation. `others`: bool [N], the pictures that ranks are among.

@@ -1,5 +1,7 @@
 """What a model's predictions say without labels: whether it collapsed. Shapes: N images, K classes."""
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple, Self
 
@@ -18,8 +20,8 @@ class TopLabels(NamedTuple):
     labels: Tensor  # int64 [N], the most probable class; -1: none of the classes is more probable
     confidence: Tensor  # float [N], its probability
 
-    @classmethod
-    def from_probabilities(cls, probabilities: Tensor) -> Self:
+    @staticmethod
+    def from_probabilities(probabilities: Tensor) -> TopLabels:
         """From [N, K]; what a row lacks of 1 is the probability of none of the classes."""
         return Guesses.of(probabilities).decide()
 
