@@ -80,7 +80,7 @@ def test_who_names_what_is_left_is_done_and_what_is_left_never_grows():
         person = Person(lambda rank: np.where(rank < 0.3, 0.4, 0.01), seed, 1_000)
         person.draw(150)
         found, _ = person.look(SET)
-        assert 100 < found.accepted < 800
+        assert 50 < found.accepted < 800
         after, broken = found, False
         for _ in range(9):
             least = np.sort(person.confidence[~person.drawn & ~person.other])[after.left // 9]
@@ -152,7 +152,7 @@ def test_a_drawn_picture_that_nobody_can_tell_counts_as_wrong_and_leaves_all():
         (0, [], 0),
         (95, [], 5),  # 1 in 20 of 100, until more is known
         (95, [True] * 40, 5),
-        (80, [True] * 16 + [False] * 4, 18),  # 4 of 20: counted as 7 of 40
+        (80, [True] * 16 + [False] * 4, 17),  # 4 of 20: counted as 7 of 40
         (95, [True] * 19 + [False], 8),
     ],
 )
@@ -204,9 +204,9 @@ def test_the_promise_in_words():
     assert count_fewest_answers(0.05) == 59 and count_fewest_answers(0.05, at_every_look=True) == 77
 
 
-@pytest.mark.parametrize("promise, few", [(SET, 0.05), (ACCEPTED, 0.0)])
+@pytest.mark.parametrize("promise, few", [(SET, 0.02), (ACCEPTED, 0.0)])
 def test_with_few_or_wrong_answers_hardly_anything_is_promised(promise, few):
-    """Of the set, so many labels as may be wrong need no answer."""
+    """Of the set, so many labels as may be wrong, without those that will be overlooked, need no answer."""
     confidence, none = np.linspace(0, 1, 1_000), np.empty(0)
 
     def share(answers, right):
@@ -214,7 +214,7 @@ def test_with_few_or_wrong_answers_hardly_anything_is_promised(promise, few):
         return accept(0.05, sample, confidence, promise).accepted / 1_000
 
     shares = [share(300, False), share(20, True), share(0, True)]
-    assert share(300, True) == 1 and shares[2] == few == min(shares) and max(shares) <= 1.3 * few
+    assert share(300, True) == 1 and shares[2] == few and max(shares) <= 0.05
     assert (
         accept(0.05, Sample(np.ones(99), np.ones(99, bool), none), none, promise).text().startswith("All 99 pictures")
     )
