@@ -191,13 +191,12 @@ def measure_answers(
 
     Accuracies are of the pictures that people can tell. In the test of what is accepted a drawn picture that nobody can
     tell counts as wrong: there are others like it among those without an answer."""
-    everyone, asked = answers.teach(answers.known), Asked.of(pool, answers)
-    if not asked.drawn.any():
+    everyone, sample = answers.teach(answers.known), Drawn.of(pool, answers)
+    if not len(sample.rows):
         return give_answers(refined.decide(NEVER), *everyone), None
     others, besides = (answers.measured & part for part in (answers.said == OPEN, answers.known & ~answers.sample))
     nothing = np.zeros_like(others)
-    found = asked.leave_out(pool, answers, others, remember)
-    sample = asked.only(asked.drawn)
+    found = sample.leave_out(pool, answers, others, remember)
     model = predict_left_out(remember(nothing)[0], pool, torch.from_numpy(sample.rows)).labels.numpy()
     guesses = Guesses.of(found.probabilities)
     margin, none = bound_none(guesses, torch.from_numpy(sample.truth))
@@ -244,45 +243,40 @@ class LeftOut(NamedTuple):
     margin: float  # for none of the classes, of pictures without an answer
 
 
-class Asked(NamedTuple):
-    """The A answered pictures that teach or measure."""
+class Drawn(NamedTuple):
+    """The A pictures that were drawn at random and measure."""
 
     rows: np.ndarray  # int64 [A]
     truth: np.ndarray  # int64 [A], the answers
     fold: np.ndarray  # uint64 [A], the part of each; by its content, so that an answer more changes no other's part
-    drawn: np.ndarray  # bool [A], those that were drawn at random and measure
 
     @classmethod
     def of(cls, pool: Pool, answers: Answers) -> Self:
-        rows, folds = np.flatnonzero(answers.sample | answers.known), FOLD_NUMBERS // pool.probabilities.numel()
+        rows, folds = np.flatnonzero(answers.sample), FOLD_NUMBERS // pool.probabilities.numel()
+        if answers.known.sum() > 2 * len(rows):  # then few parts leave few of the answers out
+            folds = FOLDS[0]
         fold = answers.contents[rows] % np.uint64(max(FOLDS[0], min(FOLDS[1], folds)))
-        return cls(rows, answers.said[rows], fold, answers.sample[rows])
-
-    def only(self, some: np.ndarray) -> Self:
-        return type(self)(*(part[some] for part in self))
+        return cls(rows, answers.said[rows], fold)
 
     def leave_out(self, pool: Pool, answers: Answers, others: np.ndarray, remember: Remember) -> LeftOut:
-        """By cross-validation. `others`: bool [N], the pictures that ranks are among.
-
-        The margin is measured on all answers: those by coverage are about pictures that are less like others."""
+        """By cross-validation. `others`: bool [N], the pictures that ranks are among."""
         left, predicted = (torch.empty(len(self.rows), pool.probabilities.shape[1]) for _ in range(2))
-        parts = list[tuple[np.ndarray, Guesses]]()
-        for number in np.unique(self.fold[self.drawn]):
+        parts, among = list[tuple[np.ndarray, Guesses]](), torch.from_numpy(others)
+        for number in np.unique(self.fold):
             mine = self.fold == number
             rows, known = self.rows[mine], answers.known.copy()
             known[rows] = False
             memory, refined = remember(known)
             predicted[torch.from_numpy(mine)] = look_up(memory, pool, torch.from_numpy(rows))[0]
             left[torch.from_numpy(mine)] = refined[rows]
-            parts.append((mine[self.drawn], Guesses(*(part[torch.from_numpy(others)] for part in Guesses.of(refined)))))
-        there = np.isin(self.fold, self.fold[self.drawn])
-        guesses, drawn = Guesses.of(left), torch.from_numpy(self.drawn)
-        margin, _ = bound_none(Guesses(*(part[there] for part in guesses)), torch.from_numpy(self.truth[there]))
-        labels, confidence = (part[drawn].numpy() for part in guesses.decide(margin))
+            parts.append((mine, Guesses(*(part[among] for part in Guesses.of(refined)))))
+        guesses = Guesses.of(left)
+        margin, _ = bound_none(guesses, torch.from_numpy(self.truth))
+        labels, confidence = (part.numpy() for part in guesses.decide(margin))
         ranks = np.empty(len(labels))
         for mine, rest in parts:
             ranks[mine] = find_ranks(confidence[mine], rest.decide(margin).confidence.numpy())
-        return LeftOut(labels, ranks, predicted[drawn], margin)
+        return LeftOut(labels, ranks, predicted, margin)
 
 
 def bound_none(guesses: Guesses, truth: Tensor) -> tuple[float, str]:
