@@ -88,10 +88,15 @@ STAGES: Final[dict[str, Stage]] = {
         "must.config.train:ShardConfig", "must.data.shards.build:shard",
         next="must classifier --classes FILE --model ViT-B-16/datacomp_xl_s13b_b90k --output classifier.safetensors",
         pod=Pod(
-            "must-shard", 32, "must.runtime.stages:shard", writes={"index": "Dataset"}, returns={"index_sha256": str}
+            "must-shard", 32, "must.runtime.stages:shard", takes="must.config.run:SourceParameters",
+            writes={"index": "Dataset"}, returns={"index_sha256": str},
         ),
     ),
-    "shard-part": Stage(pod=Pod("must-shard", 32, "must.runtime.stages:shard_part", of="shard")),
+    "shard-part": Stage(
+        pod=Pod(
+            "must-shard", 32, "must.runtime.stages:shard_part", takes="must.config.run:SourceParameters", of="shard"
+        ),
+    ),
     "classifier": Stage(
         "Turn class names and prompt templates into zero-shot text classifier weights.",
         "must.config.train:ClassifierConfig", "must.method.model.classifier:classifier", torch=True,

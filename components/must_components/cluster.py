@@ -188,14 +188,11 @@ def check_inputs(facts: Facts, work_uri: str, *, runtime: str = "", **run: Any) 
     return {"fingerprint": fingerprint}
 
 
-def summarize_run(work_uri: str, *, run_id: str, status: dict[str, Any], run_summary: str) -> None:
-    """The exit task: summarizes the stages' notes: which one failed, its last lines, whether and how to resume.
-
-    Args:
-        status: the run's final status, from Kubeflow."""
+def summarize_run(work_uri: str, *, run_id: str, run_summary: str) -> None:
+    """The exit task: summarizes the stages' notes: which one failed, its last lines, whether and how to resume."""
     wait_for_credentials(work_uri)
     again = os.environ.get("MUST_RUN_AGAIN") or f"must-pipeline submit --again {run_id}"
-    page = summarize(work_uri, run_id, str(status.get("state", "")), again, settle_run(work_uri, run_id))
+    page = summarize(work_uri, run_id, again, settle_run(work_uri, run_id))
     print(page.to_text())
     write_page(page, run_summary)
 

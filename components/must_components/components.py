@@ -32,7 +32,8 @@ def make_component(name: str) -> Any:
     if pod.takes:
         texts = {one.name: " ".join(one.metadata["help"].split()) for one in fields(stages.import_name(pod.takes))}
         described = "\n".join(["Args:", *(f"    {key}: {text}" for key, text in texts.items())])
-        describe.__doc__ = str(describe.__doc__).replace("Args:", described, 1)
+        text, args, more = str(describe.__doc__).partition("Args:")
+        describe.__doc__ = f"{text}{described}{more}" if args else f"{text}\n\n{described}"
     interface = sorted(list_interface(pod, function), key=lambda one: one.default is not NO_DEFAULT)  # stable
     vars(describe)["__signature__"] = inspect.Signature(interface)
     return dsl.container_component(describe)
@@ -47,7 +48,6 @@ def list_interface(pod: Pod, function: Any) -> Iterator[inspect.Parameter]:
         for name, one in inspect.signature(source).parameters.items():
             if one.kind != inspect.Parameter.VAR_KEYWORD and name != "facts":  # of the supervisor
                 kinds[name], defaults[name] = find_kind(hints[name]), one.default
-    kinds |= {"status": dsl.PipelineTaskFinalStatus} if "status" in kinds else {}  # of the run, for the exit task
     kinds |= {name: dsl.Input[getattr(dsl, kind)] for name, kind in pod.reads.items()}
     kinds |= {name: dsl.Output[getattr(dsl, kind)] for name, kind in {**pod.writes, **pod.shows}.items()}
     kinds |= {name: dsl.OutputPath(kind) for name, kind in pod.returns.items()}

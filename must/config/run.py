@@ -7,10 +7,23 @@ from must.base.parameters import param
 
 
 @dataclass(kw_only=True)
-class RunParameters:
-    """Images and class names in, an adapted, evaluated and promoted ONNX model out."""
+class SourceParameters:
+    """What the stages shard and shard-part take of a run."""
 
     source: str = param("folder or bucket prefix of unlabeled images, or a manifest.")
+    test_source: str = param("labelled images for reporting, which become the split 'test'.", "")
+    labels: str = param("where labels are: folder, csv or none.", "none")
+    split: str = param("shares of `source` by split, such as train=0.9,test=0.1.", "train=1")
+    append: bool = param("add the source's new images to the shards that are there.", False)
+    shard_settings: dict[str, Any] = param(
+        'other parameters of `must shard` by name, such as {"max_rejected": 0.05, "workers": 4}.', factory=dict
+    )
+
+
+@dataclass(kw_only=True)
+class RunParameters(SourceParameters):
+    """Images and class names in, an adapted, evaluated and promoted ONNX model out."""
+
     classes: str = param("YAML file with class names and prompt templates, or imagenet.")
     work_uri: str = param("where shards and checkpoints go: gs://bucket/prefix or a path that all stages see.")
     registry_uri: str = param("where promoted models live; work_uri/registry if empty.", "")
@@ -20,12 +33,6 @@ class RunParameters:
         "ViT-B-16/datacomp_xl_s13b_b90k",
     )
     pretrained: str = param("the tag, if `model` has none, or a checkpoint file; nothing for a model folder.", "")
-    test_source: str = param("labelled images for reporting, which become the split 'test'.", "")
-    labels: str = param("where labels are: folder, csv or none.", "none")
-    split: str = param("shares of `source` by split, such as train=0.9,test=0.1.", "train=1")
-    shard_settings: dict[str, Any] = param(
-        'other parameters of `must shard` by name, such as {"max_rejected": 0.05, "workers": 4}.', factory=dict
-    )
     evaluate_split: str = param("the split to evaluate on; empty: test, or train if there is no test.", "")
     preset: str = param(
         "empty or auto: settings from the data's size and the model; else the published ones of a data set,\n"
@@ -51,7 +58,6 @@ class RunParameters:
     gate_settings: dict[str, Any] = param(
         'parameters of `must gate` by name, such as {"min_gain": 0.01}.', factory=dict
     )
-    append: bool = param("add the source's new images to the shards that are there.", False)
     only_new: bool = param("end early when nothing is new since a model was last promoted or stopped.", False)
 
 

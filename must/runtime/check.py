@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import fields
 from itertools import islice
 from typing import Any
 
@@ -22,6 +23,7 @@ from must.base.parameters import check_settings_of, load, normalize_names, requi
 from must.base.program import format_error
 from must.base.text import abbreviate, pluralize
 from must.config import ExportConfig, GateConfig, PredictConfig, ShardConfig, TrainConfig
+from must.config.run import SourceParameters
 from must.config.train import check_batch
 from must.config.work import ANSWERS_FILE, INDEX_FILE, Workspace
 from must.data.format import Index
@@ -212,7 +214,7 @@ def read_versions(uri: str) -> list[Any]:
     return [[entry.name, entry.size, storage.find_generation(storage.join(uri, entry.name))] for entry in entries]
 
 
-OF_SHARDING = ("source", "test_source", "labels", "split", "append", "output", "part")
+OF_SHARDING = [one.name for one in fields(SourceParameters) if one.name != "shard_settings"]
 OF_LABELLING = ("images", "output", "model", "part", "known", "relabel", "classes")
 OF_TRAINING = (
     "shards",
@@ -265,11 +267,8 @@ def make_labelling_settings(settings: Mapping[str, Any], parameters: dict[str, A
 
 def check_sharding(values: Mapping[str, Any]) -> ShardConfig:
     """The parameters of the stage shard."""
-    parameters = {name: values[name] for name in OF_SHARDING if values.get(name) is not None}
-    settings = values.get("shard_settings") or {}
-    return check_settings_of(
-        "shard_settings" if settings else "", ShardConfig, **make_sharding_settings(settings, parameters)
-    )
+    where = "shard_settings" if values.get("shard_settings") else ""
+    return check_settings_of(where, ShardConfig, **make_sharding_settings(values))
 
 
 def check_training(values: Mapping[str, Any]) -> TrainConfig:
@@ -301,6 +300,8 @@ def make_training_settings(settings: Mapping[str, Any], preset: str, epochs: int
     return {**normalize_names(settings), "preset": preset, **({"epochs": epochs} if epochs else {})}
 
 
-def make_sharding_settings(settings: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of `must shard`: those of the pipeline, and the run's settings."""
-    return parameters | require_settings(ShardConfig, settings, "shard_settings", OF_SHARDING)
+def make_sharding_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of `must shard`, of a run's `SourceParameters`."""
+    given = {name: values[name] for name in OF_SHARDING if values.get(name) is not None}
+    settings, fixed = values.get("shard_settings") or {}, (*OF_SHARDING, "output", "part")
+    return given | require_settings(ShardConfig, settings, "shard_settings", fixed)

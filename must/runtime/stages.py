@@ -37,42 +37,26 @@ from must.runtime.training import keep_plain, read_origin
 logger = logging.getLogger(__name__)
 
 
-def shard(
-    facts: Facts, work_uri: str, *, source: str, index: str, test_source: str = "", labels: str = "none",
-    split: str = "train=1", append: bool = False, settings: dict[str, Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+def shard(facts: Facts, work_uri: str, *, index: str, **values: Any) -> dict[str, Any]:
     """Packs images into WebDataset shards below work_uri; after parallel parts, those of all parts.
-
-    Args:
-        settings: other parameters of `must shard` by name.
 
     Returns:
         index: a copy of the shards' index.
         index_sha256: names the shards; the later stages refuse others."""
     uri = Workspace(work_uri).place("shards")
-    inputs = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
-    result = run("shard", **make_sharding_settings(settings or {}, inputs | {"output": uri}))
+    result = run("shard", output=uri, **make_sharding_settings(values))
     images = sum(shard.samples for shard in result.shards)
     facts.result = f"{images:,} images, revision {result.revision}"
     storage.write_bytes(index, storage.read_bytes(storage.join(uri, INDEX_FILE)))
     return {"index": {"shards": uri, "revision": result.revision, "images": images}, "index_sha256": result.sha256}
 
 
-def shard_part(
-    facts: Facts, work_uri: str, *, part: str, source: str, test_source: str = "", labels: str = "none",
-    split: str = "train=1", append: bool = False, settings: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
+def shard_part(facts: Facts, work_uri: str, *, part: str, **values: Any) -> None:
     """Reads, checks and packs this part's share of the images, by a hash of their names.
 
     Args:
-        part: I/N, such as 1/4.
-        settings: other parameters of `must shard` by name."""
-    inputs = {"source": source, "test_source": test_source, "labels": labels, "split": split, "append": append}
-    run(
-        "shard",
-        **make_sharding_settings(settings or {}, inputs | {"output": Workspace(work_uri).place("shards")}),
-        part=part,
-    )
+        part: I/N, such as 1/4."""
+    run("shard", output=Workspace(work_uri).place("shards"), part=part, **make_sharding_settings(values))
     facts.result = "done"
 
 

@@ -1,8 +1,7 @@
 """How a run ended, from its stages' notes: one line, why it failed, how to resume, a table of its stages, last lines.
 
-One `Summary` is printed as Markdown, for Kubeflow's narrow panel, or as text, for a terminal. The backend's state is
-only a hint: Kubeflow Pipelines gives the exit handler a state that only some of its programs update. A successful run
-may be RUNNING or FAILED there (and is never SUCCEEDED, which only the local runner uses)."""
+One `Summary` is printed as Markdown, for Kubeflow's narrow panel, or as text, for a terminal. Kubeflow's own state of a
+run is not used: only some of its programs update the one that the exit handler gets."""
 
 import logging
 import re
@@ -21,7 +20,6 @@ from must.runtime.notes import NOTHING_NEW, OVERTAKEN, Facts, Note, read_notes
 
 logger = logging.getLogger(__name__)
 
-SUCCESS_STATES = ("SUCCEEDED", "COMPLETE")
 SUMMARY_FILE = "summary.md"
 LOG_LINES = 20
 UNLIKE = 0.1  # share of labelled images with a low similarity, above which a new adaptation is advised
@@ -99,8 +97,7 @@ class Outcome(NamedTuple):
     headline: str  # one line, for readers who do not know the stages
 
 
-def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
-    """`state`: the backend's state of the stages, such as COMPLETE or RUNNING."""
+def determine_outcome(notes: list[Note]) -> Outcome:
     facts = {note.stage: note.facts for note in notes}
     headline = add_labels(facts) or describe_decision(facts)
     if (failed := find_failed(notes)) is not None:
@@ -112,8 +109,6 @@ def determine_outcome(notes: list[Note], state: str | None) -> Outcome:
         if "evaluate" in facts and "promote" not in facts:  # which also follows a gate that stopped the model
             return Outcome(False, f"{headline}. Then broken off: nothing came after {notes[-1].stage}")
         return Outcome(True, headline)
-    if not notes and state in SUCCESS_STATES:
-        return Outcome(True, "Run complete, but its stages could leave no notes")
     last = f"nothing came after {notes[-1].stage}" if notes else "no stage started"
     return Outcome(False, f"Run broken off: {last}")
 
@@ -221,7 +216,6 @@ def wrap(line: str) -> list[str]:
 def summarize(
     work_uri: str,
     run_id: str,
-    state: str | None,
     again: str,
     more: Sequence[str] = (),
     last: tuple[str, Facts] | None = None,
@@ -229,21 +223,19 @@ def summarize(
     """The summary from the stages' notes; one that says so if the notes cannot be read.
 
     Args:
-        state: the backend's state of the stages; only a hint.
         again: the command that starts the same run again.
         more: sentences about the TrainJob of a run that failed.
         last: (note's name, facts) of a stage that ends now, and whose own last note is not there yet."""
     try:
         notes = read_notes(work_uri, run_id)
     except (ValueError, OSError) as error:
-        ended = "Run complete" if state in SUCCESS_STATES else "Run ended"
         why = f"{format_error(error)}. The log of each stage says how it ended"
         lines = [StageLine("Why", why), StageLine("Command to go on", again, command=True)]
-        return Summary(f"{ended}, but the notes of its stages in {work_uri} cannot be read", lines=lines)
+        return Summary(f"Run ended, but the notes of its stages in {work_uri} cannot be read", lines=lines)
     for note in notes:
         if last and note.stage == last[0]:
             note.state, note.facts, note.seconds = "done", last[1], time.time() - note.started
-    good, headline = determine_outcome(notes, state)
+    good, headline = determine_outcome(notes)
     summary = Summary(headline, good, notes=Workspace(work_uri).notes(run_id))
     summary.table = [*map(make_row, notes), *make_total(notes)]
     if (failed := find_failed(notes)) is not None:
@@ -296,7 +288,7 @@ def write_page(summary: Summary, output: str = "") -> None:
 def write_good_page(work_uri: str, run_id: str, last: tuple[str, Facts] | None = None, output: str = "") -> None:
     """Writes the page of a run that has ended well with the stage `last`, as `summarize` takes it. After Kubeflow's
     Retry no exit task runs, and the page that is there tells of the failure before."""
-    summary = summarize(work_uri, run_id, None, "", last=last)
+    summary = summarize(work_uri, run_id, "", last=last)
     if summary.good or output:
         write_page(summary, output)
 

@@ -63,7 +63,6 @@ class Retries:
     backoff: int = 60
     factor: int = 2  # Argo takes no fraction
     window: int = 604_800  # a week
-    policy: Literal["", "Always", "OnFailure", "OnError", "OnTransientError"] = ""
 
 
 @dataclass(frozen=True)
@@ -229,26 +228,3 @@ def parse_quantity(text: str) -> float:
     number = re.match(r"[\d.]+", text)
     assert number
     return float(number[0]) * UNITS[text[number.end() :]]
-
-
-# GKE's gke-spot and gke-preemptible, EKS' capacityType: SPOT, Karpenter's capacity-type, AKS' scalesetpriority.
-SPOT = re.compile(r"(?i)\b(spot|preemptible|preemptable)\b")
-FALSE_VALUES = ("false", "no", "0")
-
-
-def is_spot(pool: NodePool) -> bool:
-    """Whether the node selector or the tolerations name spot nodes."""
-    pairs = list(pool.node_selector.items()) + [(each.key, each.value) for each in pool.tolerations]
-    return any(SPOT.search(f"{key} {value}") and value.lower() not in FALSE_VALUES for key, value in pairs)
-
-
-def warn_of_spot(cluster: ClusterConfig) -> str:
-    """A warning if training runs in a stage's own pod on spot nodes; else ""."""
-    pool = cluster.gpu if cluster.uses_gpu("train") else cluster.cpu
-    if cluster.trains_in_trainjob or cluster.retries.policy in ("Always", "OnFailure") or not is_spot(pool):
-        return ""
-    return (
-        "training runs in the stage's own pod on spot nodes: with Kubeflow's own settings the run ends when its "
-        "node is shut down or the pod is evicted. Set retries.policy: Always (Pipelines 2.18) or training.as: trainjob "
-        "(docs/kubeflow.md, Pods that vanish)"
-    )

@@ -18,7 +18,7 @@ from must.base.parameters import convert, require
 from must.base.text import suggest_name
 from must.config import ExportConfig, GateConfig, ShardConfig
 from must.runtime.check import check_labelling, check_run
-from must_pipeline.cluster import ClusterConfig, load_cluster, warn_of_spot
+from must_pipeline.cluster import ClusterConfig, load_cluster
 
 WIDTH: Final = 1_000  # characters of a line: shorter lines make the file a tenth larger
 CONFIGS: Final = {"gate": GateConfig, "labels": ShardConfig, "precision": ExportConfig}  # of these parameters
@@ -119,7 +119,6 @@ def main(options: argparse.Namespace) -> None:
     output = options.output or Path("must_label.yaml" if options.label else "must_pipeline.yaml")
     compile_pipeline(cluster, output, make_label_pipeline if options.label else make_pipeline)
     local = "`registry` is empty: the images' names work only on nodes that hold the images (make images)"
-    where = f"{options.cluster}: " if options.cluster else ""
-    for text in filter(None, ("" if cluster.registry or not options.cluster else local, warn_of_spot(cluster))):
-        print(f"{Path(sys.argv[0]).name}: warning: {where}{text}", file=sys.stderr)
+    if options.cluster and not cluster.registry:
+        print(f"{Path(sys.argv[0]).name}: warning: {options.cluster}: {local}", file=sys.stderr)
     print(f"{output}: {output.stat().st_size:,} bytes, for {options.cluster or 'this machine: no --cluster was given'}")

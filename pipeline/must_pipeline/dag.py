@@ -49,6 +49,7 @@ def declare(parameters: Any, build: Callable[[dict[str, Any]], None]) -> Callabl
             inspect.Parameter(one.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
         )
         described.append(f"    {one.name}: {one.metadata['help']}".replace("\n", "\n        "))
+    interface.sort(key=lambda one: one.default is not inspect.Parameter.empty)  # stable
     signature = inspect.Signature(interface)
     vars(pipeline)["__signature__"] = signature
     pipeline.__doc__ = "\n".join([parameters.__doc__, "", "Args:", *described])
@@ -78,11 +79,10 @@ def make_pipeline(cluster: ClusterConfig) -> Any:
         with dsl.ExitHandler(add("summary"), name="stages"):
             previous = inputs = add("inputs", runtime=cluster.training.runtime if cluster.trains_in_trainjob else "")
             classifier = add("classifier", fingerprint=inputs.outputs["fingerprint"]).outputs["weights"]
-            sharding = {"settings": run["shard_settings"]}
             if cluster.shard.pods > 1:
                 with dsl.ParallelFor(list_parts(cluster.shard.pods), name="shard parts") as part:
-                    previous = add("shard-part", inputs, part=part, **sharding)
-            index_sha256 = add("shard", previous, **sharding).outputs["index_sha256"]
+                    previous = add("shard-part", inputs, part=part)
+            index_sha256 = add("shard", previous).outputs["index_sha256"]
             made_from = {"index_sha256": index_sha256, "classifier": classifier}
             champion = add("champion", processes=cluster.training_processes, **made_from).outputs
             with dsl.If(champion["action"] == "train", name="something new"):

@@ -1,14 +1,11 @@
 """Applies cluster.yaml to a task: image, pool, resources, volumes, retries, time limit. For a TrainJob's nodes, which
 another controller creates, its settings are a parameter of the task: a plain dictionary."""
 
-import inspect
 import math
 from typing import Any
 
-import kfp
 from kfp import dsl, kubernetes
 
-from must.base.parameters import require
 from must.base.program import ERROR_FILE
 from must.runtime.supervise import Policy
 from must.stages import COMPONENTS, GPU_IMAGE, PODS
@@ -93,16 +90,9 @@ def set_access(task: dsl.PipelineTask, cluster: ClusterConfig) -> None:
 def set_persistence(task: dsl.PipelineTask, stage: str, cluster: ClusterConfig, launcher: bool) -> None:
     retries = cluster.retries
     if retries.count and PODS[stage].retried:
-        # The pod itself retries a crash, but not wrong input; Kubeflow retries a pod that was lost. By `policy` it may
-        # also retry a stage that has given up, which then ends at once (must/runtime/supervise.py).
+        # The pod itself retries a crash, but not wrong input; Kubeflow retries a pod that was lost.
         task.set_env_variable("MUST_RETRIES", f"{retries.count},{retries.backoff},{retries.factor}")
-        when = {"policy": retries.policy} if retries.policy else {}
-        require(
-            not when or "policy" in inspect.signature(task.set_retry).parameters,  # new in kfp 2.18
-            f"retries.policy {retries.policy}: the installed kfp {kfp.__version__} cannot set it; install kfp 2.18, or "
-            "leave it out and apply deploy/argo-retries.yaml",
-        )
-        task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s", **when)
+        task.set_retry(retries.count, f"{retries.backoff}s", retries.factor, f"{retries.window}s")
     seconds = cluster.timeouts.get(stage)
     if seconds and launcher:
         # The launcher ends its TrainJob at the limit, needs some time for it, and may then start another one.

@@ -117,7 +117,7 @@ def follow_run(kubeflow: Kubeflow, run_id: str) -> int:
             print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
     parameters = (run.runtime_config and run.runtime_config.parameters) or {}
     again = f"must-pipeline submit --again {run_id}"
-    summary = summarize(parameters.get("work_uri", ""), run_id, state, again)
+    summary = summarize(parameters.get("work_uri", ""), run_id, again)
     if any(entry.state == "CANCELING" for entry in run.state_history or []):
         print("the run was ended by a person")
     elif not summary.table and (failed := list_stages(run, "FAILED")):

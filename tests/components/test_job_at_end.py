@@ -19,7 +19,7 @@ def leave(work, **values):
 
 
 def page(work, more=()):
-    return summarize(str(work), "r1", "FAILED", "again", more=more).to_markdown()
+    return summarize(str(work), "r1", "again", more=more).to_markdown()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ URIS = ["gs://bucket/a/b", "s3://bucket/a/b", "minio://mlpipeline/v2/a", "/data/
 def ask(tmp_path, **values):
     """The input of the stage shard as Kubeflow's launcher gives it, which adds an output of its own: the log."""
     parameters = {"work_uri": str(tmp_path / "work"), "run_id": "7", "source": str(tmp_path / "in"), "append": False}
-    parameters |= {"settings": {"samples_per_shard": 4, "workers": 1}}
+    parameters |= {"shard_settings": {"samples_per_shard": 4, "workers": 1}}
     artifacts = {"index": ("system.Dataset", tmp_path / "out/index"), "executor-logs": ("system.Artifact", "minio://l")}
     outputs = {
         name: {"artifacts": [{"name": name, "type": {"schemaTitle": kind}, "uri": str(uri), "metadata": {}}]}

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from must.stages import PODS
-from must_pipeline.cluster import ClusterConfig, load_cluster, warn_of_spot
+from must_pipeline.cluster import ClusterConfig, load_cluster
 from must_pipeline.placement import encode_nodes
 from tests.common import one_line
 from tests.pipeline.compiled import CLUSTER, OF_LABELLING, Compiled, compile_apart, compiled_for
@@ -18,12 +18,6 @@ from tests.pipeline.compiled import CLUSTER, OF_LABELLING, Compiled, compile_apa
 CLUSTERS = Path(CLUSTER).with_name("clusters")
 RESOURCES = ("CpuRequest", "CpuLimit", "MemoryRequest", "MemoryLimit")
 DAY = 86_400
-SPOT = [
-    {"node_selector": {"cloud.google.com/gke-spot": "true"}},
-    {"node_selector": {"eks.amazonaws.com/capacityType": "SPOT"}},
-    {"tolerations": [{"key": "kubernetes.azure.com/scalesetpriority", "value": "spot", "effect": "NoSchedule"}]},
-    {"tolerations": [{"key": "cloud.google.com/gke-preemptible", "operator": "Exists"}]},
-]
 
 
 @cache
@@ -212,23 +206,10 @@ def test_what_only_looks_wrong_is_taken(tmp_path, text):
     load_cluster(tmp_path / "cluster.yaml")
 
 
-@pytest.mark.parametrize("pool", SPOT)
-def test_training_in_a_pod_on_spot_nodes_is_warned_of_and_a_trainjob_is_not(tmp_path, pool):
-    def said(**more):
-        (tmp_path / "cluster.yaml").write_text(yaml.safe_dump({"gpu": {"count": 1, **pool}, **more}))
-        return warn_of_spot(load_cluster(tmp_path / "cluster.yaml"))
-
-    assert "Set retries.policy: Always (Pipelines 2.18) or training.as: trainjob" in said()
-    assert not said(retries={"policy": "Always"}) and not said(training={"as": "trainjob"})
-    assert not said(gpu={"count": 1, "node_selector": {"cloud.google.com/gke-spot": "false", "team": "spotlight"}})
-    assert not said(gpu={"count": 0}, cpu={})
-
-
-def test_compile_prints_the_warnings_and_compiles(tmp_path):
-    (tmp_path / "c.yaml").write_text("gpu: {count: 1, node_selector: {cloud.google.com/gke-spot: 'true'}}")
+def test_compile_warns_of_images_without_a_registry_and_writes_one_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("gpu: {count: 1}")
     command = [sys.executable, "-m", "must_pipeline", "compile", "--cluster", "c.yaml", "--output", "o"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    images, spot = done.stderr.splitlines()
-    assert images.startswith("must-pipeline compile: warning: c.yaml: `registry` is empty: the images' names")
-    assert spot.startswith("must-pipeline compile: warning: c.yaml: training runs in the stage's own pod on spot nodes")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("must-pipeline compile: warning: c.yaml: `registry` is empty: the images' names")
     assert done.returncode == 0 and {file.name for file in tmp_path.iterdir()} == {"c.yaml", "o"}  # no second pipeline

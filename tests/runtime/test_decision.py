@@ -89,7 +89,7 @@ def test_the_gain_that_people_measured_is_in_the_runs_first_line(tmp_path, given
     assert ask(tmp_path, given, facts, gate="auto") == "passed"
     notes = [Note("evaluate", "done", facts=facts), Note("promote", "done", facts=Facts(version="r0000-1"))]
     said = "Promoted r0000-1: +30.0 points over zero-shot (95%: +20.0 to +40.0, 60 answers)"
-    assert determine_outcome(notes, None).headline == said
+    assert determine_outcome(notes).headline == said
 
 
 @pytest.mark.parametrize("kept, outcome", [(False, "passed"), (True, "kept at zero-shot")])
@@ -110,7 +110,7 @@ def test_a_champion_with_other_classes_is_replaced_by_a_gain_over_zero_shot_only
     assert promoted(tmp_path, given, champion, said) == "none"
     assert said.result == f"nothing is promoted: {champion} stays"
     assert not (tmp_path / "registry" / "digits" / "LATEST").exists()
-    ended = determine_outcome([Note("evaluate", "done", facts=facts), Note("promote", "done", facts=said)], None)
+    ended = determine_outcome([Note("evaluate", "done", facts=facts), Note("promote", "done", facts=said)])
     assert ended.headline.endswith(f"the champion, {champion}, stays")
 
 
@@ -126,7 +126,7 @@ def test_what_a_person_rolled_back_is_promoted_again_by_a_person_alone(tmp_path,
     facts = Facts()
     assert ask(tmp_path, given, facts) == "rolled back"
     assert promoted(tmp_path, given, "v0") == "none" and registry.latest().version == "v0"
-    said = determine_outcome([Note("evaluate", "done", facts=facts), Note("promote", "done")], None).headline
+    said = determine_outcome([Note("evaluate", "done", facts=facts), Note("promote", "done")]).headline
     begin = f"Not promoted: {version} was rolled back by a person, who can promote it again: must promote "
     assert said.startswith(begin)
     promote_by_hand(tmp_path / "registry", *shlex.split(said.removeprefix(begin))[:4])
@@ -140,7 +140,7 @@ def test_after_a_retry_the_last_stage_of_a_green_run_tells_how_it_ended(tmp_path
     assert ask(tmp_path, given, facts) == "passed"
     write_note(work := str(tmp_path / "work"), "7", Note("evaluate", "done", started=1.0, seconds=9.0, facts=facts))
     write_note(work, "7", Note("promote", "failed", started=20.0, code=137))
-    write_page(failed := summarize(work, "7", "FAILED", "again"), str(tmp_path / "page.md"))
+    write_page(failed := summarize(work, "7", "again"), str(tmp_path / "page.md"))
     assert failed.headline.startswith("Run failed: promote")
     said = r"\*\*Written\*\*: 20.* UTC; Kubeflow's Retry may have ended it well since then: .*summary\.md"
     assert re.search(said, (tmp_path / "page.md").read_text())

@@ -1,6 +1,4 @@
-"""Every way a run can end: what its stages left, what the backend says of it, and how its page begins. The states are
-those that Kubeflow Pipelines 2.17 was seen to give (COMPLETE, RUNNING, FAILED), the local runner's (SUCCEEDED), and
-others that it may give. The page must not depend on them."""
+"""Every way a run can end: what its stages left, and how its page begins."""
 
 import json
 
@@ -11,7 +9,6 @@ from must.runtime.notes import Facts, Failure, Note, read_notes, write_note
 from must.runtime.summary import determine_outcome, summarize
 from must_components.cluster import summarize_run
 
-STATES = ["COMPLETE", "RUNNING", "FAILED", "SUCCEEDED", "CANCELED", None]
 BEFORE = ["inputs", "shard", "classifier", "champion"]
 MEASURED = {"top1": 0.772, "before": 0.734, "report": "gs://b/work/notes/7/report.html"}
 R0007, PASSED = {"version": "r0007"}, {"outcome": "passed", "reasons": ["ok  same class 0.9"]}
@@ -33,104 +30,95 @@ def with_train(state, **values):
 
 
 TRAINED = [*BEFORE, "train", "evaluate", "export"]
-WAYS = {  # case: (notes, the state that was recorded for it, the page's first line)
+WAYS = {  # case: (notes, the page's first line)
     "promoted": (
         done(*TRAINED, "promote", evaluate=MEASURED | PASSED, promote=R0007),
-        "COMPLETE", "# Promoted r0007: 77.2%, was 73.4% (zero-shot)"),
+        "# Promoted r0007: 77.2%, was 73.4% (zero-shot)"),
     "all parts labelled": (
         done("model", "label-1-of-2", "label-2-of-2", **{
             "label-1-of-2": {"rows": {"images": 40, "new": 5}},
             "label-2-of-2": {"rows": {"images": 60, "new": 5, "not read: damaged": 1}}}),
-        "COMPLETE", "# Labelled 100 images: 10 new, 1 not read: damaged"),
+        "# Labelled 100 images: 10 new, 1 not read: damaged"),
     "some parts never started": (
         done("model", "label-1-of-16", **{"label-1-of-16": {"rows": {"images": 10, "new": 10}}}),
-        "CANCELED", "# Labelled 10 images: 10 new. Then broken off: 15 of 16 parts never started"),
+        "# Labelled 10 images: 10 new. Then broken off: 15 of 16 parts never started"),
     "promoted, measured against the champion": (
         done(*TRAINED, "promote", promote=R0007,
              evaluate=MEASURED | PASSED | {"before": 0.751, "against": "the champion, r0006"}),
-        "COMPLETE", "# Promoted r0007: 77.2%, was 75.1% (the champion, r0006)"),
+        "# Promoted r0007: 77.2%, was 75.1% (the champion, r0006)"),
     "promoted by people's answers": (
         done(*TRAINED, "promote", promote=R0007,
              evaluate=PASSED | {"gain": "+5.1 points over zero-shot (95%: +1.0 to +9.2, 238 answers)"}),
-        "COMPLETE", "# Promoted r0007: +5.1 points over zero-shot (95%: +1.0 to +9.2, 238 answers)"),
+        "# Promoted r0007: +5.1 points over zero-shot (95%: +1.0 to +9.2, 238 answers)"),
     "promoted again, the same model": (
         done(*TRAINED, "promote", evaluate=MEASURED | PASSED, promote=R0007 | {"action": "nothing new"}),
-        "COMPLETE", "# Nothing new: the model of this run, r0007, is the champion already"),
+        "# Nothing new: the model of this run, r0007, is the champion already"),
     "promoted without labels": (
-        done(*TRAINED, "promote", evaluate=PASSED, promote=R0007), "COMPLETE", "# Promoted r0007"),
+        done(*TRAINED, "promote", evaluate=PASSED, promote=R0007), "# Promoted r0007"),
     "stopped by the gate": (
         done(*TRAINED, "promote", evaluate=MEASURED | STOPPED),
-        "RUNNING", "# Not promoted: stopped by the gate (too few images)"),
+        "# Not promoted: stopped by the gate (too few images)"),
     "kept zero-shot": (
         done(*TRAINED, "promote", evaluate=MEASURED | KEPT | {"stays": "the champion, r0006"}),
-        "RUNNING", "# Kept zero-shot: no adaptation was better, so nothing is promoted; the champion, r0006, stays"),
+        "# Kept zero-shot: no adaptation was better, so nothing is promoted; the champion, r0006, stays"),
     "kept zero-shot, as the first model of its name": (
         done(*TRAINED, "promote", evaluate=KEPT, promote={"version": "r0001"}),
-        "COMPLETE", "# Kept zero-shot: no adaptation was better; promoted as r0001, the first of its name"),
+        "# Kept zero-shot: no adaptation was better; promoted as r0001, the first of its name"),
     "stopped, and promote never started": (
-        done(*TRAINED, evaluate=MEASURED | STOPPED), "RUNNING",
+        done(*TRAINED, evaluate=MEASURED | STOPPED),
         "# Not promoted: stopped by the gate (too few images). Then broken off: nothing came after export"),
     "rolled back by a person": (
         done(*TRAINED, "promote", evaluate={"outcome": "rolled back", "reasons": ["STOP  r0007 was rolled back"]}),
-        "COMPLETE", "# Not promoted: r0007 was rolled back"),
+        "# Not promoted: r0007 was rolled back"),
     "all parts labelled before": (
         done("model", "label-1-of-1", **{"label-1-of-1": {"rows": {"images": 1097, "similarity below 0.5": 60}}}),
-        "COMPLETE", "# Nothing new: 1,097 images are labelled already"),
+        "# Nothing new: 1,097 images are labelled already"),
     "nothing new": (
         done(*BEFORE, champion={"action": "nothing new", "why": "this data was promoted as r0006"}),
-        "RUNNING", "# Nothing new: this data was promoted as r0006"),
+        "# Nothing new: this data was promoted as r0006"),
     "failed, then retried and fine": (
         [*done(*TRAINED[:4]), Note("train", "done", started=5, tries=LOST), *done("promote", promote=R0007)],
-        "COMPLETE", "# Promoted r0007"),  # FAILED where the gate stopped it: what failed once is never taken back
+        "# Promoted r0007"),
     "wrong input": (
         [*done("inputs", "shard"), Note("classifier", "failed", started=3, code=2, lines=["no open_clip model"])],
-        "FAILED", "# Run failed: classifier: the input is wrong"),
+        "# Run failed: classifier: the input is wrong"),
     "killed, memory ran out, every time": (
-        with_train("failed", code=137, tries=LOST), "FAILED", "# Run failed: train: killed, memory may have run out"),
-    "killed pod, lost node": (with_train("running"), "RUNNING", "# Run failed: train: its pod is gone"),
+        with_train("failed", code=137, tries=LOST), "# Run failed: train: killed, memory may have run out"),
+    "killed pod, lost node": (with_train("running"), "# Run failed: train: its pod is gone"),
     "terminated by a person, seen by the stage": (
-        with_train("running", signalled=12.0), "RUNNING", "# Run stopped from outside, during train"),
+        with_train("running", signalled=12.0), "# Run stopped from outside, during train"),
     "terminated by a person, between two stages": (
-        done(*BEFORE, "train"), "RUNNING", "# Run broken off: nothing came after train"),
+        done(*BEFORE, "train"), "# Run broken off: nothing came after train"),
     "a store that did not answer": (
-        with_train("failed", code=75), "FAILED", "# Run failed: train: a dependency failed"),
-    "the first driver failed": ([], "RUNNING", "# Run broken off: no stage started"),
+        with_train("failed", code=75), "# Run failed: train: a dependency failed"),
+    "the first driver failed": ([], "# Run broken off: no stage started"),
     "two failed at once": (
         [Note("shard", "failed", started=0, seconds=50, code=1), Note("classifier", "failed", started=1, code=2)],
-        "FAILED", "# Run failed: classifier: the input is wrong"),
-    "its time limit": (with_train("failed", code=124), "FAILED", "# Run failed: train: its time was over"),
+        "# Run failed: classifier: the input is wrong"),
+    "its time limit": (with_train("failed", code=124), "# Run failed: train: its time was over"),
     "another run is writing there": (
         [*done("inputs"), Note("shard", "failed", started=3, code=73, tries=LOST, lines=[HELD])],
-        "FAILED", "# Run stopped: another run is writing to this work_uri"),
-    "a bug": (with_train("failed", code=1, lines=["ZeroDivisionError"]), "FAILED", "# Run failed: train: an error"),
+        "# Run stopped: another run is writing to this work_uri"),
+    "a bug": (with_train("failed", code=1, lines=["ZeroDivisionError"]), "# Run failed: train: an error"),
 }  # fmt: skip
 
 
-def page_of(work, notes, state="RUNNING", again="again"):
+def page_of(work, notes, again="again"):
     """The summary's page of a run that left these notes, and those that are there."""
     for note in notes:
         write_note(str(work), "7", note)
-    return summarize(str(work), "7", state, again).to_markdown()
+    return summarize(str(work), "7", again).to_markdown()
 
 
 @pytest.mark.parametrize("case", WAYS)
 def test_the_page_follows_from_what_the_stages_left(tmp_path, case):
-    notes, state, first_line = WAYS[case]
-    page = page_of(tmp_path, notes, state, "submit.py --again 7")
+    notes, first_line = WAYS[case]
+    page = page_of(tmp_path, notes, "submit.py --again 7")
     assert page.splitlines()[0] == first_line.replace("_", r"\_")
-    good = first_line.split()[1] in ("Promoted", "Not", "Kept", "Nothing", "Labelled") or "complete" in first_line
+    good = first_line.split()[1] in ("Promoted", "Not", "Kept", "Nothing", "Labelled")
     good &= "broken off" not in first_line
     assert ("submit.py --again 7" in page) is not good
-    assert determine_outcome(notes, state).good is good
-
-
-@pytest.mark.parametrize("state", STATES)
-def test_no_word_of_the_backend_changes_it_but_where_no_stage_left_a_note(state):
-    for case in ("promoted", "stopped by the gate", "killed pod, lost node"):
-        notes, recorded, _ = WAYS[case]
-        assert determine_outcome(notes, state) == determine_outcome(notes, recorded)
-    complete = determine_outcome([], state).headline == "Run complete, but its stages could leave no notes"
-    assert complete is (state in ("COMPLETE", "SUCCEEDED"))
+    assert determine_outcome(notes).good is good
 
 
 @pytest.mark.parametrize(
@@ -157,7 +145,7 @@ def test_the_reason_is_whole_and_first_and_no_line_is_wider_than_kubeflows_panel
     line = f"must classifier: {uri}: no such file"
     error = Failure("UserError", f"{uri}: no such file")
     failed = Note("classifier", "failed", started=3, code=2, error=error, lines=[line, "See https://a.library"])
-    page = page_of(tmp_path, [*done("inputs"), failed], "FAILED").splitlines()
+    page = page_of(tmp_path, [*done("inputs"), failed]).splitlines()
     assert page[2] == f"- **Why**: {uri}: no such file · wrong input (exit code 2)".replace("_", "\\_")
     assert page[3].startswith("- **First**: correct the input; ") and page[4] == "- **Command to go on**: `again`"
     log = page[page.index("```") + 1 : -1]
@@ -172,7 +160,7 @@ def test_no_stage_runs_when_the_run_is_over(tmp_path, signalled, word):
 
 @pytest.mark.parametrize("uri", ["gs://b/notes/7/report.html", "/data/notes/7/report.html"])
 def test_the_page_names_the_report_and_links_to_it_where_its_store_has_pages(tmp_path, uri):
-    page = page_of(tmp_path, done(*TRAINED, "promote", evaluate=MEASURED | {"report": uri}, promote=R0007), "COMPLETE")
+    page = page_of(tmp_path, done(*TRAINED, "promote", evaluate=MEASURED | {"report": uri}, promote=R0007))
     label = "[Report](https://storage.cloud.google.com/b/notes/7/report.html)" if "gs:" in uri else "Report"
     assert f"- **{label}**: {uri}, or the output report of the stage evaluate\n- **Run**: 7\n" in page
 
@@ -185,7 +173,7 @@ def test_without_access_to_the_notes_the_page_says_so(bucket_server, tmp_path, m
     monkeypatch.setattr("must.base.storage.store.RETRY_TIMEOUT", 0.5)
     work, page = f"{bucket_server.uri}/work", str(tmp_path / "page.md")
     bucket_server.faults.plan = ["403"] * 99
-    summarize_run(work, run_id="7", status={"state": "FAILED"}, run_summary=page)
+    summarize_run(work, run_id="7", run_summary=page)
     text = (tmp_path / "page.md").read_text()
     assert "Run ended, but" in capfd.readouterr().out
     assert text.startswith(f"# Run ended, but the notes of its stages in {work} cannot be read\n\n- **Why**: ")
@@ -200,7 +188,7 @@ def test_a_terminal_gets_the_same_without_markup(tmp_path):
     error = Failure("UnreachableError", line.removeprefix("must train: "))
     notes = [*done(*BEFORE), Note("train", "failed", started=9, code=75, error=error, lines=["a line", line])]
     page_of(tmp_path, notes)
-    text = summarize(str(tmp_path), "7", "FAILED", "must-pipeline submit --again 7").to_text()
+    text = summarize(str(tmp_path), "7", "must-pipeline submit --again 7").to_text()
     assert text.startswith("Run failed: train: a dependency failed\n\nWhy: a_registry does not answer (<urlopen error")
     assert f"  a line\n  {line}\n" in text and "Command to go on: must-pipeline submit --again 7\n" in text
     assert "\ntrain       failed  1      " in text and not set("`*|\\") & set(text)
@@ -222,13 +210,13 @@ def test_other_files_among_the_notes_do_not_stop_the_summary(tmp_path):
     for name, content in enumerate(FOREIGN):
         (tmp_path / "notes" / "7" / f"{name}.json").write_bytes(content)
     assert [note.stage for note in read_notes(str(tmp_path), "7")] == ["shard"]
-    assert "12 images" in summarize(str(tmp_path), "7", "SUCCEEDED", "again").to_markdown()
+    assert "12 images" in summarize(str(tmp_path), "7", "again").to_markdown()
 
 
 def test_what_a_stage_printed_cannot_steer_whoever_reads_the_page(tmp_path):
     raw = "\x1b[2J\u202e | ```"
     odd = Note(raw.replace("/", ""), "failed", code=1, facts=Facts(result=raw), lines=[raw, "x" * 10**6])
     page_of(tmp_path, [odd])
-    summary = summarize(str(tmp_path), "7", "FAILED", "again")
+    summary = summarize(str(tmp_path), "7", "again")
     for page in (summary.to_markdown(), summary.to_text()):
         assert all(line.isprintable() for line in page.split("\n")) and len(page) < 5000

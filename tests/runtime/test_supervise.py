@@ -78,7 +78,7 @@ def test_the_reason_is_what_the_stage_said_whatever_is_printed_after_it(tmp_path
     retries("")
     with pytest.raises(SystemExit, match=str(code)):
         run(tmp_path, how, times=9)
-    page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown()
+    page = summarize(str(tmp_path), "7", "again").to_markdown()
     assert page.splitlines()[2].startswith(f"- **Why**: {why}")
     assert how != "input" or page.splitlines()[-2] == "See https://a.library", "the log stays as it was"
 
@@ -162,7 +162,7 @@ def test_at_its_time_limit_a_stage_is_ended_as_by_a_signal_but_nobody_calls_it_s
         run_supervised("train", "tests.supervised:patient", "7", str(tmp_path), noted=False)
     (note,) = read_notes(str(tmp_path), "7")
     assert error.value.code == note.code == 124 and not note.tries and (tmp_path / "saved").exists()
-    page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown()
+    page = summarize(str(tmp_path), "7", "again").to_markdown()
     assert page.startswith("# Run failed: train: its time was over")
 
 
@@ -237,7 +237,7 @@ def test_a_place_that_another_run_holds_is_waited_for_and_then_refused_with_its_
     (note,) = read_notes(str(tmp_path), "7")
     assert note.tries == [73]
     assert "waits for the other run to end; trying again in 0 s" in capfd.readouterr().err
-    page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown().splitlines()
+    page = summarize(str(tmp_path), "7", "again").to_markdown().splitlines()
     assert page[0] == r"# Run stopped: another run is writing to this work\_uri"
     assert page[2].startswith("- **Why**: ") and "(run 1f2e, process " in page[2]
 
@@ -254,7 +254,7 @@ def test_a_run_that_another_one_overtook_is_not_tried_again_and_nothing_is_calle
         run_supervised("promote", CALL, "7", str(tmp_path), stage="promote", **second)
     (note,) = read_notes(str(tmp_path), "7")
     assert (note.code, note.tries) == (73, [])
-    page = summarize(str(tmp_path), "7", "FAILED", "again").to_markdown()
+    page = summarize(str(tmp_path), "7", "again").to_markdown()
     assert page.startswith("# Run stopped: another run promoted a model meanwhile; run it again\n")
     assert "another run promoted meanwhile. Run again" in page and "wrong input" not in page
 
@@ -269,7 +269,7 @@ def test_keys_that_are_refused_for_a_while_cost_no_try_no_note_and_no_page(bucke
     run_supervised("train", "tests.supervised:saving", "7", work)
     (note,) = read_notes(work, "7")
     assert (note.state, note.facts.result, note.tries) == ("done", "x", [])
-    assert "| train | done | 1 |" in summarize(work, "7", "FAILED", "again").to_markdown()
+    assert "| train | done | 1 |" in summarize(work, "7", "again").to_markdown()
     monkeypatch.setenv("MUST_RETRY_AUTH_ERRORS_AT", "")
     bucket_server.faults.plan = ["403"]
     with pytest.raises(SystemExit, match="2"):

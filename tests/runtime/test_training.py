@@ -37,4 +37,4 @@ def test_answers_reach_the_trained_model_and_the_labels(digits, tmp_path):
     counts = refined["accepted"]
     assert f"150 pictures: {len(pictures)} answered, " in facts.labels and f"{counts['left']} are left" in facts.labels
     assert counts["left"] == 150 - len(pictures) - counts["accepted"] > 0
-    assert f"- **Labels**: {facts.labels}" in summarize(str(tmp_path), "7", "COMPLETE", "again").to_markdown()
+    assert f"- **Labels**: {facts.labels}" in summarize(str(tmp_path), "7", "again").to_markdown()

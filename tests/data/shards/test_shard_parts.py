@@ -149,12 +149,12 @@ SETTINGS = {"samples_per_shard": 4, "workers": 1}
 
 
 def pack(number, source, work):
-    given = {"work_uri": str(work), "run_id": "7", "source": str(source), "settings": SETTINGS}
+    given = {"work_uri": str(work), "run_id": "7", "source": str(source), "shard_settings": SETTINGS}
     run_stage("shard-part", given | {"part": f"{number}/2"})
 
 
 def join(source, work, tmp_path, run="7"):
-    given = {"work_uri": str(work), "run_id": run, "source": str(source), "settings": SETTINGS}
+    given = {"work_uri": str(work), "run_id": run, "source": str(source), "shard_settings": SETTINGS}
     made = run_stage("shard", given | {"index": str(tmp_path / "index")})
     return made["index_sha256"], made["index"]["images"]
 
