@@ -153,7 +153,9 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"must {must.__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(
+        prog="must", dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS
+    )
     for name, stage in COMMANDS.items():
         command = commands.add_parser(
             name,
