@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import _ExceptionWithTraceback
 from contextlib import contextmanager, suppress
-from multiprocessing import connection, current_process, forkserver, resource_tracker
+from multiprocessing import connection, current_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -32,21 +32,10 @@ _open: set[int] = set()
 PARENT = "MUST_PARENT"  # environment variable: the id of the process with which this one ends
 
 
-def start_context(preload: str) -> BaseContext:
-    """The multiprocessing context of workers. A fork server imports the module `preload` once for all of them."""
+def start_context() -> BaseContext:
+    """The multiprocessing context of workers."""
     chosen = multiprocessing.get_start_method(allow_none=True)
-    method = chosen or ("fork" if sys.platform == "linux" else "spawn")
-    context = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(["__main__", preload])
-        # A SIGTERM to the process group must not end the fork server, and so all workers, before the program has saved.
-        resource_tracker.ensure_running()  # first, because it unblocks the signal when it has started
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        try:
-            forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return context
+    return multiprocessing.get_context(chosen or ("fork" if sys.platform == "linux" else "spawn"))
 
 
 def end_with_parent() -> None:
@@ -88,7 +77,6 @@ def begin_worker(environment: dict[str, str]) -> None:
     if dict(os.environ) != environment:  # a forked worker has it, and must not wait for a lock of the parent's threads
         os.environ.clear()
         os.environ.update(environment)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # blocked in a fork server
     silence_pillow()
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -285,11 +273,10 @@ class Worker(NamedTuple):
 class Workers:
     """A context manager for processes that do one job at a time. A process that dies is replaced; the others continue.
 
-    A worker's exception is raised in this process.
-    `preload`: the module that a fork server imports once for all workers: the caller's module."""
+    A worker's exception is raised in this process."""
 
-    def __init__(self, workers: int, preload: str) -> None:
-        self.workers, self.preload = workers, preload
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
         self.free: list[Worker] = []
         self.busy: dict[Connection, tuple[Worker, Callable[..., Any], Job]] = {}  # what each does
 
@@ -357,7 +344,7 @@ class Workers:
         return [note for worker, *_ in self.busy.values() if (note := worker.note.value)]
 
     def start(self) -> Worker:
-        context: Any = start_context(self.preload)
+        context: Any = start_context()
         connection, worker_end = context.Pipe()
         note = context.RawArray("c", NOTE_BYTES)
         process = context.Process(target=do_jobs, args=(worker_end, note, dict(os.environ)))

@@ -140,10 +140,10 @@ def read_back(name: str) -> str:
     return unescape_cell(encode_utf8(escape_cell(name)).decode())
 
 
-def parse_csv(data: bytes) -> Iterator[dict[str, str]]:
+def parse_csv(table: bytes | Iterable[str]) -> Iterator[dict[str, str]]:
     """The rows of a table that `format_csv` wrote, by column; all cells are texts, names as of `unescape_cell`.
-    Raises ValueError, csv.Error, AttributeError: it is no such table."""
-    for row in csv.DictReader(io.StringIO(data.decode(), newline="")):
+    `table`: its bytes, or its lines. Raises ValueError, csv.Error, AttributeError: it is no such table."""
+    for row in csv.DictReader(io.StringIO(table.decode(), newline="") if isinstance(table, bytes) else table):
         yield {name: unescape_cell(value) for name, value in row.items()}
 
 

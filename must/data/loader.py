@@ -192,7 +192,7 @@ def train_batches(
         collate_fn=collate,
         pin_memory=device is not None and device.type == "cuda",
         worker_init_fn=partial(quiet_worker, dict(os.environ)),
-        multiprocessing_context=start_context(__name__) if workers else None,
+        multiprocessing_context=start_context() if workers else None,
         prefetch_factor=PREFETCH if workers else None,
     )
     for batch in iterate(loader):
@@ -270,7 +270,7 @@ class EvalSource:
             num_workers=self.workers,
             collate_fn=list,
             worker_init_fn=partial(quiet_worker, dict(os.environ)),
-            multiprocessing_context=start_context(__name__) if self.workers else None,
+            multiprocessing_context=start_context() if self.workers else None,
         )
         for samples in iterate(loader):
             decoded = [sample for sample in samples if sample is not None]

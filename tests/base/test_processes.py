@@ -1,12 +1,10 @@
-"""Worker processes: the same bytes under every start method, none is left behind, and how many there may be."""
+"""Worker processes: none is left behind, and how many there may be."""
 
-import hashlib
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,35 +14,6 @@ from must.base.processes import count_cores, count_memory
 from tests import zoo
 from tests.common import ROOT, until
 
-SCRIPT = """
-import multiprocessing, sys
-from tests.base.test_processes import shard_and_train
-
-multiprocessing.set_start_method("forkserver")
-shard_and_train(*sys.argv[1:])
-"""
-
-
-def shard_and_train(images: str, classifier: str, output: str) -> None:
-    run("shard", source=images, output=f"{output}/shards", samples_per_shard=64, workers=2)
-    run(
-        "train", shards=f"{output}/shards", classifier=classifier, output=f"{output}/model", preset="digits", epochs=1,
-        batch_size=32, workers=2, device="cpu",
-    )  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_fork_server_gives_the_same_shards_and_the_same_model(digits, tmp_path):
-    given = str(digits.images / "train"), digits.classifier
-    shard_and_train(*given, str(tmp_path / "fork"))
-    subprocess.run([sys.executable, "-c", SCRIPT, *given, str(tmp_path / "forkserver")], check=True, env=environment())
-    found = {}
-    for method in ("fork", "forkserver"):
-        files = [path for path in (tmp_path / method).rglob("*") if path.suffix in (".tar", ".npy", ".safetensors")]
-        found[method] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    assert found["fork"] == found["forkserver"] and {"names-0000.npy", "model.safetensors"} <= found["fork"].keys()
-
-
 LEFT_BEHIND = """
 import multiprocessing, os, signal
 from concurrent.futures import ProcessPoolExecutor
@@ -52,38 +21,20 @@ from must.base.processes import begin_worker, start_context
 
 if __name__ == "__main__":
     multiprocessing.set_start_method("{method}")
-    with ProcessPoolExecutor(1, start_context("must.base.processes"), begin_worker, (dict(os.environ),)) as pool:
+    with ProcessPoolExecutor(1, start_context(), begin_worker, (dict(os.environ),)) as pool:
         print(pool.submit(os.getpid).result(), flush=True)
-        {end}
+        os.kill(os.getpid(), signal.SIGKILL)
 """
-
-
-def run_left_behind(tmp_path: Path, method: str, end: str) -> tuple[int, int]:
-    script = tmp_path / "script.py"
-    script.write_text(LEFT_BEHIND.format(end=end, method=method))
-    place: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "start_new_session": True}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, **place)
-    return done.returncode, int(done.stdout.split()[0])
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
 def test_a_worker_ends_with_the_program_that_was_killed(tmp_path, method):
-    code, worker = run_left_behind(tmp_path, method, "os.kill(os.getpid(), signal.SIGKILL)")
-    assert code == -signal.SIGKILL
-    until(lambda: not Path(f"/proc/{worker}").exists())
-
-
-def test_a_fork_server_outlives_a_sigterm_to_the_group(tmp_path):
-    end = (
-        "signal.signal(signal.SIGTERM, lambda *_: None); os.killpg(0, signal.SIGTERM); "
-        "context = start_context('must.base.processes'); one = context.Process(target=print); one.start(); one.join(); "
-        "os._exit(one.exitcode)"
-    )
-    assert run_left_behind(tmp_path, "forkserver", end)[0] == 0
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT)}
+    (tmp_path / "script.py").write_text(LEFT_BEHIND.format(method=method))
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, tmp_path / "script.py"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == -signal.SIGKILL
+    until(lambda: not Path(f"/proc/{done.stdout.split()[0]}").exists())
 
 
 @pytest.mark.parametrize(

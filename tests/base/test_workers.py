@@ -34,7 +34,7 @@ def fail(how: str) -> int:
 
 
 def of_a_pool(how: str) -> Iterator[int]:
-    with Workers(2, __name__) as workers:
+    with Workers(2) as workers:
         yield from workers.run(fail, [(how,), (how,)])
 
 
@@ -63,7 +63,7 @@ def test_a_fault_of_a_worker_keeps_its_meaning(where: Callable[[str], Iterator[i
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_each_job_has_one_result_and_workers_can_be_used_again(count: int) -> None:
-    with Workers(count, __name__) as workers:
+    with Workers(count) as workers:
         for jobs in (20, 0, 20):
             assert sorted(workers.run(abs, ((-n,) for n in range(jobs)))) == list(range(jobs))
 
@@ -82,6 +82,6 @@ def test_a_job_whose_worker_has_died_is_exchanged_and_the_others_go_on() -> None
         died.append((job, exit_code, note))
         return (job[0] + 100, -1)
 
-    with Workers(2, __name__) as workers:
+    with Workers(2) as workers:
         assert sorted(workers.run(crash_at, [(n, 3) for n in range(8)], again)) == [0, 1, 2, 4, 5, 6, 7, 103]
     assert died == [((3, 3), -signal.SIGPROF, b"at 3")]

@@ -1,6 +1,7 @@
 """Whether this machine's CUDA GPUs do what a CPU's do: `pytest tests/gpu`. GPU_TESTS_DEVICE=cpu runs the same
 code on the CPU, with two processes where several GPUs are needed."""
 
+import csv
 import itertools
 import json
 import os
@@ -17,11 +18,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from must.api.demo import find_assets
 from must.config import TrainConfig
 from must.config.work import LAST_FILE
 from must.method.distributed import StopSignal, init_distributed
 from must.method.model.bundle import LOG_FILE
 from must.method.train.trainer import Trainer
+from tests.common import read_csv
 from tests.method.train.lives import difference, training
 
 DEVICE = os.environ.get("GPU_TESTS_DEVICE", "cuda")
@@ -130,6 +133,23 @@ def test_a_killed_run_goes_on_to_the_same_model(processes, digits, run, tmp_path
     assert process.wait() == -signal.SIGKILL, "it had ended before it could be killed"
     subprocess.run(command(digits, tmp_path, processes), check=True)
     assert difference(tmp_path, run(processes)) <= WEIGHTS
+
+
+def test_every_command_runs_on_the_device(digits, tmp_path):
+    work, table, device = tmp_path / "work", tmp_path / "corrections.csv", ["--device", DEVICE]
+    photos, classes = digits.images, digits.images.parent / "classes.yaml"
+    must = [sys.executable, "-m", "must"]
+    adapt = ["adapt", photos, "--classes", classes, "--model", find_assets(), "--output", work, "--train", "no"]
+    subprocess.run([*must, *adapt, *device], check=True)
+    rows = read_csv(work / "labels/predictions.csv")
+    with table.open("w", newline="") as file:
+        given = [(row["image"], row["class"] if n % 2 else "none of these") for n, row in enumerate(rows[::5])]
+        csv.writer(file).writerows([("image", "class"), *given])
+    for command in (
+        ["review", work, "--add", table], ["refine", work], ["evaluate", work],
+        ["predict", photos, "--model", work / "model"],
+    ):  # fmt: skip
+        subprocess.run([*must, *command, *device], check=True)
 
 
 @several

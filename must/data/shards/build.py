@@ -63,7 +63,7 @@ def shard(config: ShardConfig) -> Index | None:
             return task
         work.start(task.run)
         workers = max(1, min(config.workers or count_cores(), len(task.numbers)))
-        with Workers(workers, process_chunk.__module__) as pool:
+        with Workers(workers) as pool:
             process(task, pool, work)
             if root == config.output:
                 return finish(task, pool, work, check_lock)

@@ -204,12 +204,12 @@ def join_parts(output: str) -> int:
     )
     files = [find_part_file(output, part) for part in list_parts(count)]
     first = next((row for file in files for row in read_table(file)), None)
-    columns, models = list(first or list_columns(output, 1, OWN_COLUMNS)), Counter[str]()
+    columns, models = list(first or list_columns(1, OWN_COLUMNS)), Counter[str]()
     with open_table(output, columns) as write:
         for file in files:
             for row in read_table(file):
-                same = list(row) == columns or output.lower().endswith(".jsonl")
-                require(same, f"{file}: has other columns than other parts (--top-k, --embeddings); label it again")
+                other = f"{file}: has other columns than other parts (--top-k, --embeddings); label it again"
+                require(list(row) == columns, other)
                 models[str(row.get("model"))] += 1
                 write(row)
     logger.info(f"{count} parts joined, {pluralize(models.total(), 'row')}; nothing was labelled -> {output}")
@@ -262,9 +262,8 @@ class Known:
             if relabel and by != model:
                 self.left_out += 1
                 continue
-            same = output.lower().endswith(".jsonl") or list(row) == columns
-            hint = "delete it, or take another --output"
-            require(same, f"{output}: has other columns than these options give (--top-k, --embeddings); {hint}")
+            hint = "(--top-k, --embeddings); delete it, or take another --output"
+            require(list(row) == columns, f"{output}: has other columns than these options give {hint}")
             require(
                 by == model or output in places,
                 f"{output}: was labelled by model {make_printable(by, 20)}, this is {model} (or other classes, or "

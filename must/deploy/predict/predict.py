@@ -57,7 +57,7 @@ from must.deploy.predict.writer import (
     Row,
     Unreadable,
     list_columns,
-    make_cells,
+    make_row,
     open_table,
     print_row,
 )
@@ -151,7 +151,7 @@ class Labelling:
         self.output = find_part_file(config.output, config.part) if config.part else config.output
         self.own_columns = OWN_COLUMNS if self.continued or config.output.lower().endswith(".parquet") else []
         further = [*self.own_columns, *["embedding"] * config.embeddings]
-        self.columns = list_columns(self.output, min(config.top_k, len(classifier.classes)), further)
+        self.columns = list_columns(min(config.top_k, len(classifier.classes)), further)
         self.counts, self.abstained, self.kept = {"images": 0, "unreadable": 0}, 0, 0
         self.table: Known | None = None
         self.pending = deque[Found]()  # images without a result yet, in order
@@ -219,7 +219,7 @@ class Labelling:
         named, read = ((one.name, one) for one in images), partial(read_pixels, view=view)
         return classify(self.classifier, named, read, self.options, read_ahead="-" not in self.config.images)
 
-    def finish(self, prediction: Prediction | Unreadable, write: Callable[[Row], None] | None) -> None:
+    def finish(self, prediction: Prediction | Unreadable, write: Callable[[Row], object] | None) -> None:
         """Writes, prints or hands over what came of the next image."""
         version = self.pending.popleft().version
         own = {"model": self.model, "version": version} if self.own_columns else {}
@@ -231,7 +231,7 @@ class Labelling:
         self.counts["images"] += 1
         self.abstained += prediction.abstained
         if write and not self.take:
-            write(make_cells(self.output, prediction) | own)
+            write(make_row(prediction) | own)
         else:
             (self.take or print_row)(prediction)
 

@@ -75,7 +75,7 @@ def read_batches(found: Iterable[Found], view: EvalView, read: Read, size: int, 
         listed = True
 
     waiting = jobs()
-    with Workers(workers, __name__) as pool:
+    with Workers(workers) as pool:
         while not listed:  # `run` also ends where the last job is done while there is none for now
             for number, *result in pool.run(read_batch, waiting):
                 done[number] = result[0], result[1]

@@ -1,6 +1,5 @@
 """Writes and reads predictions: lines on the terminal, or a CSV, JSONL or Parquet file that is complete or absent."""
 
-import csv
 import importlib
 import json
 import logging
@@ -12,7 +11,7 @@ import numpy as np
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.text import NONE_OF_THESE, encode_utf8, escape_cell, format_csv, make_printable, unescape_cell
+from must.base.text import NONE_OF_THESE, encode_utf8, escape_cell, format_csv, make_printable, parse_csv
 from must.data.sources.files import report_damage
 from must.data.sources.tables import check_pyarrow
 
@@ -81,30 +80,23 @@ def rank_classes(
 
 def make_row(prediction: Prediction) -> Row:
     """The columns of tables: image; class ("none of these" if the model abstained), probability, then class_2 (None
-    then), probability_2, ...; abstained; similarity, None if the model has no memory."""
+    then), probability_2, ...; abstained; similarity, None if the model has no memory; and the embedding, if there is
+    one."""
     row: Row = {"image": prediction.image}
     for rank, (name, probability) in enumerate(prediction.top, 1):
         suffix, none = (f"_{rank}", None) if rank > 1 else ("", NONE_OF_THESE)
         row |= {f"class{suffix}": none if prediction.abstained else name, f"probability{suffix}": probability}
-    return row | {"abstained": prediction.abstained, "similarity": prediction.similarity}
+    row |= {"abstained": prediction.abstained, "similarity": prediction.similarity}
+    return row if prediction.embedding is None else row | {"embedding": prediction.embedding}
 
 
-def list_columns(output: str, top_k: int, more: Sequence[str] = ()) -> list[str]:
-    """The columns of a table for the K most probable classes; those of a JSON-lines file are `make_json`'s."""
-    if output.lower().endswith(".jsonl"):
-        return ["image", "class", "abstained", "similarity", "predictions", *more]
-    suffixes = ["", *(f"_{rank}" for rank in range(2, top_k + 1))]
-    return [
-        "image",
-        *(kind + end for end in suffixes for kind in ("class", "probability")),
-        "abstained",
-        "similarity",
-        *more,
-    ]
+def list_columns(top_k: int, more: Sequence[str] = ()) -> list[str]:
+    """The columns of a table for the K most probable classes, as of `make_row`."""
+    return [*make_row(Prediction("", [""] * top_k, [0.0] * top_k)), *more]
 
 
 @contextmanager
-def open_table(output: str, columns: Sequence[str]) -> Iterator[Callable[[Row], None]]:
+def open_table(output: str, columns: Sequence[str]) -> Iterator[Callable[[Row], object]]:
     """Yields a function that writes a row: of FILE.csv, with an empty cell for None and 1 or 0 for a truth value; of
     FILE.jsonl, a line; of FILE.parquet, in row groups."""
     ending = output.lower().rpartition(".")[2]
@@ -114,17 +106,11 @@ def open_table(output: str, columns: Sequence[str]) -> Iterator[Callable[[Row], 
         if ending == "parquet":
             with open_parquet(file, columns) as write:
                 yield write
-            return
-        if ending == "csv":
+        elif ending == "csv":
             file.write(format_csv([columns]))
-
-        def write_line(row: Row) -> None:
-            if ending == "csv":
-                file.write(format_csv([[format_cell(row.get(name), name) for name in columns]]))
-            else:
-                file.write(json.dumps(row).encode() + b"\n")
-
-        yield write_line
+            yield lambda row: file.write(format_csv([[format_cell(row.get(name), name) for name in columns]]))
+        else:
+            yield lambda row: file.write(json.dumps({name: row.get(name) for name in columns}).encode() + b"\n")
 
 
 @contextmanager
@@ -166,21 +152,10 @@ def read_table(uri: str) -> Iterator[Row]:
                     yield from batch.to_pylist()
         elif uri.lower().endswith(".csv"):
             with path.open(encoding="utf-8", newline="") as text:
-                for row in csv.DictReader(text):
-                    yield {name: unescape_cell(value) for name, value in row.items()}
+                yield from parse_csv(text)
         else:
             with path.open("rb") as lines:
                 yield from map(json.loads, lines)
-
-
-def make_cells(output: str, prediction: Prediction) -> Row:
-    """A row of the file `output`."""
-    row = make_row(prediction)
-    if output.lower().endswith(".jsonl"):
-        row = make_json(prediction) | {"class": row["class"]}
-    return {"image": prediction.image, **row} | (
-        {} if prediction.embedding is None else {"embedding": prediction.embedding}
-    )
 
 
 def print_row(prediction: Prediction) -> None:
@@ -206,11 +181,3 @@ def import_pandas() -> Any:
         return importlib.import_module("pandas")
     except ModuleNotFoundError:
         raise UserError("to_frame needs the package pandas: pip install pandas") from None
-
-
-def make_json(prediction: Prediction) -> dict[str, Any]:
-    """As a JSON object: class (None if the model abstained), abstained, similarity if the model has a memory, and
-    predictions: [{"class": ..., "probability": ...}, ...]."""
-    row: dict[str, Any] = {"class": prediction.name, "abstained": prediction.abstained}
-    row |= {} if prediction.similarity is None else {"similarity": round(prediction.similarity, 4)}
-    return row | {"predictions": [{"class": name, "probability": round(p, 6)} for name, p in prediction.top]}

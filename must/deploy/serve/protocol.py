@@ -18,7 +18,7 @@ from must.data.image.decode import decode_view
 from must.data.image.limits import detect_format
 from must.data.image.preprocess import EvalView
 from must.deploy.onnx_model import STORED
-from must.deploy.predict.writer import Prediction, make_json
+from must.deploy.predict.writer import Prediction
 
 LONGEST_REASON = 400  # characters of a reason, which may quote the request
 # Limits of JSON, whose parser blocks all threads: enough for one image of the model's size as numbers. Pictures as
@@ -205,9 +205,11 @@ def make_output_tensors(predictions: RankedClasses, names: tuple[str, ...]) -> l
 
 
 def make_classification(predictions: RankedClasses) -> dict[str, Any]:
-    """The first image's predictions as in JSONL of `must predict`; with the threshold if the model abstained."""
+    """The first image's predictions: class (None if the model abstained), abstained, similarity if the model has a
+    memory, threshold if the class is less probable, and [{"class": ..., "probability": ...}, ...]."""
     first = predictions.ranked[0]
-    answer = make_json(first)
-    rows = answer.pop("predictions")
+    answer: dict[str, Any] = {"class": first.name, "abstained": first.abstained}
+    answer |= {} if first.similarity is None else {"similarity": round(first.similarity, 4)}
     below = first.abstained and first.probability < predictions.threshold
-    return answer | ({"threshold": round(predictions.threshold, 6)} if below else {}) | {"predictions": rows}
+    answer |= {"threshold": round(predictions.threshold, 6)} if below else {}
+    return answer | {"predictions": [{"class": name, "probability": round(p, 6)} for name, p in first.top]}

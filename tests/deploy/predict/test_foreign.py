@@ -12,7 +12,7 @@ import pytest
 from must.config import PredictConfig
 from must.deploy.onnx_model import OnnxClassifier
 from must.deploy.predict.predict import predict
-from must.deploy.predict.writer import Prediction, list_columns, make_cells, open_table, print_row
+from must.deploy.predict.writer import Prediction, list_columns, make_row, open_table, print_row
 from tests.common import one_line
 
 
@@ -90,9 +90,9 @@ def test_the_terminal_shows_no_raw_name(exported, digits, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
 def test_files_are_utf_8_and_no_cell_is_a_formula(tmp_path, name):
-    with open_table(output := str(tmp_path / name), list_columns(name, 2)) as write:
-        write(make_cells(output, HOSTILE))
-        write(make_cells(output, HOSTILE._replace(image="@here.png")))
+    with open_table(str(tmp_path / name), list_columns(2)) as write:
+        write(make_row(HOSTILE))
+        write(make_row(HOSTILE._replace(image="@here.png")))
     text = (tmp_path / name).read_bytes().decode()
     if name.endswith("jsonl"):
         assert json.loads(text.splitlines()[0])["image"] == HOSTILE.image
