@@ -22,7 +22,7 @@ def made(monkeypatch, tmp_path):
     """The content of each classifier that was computed; computing is not what is tested here."""
     contents = []
 
-    def call(stage, output, model_store, **values):
+    def run(stage, output, model_store, **values):
         ClassifierConfig(output=output, model_store=model_store, **values)
         model = {"model": "ViT-B-16", "pretrained": "openai", "model_folder": f"{model_store}/ViT-B-16"}
         weights = torch.full((4, 2), 0.5 + len(contents))
@@ -32,7 +32,7 @@ def made(monkeypatch, tmp_path):
         for file in (MODEL_FOLDER_FILE, OPEN_CLIP_WEIGHTS):
             storage.write_bytes(f"{model_store}/ViT-B-16/{file}", b"x")
 
-    monkeypatch.setattr(stages, "call", call)
+    monkeypatch.setattr(stages, "run", run)
     return contents
 
 
