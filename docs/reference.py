@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections import Counter
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -41,47 +42,60 @@ def main() -> None:
 
 
 def pages() -> dict[str, str]:
-    return {"commands.md": commands(), "python.md": python(), "pipeline.md": pipeline(), "cluster.md": cluster()}
+    return {"commands.md": commands(), "python.md": python(), "pipeline.md": pipeline()}
 
 
 def commands() -> str:
-    """Every stage with its flags, in the groups of its --help."""
+    """Every stage with its flags, in the groups of its --help; a flag that several have alike is described once."""
     out = [MADE, "# Commands\n"]
     out.append(
         "`must COMMAND --help` says the same. Any parameter can stand in a YAML file given with `--config`; flags win. "
-        "The functions of `import must` take the same names with `_` for `-`.\n"
+        "The functions of `import must` take the same names with `_` for `-`. In brackets: the default.\n"
     )
     out.append(" · ".join(f"[{name}](#must-{name})" for name in COMMANDS) + "\n")
+    listed = {name: list_parameters(stage.config) for name, stage in COMMANDS.items()}
+    of_train = {field.name for field in listed["train"]}
+    listed["plan"] = [field for field in listed["plan"] if field.name not in of_train]  # it has those of train, too
+    lines = {name: [(field, describe(name, field)) for field in shown] for name, shown in listed.items()}
+    times = Counter(line for rows in lines.values() for _, line in rows)
+    out.append("## Flags of several commands\n")
+    out += [line for line, count in times.items() if count > 1]
+    out.append("")
     for name, stage in COMMANDS.items():
         out.append(f"## must {name}\n")
         out.append(stage.help + "\n")
         if stage.config.example:
             out.append(block(inspect.cleandoc(stage.config.example), "text"))
-        kinds = get_type_hints(stage.config)
-        out.append("| parameter | default | |\n|---|---|---|")
+        groups: dict[str, list[str]] = {}
         group = ""
-        shown = list_parameters(stage.config)
-        if name == "plan":  # the parameters of train, and few of its own
-            others = {field.name for field in list_parameters(COMMANDS["train"].config)}
-            shown = [field for field in shown if field.name not in others]
-            out.append("| *those of [`must train`](#must-train), and* | | |")
-        for field in shown:
-            if field.metadata.get("group") and field.metadata["group"] != group:
-                group = field.metadata["group"]
-                out.append(f"| *{cell(group)}* | | |")
-            value = default(field)
-            if field.name in stage.config.by_preset:
-                value = describe_preset(stage.config.by_preset[field.name], value.strip("`"))
-            out.append(f"| {flag(field)} | {value} | {cell(field.metadata['help'])}{choices(kinds[field.name])} |")
-        out.append("")
+        for field, line in lines[name]:
+            group = field.metadata.get("group") or group
+            if times[line] == 1:
+                groups.setdefault(group, []).append(line)
+        for group, own in groups.items():
+            out += [f"*{group}*\n"] if group and len(groups) > 1 else []
+            out += [*own, ""]
+        shared = [flag(field) for field, line in lines[name] if times[line] > 1]
+        shared += ["those of [`must train`](#must-train)"] if name == "plan" else []
+        if shared:
+            out.append(f"And [of several commands](#flags-of-several-commands): {', '.join(shared)}.\n")
     return "\n".join(out)
+
+
+def describe(command: str, field: Field[Any]) -> str:
+    """A line about a flag: its value, its default, its help."""
+    config, value = COMMANDS[command].config, default(field)
+    if field.name in config.by_preset:
+        value = describe_preset(config.by_preset[field.name], value.strip("`"))
+    help_text = escape(field.metadata["help"]) + choices(get_type_hints(config)[field.name])
+    return f"- {flag(field)}{f' ({value})' if value else ''}: {help_text}"
 
 
 def flag(field: Field[Any]) -> str:
     word = field.metadata.get("metavar") or ""
     if field.metadata.get("positional"):
-        return cell(word or field.name.upper())
-    return f"`--{field.name.replace('_', '-')}`" + (f" {cell(word)}" if word else "")
+        return f"`{word or field.name.upper()}`"
+    return f"`--{field.name.replace('_', '-')}{f' {word}' if word else ''}`"
 
 
 def default(field: Field[Any]) -> str:
@@ -111,26 +125,28 @@ def python() -> str:
     """The functions at `must` and what they return."""
     out = [MADE, "# Python: functions and results\n"]
     out.append("How they are used is in [From Python](../python.md). All parameters are keywords.\n")
-    out.append("| function | does | returns |\n|---|---|---|")
+    out.append("| function | |\n|---|---|")
     for name, stage in COMMANDS.items():
         returns = "Adapted" if stage.python else inspect.signature(make_function(name)).return_annotation.__name__
         is_result = getattr(getattr(results, returns, None), "__module__", "") == results.__name__
         link = f"[`{returns}`](#{returns.lower()})" if is_result else f"`{returns}`"
-        out.append(f"| [`must.{name}`](commands.md#must-{name}) | {cell(stage.help)} | {link} |")
-    out += [f"| `must.{name}` | {cell(first_line(getattr(must, name)))} | |" for name in NOT_STAGES]
-    out += [f"| `must.{name}` | {cell(first_line(getattr(must, name)))} | an exception |" for name in ERRORS]
+        out.append(f"| [`must.{name}`](commands.md#must-{name}) | {link} |")
+    out += [f"| `must.{name}` | {cell(first_line(getattr(must, name)))} |" for name in [*NOT_STAGES, *ERRORS]]
     out.append("")
     for name, kind in vars(results).items():
         if not is_dataclass(kind) or kind.__module__ != results.__name__:
             continue
         out.append(f"## {name}\n")
         out.append(arguments(inspect.cleandoc(kind.__doc__ or "")) + "\n")
-        out.append("| field | type |\n|---|---|")
-        out += [f"| `{field.name}` | `{cell(str(field.type))}` |" for field in fields(kind)]
+        out.append(block("\n".join(f"{field.name}: {name_type(field.type)}" for field in fields(kind)), "python"))
         properties = [n for n, value in vars(kind).items() if isinstance(value, property) and not n.startswith("_")]
-        out += [f"| `{n}` | {cell(first_line(getattr(kind, n).fget))} |" for n in properties]
+        out += [f"- `{n}`: {escape(first_line(getattr(kind, n).fget))}" for n in properties]
         out.append("")
     return "\n".join(out)
+
+
+def name_type(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and not get_args(kind) else str(kind)
 
 
 def first_line(documented: Any) -> str:
@@ -150,7 +166,7 @@ def pipeline() -> str:
     out += [f"| `must-pipeline {name}` | {text} |" for name, (_, text, _) in cli.COMMANDS.items()]
     out.append("\nEach has `--help`.\n")
     out.append("## A run's parameters\n")
-    out.append("The lines of `run.yaml`.\n")
+    out.append("The lines of `run.yaml`, with their type and default.\n")
     out += parameters(PIPELINE / "must_pipeline.yaml")
     out.append("\n## Parameters of the second pipeline\n")
     out.append("Of `must_label.yaml`, which [labels images](../label-ten-million.md#in-kubeflow).\n")
@@ -158,9 +174,9 @@ def pipeline() -> str:
 
 
 def parameters(compiled: Path) -> list[str]:
-    """A table of a compiled pipeline's parameters."""
+    """A line for each parameter of a compiled pipeline."""
     spec = next(yaml.safe_load_all(compiled.read_text()))
-    out = ["| parameter | type | default | |\n|---|---|---|---|"]
+    out = []
     for name, parameter in spec["root"]["inputDefinitions"]["parameters"].items():
         value = parameter.get("defaultValue")
         if isinstance(value, bool):
@@ -169,13 +185,9 @@ def parameters(compiled: Path) -> list[str]:
             value = f"{value:g}"
         value = "required" if not parameter.get("isOptional") else "" if value in ("", {}, None) else f"`{value}`"
         kind = parameter["parameterType"].lower().removeprefix("number_")
-        out.append(f"| `{name}` | {kind} | {value} | {cell(parameter.get('description', ''))} |")
+        about = f"{kind}, {value}" if value else kind
+        out.append(f"- `{name}` ({about}): {escape(parameter.get('description', ''))}")
     return out
-
-
-def cluster() -> str:
-    out = [MADE, "# cluster.yaml\n", "Every key with its default. A file needs only the keys that differ.\n"]
-    return "\n".join([*out, block((PIPELINE / "cluster.yaml").read_text().strip(), "yaml")])
 
 
 def block(text: str, language: str) -> str:
@@ -184,7 +196,11 @@ def block(text: str, language: str) -> str:
 
 def cell(text: str) -> str:
     """Escapes text for a table."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return escape(text).replace("|", "\\|")
+
+
+def escape(text: str) -> str:
+    return " ".join(text.split()).replace("<", "&lt;")
 
 
 if __name__ == "__main__":
