@@ -225,10 +225,10 @@ def state_with_labels(metrics: Metrics, before: float, after: float) -> Verdict:
         text = f"{facts} Fewer than {FEWEST_LABELS} labelled images decide nothing."
         return Verdict("open", "Too few labels to tell", text, f"{now} These are too few images to tell.")
     if low > 0:
-        return Verdict("good", f"Better than {name}", facts, f"Better than before on these images: {now}")
+        return Verdict("good", f"Better than {name}", facts, f"Better than before on the labelled images: {now}")
     if high < 0:
-        return Verdict("bad", f"Worse than {name}", facts, f"Worse than before on these images: {now}")
-    plain = f"No clear difference on these images: {now} That may be chance; more labelled images would tell."
+        return Verdict("bad", f"Worse than {name}", facts, f"Worse than before on the labelled images: {now}")
+    plain = f"No clear difference on the labelled images: {now} That may be chance; more labelled images would tell."
     return Verdict("open", f"No clear difference from {name}", facts + " The interval contains zero.", plain)
 
 
