@@ -52,7 +52,7 @@ train       distributed memory model
     "deploy": """
 onnx_model
 export      onnx_model
-predict     export onnx_model
+predict     onnx_model
 promote     onnx_model
 serve       onnx_model predict promote
 review      serve

@@ -23,7 +23,7 @@ from must.config import PredictConfig
 from must.config.work import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.data.image.preprocess import EvalView, to_rgb
 from must.data.sources.files import ListingReport
-from must.deploy.onnx_model import ImageClassifier, choose_threshold
+from must.deploy.onnx_model import Classifier, choose_threshold
 from must.deploy.predict.images import Found, find_images
 from must.deploy.predict.predict import classify, open_model
 from must.deploy.predict.predict import read_pixels as pixels_of_file
@@ -48,7 +48,7 @@ class Model:
     model("photo.jpg").name                                               # one image: a Prediction
     for prediction in model(["a.jpg", "b.jpg"]): print(prediction.top)  # several, or a folder: Predictions"""
 
-    def __init__(self, classifier: ImageClassifier) -> None:
+    def __init__(self, classifier: Classifier) -> None:
         self._classifier, self._view = classifier, EvalView(classifier.preprocess)
         self.where, self.classes = classifier.where, list(classifier.classes)
 

@@ -19,6 +19,8 @@ from must.base.text import make_printable
 from must.config import PredictConfig
 from must.config.work import DESCRIPTION_FILE, ONNX_FILE, PARTS
 from must.data.image.preprocess import Preprocess, normalize_pixels
+from must.evaluation.result import Metrics
+from must.method.model.description import Selection
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +40,21 @@ class Classified(NamedTuple):
     embedding: np.ndarray | None = None
 
 
-def name_outputs(probability: np.ndarray, others: list[np.ndarray], embeddings: bool) -> Classified:
-    """A network's outputs: the probabilities, the similarity if it has a memory, the embeddings if it gives them."""
-    embedding = others.pop() if embeddings else None
-    return Classified(probability, others[0] if others else np.full(len(probability), np.nan, np.float32), embedding)
+class Classifier(Protocol):
+    """A model that classifies pixels: by an ONNX file, or by torch (predict/bundle.py)."""
+
+    where: str
+    classes: list[str]
+    preprocess: Preprocess
+
+    @property
+    def metadata(self) -> dict[str, str]: ...
+
+    @property
+    def identity(self) -> str: ...
+
+    def __call__(self, pixels: np.ndarray) -> Classified:
+        """Classifies uint8 [B, S, S, 3]."""
 
 
 def load_runtime() -> Any:
@@ -121,7 +134,9 @@ class OnnxClassifier:
     def run(self, inputs: np.ndarray) -> Classified:
         """Runs the graph on its input [B, ...]."""
         probability, *others = self.session.run(self.output_names, {self.input_name: inputs})
-        return name_outputs(probability, others, self.embeddings)
+        embedding = others.pop() if self.embeddings else None
+        similarity = others[0] if others else np.full(len(probability), np.nan, np.float32)
+        return Classified(probability, similarity, embedding)
 
     def outputs(self, pixels: np.ndarray) -> list[np.ndarray]:
         """All outputs of the graph for uint8 [B, S, S, 3]: the probabilities first."""
@@ -174,7 +189,7 @@ ABSTENTION = "abstention"  # in the metadata
 STORED = -1.0  # selects the threshold in the model
 
 
-def choose_threshold(abstain: float, classifier: "ImageClassifier", where: str) -> float:
+def choose_threshold(abstain: float, classifier: Classifier, where: str) -> float:
     """`abstain`, or for -1 the threshold in the model's metadata; 0, which never abstains, if there is none: that is
     logged."""
     if abstain == STORED and ABSTENTION not in classifier.metadata:
@@ -185,7 +200,17 @@ def choose_threshold(abstain: float, classifier: "ImageClassifier", where: str) 
     return read_threshold(classifier, where) if abstain == STORED else abstain
 
 
-def read_threshold(classifier: "ImageClassifier", where: str) -> float:
+def find_measured_abstention(metrics: Metrics | None, selection: Selection | None) -> dict[str, Any] | None:
+    """The threshold for abstaining with its coverage and risk, as `must evaluate` measured it by labels, or else `must
+    refine` by answers; None: there is none."""
+    for measured in (metrics and metrics.abstention, selection and selection.abstention):
+        if measured and measured.threshold is not None:
+            stored = ("threshold", "coverage", "risk", "bound", "target", "by")
+            return {name: getattr(measured, name) for name in stored}
+    return None
+
+
+def read_threshold(classifier: Classifier, where: str) -> float:
     """The threshold in the model's metadata; 0 if there is none."""
     if ABSTENTION not in classifier.metadata:
         return 0.0
@@ -197,23 +222,6 @@ def read_threshold(classifier: "ImageClassifier", where: str) -> float:
 
     damaged = UserError(f"{where}: the threshold in its metadata is damaged")
     return storage.parse_object(classifier.metadata[ABSTENTION], parse, damaged)
-
-
-class ImageClassifier(Protocol):
-    """What OnnxClassifier and BundleClassifier have in common."""
-
-    where: str
-    classes: list[str]
-    preprocess: Preprocess
-
-    @property
-    def metadata(self) -> dict[str, str]: ...
-
-    @property
-    def identity(self) -> str: ...
-
-    def __call__(self, pixels: np.ndarray) -> Classified:
-        """Classifies uint8 [B, S, S, 3]."""
 
 
 def open_onnx(config: PredictConfig) -> OnnxClassifier:

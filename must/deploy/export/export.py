@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import tempfile
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,18 +29,25 @@ from must.data.augment import normalize
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.reader import ShardReader
-from must.deploy.export.graph import LARGEST_DIFFERENCE, run_in_batches
-from must.deploy.onnx_model import ABSTENTION, EMBEDDING, KNOWS_NONE, LABELS_FILE, OnnxClassifier
+from must.deploy.onnx_model import (
+    ABSTENTION,
+    EMBEDDING,
+    KNOWS_NONE,
+    LABELS_FILE,
+    OnnxClassifier,
+    find_measured_abstention,
+)
 from must.evaluation.result import Metrics, read_metrics
 from must.method.model.backbone import Backbone, load_backbone, quiet_open_clip, write_files
 from must.method.model.bundle import Bundle, load_bundle
 from must.method.model.classifier import read_header
-from must.method.model.description import Selection, get_preprocess, require_same_model
+from must.method.model.description import get_preprocess, require_same_model
 from must.method.model.hub import find_first_line
 from must.method.model.memory import SAME_IMAGE_INT8
 
 logger = logging.getLogger(__name__)
 
+LARGEST_DIFFERENCE = 1e-3  # in a probability, of float32 arithmetic
 LEAST_AGREEMENT = {"fp32": 1.0, "int8": 0.97}
 LEAST_COSINE = {"fp32": 0.9999, "int8": 0.95}
 """Of an image's embedding with PyTorch's, by the precision."""
@@ -89,7 +97,8 @@ def export_onnx(
     description, method = bundle.description, str(config.precision)
     with tempfile.TemporaryDirectory(prefix="must-export-") as folder:
         begin("outputs of PyTorch")
-        expected, features = compute_reference(bundle, pixels, config.embeddings)
+        expected, embeddings = compute_reference(bundle, pixels)
+        features = embeddings if config.embeddings else None
         begin("the graph")
         if config.precision == "int8" and bundle.memory:
             bundle.memory.same_image = SAME_IMAGE_INT8
@@ -156,15 +165,17 @@ def load_images(config: ExportConfig, bundle: Bundle) -> np.ndarray:
     return np.stack(pixels)
 
 
-def compute_reference(
-    bundle: Bundle, pixels: np.ndarray, embeddings: bool = True
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """PyTorch's probabilities [N, K] and, with `embeddings`, image features of length 1 [N, D], float32, of uint8
-    pixels [N, S, S, 3]."""
+def compute_reference(bundle: Bundle, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """PyTorch's probabilities [N, K] and image features of length 1 [N, D], float32, of uint8 pixels [N, S, S, 3]."""
     images = normalize(torch.from_numpy(pixels), get_preprocess(bundle.description))
-    output = run_in_batches(bundle.classifier, images)
-    probability = (output.exp() if bundle.memory else output.softmax(dim=-1)).numpy()
-    return probability, F.normalize(run_in_batches(bundle.model.visual, images), dim=-1).numpy() if embeddings else None
+    probability, _, features = run_in_batches(bundle.classify, images)
+    return probability.numpy(), features.numpy()
+
+
+def run_in_batches(network: Callable[[Tensor], Sequence[Tensor]], images: Tensor) -> list[Tensor]:
+    """The network's outputs, each [N, ...], for images [N, 3, S, S], 32 at a time."""
+    with torch.inference_mode():
+        return [torch.cat(parts) for parts in zip(*map(network, images.split(32)), strict=True)]
 
 
 def compare(
@@ -217,16 +228,6 @@ def require_check(check: Check, config: ExportConfig) -> None:
             f"the {config.precision} file differs too much from PyTorch: {'; '.join(failed)}; nothing was written"
             + (f". What may help: {advice}" if config.precision == "int8" else "")
         )
-
-
-def find_measured_abstention(metrics: Metrics | None, selection: Selection | None) -> dict[str, Any] | None:
-    """The threshold for abstaining with its coverage and risk, as `must evaluate` measured it by labels, or else `must
-    refine` by answers; None: there is none."""
-    for measured in (metrics and metrics.abstention, selection and selection.abstention):
-        if measured and measured.threshold is not None:
-            stored = ("threshold", "coverage", "risk", "bound", "target", "by")
-            return {name: getattr(measured, name) for name in stored}
-    return None
 
 
 OPTIONAL_FILES = {
@@ -319,13 +320,13 @@ def open_clip_features(folder: Path, images: Tensor) -> Tensor:
         raise UserError(
             f"--to open_clip: open_clip does not load what was written: {find_first_line(error)}"
         ) from error
-    return run_in_batches(model.encode_image, images)
+    return run_in_batches(lambda part: [model.encode_image(part)], images)[0]
 
 
 def compare_features(bundle: Bundle, images: Tensor, features: Tensor) -> tuple[float, float]:
     """The largest differences of a logit and of a probability. `images` [N, 3, S, S], normalised; `features` [N, D]:
     open_clip's features of them."""
-    expected = run_in_batches(bundle.model, images)
+    expected = run_in_batches(lambda part: [bundle.model(part)], images)[0]
     logits = bundle.model.logit_factor * F.normalize(features.float(), dim=-1) @ bundle.model.classifier
     pairs = (expected, logits), (expected.softmax(-1), logits.softmax(-1))
     of_logit, of_probability = ((one - other).abs().max().item() for one, other in pairs)

@@ -29,8 +29,6 @@ from must.method.model.description import Description, get_preprocess
 from must.method.model.memory import flatten_tokens
 from must.method.model.towers import ClipTower, SelfAttention, is_residual
 
-LARGEST_DIFFERENCE = 1e-3  # in a probability, of float32 arithmetic
-
 
 class InferenceModel(nn.Module):
     """Images -> class probabilities float32 [B, K]. Without mask token, patch LayerNorm and decoder.
@@ -95,12 +93,6 @@ def make_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     layer = nn.Linear(weight.shape[1], weight.shape[0])
     layer.weight.data, layer.bias.data = weight.detach().contiguous(), bias.detach().contiguous()
     return layer
-
-
-def run_in_batches(network: Any, images: Tensor) -> Tensor:
-    """The network's outputs [N, ...] for images [N, 3, S, S], 32 at a time."""
-    with torch.inference_mode():
-        return torch.cat([network(part) for part in images.split(32)])
 
 
 INPUT, OUTPUT = "image", "probability"

@@ -1,4 +1,4 @@
-"""Predicts in torch with the same network that `must export` writes to ONNX: of a bundle, or a zero-shot model."""
+"""Classifies with torch: with a bundle, or a zero-shot model."""
 
 import json
 from contextlib import suppress
@@ -13,9 +13,7 @@ from must.base.parameters import require
 from must.config import PredictConfig
 from must.config.work import PARTS, Workspace
 from must.data.augment import normalize
-from must.deploy.export.export import find_measured_abstention
-from must.deploy.export.graph import InferenceModel
-from must.deploy.onnx_model import ABSTENTION, Classified, name_outputs
+from must.deploy.onnx_model import ABSTENTION, Classified, find_measured_abstention
 from must.evaluation.result import read_metrics
 from must.method.distributed import pick_device
 from must.method.model.bundle import Bundle, load_bundle, make_named_bundle, make_zero_shot_bundle
@@ -32,18 +30,18 @@ class BundleClassifier:
             torch.set_num_threads(config.threads)
         self.where, self.classes = config.model, bundle.description.classes
         self.preprocess = get_preprocess(bundle.description)
-        self.selection = bundle.description.provenance.selection
-        self.embeddings = config.embeddings
-        self.network = InferenceModel(bundle, uint8=False, embeddings=self.embeddings).eval().to(self.device)
+        self.embeddings, self.bundle = config.embeddings, bundle
+        for network in filter(None, (bundle.model, bundle.memory)):
+            network.to(self.device)
         told = bundle.description
         self.identity = json.dumps([told.weights_sha256, told.backbone, told.pretrained, told.classes, told.templates])
 
     def __call__(self, pixels: np.ndarray) -> Classified:
         with torch.inference_mode():
             images = normalize(torch.from_numpy(pixels).to(self.device), self.preprocess)
-            probability, *others = (output.cpu().numpy() for output in self.network(images))
+            probability, similarity, feature = (output.cpu().numpy() for output in self.bundle.classify(images))
         require(bool(np.isfinite(probability).all()), f"{self.where}: its probabilities are no finite numbers")
-        return name_outputs(probability, others, self.embeddings)
+        return Classified(probability, similarity, feature if self.embeddings else None)
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -53,7 +51,7 @@ class BundleClassifier:
         if name == PARTS["bundle"].path and Workspace(work).is_measured():
             with suppress(UserError):  # a damaged report
                 metrics = read_metrics(Workspace(work).find("report"))
-        abstention = find_measured_abstention(metrics, self.selection)
+        abstention = find_measured_abstention(metrics, self.bundle.description.provenance.selection)
         return {ABSTENTION: json.dumps(abstention)} if abstention else {}
 
 

@@ -37,7 +37,7 @@ from must.config.work import (
 from must.data.image.decode import decode_view
 from must.data.image.preprocess import EvalView
 from must.data.sources.files import ListingReport, UnreadableError, describe_unread, hash_name
-from must.deploy.onnx_model import ImageClassifier, choose_threshold, open_onnx
+from must.deploy.onnx_model import Classifier, choose_threshold, open_onnx
 from must.deploy.predict.images import (
     OWN_COLUMNS,
     Found,
@@ -83,7 +83,7 @@ def predict(config: PredictConfig, take: Callable[[Prediction], None] | None = N
     return Labelling(config, open_model(config), take).run()
 
 
-def open_model(config: PredictConfig, classes: list[Any] | None = None) -> ImageClassifier:
+def open_model(config: PredictConfig, classes: list[Any] | None = None) -> Classifier:
     """The model at --model, or in the folder there. Imports torch only if it is no ONNX file. `classes`: entries of a
     class file, used in place of --classes."""
     model = config.model
@@ -126,9 +126,7 @@ def open_model(config: PredictConfig, classes: list[Any] | None = None) -> Image
     )
 
 
-def open_with_torch(
-    config: PredictConfig, zero_shot: bool = False, classes: list[Any] | None = None
-) -> ImageClassifier:
+def open_with_torch(config: PredictConfig, zero_shot: bool = False, classes: list[Any] | None = None) -> Classifier:
     """A bundle; with `zero_shot` the model of a classifier file; with --classes the CLIP model of the name --model."""
     load_torch("predict")
     from must.deploy.predict.bundle import open_bundle
@@ -140,7 +138,7 @@ class Labelling:
     """One call of `must predict`. A table is continued if --part or --known is given."""
 
     def __init__(
-        self, config: PredictConfig, classifier: ImageClassifier, take: Callable[[Prediction], None] | None
+        self, config: PredictConfig, classifier: Classifier, take: Callable[[Prediction], None] | None
     ) -> None:
         self.config, self.classifier, self.take = config, classifier, take
         self.options = Options(
@@ -268,7 +266,7 @@ def require_own_place(output: str) -> None:
 
 
 def classify(
-    classifier: ImageClassifier,
+    classifier: Classifier,
     images: Iterable[tuple[str, Any]],
     read: Callable[[Any], tuple[np.ndarray | None, str]],
     options: Options,

@@ -11,7 +11,7 @@ import numpy as np
 
 from must.base.processes import Workers, per_process
 from must.data.image.preprocess import EvalView
-from must.deploy.onnx_model import Classified, ImageClassifier
+from must.deploy.onnx_model import Classified, Classifier
 from must.deploy.predict.images import Found
 from must.deploy.predict.writer import Options, Prediction, Unreadable, rank_classes
 
@@ -24,7 +24,7 @@ Value = TypeVar("Value")
 
 
 def classify_many(
-    classifier: ImageClassifier, found: Iterable[Found], view: EvalView, read: Read, options: Options, workers: int
+    classifier: Classifier, found: Iterable[Found], view: EvalView, read: Read, options: Options, workers: int
 ) -> Iterator[Prediction | Unreadable]:
     """Predictions in the order of the images: a batch is classified while `workers` processes decode later ones and
     the results of the one before are used. `read`: a function of a module, as `read_pixels`."""

@@ -24,7 +24,7 @@ from must.method.model.backbone import Backbone, build_visual, check_fetches_not
 from must.method.model.classifier import TextClassifier, load_class_set, make_text_classifier
 from must.method.model.description import Description, Selection, load_description, require_weights
 from must.method.model.masked_vit import MaskedViT
-from must.method.model.memory import Memory, MemoryClassifier, parse_memory
+from must.method.model.memory import Memory, flatten_tokens, parse_memory
 
 MEMORY_PREFIX = "memory."  # of the memory's tensors in model.safetensors
 LOG_FILE = "train_log.jsonl"  # the training log, beside them; not every bundle has one
@@ -42,10 +42,15 @@ class Bundle:
     description: Description
     memory: Memory | None = None
 
-    @property
-    def classifier(self) -> MaskedViT | MemoryClassifier:
-        """Images [B, 3, H, W], normalised -> logits [B, K]: the model, with its memory if it has one."""
-        return MemoryClassifier(self.model, self.memory).eval() if self.memory else self.model
+    def classify(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images [B, 3, H, W], normalised -> (probabilities float32 [B, K], with the memory's votes if there is one;
+        similarity to its images float32 [B], NaN without a memory; features [B, D] of length 1)."""
+        logits, feature, tokens = self.model.classify(images)
+        probability, similarity = logits.float().softmax(-1), torch.full_like(logits[:, 0], torch.nan)
+        if self.memory:
+            vectors = self.memory.join(flatten_tokens(self.model.tower, tokens), feature.float())
+            probability, similarity = self.memory(probability, vectors)
+        return probability, similarity, feature
 
 
 def save_bundle(folder: str, model: MaskedViT, description: Description, memory: Memory | None = None) -> Description:

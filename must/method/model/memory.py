@@ -246,26 +246,6 @@ class Memory(nn.Module):
         return (probability.log() + total - margin).softmax(-1)[:, :classes], similarity
 
 
-class MemoryClassifier(nn.Module):
-    """A model with its memory: images [B, 3, H, W], normalised -> log probabilities [B, K]."""
-
-    def __init__(self, model: MaskedViT, memory: Memory) -> None:
-        super().__init__()
-        self.model, self.memory = model, memory
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classify(images)[0].log()
-
-    def classify(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(probabilities float32 [B, K], similarity float32 [B])."""
-        return self.vote(*self.model.classify(images))
-
-    def vote(self, logits: Tensor, feature: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """As `classify`, from the outputs of `self.model.classify`."""
-        vectors = self.memory.join(flatten_tokens(self.model.tower, tokens), feature.float())
-        return self.memory(logits.float().softmax(-1), vectors)
-
-
 def apply_correction(
     probabilities: Tensor, values: Tensor, correction: Tensor, none: float, share: Tensor | None = None
 ) -> Tensor:

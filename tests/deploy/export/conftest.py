@@ -33,8 +33,9 @@ def traced_once() -> Iterator[None]:
 
     def to_graph(bundle: Bundle, uint8: bool = False, embeddings: bool = False) -> onnx.ModelProto:
         what = hashlib.sha256(json.dumps([asdict(bundle.description), uint8, embeddings], default=str).encode())
-        for name, value in bundle.classifier.state_dict().items():
-            what.update(name.encode() + value.numpy().tobytes())
+        for part in filter(None, (bundle.model, bundle.memory)):
+            for name, value in part.state_dict().items():
+                what.update(name.encode() + value.numpy().tobytes())
         made = made_once(
             f"graph-{what.hexdigest()}",
             lambda folder: (folder / "model.onnx").write_bytes(real(bundle, uint8, embeddings).SerializeToString()),

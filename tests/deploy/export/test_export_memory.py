@@ -63,7 +63,7 @@ def test_probabilities_and_similarity_are_pytorchs(made: tuple, tmp_path: Path, 
     classifier, images = loaded(graph, tmp_path), pixels(batch)
     assert classifier.takes_pixels == uint8
     with torch.no_grad():
-        probability, similarity = bundle.classifier.classify(normalize(torch.from_numpy(images), PREPROCESS))
+        probability, similarity, _ = bundle.classify(normalize(torch.from_numpy(images), PREPROCESS))
         bare = bundle.model(normalize(torch.from_numpy(images), PREPROCESS)).softmax(-1)
     found = classifier(images)
     np.testing.assert_allclose(found.probability, probability.numpy(), atol=1e-4)

@@ -16,7 +16,8 @@ from must.config import ClassifierConfig, EvaluateConfig, ExportConfig, ShardCon
 from must.data.format import load_index, read_hashes
 from must.data.reader import ShardReader
 from must.data.shards.build import shard
-from must.deploy.export.export import export, find_measured_abstention
+from must.deploy.export.export import export
+from must.deploy.onnx_model import find_measured_abstention
 from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import Answer, append, append_answers
 from must.method.answers.estimate import Sample, accept

@@ -219,6 +219,6 @@ def test_an_int8_file_gives_no_picture_of_the_memory_a_vote_for_itself(digits, t
     preprocess = get_preprocess(bundle.description)
     pixels = np.stack([decode_view(reader.image(number), EvalView(preprocess)) for number in range(40)])
     with torch.no_grad():
-        exact = bundle.classifier.classify(normalize(torch.from_numpy(pixels), preprocess))[1]
+        exact = bundle.classify(normalize(torch.from_numpy(pixels), preprocess))[1]
     found = OnnxClassifier(tmp_path / "onnx" / "model.onnx")(pixels).similarity
     assert np.abs(found - exact.numpy()).mean() < 0.1 and exact.mean() < 0.95
