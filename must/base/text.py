@@ -14,6 +14,7 @@ from typing import Any
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: full width
 BRIEF_LENGTH = 80  # characters of a value in a message
+FEW_NAMES = 12  # known names in a message
 URI_BEGIN = re.compile(r"(?<![a-zA-Z0-9+.-])([a-zA-Z0-9+.-]*)://")  # of a URI
 CLOSING = ",;:.)]}'`"  # punctuation that may follow a URI in a sentence
 NONE_OF_THESE = "none of these"  # a person's answer in place of a class; also the name of a folder and of a cell
@@ -164,6 +165,8 @@ def close_to(name: str, known: Sequence[str], count: int = 1) -> list[str]:
 
 
 def suggest_name(name: str, known: Sequence[str]) -> str:
-    """The end of a message about an unknown name: the most similar known name, or else all of them."""
-    near = close_to(name, known)
-    return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+    """The end of a message about an unknown name: a similar known name; or else all of them, or the first few."""
+    if near := close_to(name, known):
+        return f"did you mean '{near[0]}'?"
+    more = f" and {len(known) - FEW_NAMES} more" if len(known) > FEW_NAMES else ""
+    return f"known: {', '.join(known[:FEW_NAMES])}{more}"

@@ -62,7 +62,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 )  # 10^8 words if it is written out
 
 
-@pytest.mark.parametrize("name", ["epochs", "lr", "resume", "precision", "model", "randaugment_ops", "strong_scale"])
+@pytest.mark.parametrize("name", ["epochs", "lr", "resume", "precision", "preset", "randaugment_ops", "strong_scale"])
 @pytest.mark.parametrize(
     "value", ["x" * 10**6, yaml.safe_load(BOMB)["h"], {"k": "v" * 10**6}, 1 << 50_000, float("inf")], ids=range(5)
 )

@@ -1,4 +1,4 @@
-"""Images that turn out to be damaged at train time: replaced the same way each time, named, counted, and limited."""
+"""Images damaged in their shard after `must shard`: replaced the same way each time, named, counted, and limited."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from must.config import TrainConfig
 from must.data.augment import TrainViews
-from must.data.image import decode
+from must.data.format import load_offsets
 from must.data.loader import REPLACEMENTS, GlobalBatches, TrainDataset, train_batches
 from must.data.reader import ShardReader
 from must.evaluation.figures import read_training_log
@@ -21,12 +21,16 @@ from tests.evaluation.digits import digits
 
 
 def shards_with(folder: Path, whole: int, damaged: int) -> str:
-    """As made where the damaged images could be decoded."""
+    """Shards with images that were whole when they were packed, and whose second half has become zeros since."""
     zoo.fill(folder / "in", whole)
-    zoo.put(folder / "in", {f"damaged-{n}.jpg": zoo.truncated("JPEG") + bytes(n) for n in range(damaged)})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decode, "check", lambda image: None)
-        run(folder / "in", folder / "out", samples_per_shard=50)
+    zoo.put(folder / "in", {f"damaged-{n}.png": zoo.encoded(zoo.picture(1000 + n, 300, 200)) for n in range(damaged)})
+    for shard in run(folder / "in", folder / "out", samples_per_shard=50).shards:
+        path = folder / "out" / shard.name
+        data = bytearray(path.read_bytes())
+        for image, size, text, length in load_offsets(str(folder / "out"), shard).tolist():
+            if b'"damaged-' in data[text : text + length]:
+                data[image + size // 2 : image + size] = bytes(size - size // 2)
+        path.write_bytes(data)
     return str(folder / "out")
 
 
@@ -43,7 +47,7 @@ def test_a_damaged_image_is_replaced_by_the_next_and_named(tmp_path: Path, capfd
     assert not any(reader.description(sample)["source"].startswith("damaged") for sample in used)
     assert sum(int(batch.replaced) for batch in runs[0]) == 8
     lines = capfd.readouterr().err.strip().splitlines()[:5]
-    pattern = r"warning: sample \d+ of train-00000\d.tar \(damaged-\d.jpg\) cannot be decoded .*truncated"
+    pattern = r"warning: sample \d+ of train-00000\d.tar \(damaged-\d.png\) cannot be decoded and is replaced by .+: .+"
     assert all(re.match(pattern, line) for line in lines)
     assert lines[-1].endswith("further ones are only counted")
 
