@@ -15,46 +15,56 @@ class AdaptConfig(StageConfig):
         "a folder, tar, zip or table of images, as `must shard --source`; also without the flag: must adapt photos/; "
         "or OUTPUT of an earlier call, without more words: brings all that is in it up to date",
         metavar="URI",
+        often=True,
         bare=True,
     )
     classes: str | list[str] = param(
         "the class names: cat,dog,horse; a .txt with one a line; a .yaml (docs/kubeflow.md); folders: the names of the "
         "folders of --test-images, else of the images; or imagenet",
         metavar="NAMES|FILE",
+        often=True,
     )
-    output: str = param("folder for all that is made: shards, classifier, model, labels, report", metavar="DIR")
-    model: str = param("an open_clip name, hf-hub:TEAM/NAME, or a model's folder", "ViT-B-16", metavar="NAME|URI")
-    pretrained: str = param(
-        "its weights: an open_clip tag or a file [for ViT-B-16: datacomp_xl_s13b_b90k]", "", metavar="TAG|PATH"
-    )
+    output: str = param("folder for all that is made: model, labels, report", metavar="DIR", often=True)
     test_images: str = param(
         "labelled images to measure the accuracy with: a folder per class, or a table (.csv) of image and class",
         "",
         metavar="DIR|FILE",
+        often=True,
+    )
+    model: str = param(
+        "an open_clip name, hf-hub:TEAM/NAME, or a model's folder", "ViT-B-16", metavar="NAME|URI", often=True
+    )
+    train: Literal["auto", "yes", "no"] = param(
+        "no: one pass over the images gives the model a memory of them; yes: train it besides; auto: train it "
+        "where there is a CUDA GPU",
+        "auto",
+        often=True,
+    )
+    verbose: bool = param("show what each step says, too; OUTPUT/adapt.log has it in any case", False, often=True)
+    pretrained: str = param(
+        "the model's weights: an open_clip tag or a file [for ViT-B-16: datacomp_xl_s13b_b90k]",
+        "",
+        metavar="TAG|PATH",
+        group="model and training",
     )
     settings: dict[str, str] = param(
         "any settings of `must train`: preset=digits,epochs=9; its flags work, too: --epochs 9",
         factory=dict,
         metavar="NAME=VALUE,...",
     )
-    train: Literal["auto", "yes", "no"] = param(
-        "no: one pass over the images gives the model a memory of them; yes: train it besides; auto: train it "
-        "where there is a CUDA GPU",
-        "auto",
+    max_rejected: float = param(
+        "largest share of undecodable images; above it nothing is trained", 0.01, metavar="SHARE", between=(0, 1)
     )
-    again: bool = param("make everything anew, as if all inputs had changed", False)
+    device: str = defaults.device()
     rename: dict[str, str] = param(
         "classes that have another name now; their answers get it, too, and two may become one: must adapt WORK "
         "--rename cat=tomcat",
         factory=dict,
         metavar="OLD=NEW,...",
+        group="an earlier OUTPUT",
     )
     drop: bool = param("let go of answers whose class is gone; else a call that would do so is refused", False)
-    verbose: bool = param("show what each step says, too; OUTPUT/adapt.log has it in any case", False)
-    max_rejected: float = param(
-        "largest share of undecodable images; above it nothing is trained", 0.01, metavar="SHARE", between=(0, 1)
-    )
-    device: str = defaults.device()
+    again: bool = param("make everything anew, as if all inputs had changed", False)
 
     def check_values(self) -> None:
         require(bool(self.images), "--images is missing; give a folder, tar, zip or table of images")

@@ -194,7 +194,7 @@ PATHS = {
 def test_paths_are_read_where_they_are(digits, tmp_path, kind):
     paths = sorted(digits.images.glob("train/*/*.png"))[:30]
     source = to_source(PATHS[kind](paths), tmp_path)
-    assert (Path(source.source).name, source.key) == ("adapt-images.jsonl", ""), "none is decoded and written again"
+    assert (Path(source.source).name, source.key) == ("images.jsonl", ""), "none is decoded and written again"
     assert must.shard(source=source.source, output=tmp_path / "shards", workers=1).splits == {"train": 30}
     with pytest.raises(must.UserError, match=r"^images: number 30: float is no image$"):
         to_source([*paths, float("nan")], tmp_path)
@@ -231,7 +231,7 @@ def test_what_is_no_image_is_refused(item):
 def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsys):
     """With settings of training as flags."""
     given = []
-    monkeypatch.setattr("must.api.adapt.run_stages", lambda **values: given.append(values) or adapted)
+    monkeypatch.setattr("must.api.adapt.adapt_work", lambda **values: given.append(values) or adapted)
     line = ["--output", str(tmp_path / "work"), "--classes", "cat,dog"]
     cli.main(["adapt", str(digits.images), *line, "--settings", "flip=0", "--epochs", "3", "--no-resume"])
     assert (given[0]["images"], given[0]["classes"]) == (str(digits.images), "cat,dog")

@@ -105,7 +105,7 @@ STATES = {  # what is done to the place, which may change the call: what runs, h
     "more photos": (add_and_remove, [*SHARD, *MODEL], PHOTOS + MORE, f"{MORE + 1} new images, 1 gone"),
     "other names": (rename, [*SHARD, *MODEL], PHOTOS, "none gone; names, order or copies of images changed"),
     "other classes": (lambda _: OTHER, [*CLASSIFIER, *MODEL], PHOTOS, ""),
-    "answers": (give_answers, MODEL, PHOTOS, "using 20 answers"),
+    "answers": (give_answers, MODEL, PHOTOS, "20 answers among them"),
     "labelled photos": (make_table, [*SHARD, "evaluate"], PHOTOS, ""),
     "again": (lambda _: {"again": True}, STAGES, PHOTOS, ""),
     "no report": (delete("report"), ["evaluate"], PHOTOS, ""),
