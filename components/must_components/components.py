@@ -5,7 +5,7 @@ reads may change, and what it wrote may be gone. cluster.yaml's registry, tag an
 pipeline is compiled."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -30,32 +30,50 @@ def make_component(name: str) -> Any:
     describe.__name__ = (pod.title or name).replace("-", "_")
     describe.__doc__ = inspect.getdoc(function)
     if pod.takes:
-        texts = {one.name: " ".join(one.metadata["help"].split()) for one in fields(stages.import_name(pod.takes))}
-        described = "\n".join(["Args:", *(f"    {key}: {text}" for key, text in texts.items())])
-        text, args, more = str(describe.__doc__).partition("Args:")
-        describe.__doc__ = f"{text}{described}{more}" if args else f"{text}\n\n{described}"
-    interface = sorted(list_interface(pod, function), key=lambda one: one.default is not NO_DEFAULT)  # stable
-    vars(describe)["__signature__"] = inspect.Signature(interface)
+        text, args, more = str(describe.__doc__).partition("Args:\n")
+        separator = "" if args else "\n\n"
+        describe.__doc__ = f"{text}{separator}{describe_fields(stages.import_name(pod.takes))}\n{more}"
+    declare(describe, list_interface(pod, function))
     return dsl.container_component(describe)
 
 
+def declare(function: Any, interface: Iterable[inspect.Parameter]) -> None:
+    """Gives a function the interface that kfp reads: parameters without a default come first."""
+    ordered = sorted(interface, key=lambda one: one.default is not NO_DEFAULT)  # stable
+    function.__signature__ = inspect.Signature(ordered)
+
+
 def list_interface(pod: Pod, function: Any) -> Iterator[inspect.Parameter]:
-    """The parameters and artifacts of a component, as kfp reads them."""
+    """The parameters and artifacts of a component."""
     kinds: dict[str, Any] = {"work_uri": str, "run_id": str} if pod.supervised else {}
-    defaults = dict[str, Any]()
-    for source in filter(None, (stages.import_name(pod.takes) if pod.takes else None, function)):
-        hints = get_type_hints(source)
-        for name, one in inspect.signature(source).parameters.items():
-            if one.kind != inspect.Parameter.VAR_KEYWORD and name != "facts":  # of the supervisor
-                kinds[name], defaults[name] = find_kind(hints[name]), one.default
     kinds |= {name: dsl.Input[getattr(dsl, kind)] for name, kind in pod.reads.items()}
     kinds |= {name: dsl.Output[getattr(dsl, kind)] for name, kind in {**pod.writes, **pod.shows}.items()}
     kinds |= {name: dsl.OutputPath(kind) for name, kind in pod.returns.items()}
     for name, kind in kinds.items():
-        default = defaults.get(name, NO_DEFAULT)
-        if default is not NO_DEFAULT and kind in (str, int, float, bool, dict) and not isinstance(default, kind):
+        yield inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
+    for source in filter(None, (stages.import_name(pod.takes) if pod.takes else None, function)):
+        for one in list_parameters(source):
+            if one.name not in kinds and one.name != "facts":  # of the supervisor
+                yield one
+
+
+def list_parameters(source: Any) -> Iterator[inspect.Parameter]:
+    """Those of a function or a dataclass, with Kubeflow's types."""
+    hints = get_type_hints(source)
+    for one in inspect.signature(source).parameters.values():
+        if one.kind == inspect.Parameter.VAR_KEYWORD:
+            continue
+        kind, default = find_kind(hints[one.name]), one.default
+        if default is not NO_DEFAULT and not isinstance(default, kind):
             default = {} if kind is dict else None  # None: the stage has its own
-        yield inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
+        yield inspect.Parameter(one.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
+
+
+def describe_fields(parameters: Any) -> str:
+    """The section of a docstring, as kfp reads it, about a dataclass's fields."""
+    return "\n".join(
+        ["Args:", *(f"    {one.name}: {' '.join(one.metadata['help'].split())}" for one in fields(parameters))]
+    )
 
 
 def find_kind(hint: Any) -> Any:

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections import Counter, deque
+from collections import deque
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
@@ -85,7 +85,6 @@ POLL_JOB = 5.0  # seconds between requests for the job's state and its new log l
 API_TIMEOUT = 600.0  # seconds without an answer of the API server after which the launcher ends; the job continues
 GONE = 300.0  # seconds for a deleted job's pods to stop: they may save a checkpoint first
 INDEX = "batch.kubernetes.io/job-completion-index"
-SECOND_LENGTH = len("2026-01-01T12:00:00")  # of the beginning of a timestamp
 LINES = 30  # of a failed job's log and of its events, for its last message
 
 
@@ -289,8 +288,7 @@ class JobLog:
 
     def __init__(self, cluster: KubernetesApi, name: str) -> None:
         self.cluster, self.name = cluster, name
-        self.pod, self.container, self.since = "", "", ""  # the last is the newest timestamp of a printed line
-        self.printed = Counter[str]()  # printed lines of that second, with their timestamps; several may have the same
+        self.pod, self.container, self.since = "", "", ""  # the last is the timestamp of the newest printed line
         self.last: deque[str] = deque(maxlen=LINES)
 
     def print_new(self) -> None:
@@ -302,21 +300,12 @@ class JobLog:
                 if self.container:
                     event = f"was replaced by {pod}" if pod != self.pod else "was restarted in place"
                     print(f"[{self.pod} {event}]", flush=True)
-                self.pod, self.container, self.since, self.printed = pod, container, "", Counter()
-            known = Counter(self.printed)
-            for line in filter(None, self.cluster.pod_log(pod, since=self.since).split("\n")):
-                if known[line]:
-                    known[line] -= 1
-                    continue
-                time, _, text = line.partition(" ")
+                self.pod, self.container, self.since = pod, container, ""
+            lines = (line.partition(" ") for line in self.cluster.pod_log(pod, since=self.since).split("\n") if line)
+            for time, _, text in [line for line in lines if line[0] > self.since]:  # it begins at a whole second
                 print(text, flush=True)
                 self.last.append(text)
-                self.since = max(self.since, time)
-                self.printed[line] += 1
-            second = self.since[:SECOND_LENGTH]
-            self.printed = Counter(
-                {line: count for line, count in self.printed.items() if line[:SECOND_LENGTH] >= second}
-            )
+                self.since = time
 
     def find(self) -> tuple[str, str] | None:
         """The newest pod of the first node and its current container, once it runs."""

@@ -28,7 +28,7 @@ from must.base.parameters import (
     require,
 )
 from must.base.processes import end_with_parent
-from must.base.program import INTERRUPTED, WRONG_INPUT, exiting, is_first_rank
+from must.base.program import WRONG_INPUT, exiting_at_terminal, is_first_rank
 from must.base.text import close_to, make_page_printable, make_printable
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
@@ -62,25 +62,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         end_with_parent()
     options = vars(build_parser().parse_args(arguments))
     command = options.pop("command")
-    with exiting(command):
-        try:
-            if command == "index":  # which is no stage
-                run_index(options)
-            else:
-                file = options.pop("config_file", None)
-                if command == "predict" and not file and "model" not in options:
-                    refuse_no_model(options.get("images", []))
-                config: Any = configure(command, with_settings(options), file)
-                run_config(command, config)
-                if command == "evaluate" and is_first_rank():
-                    logger.info(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
-                print_next(command, config)
-        except BrokenPipeError:  # `must ... | head`
-            sys.stderr.close()
-            raise SystemExit(1) from None
-        except KeyboardInterrupt:
-            print(f"must {command}: interrupted; run the same command again", file=sys.stderr)
-            raise SystemExit(INTERRUPTED) from None
+    with exiting_at_terminal(command):
+        if command == "index":  # which is no stage
+            run_index(options)
+            return
+        file = options.pop("config_file", None)
+        if command == "predict" and not file and "model" not in options:
+            refuse_no_model(options.get("images", []))
+        config: Any = configure(command, with_settings(options), file)
+        run_config(command, config)
+        if command == "evaluate" and is_first_rank():
+            logger.info(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
+        print_next(command, config)
 
 
 def print_next(command: str, config: Any) -> None:

@@ -53,7 +53,21 @@ class Ended(SystemExit):
 
 
 @contextmanager
-def exiting(command: str) -> Iterator[None]:
+def exiting_at_terminal(command: str, program: str = "must") -> Iterator[None]:
+    """`exiting` for what a person types, whose end is also Ctrl-C and a closed pipe (`must ... | head`)."""
+    with exiting(command, program):
+        try:
+            yield
+        except BrokenPipeError:
+            sys.stderr.close()
+            raise SystemExit(BUG) from None
+        except KeyboardInterrupt:
+            print(f"{program} {command}: interrupted; run the same command again", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
+
+
+@contextmanager
+def exiting(command: str, program: str = "must") -> Iterator[None]:
     """Turns the block's errors into a line on standard error and an exit code, and SIGTERM into 75; prints its log on
     the console. The error is also written to ERROR_FILE.
     Raises SystemExit: for a MustError, an OSError or a MemoryError. Any other exception is a bug and passes through,
@@ -62,7 +76,7 @@ def exiting(command: str) -> Iterator[None]:
     atexit.register(prepare_last_collection)
     code = BUG
     try:
-        with handling(signal.SIGTERM, partial(end_program, command)):
+        with handling(signal.SIGTERM, partial(end_program, f"{program} {command}")):
             yield
         code = 0
     except SystemExit as end:
@@ -76,7 +90,7 @@ def exiting(command: str) -> Iterator[None]:
             raise
         if not is_first_rank():
             time.sleep(RANK_DELAY_S)
-        print(f"must {command}: {format_error(error)}", file=sys.stderr)
+        print(f"{program} {command}: {format_error(error)}", file=sys.stderr)
         code = find_exit_code(error)
         raise SystemExit(code) from error
     finally:
@@ -134,12 +148,12 @@ def format_error(error: BaseException) -> str:
     return make_printable(" ".join(text.split()), LONGEST_LINE)
 
 
-def end_program(command: str, number: int, frame: object) -> NoReturn:
+def end_program(name: str, number: int, frame: object) -> NoReturn:
     """The handler of SIGTERM: no incomplete file is left, and the same command can be run again. (The kernel does not
     end process 1 of a container without one.) Stages that save their state install their own while they run."""
     # When one rank has failed, torchrun stops the others: they print nothing, so that the error is the last line.
     if is_first_rank():
-        print(f"must {command}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
+        print(f"{name}: stopped by SIGTERM; run the same command again to go on", file=sys.stderr)
     raise SystemExit(PREEMPTED)
 
 

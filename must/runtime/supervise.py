@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import queue
-import selectors
 import signal
 import subprocess
 import sys
@@ -192,11 +191,11 @@ class Supervisor:
         self.error.unlink(missing_ok=True)  # of the try before
         # In its own process group: so it gets a signal to this group only once, from `forward`.
         child = subprocess.Popen(
-            command, env=self.environment, process_group=0, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command, env=self.environment, process_group=0, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
         self.child = child
-        assert child.stdout and child.stderr
-        reader = threading.Thread(target=self.pass_on, args=(child.stdout, child.stderr), daemon=True)
+        assert child.stdout
+        reader = threading.Thread(target=self.pass_on, args=(child.stdout,), daemon=True)
         reader.start()
         if self.stopping.is_set():  # the signal came before the child was started
             child.terminate()
@@ -213,26 +212,17 @@ class Supervisor:
             return PREEMPTED
         return 128 - code if code < 0 else code
 
-    def pass_on(self, output: IO[bytes], errors: IO[bytes]) -> None:
-        """Copies the child's output to this process's, and keeps its last lines, of output before errors."""
-        with output, errors, selectors.DefaultSelector() as selector:
-            targets, pending = {output: 1, errors: 2}, {output: b"", errors: b""}
-            for source in targets:
-                selector.register(source, selectors.EVENT_READ)
-            while targets:
-                ready = {key.fileobj for key, _ in selector.select()}
-                for source in [source for source in targets if source in ready]:
-                    data = os.read(source.fileno(), 65536)
-                    if not data:
-                        selector.unregister(source)
-                        del targets[source]
-                        self.keep(pending[source])
-                        continue
-                    with suppress(OSError):
-                        os.write(targets[source], data)
-                    *complete, pending[source] = (pending[source] + data).split(b"\n")
-                    for line in complete:  # of a progress bar only the last state
-                        self.keep(line.rstrip(b"\r").rsplit(b"\r", 1)[-1])
+    def pass_on(self, output: IO[bytes]) -> None:
+        """Copies the child's output to this process's, and keeps its last lines."""
+        pending = b""
+        with output:
+            while data := os.read(output.fileno(), 65536):
+                with suppress(OSError):
+                    os.write(1, data)
+                *complete, pending = (pending + data).split(b"\n")
+                for line in complete:  # of a progress bar only the last state
+                    self.keep(line.rstrip(b"\r").rsplit(b"\r", 1)[-1])
+            self.keep(pending)
 
     def keep(self, line: bytes) -> None:
         self.lines.extend(remove_secrets(line.decode(errors="replace").rstrip()).splitlines())

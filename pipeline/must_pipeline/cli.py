@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from must.api.cli import OneLineParser
-from must.base.console import attach
-from must.base.errors import MustError
-from must.base.program import INTERRUPTED, PREEMPTED, WRONG_INPUT, find_exit_code, format_error
+from must.base.errors import UserError
+from must.base.program import WRONG_INPUT, exiting_at_terminal
 
+PACKAGES = ("kfp", "kubernetes", "kfp_server_api", "cronsim")  # of the extra pipeline
 COMMANDS = {  # name: (module, what it does, its help)
     "compile": (
         "compile",
@@ -83,23 +83,12 @@ def main() -> None:
 
 def call(command: str) -> None:
     """Runs a command with the program's arguments. For an expected error it prints one line and exits."""
-    attach()
-    program = sys.argv[0].rpartition("/")[2]
-    try:
+    with exiting_at_terminal(command, "must-pipeline"):
         options = parse(command)
-        importlib.import_module(f"must_pipeline.{COMMANDS[command][0]}").main(options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # must-pipeline ... | head
-        sys.stderr.close()
-        raise SystemExit(1) from None
-    except KeyboardInterrupt as error:  # with the reason, if it was SIGTERM
-        print(f"{program}: {str(error) or 'interrupted'}; run the same command again", file=sys.stderr)
-        raise SystemExit(PREEMPTED if "SIGTERM" in str(error) else INTERRUPTED) from None
-    except (ModuleNotFoundError, MustError, OSError) as error:
-        message, code = format_error(error), find_exit_code(error)
-        if isinstance(error, ModuleNotFoundError):
-            if (package := (error.name or "").split(".")[0]) not in ("kfp", "kubernetes", "kfp_server_api"):
+        try:
+            importlib.import_module(f"must_pipeline.{COMMANDS[command][0]}").main(options)
+        except ModuleNotFoundError as error:
+            if (package := (error.name or "").split(".")[0]) not in PACKAGES:
                 raise
-            message, code = f"needs the package {package}: pip install 'must-clip[pipeline]'", WRONG_INPUT
-        print(f"{program}: {message}", file=sys.stderr)
-        raise SystemExit(code) from error
+            raise UserError(f"needs the package {package}: pip install 'must-clip[pipeline]'") from None
+        sys.stdout.flush()

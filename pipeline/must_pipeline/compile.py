@@ -27,7 +27,6 @@ MADE_FOR: Final = "# Compiled by must-pipeline for: "  # a line of the file, bef
 LIMIT: Final = 10_000  # bytes of all parameters together, in Kubeflow Pipelines
 KINDS: Final[dict[str, Any]] = {
     "STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": float, "BOOLEAN": bool, "STRUCT": dict[str, Any],
-    "LIST": list[Any],
 }  # fmt: skip
 
 

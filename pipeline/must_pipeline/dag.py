@@ -7,16 +7,14 @@ The shards' parts are a loop of pods. Each writes to the bucket, from which the 
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields
 from functools import partial
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
 from kfp import dsl
 
-from must.base.parameters import get_default
 from must.config.defaults import list_parts
 from must.config.run import LabelRunParameters, RunParameters
-from must_components.components import COMPONENTS
+from must_components.components import COMPONENTS, declare, describe_fields, list_parameters
 from must_pipeline import DESCRIPTION
 from must_pipeline.cluster import ClusterConfig
 from must_pipeline.placement import configure_task, encode_nodes
@@ -34,25 +32,14 @@ def add_task(cluster: ClusterConfig, run: dict[str, Any], name: str, /, after: A
     return configure_task(task, name, cluster)
 
 
-def declare(parameters: Any, build: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
+def make_builder(parameters: Any, build: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
     """The function that kfp calls to build a pipeline, with the fields of the dataclass `parameters` as its own."""
 
     def pipeline(*values: Any) -> None:
-        build(dict(zip(signature.parameters, values, strict=True)))
+        build(dict(zip(inspect.signature(pipeline).parameters, values, strict=True)))
 
-    hints, interface, described = get_type_hints(parameters), list[inspect.Parameter](), list[str]()
-    for one in fields(parameters):
-        default = get_default(one)
-        default = inspect.Parameter.empty if default is MISSING else default
-        kind = get_origin(hints[one.name]) or hints[one.name]
-        interface.append(
-            inspect.Parameter(one.name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
-        )
-        described.append(f"    {one.name}: {one.metadata['help']}".replace("\n", "\n        "))
-    interface.sort(key=lambda one: one.default is not inspect.Parameter.empty)  # stable
-    signature = inspect.Signature(interface)
-    vars(pipeline)["__signature__"] = signature
-    pipeline.__doc__ = "\n".join([parameters.__doc__, "", "Args:", *described])
+    declare(pipeline, list_parameters(parameters))
+    pipeline.__doc__ = f"{parameters.__doc__}\n\n{describe_fields(parameters)}"
     return pipeline
 
 
@@ -68,7 +55,7 @@ def make_label_pipeline(cluster: ClusterConfig) -> Any:
                 add("label", chosen, part=part)
 
     description = "Labels the images of a folder or bucket with an adapted model."
-    return dsl.pipeline(name="must-label", description=description)(declare(LabelRunParameters, build))
+    return dsl.pipeline(name="must-label", description=description)(make_builder(LabelRunParameters, build))
 
 
 def make_pipeline(cluster: ClusterConfig) -> Any:
@@ -102,4 +89,4 @@ def make_pipeline(cluster: ClusterConfig) -> Any:
             # Kubeflow marks a group as complete when a task in it ends, which none would do after the skipped group.
             add("is-anything-new", action=champion["action"])
 
-    return dsl.pipeline(name="must", description=DESCRIPTION)(declare(RunParameters, build))
+    return dsl.pipeline(name="must", description=DESCRIPTION)(make_builder(RunParameters, build))

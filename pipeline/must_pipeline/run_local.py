@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
-from contextlib import redirect_stdout, suppress
+from contextlib import AbstractContextManager, redirect_stdout, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,11 @@ def run_local(pipeline: Path, parameters: dict[str, Any], output: Path) -> dict[
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root.resolve()))
     previous, own_print = set(root.glob("*")), builtins.print
     try:
-        kfps_log, stop = redirect_stdout(io.StringIO()), stages.stop
-        with handling(signal.SIGTERM, stop), handling(signal.SIGINT, stop), kfps_log:
+        with (
+            stages.stopping(signal.SIGTERM),
+            stages.stopping(signal.SIGINT),
+            redirect_stdout(io.StringIO()),
+        ):  # kfp's log
             dag(**parameters)
     except RuntimeError as error:
         said = f"the stage '{stages.failed[-1]}' failed; its own message is above" if stages.failed else str(error)
@@ -105,15 +108,19 @@ class Stages:
         self.failed += [name] if process.returncode else []
         return process.returncode == 0
 
-    def stop(self, number: int, frame: object) -> None:
-        """The handler of SIGTERM and SIGINT: asks the stages to end; a second signal ends them.
-        Raises KeyboardInterrupt: at the first signal."""
-        for process in list(self.running):
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL if self.stopped else signal.SIGTERM)
-        if not self.stopped:
-            self.stopped = True
-            raise KeyboardInterrupt("interrupted" if number == signal.SIGINT else "stopped by SIGTERM")
+    def stopping(self, number: int) -> AbstractContextManager[None]:
+        """The signal asks the stages to end, then goes to the program's own handler; a second one ends them."""
+        then: Any = signal.getsignal(number)
+
+        def stop(number: int, frame: object) -> None:
+            for process in list(self.running):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL if self.stopped else signal.SIGTERM)
+            if not self.stopped:
+                self.stopped = True
+                then(number, frame)
+
+        return handling(number, stop)
 
 
 def replace_runner(stages: Stages) -> None:

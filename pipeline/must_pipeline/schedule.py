@@ -3,9 +3,10 @@
 A schedule keeps the version of the pipeline that it was made with: before Pipelines 2.17, one that follows the newest
 version starts runs without end. There is one of a name. Kubeflow cannot change one, and deletes a run with it."""
 
-import re
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, datetime
 from typing import Any
+
+from cronsim import CronSim, CronSimError
 
 from must.base.errors import UserError
 from must.base.lock import HeldError
@@ -14,10 +15,7 @@ from must_pipeline import DESCRIPTION
 from must_pipeline.client import Kubeflow
 
 OVER = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
-RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))  # minute, hour, day of the month, month, weekday: 0 is Sunday
-PART = re.compile(r"(\*|\d+)(?:-(\d+))?(?:/(\d+))?")  # * or 5, with an end -7, with steps /2
-DAYS = 8 * 366  # 2096 and 2104 have a 29th of February, 2100 has none
-FORM = "expected minute hour day month weekday in numbers, such as '0 3 * * 1' (Mondays at 3, UTC)"
+FORM = "expected minute hour day month weekday, such as '0 3 * * 1' (Mondays at 3, UTC)"
 
 
 def make_schedule(kubeflow: Kubeflow, name: str, cron: str, body: dict[str, Any]) -> None:
@@ -109,33 +107,9 @@ def describe_schedule(schedule: Any) -> str:
 
 
 def find_next_time(line: str, now: datetime | None = None) -> datetime:
-    """The first time after `now`. Of day and weekday, one is enough if both are restricted.
-    Raises ValueError: not five fields of numbers, or no such day."""
-    now, texts = now or datetime.now(UTC), line.split()
-    require(len(texts) == len(RANGES), f"--cron '{line}': {FORM}")
-    minutes, hours, days, months, weekdays = (
-        parse_field(text, *limits) for text, limits in zip(texts, RANGES, strict=True)
-    )
-    either = "*" not in texts[2] and "*" not in texts[4]
-    for ahead in range(DAYS):
-        date = now.date() + timedelta(ahead)
-        found = date.day in days, date.isoweekday() % 7 in weekdays
-        if date.month in months and (any(found) if either else all(found)):
-            for hour, minute in ((hour, minute) for hour in sorted(hours) for minute in sorted(minutes)):
-                if (moment := datetime.combine(date, time(hour, minute), UTC)) > now:
-                    return moment
-    raise UserError(f"--cron '{line}': there is no such day")
-
-
-def parse_field(text: str, low: int, high: int) -> set[int]:
-    """The numbers that a field names."""
-    numbers = set[int]()
-    for part in text.split(","):
-        if not (match := PART.fullmatch(part)):
-            raise UserError(f"--cron '{part}': {FORM}")
-        begin, end, step = match.groups()
-        first = low if begin == "*" else int(begin)
-        last = int(end) if end else high if begin == "*" or step else first
-        require(low <= first <= last <= high and step != "0", f"--cron '{part}': is not in {low} to {high}")
-        numbers.update(range(first, last + 1, int(step or 1)))
-    return numbers
+    """The first time after `now`. Raises ValueError: the line is wrong, or no day is meant."""
+    try:
+        require(len(line.split()) == 5, f"--cron '{line}': {FORM}")
+        return next(CronSim(line, now or datetime.now(UTC)))
+    except CronSimError as error:
+        raise UserError(f"--cron '{line}': {error}; {FORM}") from None

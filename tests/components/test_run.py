@@ -52,7 +52,7 @@ def test_a_component_leaves_what_kubeflow_reads(tmp_path):
 
 def test_a_stage_that_fails_gives_the_pod_its_exit_code_and_leaves_no_output(tmp_path):
     done = run(ask(tmp_path, labels="wrong"))
-    assert done.returncode == 2 and "must shard: " in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "must shard: " in done.stdout and "Traceback" not in done.stdout
     assert not (tmp_path / "out/deep").exists()
 
 

@@ -153,10 +153,9 @@ def test_a_schedule_whose_run_is_in_progress_is_neither_replaced_nor_deleted(ser
 
 
 @pytest.mark.parametrize("line, moment", [
-    ("0 3 * * 1", "2026-12-07 03:00"), ("*/15 * * * *", "2026-12-03 05:30"), ("5-10/2 1 * * *", "2026-12-04 01:05"),
-    ("0 0 29 2 *", "2028-02-29 00:00"), ("0 0 1,15 * 5", "2026-12-04 00:00"), ("20 5 * * *", "2026-12-04 05:20"),
-    ("60 3 * * *", "'60': is not in 0 to 59"), ("0 3 * *", "expected minute hour"), ("0 0 30 2 *", "no such day"),
-    ("0 3 * * MON", "in numbers"), ("0 3 * * 7", "'7': is not in 0 to 6"), ("*/0 * * * *", "is not in"),
+    ("0 3 * * 1", "2026-12-07 03:00"), ("5-10/2 1 * * *", "2026-12-04 01:05"), ("20 5 * * *", "2026-12-04 05:20"),
+    ("0 0 29 2 *", "2028-02-29 00:00"), ("0 0 1,15 * 5", "2026-12-04 00:00"),  # a day or a weekday
+    ("60 3 * * *", "Bad minute"), ("0 3 * *", "expected minute hour"), ("0 0 30 2 *", "Bad day"),
 ])  # fmt: skip
 def test_the_next_time_is_that_of_cron(line, moment):
     now = datetime(2026, 12, 3, 5, 20, tzinfo=UTC)
