@@ -48,7 +48,6 @@ def run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     os.dup2(descriptor, 2)
     os.environ.clear()
     os.environ.update(environment)
-    multiprocessing.set_start_method(None, force=True)  # the system's own, as in a process that was not forked here
     sys.stdout.reconfigure(line_buffering=True)
     from must.api.cli import main
 

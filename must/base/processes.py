@@ -1,9 +1,8 @@
 """Worker processes: their start and end, which open files of its parent a forked process closes; exceptions in them are
-raised in this process. A thread that calls a function periodically; this machine's cores and memory.
+raised in this process. A thread that calls a function periodically; this machine's cores.
 
-Only this module selects the start method. Arguments of workers can be pickled, so all methods work, and a program may
-choose one by `multiprocessing.set_start_method`. Otherwise workers are forked on Linux, whatever Python's default is:
-fork needs no importable main module, so scripts and notebooks can shard and train without a guard for `__main__`."""
+Workers are forked on Linux, whatever Python's default is: fork needs no importable main module, so scripts and
+notebooks can shard and train without a guard for `__main__`. Their arguments can be pickled, for spawn elsewhere."""
 
 import ctypes
 import gc
@@ -19,7 +18,6 @@ from concurrent.futures.process import _ExceptionWithTraceback
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, current_process
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar, cast
 
@@ -32,10 +30,7 @@ _open: set[int] = set()
 PARENT = "MUST_PARENT"  # environment variable: the id of the process with which this one ends
 
 
-def start_context() -> BaseContext:
-    """The multiprocessing context of workers."""
-    chosen = multiprocessing.get_start_method(allow_none=True)
-    return multiprocessing.get_context(chosen or ("fork" if sys.platform == "linux" else "spawn"))
+CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")  # of workers
 
 
 def end_with_parent() -> None:
@@ -71,12 +66,8 @@ def is_running(pid: int) -> bool:
             return False
 
 
-def begin_worker(environment: dict[str, str]) -> None:
-    """Sets up a worker process, which ends when its parent has ended.
-    `environment`: the parent's current `os.environ`; a fork server has the one of its own start."""
-    if dict(os.environ) != environment:  # a forked worker has it, and must not wait for a lock of the parent's threads
-        os.environ.clear()
-        os.environ.update(environment)
+def begin_worker() -> None:
+    """Sets up a worker process, which ends when its parent has ended."""
     silence_pillow()
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -216,24 +207,13 @@ def run_periodically(
 
 
 PROCESSES_PER_CORE = 16
-PROCESS_MEMORY = 100_000_000  # bytes: what a process that decodes images takes at least
 
 
 def check_processes(count: int, flag: str) -> None:
-    """Raises ValueError: so many processes are more than the cores and the memory of this machine are for."""
-    world = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    most = max(2, min(PROCESSES_PER_CORE * count_cores(), count_memory() // PROCESS_MEMORY) // world)
+    """Raises ValueError: so many processes are more than the cores of this machine are for."""
+    most = max(2, PROCESSES_PER_CORE * count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if count > most:
-        raise UserError(f"{flag} {count}: more than the {most} that this machine has the cores and the memory for")
-
-
-def count_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """The memory of the machine, or of its container."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**34
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # both versions of control groups
-        with suppress(OSError, ValueError):  # no container, or no limit: "max"
-            memory = min(memory, int((groups / name).read_text()))
-    return memory
+        raise UserError(f"{flag} {count}: more than the {most} that this machine has the cores for")
 
 
 def count_cores(groups: Path = Path("/sys/fs/cgroup")) -> int:
@@ -344,10 +324,9 @@ class Workers:
         return [note for worker, *_ in self.busy.values() if (note := worker.note.value)]
 
     def start(self) -> Worker:
-        context: Any = start_context()
-        connection, worker_end = context.Pipe()
-        note = context.RawArray("c", NOTE_BYTES)
-        process = context.Process(target=do_jobs, args=(worker_end, note, dict(os.environ)))
+        connection, worker_end = CONTEXT.Pipe()
+        note = CONTEXT.RawArray("c", NOTE_BYTES)
+        process = CONTEXT.Process(target=do_jobs, args=(worker_end, note))
         with without_collector():  # a new process must not collect anything before `do_jobs` freezes it
             process.start()
         worker_end.close()  # so that `recv` raises EOFError when the worker ends
@@ -369,7 +348,7 @@ def write_note(text: bytes) -> None:
     _note.value = text[:NOTE_BYTES]
 
 
-def do_jobs(connection: Connection, note: Any, environment: dict[str, str]) -> None:
+def do_jobs(connection: Connection, note: Any) -> None:
     """The main function of a worker: does jobs until it receives None. It exits with its parent."""
     global _note
     _note = note
@@ -378,7 +357,7 @@ def do_jobs(connection: Connection, note: Any, environment: dict[str, str]) -> N
     gc.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    begin_worker(environment)
+    begin_worker()
     while (message := connection.recv()) is not None:
         function, job = message
         try:

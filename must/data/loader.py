@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from must.base.errors import UserError
-from must.base.processes import begin_worker, start_context
+from must.base.processes import CONTEXT, begin_worker
 from must.base.text import make_printable
 from must.config.train import check_batch
 from must.data.augment import TrainViews
@@ -191,8 +191,8 @@ def train_batches(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device is not None and device.type == "cuda",
-        worker_init_fn=partial(quiet_worker, dict(os.environ)),
-        multiprocessing_context=start_context() if workers else None,
+        worker_init_fn=quiet_worker,
+        multiprocessing_context=CONTEXT if workers else None,
         prefetch_factor=PREFETCH if workers else None,
     )
     for batch in iterate(loader):
@@ -269,8 +269,8 @@ class EvalSource:
             sampler=prefetch_samples(self.numbers, self.reader, self.batch_size * (2 * self.workers + 1)),
             num_workers=self.workers,
             collate_fn=list,
-            worker_init_fn=partial(quiet_worker, dict(os.environ)),
-            multiprocessing_context=start_context() if self.workers else None,
+            worker_init_fn=quiet_worker,
+            multiprocessing_context=CONTEXT if self.workers else None,
         )
         for samples in iterate(loader):
             decoded = [sample for sample in samples if sample is not None]
@@ -295,11 +295,11 @@ class EvalDataset(Dataset[Any]):
         return pixels, sample, description.get("label"), description.get("source", "")
 
 
-def quiet_worker(environment: dict[str, str], _: int) -> None:
+def quiet_worker(_: int) -> None:
     # torchrun sends a SIGTERM to the process groups of its processes. A loader that is ended by it ends the training
     # process before that has saved its state, so loaders have separate groups; they end when their parent does.
     os.setpgrp()
-    begin_worker(environment)
+    begin_worker()
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
 

@@ -29,18 +29,3 @@ def test_a_command_that_ends_well_and_one_that_fails(digits, pictures, tmp_path)
     command = ("-m", "must", "evaluate", "--model", digits.adapted, "--shards", digits.shards, "--output", "report")
     message = "must evaluate: --device cuda:99: no such device here; use 'auto' or an existing one\n"
     assert run(*command, "--device", "cuda:99", cwd=tmp_path) == (2, "", message)
-
-
-PROGRAM = """
-import multiprocessing
-import must, torch, torchvision
-if __name__ == "__main__":
-    multiprocessing.set_start_method("spawn")
-    must.shard(source="images", output="shards", workers=2)
-"""
-
-
-def test_workers_that_are_spawned_by_a_program_with_torch(digits, tmp_path):
-    (tmp_path / "program.py").write_text(PROGRAM)
-    (tmp_path / "images").symlink_to(digits.images / "test")
-    assert run("program.py", cwd=tmp_path) == (0, "", "")
