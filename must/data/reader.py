@@ -17,6 +17,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -27,7 +28,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.lock import in_turn
 from must.base.parameters import convert, require
-from must.base.processes import close, keep_from_children
+from must.base.processes import DaemonThreads, close, keep_from_children
 from must.data.format import Index, Shard, load_index, load_offsets, parse_offsets, read_file, require_size
 
 Value = TypeVar("Value")
@@ -37,7 +38,7 @@ GB = 10**9
 SPARE = 200_000_000  # bytes of the disk that are never used
 DOWNLOAD_TRIES = 2  # downloads of a shard whose bytes are wrong
 CACHE_GB = "MUST_CACHE_GB"  # environment variable: the largest size of the cache, for all runs of the machine
-DOWNLOAD_THREADS = 4  # that download shards
+DOWNLOADS = 4  # of shards, at the same time
 DOWNLOAD_PAUSE = 1.0  # seconds until a retry, after no room for a shard or while another process downloads it
 
 
@@ -358,75 +359,45 @@ def prefetch(
 
 
 class ShardPrefetcher:
-    """Download threads of one process. The processes of a node share the cache, so no shard is downloaded twice.
+    """Downloads of one process. The processes of a node share the cache, so no shard is downloaded twice.
     `shard_at`: the shard at a position of the sequence in which shards are used, None past its end; `ahead`: number of
     shards to prefetch, besides those in use."""
 
     def __init__(self, cache: ShardCache, uri: str, shard_at: Callable[[int], Shard | None], ahead: int) -> None:
         self.cache, self.uri, self.shard_at, self.ahead = cache, uri, shard_at, ahead
-        self.first = self.stop = 0
-        self.pinned: dict[int, int] = {}  # position -> open file, which keeps the shard in the cache
-        self.busy: set[int] = set()
-        self.not_before: dict[int, float] = {}
-        self.closed = False
-        self.changed = threading.Condition()
-        self.threads: list[threading.Thread] = []
+        self.first = 0
+        self.files: dict[int, Future[int | None]] = {}  # position -> open file, which keeps the shard in the cache
+        self.slots = threading.Semaphore(DOWNLOADS)
 
     def use(self, first: int, stop: int) -> None:
         """Announces that the shards at positions [first, stop) are read from now on."""
-        if (first, stop) == (self.first, self.stop):
-            return
-        with self.changed:
-            self.first, self.stop = first, stop
-            self.release(first)
-            self.changed.notify_all()
-        if not self.threads:  # not earlier: loader processes must not inherit pinned files
-            self.threads = [threading.Thread(target=self.work, daemon=True) for _ in range(DOWNLOAD_THREADS)]
-            for thread in self.threads:
-                thread.start()
+        self.release(first)
+        for position in range(first, stop + self.ahead):
+            if position not in self.files and (shard := self.shard_at(position)):
+                self.files[position] = DaemonThreads().submit(self.fetch, position, shard)
 
     def close(self) -> None:
         """Releases everything. A running download ends by itself or with the process."""
-        with self.changed:
-            self.closed = True
-            self.release(None)
-            self.changed.notify_all()
+        self.release(sys.maxsize)
 
-    def release(self, first: int | None) -> None:
-        for position in [position for position in self.pinned if first is None or position < first]:
-            self.cache.release(self.pinned.pop(position))
+    def release(self, first: int) -> None:
+        """Releases the shards before this position, those that are being downloaded as soon as they are there."""
+        self.first = first
+        for position in [position for position in self.files if position < first]:
+            self.files.pop(position).add_done_callback(self.let_go)
 
-    def work(self) -> None:
-        while True:
-            with self.changed:
-                while not self.closed and (chosen := self.choose()) is None:
-                    self.changed.wait(DOWNLOAD_PAUSE)
-                if self.closed:
-                    return
-                assert chosen is not None
-                position, shard = chosen
-                self.busy.add(position)
-            descriptor = None
-            try:
-                descriptor = self.cache.open(self.uri, shard, wait=False)
-                self.cache.offsets(self.uri, shard)
-            except (ValueError, OSError):
-                pass  # the reader of the shard gets the same error and reports it
-            with self.changed:
-                self.busy.discard(position)
-                if descriptor is None:
-                    self.not_before[position] = time.monotonic() + DOWNLOAD_PAUSE
-                elif self.closed or position < self.first:
-                    self.cache.release(descriptor)
-                else:
-                    self.pinned[position] = descriptor
+    def let_go(self, file: Future[int | None]) -> None:
+        if (descriptor := file.result()) is not None:
+            self.cache.release(descriptor)
 
-    def choose(self) -> tuple[int, Shard] | None:
-        """The first position that is neither pinned nor being downloaded, and its shard."""
-        now = time.monotonic()
-        for position in range(self.first, self.stop + self.ahead):
-            if position in self.pinned or position in self.busy or self.not_before.get(position, 0) > now:
-                continue
-            shard = self.shard_at(position)
-            return None if shard is None else (position, shard)
-        return None
+    def fetch(self, position: int, shard: Shard) -> int | None:
+        descriptor = None
+        with suppress(ValueError, OSError):  # the reader of the shard gets the same error and reports it
+            while position >= self.first:
+                with self.slots:
+                    descriptor = self.cache.open(self.uri, shard, wait=False)
+                if descriptor is not None:
+                    self.cache.offsets(self.uri, shard)
+                    break
+                time.sleep(DOWNLOAD_PAUSE)  # there is no room, or another process is downloading it
+        return descriptor

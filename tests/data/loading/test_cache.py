@@ -246,14 +246,14 @@ def test_what_comes_next_is_there_before_it_is_needed(shards: Path, tmp_path: Pa
     cache, all_shards = cache_for(tmp_path, shards, 5.5), load_index(str(shards)).shards
     ahead = ShardPrefetcher(cache, str(shards), dict(enumerate(all_shards)).get, ahead=2)
     ahead.use(0, 3)
-    until(lambda: len(ahead.pinned) == 5)
-    assert not ahead.busy and ahead.choose() is None  # no further
-    assert held(cache, shards) == [0, 1, 2, 3, 4]
+    until(lambda: all(file.done() for file in ahead.files.values()))
+    assert sorted(ahead.files) == held(cache, shards) == [0, 1, 2, 3, 4]  # no further
     assert cache.open(str(shards), all_shards[9]) is None
     ahead.use(3, 5)
     until(lambda: {3, 4, 5, 6} <= set(held(cache, shards)))
+    files = list(ahead.files.values())
     ahead.close()
-    until(lambda: not ahead.pinned and not ahead.busy)
+    until(lambda: all(file.done() for file in files))
     for number in range(7, 12):
         look(cache, shards, all_shards[number])
 
