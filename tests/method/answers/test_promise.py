@@ -80,7 +80,8 @@ def test_who_names_what_is_left_is_done_and_what_is_left_never_grows():
         person = Person(lambda rank: np.where(rank < 0.3, 0.4, 0.01), seed, 1_000)
         person.draw(150)
         found, _ = person.look(SET)
-        assert 50 < found.accepted < 800
+        # Of 1,000 labels 50 may be wrong, without 5 to 7 that will be overlooked: one seed accepts 93 instead of 137.
+        assert 43 <= found.allowed <= 46 and 90 < found.accepted < 800
         after, broken = found, False
         for _ in range(9):
             least = np.sort(person.confidence[~person.drawn & ~person.other])[after.left // 9]
@@ -204,20 +205,19 @@ def test_the_promise_in_words():
     assert count_fewest_answers(0.05) == 59 and count_fewest_answers(0.05, at_every_look=True) == 77
 
 
-@pytest.mark.parametrize("promise, few", [(SET, 0.02), (ACCEPTED, 0.0)])
+@pytest.mark.parametrize("promise, few", [(SET, [13, 41, 20]), (ACCEPTED, [0, 0, 0])])
 def test_with_few_or_wrong_answers_hardly_anything_is_promised(promise, few):
-    """Of the set, so many labels as may be wrong, without those that will be overlooked, need no answer."""
+    """Of the set, so many labels as may be wrong need no answer: 5 in 100 of all, without those that will be overlooked
+    of what is left, which are 1 in 20 of 987 wrong labels (300 wrong answers), of 44 (20 right ones), of 490 (none)."""
     confidence, none = np.linspace(0, 1, 1_000), np.empty(0)
 
-    def share(answers, right):
+    def count(answers, right):
         sample = Sample(np.linspace(0.001, 1, answers), np.full(answers, right), none)
-        return accept(0.05, sample, confidence, promise).accepted / 1_000
+        return accept(0.05, sample, confidence, promise).accepted
 
-    shares = [share(300, False), share(20, True), share(0, True)]
-    assert share(300, True) == 1 and shares[2] == few and max(shares) <= 0.05
-    assert (
-        accept(0.05, Sample(np.ones(99), np.ones(99, bool), none), none, promise).text().startswith("All 99 pictures")
-    )
+    assert [count(300, False), count(20, True), count(0, True)] == few and count(300, True) == 1_000
+    every = accept(0.05, Sample(np.ones(99), np.ones(99, bool), none), none, promise)
+    assert every.text().startswith("All 99 pictures")
 
 
 def test_the_tests_are_the_ratio_of_prior_and_posterior():
