@@ -1,9 +1,10 @@
 """How many clicks and keys it takes a person until `must review` says that a set is finished, how many pictures are
 shown, and how many labels are wrong then.
 
-    python benchmarks/clicks.py [WORK TRUTH.csv] [--seeds 4] [--wrong 0.02] [--overlooks 0.05]
+    python benchmarks/clicks.py [WORK TRUTH.csv] [--seeds 4] [--every 1] [--wrong 0.02] [--overlooks 0.05]
 
-A simulated person takes what the page asks; each answer waits for the effect of the one before. An action is a click or
+A simulated person takes what the page asks; labels are renewed after each screen, and after `--every` pictures that
+are shown alone. An action is a click or
 a key: one for a picture that is shown alone; on a screen one for each picture that is marked, one for each class that
 marked ones get, and Enter. `--wrong`: share of the single answers that are wrong; `--overlooks`: share of the wrong
 labels on screens that the person does not see. WORK: a folder of `must adapt` without answers; TRUTH.csv: a table of
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("work", nargs="?", type=Path)
     parser.add_argument("truth", nargs="?", type=Path)
     parser.add_argument("--seeds", type=int, default=4, help="orders of the pictures")
+    parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--wrong", type=float, default=0.0)
     parser.add_argument("--overlooks", type=float, default=0.0)
     parser.add_argument("--mode", default="", help="one: pictures are shown alone")
@@ -54,7 +56,7 @@ def main() -> None:
             assert isinstance(config, ReviewConfig)
             review, images = compute_review(config)
             person = Person(truth, review, options.wrong, options.overlooks, np.random.default_rng(seed))
-            broken, wrong = person.answer_all(config, images, options.mode)
+            broken, wrong = person.answer_all(config, images, options.mode, options.every)
             pictures = len(review.pictures)
             ways = f"{person.single} alone, {person.screens} screens"
             ends = f"{wrong} labels are wrong ({wrong / pictures:.1%}){', promise broken' if broken else ''}"
@@ -70,6 +72,16 @@ def adapt_digits(folder: Path) -> tuple[Path, dict[str, str]]:
     return work, {name_image(number): label for number, (_, label) in enumerate(load_digits()["unlabeled"])}
 
 
+class Slow(AnswerEffect):
+    """Does not look while `skips`."""
+
+    skips = False
+
+    def update(self) -> None:
+        if not self.skips:
+            super().update()
+
+
 class Person:
     def __init__(
         self, truth: dict[str, str], review: Review, wrong: float, overlooks: float, rng: np.random.Generator
@@ -77,12 +89,13 @@ class Person:
         self.truth, self.review, self.wrong, self.overlooks, self.rng = truth, review, wrong, overlooks, rng
         self.actions = self.single = self.screens = self.seen = 0
 
-    def answer_all(self, config: ReviewConfig, images: Images, mode: str) -> tuple[bool, int]:
+    def answer_all(self, config: ReviewConfig, images: Images, mode: str, every: int) -> tuple[bool, int]:
         """(whether the page said finished with more wrong labels than promised, how many are wrong)"""
-        effect = AnswerEffect(config, images, self.truth)
+        effect = Slow(config, images, self.truth)
         session = Session(self.review, config.output, "simulated", effect)
         reply = session.act("next", "page", {"mode": mode})
         while reply["picture"] or reply["screen"]:
+            effect.skips = bool(reply["picture"]) and (self.single + 1) % every != 0
             request = self.name_picture(session, reply) if reply["picture"] else self.name_screen(session, reply)
             reply = session.act("answer", "page", request)
             while "missed" in reply:  # the person looks again

@@ -54,7 +54,7 @@ class App:
     POST /TOKEN/start            -> {"classes", "who"}
     POST /TOKEN/next             {"mode", "label", "more"} -> {"state", "picture", "screen"}
     POST /TOKEN/show             {"number"} -> the same, of that picture
-    POST /TOKEN/answer           {"number", "also", "kind", "label"} or {"screen", "right"} -> as next, once the answers
+    POST /TOKEN/answer           {"number", "kind", "label"} or {"screen", "right"} -> as next, once the answers
                                  are on the disk; and "missed", see session.py
     POST /TOKEN/undo             -> the same
     POST /TOKEN/end              -> {"state", "rows", "accepted", "classes", "changed", "relabelled", "commands", ...}

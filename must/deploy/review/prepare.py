@@ -25,12 +25,7 @@ from must.data.reader import ShardReader
 from must.deploy.review.progress import CHANGED, Progress, find_made_of
 from must.method.answers.answers_file import read_answers
 from must.method.answers.population import KeptLabels, record_population, shorten, write_kept
-from must.method.answers.review import (
-    Picture,
-    Review,
-    draw_order,
-    hash_picture,
-)
+from must.method.answers.review import Picture, Review, draw_order, hash_picture
 from must.method.distributed import init_distributed
 from must.method.memory.features import Features, Pool, read_features
 from must.method.memory.measure import find_answers
@@ -45,7 +40,6 @@ from must.method.model.memory import Neighbours
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
-SIMILAR_SHOWN = 6  # similar pictures shown beside a picture
 LIKELY = 10  # classes that are offered first
 MOST_PROBABILITIES = 20_000_000  # images x classes
 
@@ -219,7 +213,6 @@ def compute_review(
 def make_review(config: ReviewConfig, images: Images, reader: ShardReader) -> Review:
     """The pictures with their labels before any answer."""
     pool, classes, refined = images.pool, images.classes, images.refined(NO_ANSWERS)
-    similar = images.near.first[images.near.numbers][images.near.groups]
     labels = TopLabels.from_probabilities(refined).labels
     likely = refined.topk(min(LIKELY, len(classes))).indices
     pictures = list[Picture]()
@@ -227,7 +220,7 @@ def make_review(config: ReviewConfig, images: Images, reader: ShardReader) -> Re
         number = int(pool.numbers[index])
         pictures.append(Picture(
             number, pool.sources[index], hash_picture(reader.image(number)), int(labels[index]),
-            tuple(likely[index].tolist()), tuple(pool.numbers[similar[index, :SIMILAR_SHOWN]].tolist()),
+            tuple(likely[index].tolist()),
         ))  # fmt: skip
     random = {sha256: answer for sha256, answer in read_answers(config.output).items() if answer.measures}
     wrong = shorten(sha256 for sha256, answer in random.items() if answer.corrects)

@@ -1,14 +1,15 @@
-"""What answers have done, as the page shows it, and what computes it."""
+"""What answers have done, as the page shows it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from must.base.errors import UserError
 from must.base.text import pluralize
 from must.data.format import load_index
 from must.method.answers.accuracy import AccuracyEstimate
+from must.method.answers.answers_file import Answer
 from must.method.answers.estimate import Accepted
 from must.method.model.description import load_description
 
@@ -39,32 +40,25 @@ class Progress:
     left: Sequence[int] = ()  # numbers of the pictures that a person still has to name, the least sure label first
     classes: Sequence[dict[str, Any]] = ()  # rows of `describe_classes`
 
-    def text(self) -> str:
-        parts = [f"{self.accuracy.text()}."] if self.accuracy else []
-        parts += [self.accepted.text()] if self.accepted else []
-        parts += [f"So far {pluralize(self.changed, 'label')} of other pictures changed."] if self.changed else []
-        return " ".join(parts)
 
-
-class Effect(Protocol):
-    """What answers do, computed beside the page."""
-
-    progress: Progress | None
-    changed: bool  # whether the images or the model are others now
-
-    @property
-    def is_current(self) -> bool:
-        """Whether `progress` is of the last answers."""
-
-    @property
-    def age(self) -> float:
-        """Seconds since the first answer that is not counted yet."""
-
-    def arrange(self, numbers: list[int]) -> list[int]:
-        """The same numbers, those of pictures that look alike side by side."""
-
-    def update(self) -> None:
-        """Answers were written, or taken back."""
-
-    def wait(self, seconds: float | None = None) -> None:
-        """Until the last ones are counted."""
+def describe_answers(answers: Collection[Answer], progress: Progress | None) -> str:
+    """What the answers measure, and what they have done; `progress` may be that of those before the last ones."""
+    if not answers:
+        return "No answers yet."
+    unsure = sum(answer.unsure for answer in answers)
+    others, parts = sum(not answer.measures and not answer.unsure for answer in answers), list[str]()
+    if progress:
+        parts += [f"{progress.accuracy.text()}."] if progress.accuracy else []
+        parts += [progress.accepted.text()] if progress.accepted else []
+        if progress.changed:
+            parts.append(f"So far {pluralize(progress.changed, 'label')} of other pictures changed.")
+    if others:
+        parts.append(f"{pluralize(others, 'answer')} for teaching only: not drawn at random.")
+    if unsure:
+        parts.append(f"{pluralize(unsure, 'answer')} “cannot tell”.")
+    if progress and progress.checks:
+        parts.append(f"Of {pluralize(progress.checks, 'wrong label')} shown as a test {progress.missed} were left.")
+    if progress and progress.unread:
+        pictures = pluralize(progress.unread, "other picture")
+        parts.append(f"{pictures} are left that were not read here (--limit); `must refine` counts these, too.")
+    return " ".join(parts)

@@ -47,7 +47,7 @@ let keys = [...LETTERS]; // of `keyed`, in its order
 let keyed = []; // the classes with a button and a key, which they keep: all if there are few, else those used so far
 let classes = [], view = "", picture = null, screen = null, busy = false, chosen = 0, listed = [], pointed = null;
 let mode = "", more = false; // one, screens, or what takes fewer actions; go on after the end
-let also = new Set(), marked = new Set(), given = new Map(); // similar pictures; marked ones of the screen; number -> [kind, label]
+let marked = new Set(), given = new Map(); // of the screen: numbers; number -> [kind, label]
 
 async function turn(action) {
   if (busy) return;
@@ -95,12 +95,11 @@ function show({ state, picture: next, screen: several }) {
   bar(state);
   picture = next;
   screen = several;
-  also = new Set();
   marked = new Set();
   given = new Map();
   if (!next && !several) return finish();
   look(several ? "screens" : "one");
-  $("alone").hidden = $("similar").hidden = !!several;
+  $("alone").hidden = !!several;
   $("screen").hidden = $("accept").hidden = !several;
   buttons();
   $("typed").value = "";
@@ -117,13 +116,6 @@ function showPicture(state) {
   $("kind").replaceChildren(bdi(picture.image), ` · ${picture.answer ? "answered before" : KINDS[picture.sampled] || "An answer here corrects labels and does not measure."}`);
   $("kind").className = picture.sampled;
   [...$("names").children].forEach((button, place) => button.classList.toggle("was", keyed[place] === picture.answer));
-  $("similar").hidden = !picture.similar.length;
-  $("strip").replaceChildren(...picture.similar.map(({ number, open }) => {
-    const button = make("button", { disabled: !open, aria: { pressed: "false", label: open ? "a similar picture: answer it too" : "a similar picture" } }, small(number));
-    button.dataset.number = number;
-    button.onclick = () => mark(button, also);
-    return button;
-  }));
 }
 
 function showScreen() {
@@ -134,7 +126,7 @@ function showScreen() {
   $("tiles").replaceChildren(...screen.pictures.map(({ number, image }) => {
     const button = make("button", { title: visible(image), aria: { pressed: "false", label: visible(image) } }, small(number), make("span", {}));
     button.dataset.number = number;
-    button.onclick = () => { given.delete(number); button.lastChild.textContent = ""; mark(button, marked); };
+    button.onclick = () => mark(button, number);
     return button;
   }));
   accepting();
@@ -190,11 +182,11 @@ function giveKey(label) { // with many classes: to one that is used for the firs
   stored("must-review-keys", JSON.stringify(keyed));
 }
 
-function mark(button, set) {
-  const number = Number(button.dataset.number), on = !set.has(number);
-  on ? set.add(number) : set.delete(number);
-  button.setAttribute("aria-pressed", on);
-  if (set === marked) accepting();
+function mark(button, number) {
+  given.delete(number);
+  button.lastChild.textContent = "";
+  button.setAttribute("aria-pressed", marked.delete(number) ? "false" : !!marked.add(number));
+  accepting();
 }
 
 $("picture").onload = function () {
@@ -207,7 +199,7 @@ const say = (kind, label) => {
   $("typed").blur();
   if (kind === "label") giveKey(label);
   if (view === "screens") return give(kind, label), buttons();
-  if (view === "one" && picture) turn(async () => show(await ask("answer", { number: picture.number, kind, label, also: [...also] })));
+  if (view === "one" && picture) turn(async () => show(await ask("answer", { number: picture.number, kind, label })));
 };
 const undo = () => {
   if (view === "screens" && marked.size + given.size) return showScreen(marked.clear(), given.clear());
@@ -309,13 +301,9 @@ function move(step) {
   tiles[at < 0 ? 0 : Math.min(Math.max(at + step, 0), tiles.length - 1)]?.focus();
 }
 const across = () => getComputedStyle($("tiles")).gridTemplateColumns.split(" ").length;
-const similar = () => {
-  const free = [...$("strip").children].filter((button) => !button.disabled), all = also.size === free.length;
-  for (const button of free) if (all || !also.has(Number(button.dataset.number))) mark(button, also);
-};
 const KEYS = {
   n: () => say("none"), c: () => say("unsure"), z: undo, f: zoom, g: () => onward("screens"), o: () => onward("one"), e: () => turn(finish), Enter: accept,
-  "?": () => $("keys").showModal(), "/": () => $("typed").focus(), s: similar,
+  "?": () => $("keys").showModal(), "/": () => $("typed").focus(),
   ArrowRight: () => move(1), ArrowLeft: () => move(-1), ArrowDown: () => move(across()), ArrowUp: () => move(-across()),
 };
 document.onkeydown = (event) => {

@@ -7,28 +7,31 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from must.base.parameters import require
-from must.base.text import pluralize
 from must.config.work import ANSWERS_FILE
-from must.deploy.review.progress import CHANGED, Effect, Progress
+from must.deploy.review.progress import CHANGED, Progress, describe_answers
 from must.method.answers import answers_file
-from must.method.answers.answers_file import AGAIN, LEFT, NO_CLASS, RANDOM, SCREEN, SIMILAR, Answer
+from must.method.answers.answers_file import AGAIN, LEFT, NO_CLASS, RANDOM, SCREEN, Answer
 from must.method.answers.estimate import LIGHTS, SCREEN_PICTURES
 from must.method.answers.review import Picture, Review
+
+if TYPE_CHECKING:
+    from must.deploy.review.prepare import AnswerEffect
 
 FAR_OFF_TEXT = (
     "Your answers and the model agree in almost nothing: are the names of the classes those of these pictures?"
 )
 RESERVED_S, RESERVED_SCREEN_S = 15.0, 180.0  # seconds that pictures are reserved for the page that shows them
 BUTTONS = 30  # classes up to which each has a button
-ACTIONS = ("next", "show", "answer", "undo", "end", "leave")
+METHODS = ("show", "answer", "undo", "leave")
+ACTIONS = ("next", "end", *METHODS)
 ANSWER_KINDS = ("label", "none", "unsure")
 WAIT = 5.0  # seconds to wait until the effect of the last answers is computed, at most
 LAG = 1.0  # seconds by which answers may outrun the count
 SINGLE = (RANDOM, LEFT, AGAIN)  # how pictures are chosen that are shown alone
-LARGEST_SCREEN = 60  # pictures, and answers, of a request at most
+LARGEST_SCREEN = 60  # pictures of a request at most
 LEFT_TIMES = 2  # one by one, what is left is asked about once there are so many times as many answers
 FIRST_CHECK = 2  # screens before one has a picture under a wrong label
 RECENT = 12  # answers that the page shows
@@ -44,7 +47,7 @@ class Session:
     """
 
     def __init__(
-        self, review: Review, folder: str, who: str, effect: Effect | None = None,
+        self, review: Review, folder: str, who: str, effect: "AnswerEffect | None" = None,
         clock: Callable[[], float] = time.monotonic, commands: Iterable[str] = (),
     ) -> None:  # fmt: skip
         self.path, self.who, self.clock, self.commands = Path(folder) / ANSWERS_FILE, who, clock, list(commands)
@@ -57,23 +60,21 @@ class Session:
         self.set_review(review, effect)
         self.browsers: dict[str, str] = {}  # time of answers in this run -> the browser that gave them
 
-    def set_review(self, review: Review, effect: Effect | None) -> None:
+    def set_review(self, review: Review, effect: "AnswerEffect | None") -> None:
         """Replaces the review by one of the same model, of the same images or of others."""
         with self.lock:
             self.review, self.effect = review, effect
             self.pictures |= {picture.number: picture for picture in review.pictures}
             self.by_sha256 = {picture.sha256: picture for picture in self.pictures.values()}
             history = answers_file.read_history(str(self.path.parent))
-            here = {sha256: answers for sha256, answers in history.items() if sha256 in self.by_sha256}
-            self.history = {sha256: answers for sha256, answers in here.items() if answers[-1].fits(review.classes)}
             # Those that do not fit the classes are asked again, first of all.
-            self.outdated = {sha256: answers[-1] for sha256, answers in here.items() if sha256 not in self.history}
+            self.history = {sha256: answers for sha256, answers in history.items() if sha256 in self.by_sha256}
             self.update_effect()
 
     def act(self, action: str, page: str, request: dict[str, Any]) -> dict[str, Any]:
-        """One of ACTIONS: the method of this name, then what the page shows."""
+        """One of ACTIONS: the method of this name, if there is one, then what the page shows."""
         with self.lock:
-            done: dict[str, Any] = getattr(self, action)(page, request)
+            done: dict[str, Any] = getattr(self, action)(page, request) if action in METHODS else {}
         if action == "leave":
             return done
         soon = action == "end" or "screen" in request or len(self.left or ()) == 1
@@ -90,14 +91,15 @@ class Session:
             return {"state": self.state(page, request), "picture": None, "screen": None} | offered | done
 
     @property
-    def answers(self) -> dict[str, Answer]:
-        """sha256 -> the answer that counts."""
+    def last(self) -> dict[str, Answer]:
+        """sha256 -> the last answer, whether it fits the classes or not."""
         return {sha256: answers[-1] for sha256, answers in self.history.items() if answers}
 
     @property
-    def measuring(self) -> dict[str, Answer]:
-        """As `answers`, with the outdated ones about pictures that were drawn at random."""
-        return {sha256: answer for sha256, answer in self.outdated.items() if answer.measures} | self.answers
+    def answers(self) -> dict[str, Answer]:
+        """sha256 -> the answer that counts."""
+        numbers = self.review.class_numbers
+        return {sha256: answer for sha256, answer in self.last.items() if answer.fits(numbers)}
 
     def update_effect(self) -> None:
         if self.effect is not None:
@@ -131,7 +133,7 @@ class Session:
         unread, elsewhere = (progress.unread, progress.elsewhere) if progress else (0, 0)
         batches, unsure = self.find_batches(page, request), sum(answer.unsure for answer in answers.values())
         times = [(sha256, when) for when, sha256s in batches.items() for sha256 in sha256s]
-        recent = [sha256 for sha256, when in times if answers[sha256].when == when]
+        recent = [sha256 for sha256, when in times if sha256 in answers and answers[sha256].when == when]
         far_off = accuracy and accuracy.answers >= FEWEST_ANSWERS and accuracy.model.high < FAR_OFF
         return {
             "answers": len(answers) + elsewhere,
@@ -156,22 +158,7 @@ class Session:
 
     def text(self) -> str:
         """What the answers measure, and what they have done; of those before the last ones while these are counted."""
-        answers = self.answers.values()
-        if not answers:
-            return "No answers yet."
-        progress, unsure = self.progress, sum(answer.unsure for answer in answers)
-        others = sum(not answer.measures and not answer.unsure for answer in answers)
-        parts = [progress.text()] if progress else []
-        if others:
-            parts.append(f"{pluralize(others, 'answer')} for teaching only: not drawn at random.")
-        if unsure:
-            parts.append(f"{pluralize(unsure, 'answer')} “cannot tell”.")
-        if progress and progress.checks:
-            parts.append(f"Of {pluralize(progress.checks, 'wrong label')} shown as a test {progress.missed} were left.")
-        if progress and progress.unread:
-            pictures = pluralize(progress.unread, "other picture")
-            parts.append(f"{pictures} are left that were not read here (--limit); `must refine` counts these, too.")
-        return " ".join(parts).strip()
+        return describe_answers(self.answers.values(), self.progress)
 
     def find_batches(self, page: str, request: dict[str, Any] | None) -> dict[str, list[str]]:
         """{time: sha256s} of the answers by this browser, or of an earlier run by this person; those of one press of a
@@ -195,13 +182,6 @@ class Session:
         require(type(number) is int and number in self.pictures, "there is no such picture")
         return self.pictures[number]
 
-    def next(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
-        """The next pictures to ask about that no other page shows."""
-        return {}
-
-    def end(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
-        return {}
-
     def leave(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """The page is closed: other pages may show its pictures."""
         self.shown = {sha256: shown for sha256, shown in self.shown.items() if shown[0] != page}
@@ -214,7 +194,7 @@ class Session:
         """A picture, or a screen, for the page; neither: the set is finished, or all pictures are answered."""
         now, answers, mode = self.clock(), self.answers, request.get("mode", "")
         taken = {sha256 for sha256, (on, until) in self.shown.items() if on != page and now <= until}
-        again = [self.by_sha256[sha256] for sha256 in self.outdated if sha256 not in answers | dict.fromkeys(taken)]
+        again = [self.by_sha256[sha256] for sha256 in self.last if sha256 not in answers and sha256 not in taken]
         if self.finished and not request.get("more") and not again:
             return {}
         counts, left = self.progress and self.progress.accepted, self.left or []
@@ -226,8 +206,7 @@ class Session:
         for how, picture in ((how, picture) for how, part in pictures for picture in part):
             if how == AGAIN or (picture.sha256 not in answers and picture.sha256 not in taken):
                 self.shown[picture.sha256] = page, now + RESERVED_S
-                before = self.outdated.get(picture.sha256)
-                self.offered[picture.sha256] = RANDOM if before and before.measures else how
+                self.offered[picture.sha256] = how
                 return {"picture": self.describe(picture)}
         return {}
 
@@ -239,7 +218,8 @@ class Session:
         require(asked is None or asked in classes, "there is no such class")
         left = self.left if asked is None else None
         free = self.review.pictures if left is None else left
-        free = [picture for picture in free if picture.sha256 not in self.measuring and picture.sha256 not in taken]
+        taken = taken.union(self.last)
+        free = [picture for picture in free if picture.sha256 not in taken]
         labels = {picture.number: self.find_label(picture) for picture in free}
         counts = Counter(label for label, _ in labels.values() if label != NO_CLASS)
         if not counts:
@@ -281,63 +261,56 @@ class Session:
     def describe(self, picture: Picture) -> dict[str, Any]:
         """A picture, and how it was chosen. `likely`: with many classes, the names to begin the list with, in the order
         of the classes, which does not hint at any model's prediction."""
-        classes, answer, measuring = self.review.classes, self.answers.get(picture.sha256), self.measuring
-        similar = [
-            {"number": other, "open": other in self.pictures and self.pictures[other].sha256 not in measuring}
-            for other in picture.similar
-        ]
+        classes, answer = self.review.classes, self.answers.get(picture.sha256)
         return {
             "number": picture.number,
             "image": picture.image,
             "likely": [classes[k] for k in sorted(picture.likely)] if len(classes) > BUTTONS else [],
-            "similar": similar,
             "answer": format_answer(answer) if answer else "",
-            "sampled": self.offered.get(picture.sha256, answer.sampled if answer else AGAIN),
+            "sampled": self.how_sampled(picture.sha256),
         }
 
     def answer(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """Writes answers to the disk.
 
-        `request`: `number` of the picture that was shown alone, `kind`, one of ANSWER_KINDS, and `label`; `also`:
-        numbers of others with the same answer. Or `screen`: [[kind, label, numbers], ...] of all pictures of a screen;
-        where the picture under a wrong label was left so, nothing is written, and `missed` is its number."""
-        screen, shown = request.get("screen"), request.get("number")
-        groups = [[request.get("kind"), request.get("label"), request.get("also", [])]] if screen is None else screen
-        whole = isinstance(groups, list) and len(groups) <= LARGEST_SCREEN
-        require(whole and all(isinstance(group, list) and len(group) == 3 for group in groups), "no list of answers")
-        now, new = datetime.now(UTC).isoformat(timespec="microseconds"), dict[str, Answer]()
-        browser, who = self.sender(page, request)
-        check, noticed, measuring = self.checks.get(page) if screen is not None else None, None, self.measuring
-
-        def add(picture: Picture, kind: str, label: str | None, how: str) -> None:
-            before = measuring.get(picture.sha256)
-            text, model = label if kind == "label" else None, self.name_label(picture)
-            drawn = bool(before and before.drawn)
-            seen = before.noticed if before else ()
-            sha256 = picture.sha256
-            new[sha256] = Answer(sha256, text, kind == "unsure", picture.image, who, now, how, model, drawn, seen)
-
-        for kind, label, numbers in groups:
-            require(kind in ANSWER_KINDS, "an answer is a label, none or unsure")
-            require(kind != "label" or label in self.review.classes, "there is no such class")
-            few = isinstance(numbers, list) and len(numbers) <= LARGEST_SCREEN
-            require(few, f"pictures must be a list of at most {LARGEST_SCREEN} numbers")
-            for picture in map(self.picture, numbers):
-                if picture.number == check:
-                    noticed = (kind, label) != ("label", request.get("right"))
-                elif not (before := measuring.get(picture.sha256)) or (screen is None and not before.measures):
-                    add(picture, kind, label, SIMILAR if screen is None else SCREEN)
-        if screen is None and (shown is not None or not groups[0][2]):
-            picture, (kind, label, _) = self.picture(shown), groups[0]
-            add(picture, kind, label, self.how_sampled(picture.sha256))
+        `request`: `number` of the picture that was shown alone, `kind`, one of ANSWER_KINDS, and `label`; or `screen`:
+        [[kind, label, numbers], ...] of all pictures of a screen, whose label is `right`; where the picture under a
+        wrong label was left so, nothing is written, and `missed` is its number."""
+        screen, new, last = request.get("screen"), dict[str, Answer](), self.last
+        alone = [[request.get("kind"), request.get("label"), [request.get("number")]]]
+        now, (browser, who) = datetime.now(UTC).isoformat(timespec="microseconds"), self.sender(page, request)
+        check, noticed = None if screen is None else self.checks.get(page), None
+        for picture, kind, label in self.parse_answers(alone if screen is None else screen):
+            before, how = last.get(picture.sha256), self.how_sampled(picture.sha256) if screen is None else SCREEN
+            if picture.number == check:
+                noticed = (kind, label) != ("label", request.get("right"))
+            elif screen is None or not before:
+                drawn, seen = (before.drawn, before.noticed) if before else (False, ())
+                new[picture.sha256] = Answer(
+                    picture.sha256, label if kind == "label" else None, kind == "unsure", picture.image, who, now, how,
+                    self.name_label(picture), drawn, seen,
+                )  # fmt: skip
         if check is not None and noticed is not None:
-            self.note_check(self.pictures.get(check), noticed, who, now)
+            self.note_check(self.pictures[check], noticed, who, now)
             del self.checks[page]
             if not noticed:
                 return {"missed": check}
         self.write(new, now, browser)
         self.screens += screen is not None
         return {}
+
+    def parse_answers(self, groups: Any) -> list[tuple[Picture, str, str | None]]:
+        """Raises UserError: they are not [[kind, label, numbers], ...] of this review."""
+        whole = isinstance(groups, list) and len(groups) <= LARGEST_SCREEN
+        require(whole and all(isinstance(group, list) and len(group) == 3 for group in groups), "no list of answers")
+        found = list[tuple[Picture, str, str | None]]()
+        for kind, label, numbers in groups:
+            require(kind in ANSWER_KINDS, "an answer is a label, none or unsure")
+            require(kind != "label" or label in self.review.classes, "there is no such class")
+            few = isinstance(numbers, list) and len(numbers) <= LARGEST_SCREEN
+            require(few, f"pictures must be a list of at most {LARGEST_SCREEN} numbers")
+            found += [(self.picture(number), kind, label) for number in numbers]
+        return found
 
     def write(self, new: dict[str, Answer], when: str, browser: str) -> None:
         """Also marks as drawn what was answered before its turn in the random order, now that this has come."""
@@ -357,17 +330,16 @@ class Session:
             self.history[answer.sha256].append(answer)
         self.update_effect()
 
-    def note_check(self, picture: Picture | None, noticed: bool, who: str, when: str) -> None:
+    def note_check(self, picture: Picture, noticed: bool, who: str, when: str) -> None:
         """Writes whether a person noticed the known picture under a wrong label."""
-        if picture and self.history.get(picture.sha256):
+        if answers := self.history.get(picture.sha256):
             line = {"image": picture.image, "sha256": picture.sha256, "noticed": noticed, "who": who, "when": when}
             answers_file.append(self.path, line)
-            *others, last = self.history[picture.sha256]
-            self.history[picture.sha256] = [*others, answers_file.add_check(last, noticed)]
+            answers[-1] = answers_file.add_check(answers[-1], noticed)
 
     def name_label(self, picture: Picture) -> str | None:
         """The class that the picture's label names without its answers; None: none of the classes."""
-        if answer := self.measuring.get(picture.sha256):
+        if answer := self.last.get(picture.sha256):
             return answer.model
         label, _ = self.find_label(picture)
         return None if label == NO_CLASS else self.review.classes[label]
@@ -375,10 +347,8 @@ class Session:
     def how_sampled(self, sha256: str) -> str:
         """The field `sampled` of an answer about a picture that was shown alone. One that was drawn at random stays so,
         also when its answer is changed."""
-        answer = self.measuring.get(sha256)
-        if answer and answer.sampled in (RANDOM, LEFT):
-            return answer.sampled
-        return self.offered.get(sha256, AGAIN)
+        before = self.last.get(sha256)
+        return RANDOM if before and before.measures else self.offered.get(sha256, AGAIN)
 
     def undo(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
         """Takes back the last answers of this browser, or else those of the same person in an earlier run; what was
@@ -392,13 +362,10 @@ class Session:
         answers_file.append(self.path, *({"image": p.image, "sha256": p.sha256} | line for p in pictures))
         how = SCREEN
         for sha256 in sha256s:
-            answers = self.history[sha256]
-            how = next(answer.sampled for answer in answers if answer.when == when)
-            if how in (RANDOM, LEFT):
+            how = next(answer.sampled for answer in self.history[sha256] if answer.when == when)
+            if how != SCREEN:
                 self.offered[sha256] = how
-            self.history[sha256] = left = answers_file.remove_answer(answers, when)
-            if left and not left[-1].fits(self.review.classes):
-                self.outdated[sha256] = self.history.pop(sha256)[-1]
+            self.history[sha256] = answers_file.remove_answer(self.history[sha256], when)
         self.update_effect()
         undone = {"undone": len(pictures)}
         if how == SCREEN:

@@ -18,20 +18,19 @@ from must.base.errors import UserError
 from must.base.parameters import SHA256, make_record, match_form, require
 
 REVIEW_FILE = "review.json"
-FORMAT = 9
+FORMAT = 10
 
 
 @dataclass(frozen=True)
 class Picture:
     """`number`: in the split; `label`: class number of the label before any answer, -1 for none of the classes;
-    `likely`: the classes by falling probability, ten at most; `similar`: numbers of the most similar pictures."""
+    `likely`: the classes by falling probability, ten at most."""
 
     number: int
     image: str
     sha256: str
     label: int
     likely: tuple[int, ...] = ()
-    similar: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +70,7 @@ class Review:
         review = make_record(cls, content)
         for picture in review.pictures:
             match_form(SHA256, picture.sha256, "sha256")
-            require(min(picture.number, *picture.likely, *picture.similar, 0) >= 0, "a picture's numbers")
+            require(min(picture.number, *picture.likely, 0) >= 0, "a picture's numbers")
             require(max(picture.label, *picture.likely, -1) < len(review.classes), "a picture's classes")
         return review
 

@@ -226,7 +226,7 @@ def test_who_leaves_a_known_wrong_label_is_told_at_once(review, folder, place, v
     assert len(session.answers) == 9 + count - 1
 
 
-def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it(review, folder, images, serve, visit):
+def test_the_end_says_what_came_of_the_answers(review, folder, images, serve, visit):
     labels = labels_of(review)
     truth = {picture.image: labels[picture.sha256] for picture in review.pictures}
     effect = AnswerEffect(config_at(folder), images, truth)
@@ -239,18 +239,6 @@ def test_similar_pictures_are_answered_together_and_the_end_says_what_came_of_it
         shown(page, picture.number)
         press(page, str(review.classes.index(labels[picture.sha256])))  # "three" has the key 3
     shown(page, review.pictures[12].number)
-    free = page.locator("#strip button:enabled")
-    count = free.count()
-    free.first.click()
-    expect(free.first).to_have_attribute("aria-pressed", "true")
-    press(page, "s")
-    expect(page.locator("#strip button[aria-pressed=true]")).to_have_count(count)
-    press(page, "1")
-    ready(page)
-    assert [line["sampled"] for line in join_lines(folder)].count("similar") == count
-    press(page, "z")
-    shown(page, review.pictures[12].number)
-    expect(page.locator("#note")).to_have_text(f"{count + 1} answers taken back.")
     press(page, "e")
     expect(page.locator("#end")).to_have_text("Result so far")
     expect(page.locator("#endtext")).to_have_text("Of 100 pictures each names right, by 12 answers at random")

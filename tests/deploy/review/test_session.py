@@ -104,12 +104,12 @@ def test_pictures_of_none_of_the_classes_are_asked_again_after_a_class_was_added
     session.act("answer", "page", {"screen": [["none", None, [numbers[-1]]]], "right": "one"})
     more = replace(review, classes=[*review.classes, "ten"])
     later = Session(more, str(folder), "ann")
-    assert len(later.answers) == 1 and len(later.measuring) == 3
+    assert len(later.answers) == 1 and len(later.last) == 4
     for label in review.classes:
         screen = later.act("next", "page", {"mode": "screens", "label": label})["screen"]
         assert not screen, "they are asked alone"
     later.act("answer", "page", {"screen": [["label", "one", [numbers[0]]]], "right": "one"})
-    assert len(later.measuring) == 3, "stays in the sample"
+    assert later.last[sha256s[0]].measures, "stays in the sample"
     shown, asked = later.act("next", "page", {})["picture"], []
     for label in ("ten", "ten", "one"):
         asked.append((shown["number"], shown["sampled"]))
@@ -144,14 +144,15 @@ def test_undo_restores_what_was_there_and_takes_nothing_from_others(review, fold
     def label(session):
         return {session.by_sha256[sha256].number: answer.label for sha256, answer in session.answers.items()}
 
-    def answer(session, browser, number, label, **more):
+    def answer(session, browser, number, label):
         request = {"number": number, "kind": "label", "label": label, "who": browser, "browser": browser}
-        session.act("answer", "tab", request | more)
+        session.act("answer", "tab", request)
 
     session = Session(review, str(folder), "ann")
     with pytest.raises(ValueError, match="no answer to take back"):
         session.act("undo", "tab", {})
-    answer(session, "ann", one, "one", also=[two, three])
+    screen = {"screen": [["label", "one", [one, two, three]]], "right": "one", "who": "ann", "browser": "ann"}
+    session.act("answer", "tab", screen)
     answer(session, "bob", two, "two")
     answer(session, "ann", three, "three")
     session = Session(review, str(folder), "")  # the program was started again

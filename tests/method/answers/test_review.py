@@ -13,7 +13,7 @@ from must.method.answers.review import Picture, Review, draw_order
 
 
 def make_review(count, classes=("a", "b", "c")):
-    pictures = [Picture(n, f"{n}.png", f"{n:064x}", n % 3, (0, 1, 2), ()) for n in range(count)]
+    pictures = [Picture(n, f"{n}.png", f"{n:064x}", n % 3, (0, 1, 2)) for n in range(count)]
     return Review(
         model_sha256="0" * 64, shards="", index_sha256="", split="train", classes=list(classes),
         pictures=pictures,
@@ -84,7 +84,7 @@ def test_no_answers_say_nothing_and_few_say_little():
         ('"format":', '"format":1'),
         ('"b",', ""),
         (f'"{0:064x}"', '"x"'),
-        ('"similar":[]', '"similar":null'),
+        ('"likely":[0,1,2]', '"likely":null'),
         ('"label":2', '"label":3'),
     ],
     ids=["another format", "fewer classes", "no sha256", "no list", "no such class"],
