@@ -4,9 +4,9 @@ shown, and how many labels are wrong then.
     python benchmarks/clicks.py [WORK TRUTH.csv] [--seeds 4] [--every 1] [--wrong 0.02] [--overlooks 0.05]
 
 A simulated person takes what the page asks; labels are renewed after each screen, and after `--every` pictures that
-are shown alone. An action is a click or
-a key: one for a picture that is shown alone; on a screen one for each picture that is marked, one for each class that
-marked ones get, and Enter. `--wrong`: share of the single answers that are wrong; `--overlooks`: share of the wrong
+are shown alone. An action is a click or a key: one for a picture that is shown alone; on a screen one for each that is
+something else (the key of its class, with the pointer on it), one more where the class has no key yet (only with more
+than 30 classes), and Enter. `--wrong`: share of the single answers that are wrong; `--overlooks`: share of the wrong
 labels on screens that the person does not see. WORK: a folder of `must adapt` without answers; TRUTH.csv: a table of
 image and class, with names as in WORK/labels/predictions.csv. Without them: the bundled digits, which `must quickstart`
 asks about.
@@ -28,7 +28,7 @@ from must.api.demo import demo, find_assets, load_digits, name_image
 from must.api.stages import configure
 from must.config import DemoConfig, ReviewConfig
 from must.deploy.review.prepare import AnswerEffect, Images, compute_review
-from must.deploy.review.session import Session
+from must.deploy.review.session import BUTTONS, Session
 from must.method.answers.review import Review
 
 
@@ -87,6 +87,7 @@ class Person:
         self, truth: dict[str, str], review: Review, wrong: float, overlooks: float, rng: np.random.Generator
     ) -> None:
         self.truth, self.review, self.wrong, self.overlooks, self.rng = truth, review, wrong, overlooks, rng
+        self.keyed = set(review.classes if len(review.classes) <= BUTTONS else ())  # classes with a key
         self.actions = self.single = self.screens = self.seen = 0
 
     def answer_all(self, config: ReviewConfig, images: Images, mode: str, every: int) -> tuple[bool, int]:
@@ -133,14 +134,14 @@ class Person:
     def look(self, session: Session, numbers: list[int], before: list[Any], right: str) -> list[Any]:
         """Answers for all pictures of a screen: what was found `before` and now."""
         found = {number: label for _, label, part in before for number in part if label != right}
-        fresh = set[str]()
         for number in numbers:
             label = self.truth[session.picture(number).image]
             if label != right and number not in found and self.rng.random() >= self.overlooks:
                 found[number] = label
-                fresh.add(label)
-                self.actions += 1
-        self.actions += len(fresh) + 1
+                self.actions += 1 + (label not in self.keyed)
+                if len(self.keyed) < BUTTONS:
+                    self.keyed.add(label)
+        self.actions += 1
         groups = {label: [n for n, one in found.items() if one == label] for label in set(found.values())}
         groups[right] = [number for number in numbers if number not in found]
         return [["label", label, part] for label, part in groups.items()]

@@ -63,8 +63,8 @@ def test_a_report_of_the_model_before_is_left_out_or_made_again(tmp_path, caplog
 def test_after_a_review_elsewhere_the_next_command_names_its_answers(tmp_path):
     work = made(tmp_path, "model", "classifier.safetensors", "shards/index.json")
     given = {"model": work, "shards": f"{work}/shards"}
-    for more, options in ({}, ""), ({"output": f"{work}/her review"}, f" --answers '{work}/her review'"):
-        assert list_commands(configure("review", given | more)) == [f"must refine {work}{options}"]
+    for more, answers in ({}, f"{work}/review"), ({"output": f"{work}/her review"}, f"'{work}/her review'"):
+        assert list_commands(configure("review", given | more)) == [f"must refine {work} --answers {answers}"]
 
 
 def test_the_model_in_work_stands_for_work(tmp_path):

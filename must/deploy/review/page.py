@@ -51,7 +51,7 @@ class App:
     """An ASGI application. All addresses begin with the token, which the terminal prints.
 
     GET  /TOKEN/                 the page; /TOKEN/review.js and review.css beside it
-    POST /TOKEN/start            -> {"classes", "who"}
+    POST /TOKEN/start            -> {"classes", "who", "change"}
     POST /TOKEN/next             {"mode", "label", "more"} -> {"state", "picture", "screen"}
     POST /TOKEN/show             {"number"} -> the same, of that picture
     POST /TOKEN/answer           {"number", "kind", "label"} or {"screen", "right"} -> as next, once the answers
@@ -102,7 +102,7 @@ class App:
         if session is None:
             return Json({"wait": self.wait})
         if action == "start":
-            return Json({"classes": session.review.classes, "who": session.who})
+            return Json({"classes": session.review.classes, "who": session.who, "change": session.change})
         page = str(values.get("page"))[:64] or "?"
         return Json(await asyncio.to_thread(session.act, action, page, values))
 

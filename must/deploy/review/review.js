@@ -46,6 +46,7 @@ const KINDS = {
 let keys = [...LETTERS]; // of `keyed`, in its order
 let keyed = []; // the classes with a button and a key, which they keep: all if there are few, else those used so far
 let classes = [], view = "", picture = null, screen = null, busy = false, chosen = 0, listed = [], pointed = null;
+let changes = {}; // how classes are added and renamed; {}: that is not known
 let mode = "", more = false; // one, screens, or what takes fewer actions; go on after the end
 let marked = new Set(), given = new Map(); // of the screen: numbers; number -> [kind, label]
 
@@ -122,7 +123,7 @@ function showScreen() {
   $("class").replaceChildren(...screen.classes.map(([value, count]) => make("option", { value, textContent: `${visible(value)} (${count.toLocaleString("en")})`, selected: value === screen.label })));
   $("title").replaceChildren(`${counted(screen.pictures.length, "picture")}: “`, bdi(screen.label), "”");
   $("kind").className = "";
-  $("kind").textContent = "Click those that are something else, then their class.";
+  $("kind").textContent = "Something else? Point at it and press the key of its class; or click several, then their class.";
   $("tiles").replaceChildren(...screen.pictures.map(({ number, image }) => {
     const button = make("button", { title: visible(image), aria: { pressed: "false", label: visible(image) } }, small(number), make("span", {}));
     button.dataset.number = number;
@@ -137,7 +138,9 @@ function accepting() {
   $("accept-text").replaceChildren(...(marked.size ? [`first the class of the ${marked.size} marked`] : [given.size ? `the other ${right} are “` : `all ${right} are “`, bdi(screen.label), "”"]));
 }
 function give(kind, label) {
-  if (!marked.size) return void ($("note").textContent = "First click the pictures that are this.");
+  const at = pointed ?? Number(document.activeElement.dataset.number);
+  if (!marked.size && screen.pictures.some(({ number }) => number === at)) marked.add(at);
+  if (!marked.size) return void ($("note").textContent = "Point at the picture that is this, or click several first.");
   for (const tile of $("tiles").children) {
     const number = Number(tile.dataset.number);
     if (!marked.has(number)) continue;
@@ -296,6 +299,13 @@ function closer() {
   if ($("zoom").classList.contains("own") || !larger) return $("zoom").close();
   $("zoom").classList.add("own");
 }
+const word = (text) => /^[\w.,=/-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`; // as a shell reads it
+function change() { // the command that adds or renames a class
+  const old = $("old").value, name = $("new").value.trim() || "NEW", { work, file } = changes;
+  $("change-file").replaceChildren(...(file ? [old ? ", write the new name into " : ", write the name into ", make("code", { textContent: visible(file) })] : []));
+  const also = old ? ` --rename ${word(`${old}=${name}`)}` : file ? "" : ` --classes ${word([...classes, name].join(","))}`;
+  $("change-command").textContent = `must adapt ${visible(work + also)}`;
+}
 function move(step) {
   const tiles = [...$("tiles").children], at = tiles.indexOf(document.activeElement);
   tiles[at < 0 ? 0 : Math.min(Math.max(at + step, 0), tiles.length - 1)]?.focus();
@@ -322,8 +332,10 @@ document.onkeydown = (event) => {
 for (const [id, action] of Object.entries({
   none: KEYS.n, unsure: KEYS.c, undo, "done-undo": undo, larger: zoom, "zoom-in": zoom, "zoom-out": closer, accept, back: () => onward(),
   "to-one": KEYS.o, "to-screens": KEYS.g, "to-done": KEYS.e, "to-keys": KEYS["?"], "keys-close": () => $("keys").close(),
+  "to-change": () => { change(); $("change").showModal(); }, "change-close": () => $("change").close(),
 })) $(id).onclick = action;
 $("class").onchange = () => onward("screens", $("class").value);
+$("old").onchange = $("new").oninput = change;
 $("who").onchange = () => stored("must-review-who", $("who").value.trim());
 window.addEventListener("pagehide", () => navigator.sendBeacon("leave", JSON.stringify({ page })));
 
@@ -333,7 +345,9 @@ turn(async () => {
     $("sentence").textContent = start.wait;
     await new Promise((done) => setTimeout(done, 500));
   }
-  classes = start.classes;
+  ({ classes, change: changes } = start);
+  $("to-change").hidden = !changes.work;
+  $("old").replaceChildren(make("option", { value: "", textContent: "(a new one)" }), ...classes.map((value) => make("option", { value, textContent: visible(value) })));
   if (classes.length <= LETTERS.length) keys = keysOf(classes);
   keyed = classes.length <= LETTERS.length ? classes : JSON.parse(stored("must-review-keys") || "[]").filter((name) => classes.includes(name));
   $("who").value = stored("must-review-who") || start.who;

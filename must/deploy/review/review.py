@@ -40,7 +40,7 @@ from must.base.text import (
 )
 from must.config import RefineConfig
 from must.config.evaluate import ReviewConfig
-from must.config.work import ANSWERS_FILE, PARTS, RECORD_FILE, find_work
+from must.config.work import ANSWERS_FILE, PARTS, RECORD_FILE, WORDS, find_work
 from must.data.reader import ShardReader, open_reader
 from must.deploy.review.progress import find_made_of
 from must.deploy.review.session import Session
@@ -239,7 +239,8 @@ def compute_questions(
         if app.session:
             app.session.set_review(review, effect)
         else:
-            app.session = Session(review, config.output, config.signature, effect, commands=list_commands(config))
+            app.session = Session(review, config.output, config.signature, effect)
+            app.session.commands, app.session.change = list_commands(config), describe_change(config)
 
     def pause() -> None:
         if ending.is_set():
@@ -341,12 +342,29 @@ def list_next_commands(config: ReviewConfig) -> list[str]:
     return [f"next: {command}" for command in list_commands(config)]
 
 
+def find_adapted(config: ReviewConfig) -> str:
+    """The folder of `must adapt` that the answers are in; "" if it is not one."""
+    work = find_work(RefineConfig, {"model": config.model, "shards": config.shards})
+    own = work and Path(work, PARTS["answers"].path).resolve() == storage.local(config.output).resolve()
+    return work if own and Path(work, RECORD_FILE).exists() else ""
+
+
+def describe_change(config: ReviewConfig) -> dict[str, str]:
+    """How classes are added and renamed: `work`, as a word of a command, and the `file` with their names, "" where
+    these are words of a command; {} where neither is so."""
+    if not (work := find_adapted(config)):
+        return {}
+    classes = storage.read_json(str(Path(work, RECORD_FILE)), "WORK")[WORDS]["classes"]
+    file = classes if isinstance(classes, str) and Path(classes).is_file() else ""
+    named = isinstance(classes, list) or "," in classes
+    return {"work": shlex.quote(work), "file": file} if file or named else {}
+
+
 def list_commands(config: ReviewConfig) -> list[str]:
+    if work := find_adapted(config):
+        return [shlex.join(["must", command, work]) for command in ("adapt", "sort", "export")]
     if work := find_work(RefineConfig, {"model": config.model, "shards": config.shards}):
-        is_default = Path(work, PARTS["answers"].path).resolve() == storage.local(config.output).resolve()
-        if is_default and Path(work, RECORD_FILE).exists():
-            return [shlex.join(["must", command, work]) for command in ("adapt", "sort", "export")]
-        return [shlex.join(["must", "refine", work, *([] if is_default else ["--answers", config.output])])]
+        return [shlex.join(["must", "refine", work, "--answers", config.output])]
     model, baseline, shards, output = map(shlex.quote, (config.model, config.baseline, config.shards, config.output))
     refine = f"must refine --model {model} --classifier {baseline} --shards {shards} --answers {output}"
     return [f"{refine} --output labels/"]

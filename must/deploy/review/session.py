@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,9 +48,10 @@ class Session:
 
     def __init__(
         self, review: Review, folder: str, who: str, effect: "AnswerEffect | None" = None,
-        clock: Callable[[], float] = time.monotonic, commands: Iterable[str] = (),
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self.path, self.who, self.clock, self.commands = Path(folder) / ANSWERS_FILE, who, clock, list(commands)
+        self.path, self.who, self.clock = Path(folder) / ANSWERS_FILE, who, clock
+        self.commands, self.change = list[str](), dict[str, str]()  # what to type next; as of `describe_change`
         self.lock = threading.Lock()
         self.shown: dict[str, tuple[str, float]] = {}  # sha256 -> (page, time until which it is reserved)
         self.offered: dict[str, str] = {}  # sha256 -> how its picture was chosen

@@ -15,8 +15,9 @@ they are asked again.
 `model` is the class that the picture's label named before the answer; null for none of the classes.
 
 `sampled` is how the picture was chosen: random (drawn at random), screen (with others of the same label), left (alone,
-as its label is not sure), again (opened again by the person), added (a correction made elsewhere). Only answers about pictures drawn at random measure accuracies; all of them correct labels. `"drawn": true`:
-the answer came before the picture's turn in the random order, and measures since that has come.
+as its label is not sure), again (opened again by the person), added (a correction made elsewhere). Only answers about
+pictures drawn at random measure accuracies; all of them correct labels. `"drawn": true`: the answer came before the
+picture's turn in the random order, and measures since that has come.
 
     {"sha256": "...", "noticed": true}
 

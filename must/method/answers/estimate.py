@@ -221,9 +221,9 @@ def count_left(sample: Sample, others: int, last: Step | None) -> tuple[float, f
 
 
 def count_actions(left: float, wrong: float, look: float = 0.0) -> float:
-    """Clicks and keys that name so many pictures on screens, about: one for each wrong label, one for each class that
-    wrong ones get, and one for each screen; and `look` for each picture."""
-    return left * (1.4 * wrong + 1 / SCREEN_PICTURES + look)
+    """Clicks and keys that name so many pictures on screens, about: one for each wrong label, and one for each screen;
+    and `look` for each picture."""
+    return left * (wrong + 1 / SCREEN_PICTURES + look)
 
 
 def plan_more(drawn: int, others: int) -> list[int]:

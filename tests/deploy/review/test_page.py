@@ -64,7 +64,7 @@ def serve():
 @pytest.fixture
 def place(review, folder, serve):
     """The address of a page, its session."""
-    session = Session(review, str(folder), "ann", commands=["must refine work"])
+    session = Session(review, str(folder), "ann")
     return serve(App(session, reader_of(review), "token")), session
 
 
@@ -166,7 +166,7 @@ def test_keys_answer_and_undo_survives_a_new_tab(review, folder, place, visit):
     assert all(line["sampled"] == "random" for line in lines if "undone" not in line)
 
 
-def test_on_a_screen_a_class_is_given_to_all_that_are_marked_and_enter_says_that_the_others_are_right(
+def test_what_is_marked_or_pointed_at_on_a_screen_gets_a_class_and_enter_says_that_the_others_are_right(
     review, folder, place, visit
 ):
     url, session = place
@@ -187,7 +187,7 @@ def test_on_a_screen_a_class_is_given_to_all_that_are_marked_and_enter_says_that
     press(page, "Enter")
     expect(page.locator("#note")).to_contain_text("Choose the class of those that are marked")
     press(page, "7" if label != "seven" else "8")
-    tiles.nth(4).click()
+    tiles.nth(4).hover()
     press(page, "n")
     expect(tiles.nth(4).locator("span")).to_have_text("none")
     expect(page.locator("#accept-text")).to_have_text(f"the other {len(numbers) - 3} are “{label}”")
@@ -230,7 +230,8 @@ def test_the_end_says_what_came_of_the_answers(review, folder, images, serve, vi
     labels = labels_of(review)
     truth = {picture.image: labels[picture.sha256] for picture in review.pictures}
     effect = AnswerEffect(config_at(folder), images, truth)
-    session = Session(review, str(folder), "ann", effect, commands=["must refine 'a b'"])
+    session = Session(review, str(folder), "ann", effect)
+    session.commands = ["must refine 'a b'"]
     effect.wait()
     page = visit(serve(App(session, reader_of(review), "token")))
     ready(page)
@@ -318,6 +319,28 @@ def test_with_more_classes_those_in_use_get_a_key_that_they_keep(review, folder,
     assert labels[:2] + labels[3:] == ["Émile's hat", None, "Émile's hat"]
     assert page.locator("#names bdi").all_inner_texts() == ["Émile's hat", labels[2]]
     assert "\u202e" not in page.inner_text("#found")
+
+
+@pytest.mark.parametrize(
+    "file, old, name, command",
+    [
+        ("", "", "my ten", "must adapt work --classes 'zero,one,two,three,four,five,six,seven,eight,nine,my ten'"),
+        ("", "two", "2", "must adapt work --rename two=2"),
+        ("", "two", "don't", "must adapt work --rename 'two=don'\\''t'"),
+        ("/names.txt", "", "ten", "must adapt work"),
+        ("/names.txt", "two", "", "must adapt work --rename two=NEW"),
+    ],
+)
+def test_the_page_says_how_a_class_is_added_or_renamed(place, visit, file, old, name, command):
+    url, session = place
+    session.change = {"work": "work", "file": file}
+    page = visit(url)
+    ready(page)
+    page.click("#to-change")
+    page.select_option("#old", old)
+    page.fill("#new", name)
+    expect(page.locator("#change-command")).to_have_text(command)
+    assert (file in page.inner_text("#change")) and page.locator("#change-file code").count() == bool(file)
 
 
 def test_a_tab_that_is_closed_holds_nothing_and_a_page_that_comes_early_waits(review, folder, serve, visit):

@@ -176,7 +176,7 @@ def test_screens_come_when_they_take_fewer_actions_than_questions_at_random():
         ranks = rng.random(drawn)
         looks.append(accept(0.05, Sample(ranks, (ranks > 0.5) | (rng.random(drawn) < 0.5), np.empty(0)), confidence))
     assert [look.screens for look in looks] == [False, False, True]
-    assert 700 < looks[2].actions < 1_000 and looks[2].left < 1_100
+    assert looks[2].left < 1_100 and looks[2].actions == pytest.approx(looks[2].left * (0.5 + 1 / 24), rel=0.15)
 
 
 def said(found, **changes):
