@@ -123,7 +123,7 @@ function showScreen() {
   $("class").replaceChildren(...screen.classes.map(([value, count]) => make("option", { value, textContent: `${visible(value)} (${count.toLocaleString("en")})`, selected: value === screen.label })));
   $("title").replaceChildren(`${counted(screen.pictures.length, "picture")}: “`, bdi(screen.label), "”");
   $("kind").className = "";
-  $("kind").textContent = "Something else? Point at it and press the key of its class; or click several, then their class.";
+  $("kind").textContent = matchMedia("(pointer: coarse)").matches ? "Tap those that are something else, then their class." : "Something else? Point at it and press the key of its class; or click several, then their class.";
   $("tiles").replaceChildren(...screen.pictures.map(({ number, image }) => {
     const button = make("button", { title: visible(image), aria: { pressed: "false", label: visible(image) } }, small(number), make("span", {}));
     button.dataset.number = number;
@@ -135,7 +135,7 @@ function showScreen() {
 function accepting() {
   $("undo").disabled = !marked.size && !given.size && $("done-undo").disabled;
   const right = screen.pictures.length - marked.size - given.size;
-  $("accept-text").replaceChildren(...(marked.size ? [`first the class of the ${marked.size} marked`] : [given.size ? `the other ${right} are “` : `all ${right} are “`, bdi(screen.label), "”"]));
+  $("accept-text").replaceChildren(...(marked.size ? [`first give the ${marked.size === 1 ? "marked one its" : `${marked.size} marked their`} class`] : [given.size ? `the other ${right} are “` : `all ${right} are “`, bdi(screen.label), "”"]));
 }
 function give(kind, label) {
   const at = pointed ?? Number(document.activeElement.dataset.number);
