@@ -172,9 +172,7 @@ class Launch:
         job = self.get()
         if job is not None:
             outcome, _ = read_outcome(job)
-            if "deletionTimestamp" in job["metadata"]:
-                print(f"the TrainJob {self.name} is being deleted; waiting for its end", flush=True)
-            elif outcome == "Failed":
+            if outcome == "Failed":
                 print(f"the TrainJob {self.name} failed before; starting it again from its checkpoints", flush=True)
             elif outcome == "Complete" and not storage.exists(storage.join(self.bundle, DESCRIPTION_FILE)):
                 print(f"the TrainJob {self.name} is complete, but its model is gone; training again", flush=True)

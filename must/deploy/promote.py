@@ -26,7 +26,7 @@ from must.base.errors import TransientError, UserError
 from must.base.lock import HeldError, Kind, LockLostError, locked
 from must.base.parameters import require
 from must.base.storage import ConflictError, check_relative_path, list_names, require_no_links
-from must.base.text import abbreviate, make_printable
+from must.base.text import make_printable
 from must.config import PromoteConfig
 from must.config.work import DESCRIPTION_FILE, ONNX_FILE, VERSION_FILE, WEIGHTS_FILE, find_work
 from must.deploy.onnx_model import check_onnx
@@ -78,7 +78,24 @@ class Registry:
         self.uri, self.name = storage.join(uri, name), name
 
     def latest(self) -> Latest:
-        return parse_latest(storage.read_versioned(self.make_uri(LATEST))[0], self.make_uri(LATEST))
+        return self.read_latest()[0]
+
+    def read_latest(self) -> tuple[Latest, int | str]:
+        """And its generation, for a conditional write."""
+        uri = self.make_uri(LATEST)
+        data, generation = storage.read_versioned(uri)
+        if data is None:
+            return Latest(), generation
+
+        def parse(content: dict[str, Any]) -> Latest:
+            version = check_relative_path(content["version"], uri)
+            lists = (content["previous"], content["rolled_back"])
+            previous, back = (tuple(check_relative_path(name, uri) for name in names) for names in lists)
+            return Latest(version, previous, back, content["moved"], content["reason"])
+
+        again = self.make_command("VERSION")
+        damage = UserError(f"{uri} is damaged; delete it, then promote the champion again: {again}")
+        return storage.parse_object(data, parse, damage), generation
 
     def versions(self) -> list[dict[str, Any]]:
         """The description of every complete version, the oldest first."""
@@ -169,8 +186,7 @@ class Registry:
         """Makes `version` the champion. `expected`: the version that must be the champion now; '' for none, None for
         any. `back`: a rollback, which removes the champions after `version` from the list.
         Raises OvertakenError: LATEST is not `expected`, or another program moved it at the same time."""
-        data, generation = storage.read_versioned(self.make_uri(LATEST))
-        old = parse_latest(data, self.make_uri(LATEST))
+        old, generation = self.read_latest()
         if old.version == version:  # a retry, or the same model again
             return old
         moved = OvertakenError(f"{self.uri}: another run moved LATEST meanwhile; see --list, run again")
@@ -217,24 +233,6 @@ class Registry:
         return storage.join(self.uri, *parts)
 
 
-def parse_latest(data: bytes | None, uri: str) -> Latest:
-    if data is None:
-        return Latest()
-
-    def parse(content: dict[str, Any]) -> Latest:
-        version = check_relative_path(content["version"], uri)
-        lists = (content["previous"], content["rolled_back"])
-        previous, back = (tuple(check_relative_path(name, uri) for name in names) for names in lists)
-        return Latest(version, previous, back, content["moved"], content["reason"])
-
-    folder = uri.rpartition("/")[0]
-    registry, _, name = folder.rpartition("/")
-    bundle = storage.join(folder, "VERSION", BUNDLE_FOLDER)
-    command = f"must promote --model {bundle} --registry {registry} --name {name}"
-    damage = f"{uri} is damaged; delete it, then promote the champion again: {command}"
-    return storage.parse_object(data, parse, UserError(damage))
-
-
 def list_model_checksums(files: Files, folder: str, suffix: str) -> dict[str, str]:
     """{name: sha256} of the folder's files with this suffix, which identify the model."""
     names = [name for name in files if name.startswith(f"{folder}/") and name.endswith(suffix)]
@@ -277,7 +275,7 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
         f"--decision {config.decision}: the gate stopped this model; --decision '' overrules it",
     )
     provenance = description.provenance
-    version = config.version or make_version_name(config.model, description)
+    version = config.version or make_version_name(description)
     current = registry.latest().version
     require(
         not decision or decision.outcome != "kept at zero-shot" or not current or current == version,
@@ -297,16 +295,13 @@ def add_version(registry: Registry, config: PromoteConfig) -> Latest:
         "index_revision": provenance.index_revision,
         "git_revision": provenance.git_revision,
     }
-    expected = {"": None, "none": ""}.get(config.champion, config.champion)
     require(
         bool(config.onnx) or not registry.is_servable(current) or registry.is_servable(version),
         f"{registry.uri}: `must serve` can serve the champion, {current}, and not this model, which has no ONNX file: "
         f"{advise_export(config)}",
     )
-    if not config.version and expected not in (None, current) and current == version:
-        logger.info(f"{registry.uri}: LATEST is this model, {current}: another run with the same data promoted it")
-    else:
-        store(registry, config, description, version, facts)
+    store(registry, config, description, version, facts)
+    expected = {"": None, "none": ""}.get(config.champion, config.champion)
     latest = registry.set_champion(version, "promoted", expected)
     before = latest.previous[-1] if latest.previous else "nothing"
     state = "already" if version == current else f"now (before: {before})"
@@ -391,12 +386,6 @@ def require_model(registry: Registry, exists: bool) -> None:
     require(exists, f"{registry.uri}: holds no model of this name; check --registry and --name")
 
 
-def make_version_name(model: str, description: Description) -> str:
+def make_version_name(description: Description) -> str:
     """The data's revision and the weights."""
-    revision = description.provenance.index_revision or 0
-    require(
-        0 <= revision < 10**9,
-        f"--model {model}: its index_revision, {abbreviate(revision)}, is no whole number from 0; name it with "
-        "--version",
-    )
-    return f"r{revision:04d}-{description.weights_sha256[:12]}"
+    return f"r{description.provenance.index_revision or 0:04d}-{description.weights_sha256[:12]}"

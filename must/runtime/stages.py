@@ -209,7 +209,7 @@ def decide(
     """The decision, and what the model was compared with. `measured`: what `details` was measured of, as parameters of
     `must evaluate`; `rules`: of `must gate`."""
     file, by_champion, against = storage.join(details, METRICS_FILE), None, "zero-shot"
-    version = make_version_name(measured["model"], load_description(measured["model"]))
+    version = make_version_name(load_description(measured["model"]))
     rules = {"model": measured["model"], **rules}
     if champion == version:
         against += f", because this model is the champion, {champion}"
@@ -304,7 +304,7 @@ def add_version(registry: Registry, details: str, champion: str, **files: str) -
     try:
         return run("promote", champion=champion, **files), ""
     except OtherOnnxError:
-        latest, version = registry.latest(), make_version_name(files["model"], load_description(files["model"]))
+        latest, version = registry.latest(), make_version_name(load_description(files["model"]))
         require(
             latest.version == version,
             f"{registry.make_uri(version)}: is there already with other ONNX files, such as of another precision; "

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from dataclasses import asdict
-from typing import Any
 
 import pytest
 
@@ -22,7 +21,6 @@ from tests.common import ROOT
 from tests.components.kube_api import Api
 from tests.components.trainer import now
 from tests.deploy.promote.bundles import make_bundle
-from tests.local_server import Answer, serving
 from tests.pipeline.compiled import CLUSTER
 
 SUMMARY = asdict(RunSummary(steps=10, images_per_s=100.0))
@@ -131,22 +129,3 @@ def failed_job(api, work):
     assert exit_code(work) == 1
     (name,) = api.jobs
     return name
-
-
-@pytest.fixture
-def kubernetes(tmp_path, monkeypatch):
-    """The cluster of this pod. `answers`: (method, path) -> (status, body), anything else is 404; `asked`: what was."""
-
-    def answer(request):
-        path = request.path.partition("?")[0]
-        asked.append((request.method, request.path, request.headers, json.loads(request.body or "null")))
-        return Answer(*answers.get((request.method, path), (404, {"message": "the server could not find it"})))
-
-    answers, asked = {}, []
-    (tmp_path / "token").write_text("secret\n")
-    (tmp_path / "namespace").write_text("vision\n")
-    with serving(answer) as url:
-        made: Any = KubernetesApi(url, tmp_path)
-        made.answers, made.asked = answers, asked
-        monkeypatch.setattr(KubernetesApi, "of_this_pod", lambda: made)
-        yield made

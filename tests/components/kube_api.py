@@ -14,18 +14,19 @@ from tests.local_server import Answer, LocalServer
 
 GROUP = "/apis/trainer.kubeflow.org/v1alpha1"
 JOBSETS = "/apis/jobset.x-k8s.io/v1alpha2"
+REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 SPACE = "namespaces/vision"
 
 
 class Api:
     """`outage`: calls answered with 503. `lag`: looks at a JobSet that is deleted until its pods have ended and it is
     gone. `refuse`: (method, part of a path) -> status. `jobsets`: by name, how often one more look shows it; None where
-    it is not being deleted. `rebuilt`: JobSets that Trainer made of a job that was being deleted."""
+    it is not being deleted. `allowed`: what a review of a permission says."""
 
     def __init__(self):
-        self.version, self.lag, self.queued, self.outage, self.rebuilt = "2.3", 2, False, 0, 0
+        self.version, self.lag, self.queued, self.outage, self.allowed = "2.3", 2, False, 0, True
         self.jobs, self.jobsets, self.parts, self.pods, self.events, self.created = {}, {}, {}, {}, [], []
-        self.workflows, self.launchers, self.deleted, self.calls, self.refuse = {}, {}, [], [], {}
+        self.workflows, self.launchers, self.deleted, self.calls, self.refuse, self.reviews = {}, {}, [], [], {}, []
         self.runtimes = {"clustertrainingruntimes/torch-distributed": RUNTIME}
         self.on_start = lambda api, name: None  # the job's pods are there
         self.server = LocalServer(lambda request: respond(self, request))
@@ -77,6 +78,9 @@ class Api:
         if match := re.fullmatch(rf"{JOBSETS}/{SPACE}/jobsets/([\w-]+)", path):
             self.reconcile(match[1])
             return found({"metadata": {"name": match[1]}} if match[1] in self.jobsets else None)
+        if path == REVIEWS:
+            self.reviews.append(body["spec"]["resourceAttributes"])
+            return 201, {"status": {"allowed": self.allowed}}
         if path.startswith(GROUP):
             return found(self.runtimes.get(path.removeprefix(f"{GROUP}/")))
         if match := re.fullmatch(rf"/apis/argoproj.io/v1alpha1/{SPACE}/workflows/([\w-]+)", path):
@@ -112,23 +116,12 @@ class Api:
         return 201, job
 
     def reconcile(self, name):
-        """What the garbage collector and Trainer 2.3.0 have done by the next look. Trainer builds a JobSet of each job
-        that is not complete and has none, also of one that has failed or is being deleted (trainjob_controller.go and
-        jobset.go); in the foreground a job is gone only when somebody happens to look between the two."""
-        job, looks = self.jobs.get(name), self.jobsets.get(name)
-        if looks is not None:
+        """What the garbage collector has done by the next look."""
+        if (looks := self.jobsets.get(name)) is not None:
             self.jobsets[name] = looks - 1
             if looks <= 1:
                 del self.jobsets[name]
                 self.pods.pop(name, None)
-        if job is not None and "deletionTimestamp" in job["metadata"]:
-            job["metadata"]["looks"] -= 1
-            if job["metadata"]["looks"] <= 0:
-                self.forget(name)
-            elif name not in self.jobsets:
-                self.rebuilt += 1
-                self.jobsets[name] = self.lag
-                self.pods[name] = [Pod(name, self.parts[name], 0)]
 
     def start(self, name):
         """The pods start; of a queued job as Kueue does it when there is room."""
@@ -149,10 +142,7 @@ class Api:
             self.deleted.append((name, options["propagationPolicy"]))
             if name in self.jobsets:
                 self.jobsets[name] = self.lag
-            if options["propagationPolicy"] == "Foreground":
-                job["metadata"] |= {"deletionTimestamp": now(), "looks": 4 * self.lag}
-            else:
-                del self.jobs[name]
+            del self.jobs[name]
         return 200, job
 
     def forget(self, name):

@@ -1,4 +1,4 @@
-"""The first stage asks the cluster what a TrainJob needs of it: against a server that answers as Kubernetes does."""
+"""The first stage asks the cluster what a TrainJob needs of it."""
 
 import json
 
@@ -9,43 +9,27 @@ from must_components import cluster
 from must_components.cluster import KubernetesApi, list_failures, parse_exit_code
 from tests.common import ROOT
 
-TRAINERS = "/apis/trainer.kubeflow.org/v1alpha1"
-REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+
+@pytest.mark.parametrize("runtime", ["must-torch", "torch-distributed"], ids=["the namespace's", "the cluster's"])
+def test_the_trainjobs_runtime_may_be_the_namespaces_or_the_clusters(api, runtime):
+    KubernetesApi.of_this_pod().check_trainer(runtime)
+    assert {(one["verb"], one["resource"]) for one in api.reviews} == {("create", "trainjobs"), ("get", "jobsets")}
+    assert {one["namespace"] for one in api.reviews} == {"vision"}
 
 
-def trainer(kubernetes, runtimes, allowed):
-    for place in runtimes:
-        kubernetes.answers["GET", f"{TRAINERS}/{place}/must-torch"] = (200, {})
-    kubernetes.answers["POST", REVIEWS] = (201, {"status": {"allowed": allowed}})
-
-
-@pytest.mark.parametrize("place", ["namespaces/vision/trainingruntimes", "clustertrainingruntimes"])
-def test_the_trainjobs_runtime_may_be_the_namespaces_or_the_clusters(kubernetes, place):
-    trainer(kubernetes, [place], True)
-    kubernetes.check_trainer("must-torch")
-    asked = [body["spec"]["resourceAttributes"] for method, _, _, body in kubernetes.asked if method == "POST"]
-    assert {(one["verb"], one["resource"]) for one in asked} == {("create", "trainjobs"), ("get", "jobsets")}
-    assert {one["namespace"] for one in asked} == {"vision"}
-
-
-@pytest.mark.parametrize(
-    "runtimes, allowed, said",
-    [
-        ([], True, "no training runtime must-torch in vision: is Kubeflow Trainer 2 installed, and"),
-        (["namespaces/vision/trainingruntimes"], False, "may not create TrainJobs in vision; give it the role"),
-    ],
-)
-def test_a_runtime_or_a_right_that_is_missing_is_said_before_the_training(kubernetes, runtimes, allowed, said):
-    trainer(kubernetes, runtimes, allowed)
-    kubernetes.answers["GET", f"{TRAINERS}/clustertrainingruntimes/must-torch"] = (403, {})  # its role is optional
+@pytest.mark.parametrize("runtime, allowed, said", [
+    ("none", True, "no training runtime none in vision: is Kubeflow Trainer 2 installed, and"),
+    ("must-torch", False, "may not create TrainJobs in vision; give it the role"),
+])  # fmt: skip
+def test_a_runtime_or_a_right_that_is_missing_is_said_before_the_training(api, runtime, allowed, said):
+    api.allowed, api.refuse = allowed, {("GET", "/clustertrainingruntimes/"): 403}  # its role is optional
     with pytest.raises(ValueError, match=said):
-        kubernetes.check_trainer("must-torch")
+        KubernetesApi.of_this_pod().check_trainer(runtime)
 
 
-def test_a_server_that_does_not_answer_may_pass(kubernetes):
-    gone = KubernetesApi("http://127.0.0.1:9", kubernetes.account)
+def test_a_server_that_does_not_answer_may_pass(api, tmp_path):
     with pytest.raises(TransientError, match="does not answer"):
-        gone.check_trainer("must-torch")
+        KubernetesApi("http://127.0.0.1:9", tmp_path).check_trainer("must-torch")
 
 
 def test_outside_a_pod_there_is_no_cluster_to_ask(monkeypatch, tmp_path):

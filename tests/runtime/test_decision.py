@@ -63,6 +63,7 @@ def test_a_champion_keeps_its_onnx_files_and_an_earlier_one_is_refused_in_one_li
     make_onnx(tmp_path / "onnx" / "model.onnx", "int8")
     assert promoted(tmp_path, given, version, facts := Facts()) == version and facts.action == "nothing new"
     assert facts.result.startswith(f"{version} is the champion already, and keeps its ONNX files; ")
+    assert promoted(tmp_path, given, "none") == version  # another run of the same data, which promoted it meanwhile
     Registry(given["registry_uri"], "digits").set_champion("r0009-1", "promoted")
     with pytest.raises(ValueError, match="other ONNX files, such as of another precision; give another model_name"):
         promoted(tmp_path, given, "r0009-1")

@@ -176,22 +176,6 @@ def test_a_champion_that_had_come_back_is_left_for_the_one_before_its_return(reg
         assert (latest(registry).version, latest(registry).previous) == (champion, previous)
 
 
-def test_a_second_run_of_the_same_data_finds_its_model_promoted_and_is_done(registry, tmp_path, capsys):
-    """It took the first one's training; its ONNX file, exported once more, need not be the same to the byte."""
-    bundle, onnx = make_bundle(tmp_path / "a", seed=1), []
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        make_onnx(tmp_path / name / "model.onnx", name, seed=1)
-        onnx.append(tmp_path / name)
-    promote(registry, "--model", make_bundle(tmp_path / "old", seed=3))
-    old = latest(registry).version
-    promote(registry, "--model", bundle, "--onnx", onnx[0], "--champion", old)
-    before = latest(registry)
-    promote(registry, "--model", bundle, "--onnx", onnx[1], "--champion", old)
-    assert latest(registry) == before and len(Registry(registry, "digits").versions()) == 2
-    assert "LATEST is this model, r0000-" in capsys.readouterr().out
-
-
 @EVERYWHERE
 def test_of_rivals_that_finish_together_one_wins_and_the_others_say_so(registry, tmp_path, capsys):
     rivals = 4
@@ -247,18 +231,6 @@ def test_a_lost_answer_to_the_move_is_no_defeat(bucket_server, tmp_path):
     promote(registry, "--model", make_bundle(tmp_path / "model"), "--champion", "none")
     bucket_server.faults.plan = []
     assert latest(registry).version.startswith("r0000-") and bucket_server.faults.done["lost"]
-
-
-@pytest.mark.parametrize("revision", [-1, 10**400, "7", 1.5, True, [1]], ids=range(6))
-def test_a_bundle_whose_data_have_no_revision_needs_a_name(registry, tmp_path, capsys, revision):
-    bundle = make_bundle(tmp_path / "bundle", revision=revision)
-    line = refused(capsys, 2, registry, "--model", bundle)
-    if type(revision) is not int:
-        assert line.endswith("model.json: is damaged")
-        return
-    assert "name it with --version" in line
-    promote(registry, "--model", bundle, "--version", "mine")
-    assert latest(registry).version == "mine"
 
 
 def decided(tmp_path, metrics, *flags, seed=0):
@@ -317,7 +289,9 @@ def test_a_latest_that_is_damaged_is_deleted_and_a_version_promoted_again_as_its
     for damage in ("", DEEP, '{"version": "x"}', *strays):
         (place / "LATEST").write_text(damage)
         line = refused(capsys, 2, registry, "--rollback")
-        command = f"must promote --model {place}/VERSION/bundle --registry {place.parent} --name {place.name}"
+        command = (
+            f"must promote --model {place}/VERSION/bundle --version VERSION --registry {place.parent} --name digits"
+        )
         assert line.endswith(f"LATEST is damaged; delete it, then promote the champion again: {command}")
     (place / "LATEST").unlink()
     promote(registry, "--model", place / version / "bundle")
