@@ -189,7 +189,6 @@ class Launch:
             return
         if status >= 400:
             hint = "; give the service account the role in deploy/trainjobs.yaml" if status == 403 else ""
-            hint = "; is Kubeflow Trainer 2.2 or newer installed?" if status == 404 else hint
             message = make_one_line(job.get("message") or "no reason")[:500]
             raise UserError(f"the TrainJob {self.name} could not be submitted ({status}: {message}{hint})")
         if "runtimePatches" not in job["spec"]:  # Kubernetes silently drops unknown fields

@@ -216,17 +216,8 @@ def read_versions(uri: str) -> list[Any]:
 
 OF_SHARDING = [one.name for one in fields(SourceParameters) if one.name != "shard_settings"]
 OF_LABELLING = ("images", "output", "model", "part", "known", "relabel", "classes")
-OF_TRAINING = (
-    "shards",
-    "index_sha256",
-    "classifier",
-    "output",
-    "checkpoints",
-    "preset",
-    "model",
-    "pretrained",
-    "split",
-)
+OF_DATA = ("shards", "index_sha256", "classifier", "split", "model", "pretrained")
+OF_TRAINING = (*OF_DATA, "preset", "output", "checkpoints")
 TRAIN = "train"  # the split that the pipeline trains on and exports with
 
 

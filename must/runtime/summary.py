@@ -214,11 +214,7 @@ def wrap(line: str) -> list[str]:
 
 
 def summarize(
-    work_uri: str,
-    run_id: str,
-    again: str,
-    more: Sequence[str] = (),
-    last: tuple[str, Facts] | None = None,
+    work_uri: str, run_id: str, again: str, more: Sequence[str] = (), last: tuple[str, Facts] | None = None
 ) -> Summary:
     """The summary from the stages' notes; one that says so if the notes cannot be read.
 

@@ -185,8 +185,6 @@ def list_rules(cluster: ClusterConfig) -> Iterator[tuple[bool, str]]:
     yield cluster.tag != "latest", "tag 'latest': may name another image during a run; give a version"
     yield key_file == bool(credentials.secret), "credentials: kind secret and the name of the Secret go together"
     yield bool(volume.claim) == bool(volume.mount), "volume: claim and mount go together"
-    same = volume.claim and volume.claim in (credentials.secret, "shm" if cluster.shm else "")
-    yield not same, f"volume.claim '{volume.claim}': Kubeflow makes a volume's name of it, which another volume has"
     for key, name in [("credentials.variable", credentials.variable), *(("env", name) for name in cluster.env)]:
         own = (
             f"{key} '{name}': is no name of an environment variable, or begins with MUST_ or PET_ as the pipeline's own"

@@ -157,8 +157,6 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("volume: {claim: x, mount: /tmp/data}", "volume.mount '/tmp/data': expected a folder such as /data"),
         ("env: {HTTPS_PROXY: 'http://me:secret@proxy'}", "env 'HTTPS_PROXY': would be in the compiled file"),
         ("volume: {claim: x, mount: /dev/shm}", "volume.mount '/dev/shm': expected a folder such as /data"),
-        ("{volume: {claim: shm, mount: /data}, shm: 8Gi}", "volume.claim 'shm': Kubeflow makes a volume's name of it"),
-        ("{volume: {claim: a, mount: /data}, credentials: {kind: secret, secret: a}}", "volume.claim 'a': Kubeflow"),
         ("gpu: {count: 1, stages: [trian]}", "gpu.stages 'trian': unknown; did you mean 'train'?"),
         ("gpu: {count: 1, stages: [shard]}", "gpu.stages 'shard': does not use a GPU; these do: classifier, train"),
         ("resources: {train: {memory: lots}}", "resources.train.memory 'lots': expected an amount of memory"),
