@@ -29,7 +29,7 @@ from must.base.errors import UserError
 from must.base.lock import in_turn
 from must.base.parameters import convert, require
 from must.base.processes import DaemonThreads, close, keep_from_children
-from must.data.format import Index, Shard, load_index, load_offsets, parse_offsets, read_file, require_size
+from must.data.format import Index, Shard, load_index, load_offsets, require_size
 
 Value = TypeVar("Value")
 
@@ -122,8 +122,8 @@ class ShardReader:
         if shard is None or (shard.file is None and self.cache is not None):
             self._open.pop(number, None)
             self._close(self.keep_open - 1)
-            file, load = self._file(number), self.cache.offsets if self.cache is not None else load_offsets
-            shard = OpenShard(file, load(self.uri, self.shards[number]) if shard is None else shard.offsets)
+            file = self._file(number)
+            shard = OpenShard(file, load_offsets(self.uri, self.shards[number]) if shard is None else shard.offsets)
             self._open[number] = shard
         self._open.move_to_end(number)
         return shard
@@ -186,7 +186,7 @@ class ShardCache:
             )
 
     def open(self, uri: str, shard: Shard, wait: bool = True) -> int | None:
-        """A file descriptor of the shard, downloaded if necessary. The shard stays in the cache until its `release`.
+        """A file descriptor of the shard, downloaded if necessary. The shard stays in the cache until its `close`.
         None if there is no room for it; without `wait`, also if another process is downloading it.
         Raises ValueError: the object is missing, or its bytes are not those of the index; TransientError: the folder
         was deleted meanwhile."""
@@ -201,19 +201,6 @@ class ShardCache:
                 f"{self.folder}: was deleted while it was in use; run the same command again to go on"
             ) from error
 
-    def offsets(self, uri: str, shard: Shard) -> np.ndarray:
-        """As `load_offsets`, with the file in the cache."""
-        path = self.folder / f"{shard.offsets_sha256}.npy"
-        with suppress(OSError, ValueError):
-            data = read_file(str(self.folder), path.name, shard.offsets_sha256)
-            os.utime(path)
-            return parse_offsets(data, str(path), shard)
-        data = read_file(uri, shard.offsets_name, shard.offsets_sha256)
-        if self.make_room(len(data)):
-            with suppress(ValueError):  # the disk is full: it will be downloaded again
-                storage.write_bytes(path, data)
-        return parse_offsets(data, storage.join(uri, shard.offsets_name), shard)
-
     def pin(self, path: Path, size: int) -> int | None:
         """The file, open and locked against eviction; None if there is no file of that size."""
         try:
@@ -225,14 +212,10 @@ class ShardCache:
         if status.st_nlink and status.st_size == size:
             os.utime(descriptor)  # the time by which the least recently used file is found
             return descriptor
-        self.release(descriptor)
+        close(descriptor)
         if status.st_nlink:  # it was truncated
             self.evict(path)
         return None
-
-    def release(self, descriptor: int) -> None:
-        """Releases a shard that `open` returned, so that it may be evicted."""
-        close(descriptor)
 
     def download(self, uri: str, shard: Shard, path: Path, wait: bool) -> bool:
         """Whether to look for the shard again: it was downloaded, by this or another process."""
@@ -260,7 +243,7 @@ class ShardCache:
                     if part.stat().st_ino == os.fstat(descriptor).st_ino:  # it is still the one that is locked
                         part.unlink()
         finally:
-            self.release(descriptor)
+            close(descriptor)
 
     def fill(self, uri: str, shard: Shard, file: BinaryIO) -> bool:
         """Downloads into the file, which is locked exclusively. Returns False if there is no room."""
@@ -323,7 +306,7 @@ class ShardCache:
     def files(self) -> Iterator[Cached]:
         """Of one moment only within `exclusive`."""
         for path in self.folder.iterdir():
-            if path.suffix in (".tar", ".part", ".npy"):
+            if path.suffix in (".tar", ".part"):
                 with suppress(FileNotFoundError):
                     status = path.stat()
                     yield Cached(path, status.st_size, status.st_blocks * 512, status.st_mtime_ns)
@@ -388,16 +371,14 @@ class ShardPrefetcher:
 
     def let_go(self, file: Future[int | None]) -> None:
         if (descriptor := file.result()) is not None:
-            self.cache.release(descriptor)
+            close(descriptor)
 
     def fetch(self, position: int, shard: Shard) -> int | None:
-        descriptor = None
         with suppress(ValueError, OSError):  # the reader of the shard gets the same error and reports it
             while position >= self.first:
                 with self.slots:
                     descriptor = self.cache.open(self.uri, shard, wait=False)
                 if descriptor is not None:
-                    self.cache.offsets(self.uri, shard)
-                    break
+                    return descriptor
                 time.sleep(DOWNLOAD_PAUSE)  # there is no room, or another process is downloading it
-        return descriptor
+        return None

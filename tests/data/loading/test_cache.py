@@ -19,9 +19,10 @@ import torch
 from safetensors.torch import load_file
 
 from must.base import storage
+from must.base.processes import close
 from must.config import EvaluateConfig, TrainConfig
 from must.data.augment import TrainViews
-from must.data.format import Shard, load_index, load_offsets
+from must.data.format import Shard, load_index
 from must.data.loader import GlobalBatches, TrainDataset, train_batches
 from must.data.reader import SPARE, ShardCache, ShardPrefetcher, ShardReader, open_reader
 from must.evaluation.evaluate import evaluate
@@ -53,7 +54,7 @@ def cache_for(folder: Path, shards: Path, count: float) -> ShardCache:
 def look(cache: ShardCache, uri: Path | str, shard: Shard) -> None:
     file = cache.open(str(uri), shard)
     assert os.pread(file, shard.bytes + 1, 0) == storage.read_bytes(storage.join(uri, shard.name))
-    cache.release(file)
+    close(file)
 
 
 def held(cache: ShardCache, shards: Path) -> list[int]:
@@ -116,7 +117,7 @@ def test_a_shard_that_any_process_reads_stays(shards: Path, tmp_path: Path) -> N
     process.join()
     look(cache, shards, third)
     assert held(cache, shards) == [0, 2]
-    cache.release(mine)
+    close(mine)
 
 
 def test_a_forked_process_does_not_hold_what_its_parent_held(shards: Path, tmp_path: Path) -> None:
@@ -163,8 +164,6 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(shards: Path, tmp_path: Pa
     cache, shard = cache_for(tmp_path, shards, 2), load_index(str(shards)).shards[0]
     (tmp_path / f"{shard.sha256}.tar").write_bytes(b"cut off")
     look(cache, shards, shard)
-    (tmp_path / f"{shard.offsets_sha256}.npy").write_bytes(b"x")
-    np.testing.assert_array_equal(cache.offsets(str(shards), shard), load_offsets(str(shards), shard))
 
 
 def test_wrong_bytes_are_refused_and_leave_nothing(bucket_server: Server, shards: Path, tmp_path: Path) -> None:
@@ -222,7 +221,7 @@ def test_processes_share_a_cache_smaller_than_the_split(bucket_server: Server, s
             for number in range(shard * 5, shard * 5 + 5):
                 assert reader.image(number) == images[number]
             with cache.exclusive():
-                largest = max(largest, sum(file.size for file in cache.files() if file.path.suffix != ".npy"))
+                largest = max(largest, sum(file.size for file in cache.files()))
         sizes.put(largest)
 
     assert in_processes(*(partial(read, seed) for seed in range(4))) == [0] * 4
@@ -269,7 +268,7 @@ def test_a_reader_opens_few_files_and_goes_on_without_room(bucket_server: Server
     assert [reader.image(number) for number in range(10, 60)] == images[10:]
     assert held(cache, shards) == [0, 1]
     for file in others:
-        cache.release(file)
+        close(file)
     assert [reader.image(number) for number in range(60)] == images
 
 
