@@ -129,7 +129,6 @@ def plan(
     log_every: int = 10,
     timeout: int = 600,
     json: Text = "",
-    seconds: float = 20.0,
 ) -> Planned:
     """Estimate steps, hours, memory and disk of `must train` on this machine; trains nothing."""
 
@@ -325,7 +324,6 @@ def serve(
     host: Text = "127.0.0.1",
     batch_size: int = 32,
     threads: int = 0,
-    decoders: int = 0,
     max_body: float = 16.0,
     max_images: int = 64,
     max_pixels: float = 40.0,

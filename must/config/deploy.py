@@ -112,7 +112,6 @@ class ServeConfig(StageConfig):
     port: int = param("port for HTTP; 0: any that is free", 8080, often=True, between=(0, 65535))
     batch_size: int = param("images a forward pass at most", 32, group="how it runs", at_least=1)
     threads: int = defaults.threads()
-    decoders: int = param("threads that decode images; 0 means one a core", 0, at_least=0)
     max_body: float = param("megabytes of a request", 16.0, metavar="MB", group="limits", above=0)
     max_images: int = param("images of a request", 64, between=(1, 512))
     max_pixels: float = param("megapixels of an image", 40.0, metavar="MP", between=(0.001, 178.0))

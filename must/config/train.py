@@ -309,7 +309,6 @@ class PlanConfig(TrainConfig):
 
     output: str = param("accepted as in `must train`; nothing is written", "", metavar="DIR", group="input and output")
     json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", kind="output file")
-    seconds: float = param("measure steps for about so long, and at least three of them", 20.0, metavar="S", above=0)
 
 
 def check_batch(samples: int, batch_size: int, world: int, micro_batches: int) -> None:

@@ -20,7 +20,7 @@ from must.config import TrainConfig
 from must.data.format import load_index
 from must.method.distributed import Preempted
 from must.method.model.classifier import load_text_classifier
-from must.method.train import trainer
+from must.method.train import plan, trainer
 from must.method.train.recipe import resolve
 from must.stages import COMMANDS
 from tests.common import one_line, printed
@@ -101,8 +101,9 @@ def test_training_and_what_follows(digits, exported, trained, tmp_path, capsys):
     assert capsys.readouterr().out == "", "no table"
 
 
-def test_a_plan_says_what_training_would_cost(digits):
-    planned = must.plan(shards=digits.shards, classifier=digits.classifier, seconds=0.1, **SHORT | {"epochs": 2})
+def test_a_plan_says_what_training_would_cost(digits, monkeypatch):
+    monkeypatch.setattr(plan, "MEASURED", 0.1)
+    planned = must.plan(shards=digits.shards, classifier=digits.classifier, **SHORT | {"epochs": 2})
     assert planned.steps == 6 and planned.seconds > 0 and planned.plan["images_per_s"] == planned.images_per_s
 
 

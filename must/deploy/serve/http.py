@@ -89,7 +89,7 @@ class Api:
 
     def __init__(self, config: ServeConfig, models: Models, metrics: ServerMetrics) -> None:
         self.config, self.models, self.metrics = config, models, metrics
-        self.loop, self.threads = asyncio.get_running_loop(), config.decoders or count_cores()
+        self.loop, self.threads = asyncio.get_running_loop(), count_cores()
         self.decoders = ThreadPoolExecutor(self.threads, "decode")
         self.waiting = 0  # images of requests that are not answered yet
         self.held_bytes = 0  # of the bodies of requests

@@ -26,6 +26,7 @@ from must.method.train.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 FEW, LONG = 8, 5.0  # images of the first step on a CPU; seconds of a full step above which all steps are as small
+MEASURED = 20.0  # seconds of steps
 FEWEST_TIMED = 3  # steps, after one that is not timed: memory is allocated, kernels are chosen, loaders start
 
 
@@ -57,7 +58,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
             for line in trainer.resolved.lines():
                 logger.info(line)
         pass_seconds = measure_pass(trainer)
-        pace = measure_speed(trainer, config.seconds)
+        pace = measure_speed(trainer)
         seconds, images_per_s = size.steps * pace.mean, size.batch_size / pace.mean
         if world.is_main:
             logger.info(
@@ -98,8 +99,8 @@ def measure_pass(trainer: Trainer) -> float:
     return min(times) / FEW * len(trainer.reader)
 
 
-def measure_speed(trainer: Trainer, seconds: float) -> Pace:
-    """Takes steps of the run, with its loaders, for so many seconds. Afterwards the trainer cannot train.
+def measure_speed(trainer: Trainer) -> Pace:
+    """Takes steps of the run, with its loaders, for MEASURED seconds. Afterwards the trainer cannot train.
 
     On a CPU a step of a large model may take minutes; then steps of a few images are measured instead."""
     world, config, progress = trainer.world, trainer.config, trainer.state.progress
@@ -119,7 +120,7 @@ def measure_speed(trainer: Trainer, seconds: float) -> Pace:
             too_long = (ends[0] - began) * local / count > LONG
             if not world.sum(too_long):  # then the full batch, with its own warm-up
                 count, ends, waited = local, [], []
-        if world.sum(len(ends) > FEWEST_TIMED and ends[-1] - ends[0] >= seconds):
+        if world.sum(len(ends) > FEWEST_TIMED and ends[-1] - ends[0] >= MEASURED):
             break
     began = time.monotonic()
     trainer.must_step.agreement(trainer.reference, micro_batches[0])

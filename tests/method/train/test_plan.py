@@ -12,6 +12,7 @@ from must.method.train import plan as planning
 from must.method.train.log import Size
 from must.method.train.trainer import train
 
+pytestmark = pytest.mark.usefixtures("briefly")
 SETTINGS = {"epochs": 2, "batch_size": 25, "workers": 1, "log_every": 3, "seed": 1}
 
 
@@ -20,11 +21,16 @@ def config(digits, kind=TrainConfig, **changes):
     return load(kind, values)
 
 
+@pytest.fixture
+def briefly(monkeypatch):
+    monkeypatch.setattr(planning, "MEASURED", 0.05)
+
+
 def test_the_command_prints_the_plan_and_writes_nothing(digits, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = [part for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     inputs = ["--shards", digits.shards, "--classifier", digits.classifier, "--preset", "digits"]
-    cli.main(["plan", *inputs, *flags, "--seconds", "0.2"])
+    cli.main(["plan", *inputs, *flags])
     model, steps, files, settings, one_pass, cost = capsys.readouterr().out.splitlines()
     assert "150 images of 'train'" in model and "10 classes" in model
     assert steps == "12 steps of 25 images (2 epochs), 1 process(es) on cpu in fp32, 1 thread(s) and 1 loader(s) each"
@@ -37,7 +43,7 @@ def test_the_command_prints_the_plan_and_writes_nothing(digits, tmp_path, monkey
 
 @pytest.mark.slow
 def test_the_numbers_are_those_of_the_run(digits, tmp_path):
-    planned = planning.plan(config(digits, PlanConfig, json=str(tmp_path / "plan.json"), seconds=0.1))
+    planned = planning.plan(config(digits, PlanConfig, json=str(tmp_path / "plan.json")))
     assert json.loads((tmp_path / "plan.json").read_text()) == planned
     summary = train(config(digits, output=str(tmp_path / "model")))
     assert (planned["steps"], planned["images"]) == (summary.steps, 150)
@@ -52,14 +58,14 @@ def test_the_numbers_are_those_of_the_run(digits, tmp_path):
 
 @pytest.mark.slow
 def test_runs_of_fewer_steps_than_are_measured(digits):
-    planned = planning.plan(config(digits, PlanConfig, seconds=0.01, batch_size=150, epochs=1))
+    planned = planning.plan(config(digits, PlanConfig, batch_size=150, epochs=1))
     assert planned["steps"] == 1 and planned["step"]["measured"] >= 3
 
 
 @pytest.mark.parametrize("accumulate, images", [(1, planning.FEW), (5, 5)])
 def test_steps_that_take_minutes_are_measured_by_a_few_images(digits, monkeypatch, accumulate, images):
     monkeypatch.setattr(planning, "LONG", 0.0)
-    found = planning.plan(config(digits, PlanConfig, seconds=0.01, accumulate=accumulate))
+    found = planning.plan(config(digits, PlanConfig, accumulate=accumulate))
     assert found["step"]["images"] == images
     assert found["images_per_s"] == pytest.approx(25 / found["step"]["mean"])
 
