@@ -4,6 +4,7 @@ are the bundled digits', the backbone is the bundled tiny CLIP, and training is 
 
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -63,7 +64,7 @@ def walk(tmp_path):
                 code = block.text.replace("output=", 'model="demo/model", batch_size=32, workers=0, epochs=2, output=')
                 run(sys.executable, "-c", code)
             elif block.language == "bash":
-                for line in block.text.strip().split("\n"):
+                for line in re.sub(r"\\\n *", "", block.text.strip()).split("\n"):
                     if not line.startswith(SKIPPED) and line not in done:
                         run(*shortened(line) if line.startswith("must ") else ["bash", "-c", line])
                         yield line
@@ -99,8 +100,8 @@ def test_day_two(tmp_path, walk):
     walk("docs/day-two.md")
     work = tmp_path / "work"
     table = (work / "labels" / "predictions.csv").read_text()
-    assert len(table.splitlines()) == 311 and "\n0.jpg,three,1.0" in table and "\nnew-1.jpg,," in table
+    assert len(table.splitlines()) == 311 and "\n0.jpg,three,1.0" in table and "\nnew-1.jpg,none of these," in table
     classes = json.loads((work / "model" / "model.json").read_text())["classes"]
-    assert classes[-1] == "rabbit" and (work / "before" / "report").is_dir()
+    assert classes[-1] == "rabbit"
     metrics = json.loads((work / "report" / "metrics.json").read_text())
     assert metrics["labelled"] == 500 and metrics["adapted"]["top1"] > metrics["baseline"]["top1"]
