@@ -231,8 +231,8 @@ sbom: images must-tools  ## Write a bill of materials of each image to build/sbo
 
 .PHONY: audit
 audit: must-tools  ## Check the locked packages for known vulnerabilities
-	@$(ENGINE) run --rm --interactive --volume "$(CURDIR)/images/locks:/locks:ro" $(PREFIX)must-tools:$(TAG) \
-		python - shard torch train torch-cuda serve < images/audit.py
+	@$(ENGINE) run --rm --volume "$(CURDIR)/images/locks:/locks:ro" $(PREFIX)must-tools:$(TAG) pip-audit --strict \
+		--disable-pip $(foreach lock,shard torch train torch-cuda serve,--requirement /locks/$(lock).txt)
 
 .PHONY: lock
 lock: must-tools  ## Update the lock files of the images (LOCK_ARGS=... for uv)
