@@ -4,14 +4,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from must.data.format import check_samples, load_index, verify
+from must.data.format import load_index, verify
 from must.data.shards.build import show_index
 from tests import zoo
 from tests.data.shards.test_shard import run
-from tests.zoo import tar_of
 
 
 @pytest.fixture
@@ -56,20 +54,6 @@ def test_verify_names_what_is_broken(shards: Path, spoil: Callable[[Path], None]
     spoil(shards)
     with pytest.raises(ValueError, match=rf"\A.*{message}.*\Z"):
         verify(str(shards))
-
-
-TARS = {
-    "no tar": (bytes(10240), 0),
-    "a list for a json": (tar_of(("a.png", b"image"), ("a.json", b"[]")), 2),
-    "deep json": (tar_of(("a.png", b"image"), ("a.json", b"[" * 200_000)), 200_000),
-}
-
-
-@pytest.mark.parametrize(("data", "length"), TARS.values(), ids=TARS)
-def test_a_tar_that_an_index_has_the_sha256_of_may_be_anything(tmp_path: Path, data: bytes, length: int) -> None:
-    (tmp_path / "x.tar").write_bytes(data)
-    with pytest.raises(ValueError, match="no sample at byte 512"):
-        check_samples(tmp_path / "x.tar", np.array([[512, 5, 1536, length]]))
 
 
 def test_unknown_splits_are_refused_with_the_known_ones(shards: Path) -> None:
