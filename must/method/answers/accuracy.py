@@ -22,17 +22,16 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class AccuracyEstimate:
-    """Accuracies by answers about pictures drawn at random. `model`: before any answer; `refined`: of its refined
-    labels; `with_answers`: of the model with the answers in it, by cross-validation. `gain`: over the zero-shot model,
-    paired, of the model with answers if there is one, else of the model. `labels`: of all labels of the set, `own` of
-    which are answers and count as right, the others as they are without their own answer. `unmeasured`: pictures that
-    these answers were not drawn from, such as those that were added later."""
+    """Accuracies by answers about pictures drawn at random. `model`: before any answer; `with_answers`: of the model
+    with the answers in it, by cross-validation. `gain`: over the zero-shot model, paired, of the model with answers if
+    there is one, else of the model. `labels`: of all labels of the set, `own` of which are answers and count as right,
+    the others as they are without their own answer. `unmeasured`: pictures that these answers were not drawn from, such
+    as those that were added later."""
 
     answers: int
     zero_shot: Share
     model: Share
     gain: Share
-    refined: Share | None = None
     with_answers: Share | None = None
     unmeasured: int = 0
     labels: Share | None = None
@@ -40,17 +39,12 @@ class AccuracyEstimate:
 
     @classmethod
     def from_correct(
-        cls,
-        zero_shot: np.ndarray,
-        model: np.ndarray,
-        refined: np.ndarray | None = None,
-        with_answers: np.ndarray | None = None,
-        unmeasured: int = 0,
+        cls, zero_shot: np.ndarray, model: np.ndarray, with_answers: np.ndarray | None = None, unmeasured: int = 0
     ) -> Self:
         """From bool [A]: whether each model is right about each answered picture."""
-        first, second = (None if right is None else share(right) for right in (refined, with_answers))
         gain = compare_paired_answers(zero_shot, model if with_answers is None else with_answers)
-        return cls(len(model), share(zero_shot), share(model), gain, first, second, unmeasured)
+        later = None if with_answers is None else share(with_answers)
+        return cls(len(model), share(zero_shot), share(model), gain, later, unmeasured)
 
     def with_labels(self, right: np.ndarray, own: int, others: int, overlooked: int = 0) -> Self:
         """With the accuracy of all labels of the set: of `own` answers, `overlooked` of which are wrong, and `others`.
@@ -64,25 +58,16 @@ class AccuracyEstimate:
         every answer about a model that is not better, 2 in 100 see a gain within 34 answers, and 5 within 74."""
         return True if self.gain.low > 0 else False if self.gain.high < 0 else None
 
-    @property
-    def verdict(self) -> str:
-        """`better` in a sentence."""
-        low, high = (f"{100 * end:+.1f}".replace("-", "\N{MINUS SIGN}") for end in self.gain[1:])
-        between = f"its gain is between {low} and {high} points"
-        if self.better is None:
-            return f"Not decided yet: {between}."
-        return f"{'Yes, the model is better than zero-shot' if self.better else 'No, zero-shot is better'}: {between}."
-
     def text(self) -> str:
         """One line for the log."""
         parts = [
-            ("zero-shot", self.zero_shot), ("the model", self.model), ("refined labels", self.refined),
-            ("the model with answers", self.with_answers), ("the labels", self.labels),
+            ("zero-shot", self.zero_shot), ("the model", self.model), ("the model with answers", self.with_answers),
+            ("the labels", self.labels),
         ]  # fmt: skip
         shares = [f"{name} {part.value:.1%} ({part.low:.0%} to {part.high:.0%})" for name, part in parts if part]
         if self.labels:
             shares[-1] += f", {self.own:,} of them answers"
-        gain = f"gain of {parts[3][0] if self.with_answers else parts[1][0]} {100 * self.gain.value:+.1f} points"
+        gain = f"gain of {parts[2][0] if self.with_answers else parts[1][0]} {100 * self.gain.value:+.1f} points"
         between = f"({100 * self.gain.low:+.1f} to {100 * self.gain.high:+.1f})"
         return f"{pluralize(self.answers, 'answer')}: {', '.join(shares)}; {gain} {between}{self.limit}"
 
@@ -105,15 +90,15 @@ def share(right: np.ndarray) -> Share:
     return Share(mean, max(0.0, middle - half), min(1.0, middle + half))
 
 
-def compare_paired_answers(before: np.ndarray, after: np.ndarray, z: float = Z_95) -> Share:
-    """Mean of `after` - `before`, bool [A] of the same images, with an interval of `z` standard errors (Bonett and
-    Price 2012, valid for few images too)."""
+def compare_paired_answers(before: np.ndarray, after: np.ndarray) -> Share:
+    """Mean of `after` - `before`, bool [A] of the same images, with a 95% interval (Bonett and Price
+    2012, valid for few images too)."""
     count = len(before)
     if not count:
         return Share(0.0, -1.0, 1.0)
     won, lost = (int((first & ~second).sum()) + 1 for first, second in ((after, before), (before, after)))
     middle = (won - lost) / (count + 2)
-    half = z * math.sqrt(max((won + lost) / (count + 2) - middle**2, 0.0) / (count + 2))
+    half = Z_95 * math.sqrt(max((won + lost) / (count + 2) - middle**2, 0.0) / (count + 2))
     return Share((won - lost) / count, max(-1.0, middle - half), min(1.0, middle + half))
 
 

@@ -211,7 +211,7 @@ def measure_answers(
     before, now, later, right = (np.pad((labels == sample.truth)[told], (0, gone)) for labels in predicted)
     own, rest = answers.measured & answers.known, answers.measured & ~answers.known & ~unsure
     unmeasured = int((~answers.measured & ~answers.known & ~unsure).sum())
-    accuracy = AccuracyEstimate.from_correct(before, now, with_answers=later, unmeasured=unmeasured)
+    accuracy = AccuracyEstimate.from_correct(before, now, later, unmeasured)
     accuracy = accuracy.with_labels(right, int(own.sum()), int(rest.sum()), answers.overlooked)
     confidence, counts = labels.confidence.numpy(), {"unsure": int(unsure.sum()), "unmeasured": unmeasured}
     counts |= {"pictures": len(others) - counts["unsure"], "answered": int(answers.known.sum())}

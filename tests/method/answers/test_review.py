@@ -71,9 +71,9 @@ def test_no_answers_say_nothing_and_few_say_little():
     assert share(nothing)[1:] == (0, 1) and compare_paired_answers(nothing, nothing)[1:] == (-1, 1)
     all_right = np.ones(5, bool)
     assert share(all_right).low < 0.6 and compare_paired_answers(all_right, all_right).low < -0.2
-    measured = AccuracyEstimate.from_correct(~all_right, all_right, all_right)
+    measured = AccuracyEstimate.from_correct(~all_right, all_right)
     assert make_record(AccuracyEstimate, json.loads(json.dumps(asdict(measured)))) == measured
-    assert measured.text().startswith("5 answers: zero-shot 0.0% (0% to 43%), the model 100.0% (57% to 100%), refined")
+    assert measured.text().startswith("5 answers: zero-shot 0.0% (0% to 43%), the model 100.0% (57% to 100%); gain")
     better = AccuracyEstimate.from_correct(~all_right, ~all_right, with_answers=all_right)
     assert better.gain.value == 1 and "gain of the model with answers +100.0 points" in better.text()
 

@@ -19,3 +19,11 @@ def truth(digits):
     reader = ShardReader(digits.shards, "train")
     rows = [reader.description(number) for number in range(len(reader))]
     return [(row["source"], row["sha256"], row["label"]) for row in np.random.default_rng(0).permutation(rows)]
+
+
+@pytest.fixture(scope="module")
+def drawn(many):
+    """[(image, sha256, class)] of `many`, in a random order."""
+    reader = ShardReader(many[0], "train")
+    rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500).tolist()]
+    return [(row["source"], row["sha256"], many[1][row["source"]]) for row in rows]

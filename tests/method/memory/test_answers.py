@@ -22,7 +22,6 @@ from must.evaluation.evaluate import evaluate
 from must.method.answers.answers_file import Answer, append, append_answers
 from must.method.answers.estimate import Sample, accept
 from must.method.answers.population import POPULATION_FILE, record_population, shorten
-from must.method.answers.review import hash_picture
 from must.method.memory import measure
 from must.method.model.bundle import load_bundle
 from must.method.model.classifier import classifier
@@ -114,26 +113,7 @@ def test_none_of_the_classes_from_before_a_class_was_added_teaches_nothing(digit
     assert "5 answers of none of the classes, from before a name was added" in shown.out + shown.err
 
 
-def test_every_copy_of_an_answered_image_has_the_answer_and_it_counts_once(digits, tmp_path):
-    _, names = unlabeled_digits(tmp_path, 40)
-    name, label = next(iter(names.items()))
-    for copy in ("0-first.png", "z-last.png"):
-        shutil.copy(tmp_path / "images" / name, tmp_path / "images" / copy)
-    shards = str(tmp_path / "again")
-    shard(ShardConfig(source=str(tmp_path / "images"), output=shards, workers=1))
-    sha256 = hash_picture((tmp_path / "images" / name).read_bytes())
-    other = "zero" if label != "zero" else "one"
-    folder = answered(tmp_path / "review", [(name, sha256, other)], shards=shards)
-    summary, rows = run(digits, tmp_path, shards=shards, answers=folder, risk=0.5)
-    said = {row["image"]: (row["class"], row["probability"], row["accepted"]) for row in rows}
-    assert {said[copy] for copy in (name, "0-first.png", "z-last.png")} == {(other, "1.000000", "true")}
-    assert summary["answers"] == 1 and load_bundle(str(tmp_path / "model")).memory.facts.answers == 1
-    counts = [summary["accepted"][name] for name in ("pictures", "answered", "accepted")]
-    assert len(rows) == 42 and counts[:2] == [40, 1] and 0 < counts[2] <= 20
-    assert sum(row["images"] for row in summary["classes"]) == 39
-
-
-def test_copies_of_a_picture_without_an_answer_are_one_label(digits, tmp_path):
+def test_copies_of_a_picture_are_one_label_and_one_answer(digits, tmp_path):
     """And are all accepted, or none."""
     shards, names = unlabeled_digits(tmp_path, 60)
     for name in names:
@@ -141,26 +121,27 @@ def test_copies_of_a_picture_without_an_answer_are_one_label(digits, tmp_path):
             shutil.copy(tmp_path / "images" / name, tmp_path / "images" / f"{number}-{name}")
     again = str(tmp_path / "again")
     shard(ShardConfig(source=str(tmp_path / "images"), output=again, workers=1))
-    found = {}
+    reader, found = ShardReader(shards, "train"), {}
+    rows = [reader.description(number) for number in range(20)]
+    asked = [(row["source"], row["sha256"], names[row["source"]]) for row in rows]
+    other = "zero" if asked[0][2] != "zero" else "one"
+    asked[0] = (*asked[0][:2], other)
     for place in (shards, again):
-        reader = ShardReader(place, "train")
-        rows = [reader.description(number) for number in range(len(reader))]
-        asked = [(r["source"], r["sha256"], names[r["source"]]) for r in rows if r["source"] in [*names][:20]]
         folder = answered(tmp_path / f"of-{Path(place).name}", asked, shards=place)
         summary, table = run(digits, tmp_path, shards=place, answers=folder, risk=0.3)
-        accepted = {name: {row["accepted"] for row in table if row["image"].endswith(name)} for name in names}
-        assert {len(values) for values in accepted.values()} == {1}
+        said = {name: {(r["class"], r["accepted"]) for r in table if r["image"].endswith(name)} for name in names}
+        assert {len(values) for values in said.values()} == {1} and said[asked[0][0]] == {(other, "true")}
+        assert load_bundle(str(tmp_path / "model")).memory.facts.answers == summary["answers"] == 20
+        assert sum(row["images"] for row in summary["classes"]) == 40
         found[place] = [summary["accepted"][name] for name in ("pictures", "answered", "answers")]
-    assert found[shards] == found[again] == [60, 20, 20]
+    assert len(table) == 180 and found[shards] == found[again] == [60, 20, 20]
 
 
 def test_who_removes_answered_pictures_of_none_of_the_classes_does_not_improve_what_they_measure(
-    digits, many, tmp_path, capsys
+    digits, many, drawn, tmp_path, capsys
 ):
     """Threes are none of the classes; 90 random answers, and the answered threes are removed."""
-    reader = ShardReader(many[0], "train")
-    rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500)[:90].tolist()]
-    pictures = [(row["source"], row["sha256"], many[1][row["source"]]) for row in rows]
+    pictures = drawn[:90]
     answers = answered(tmp_path / "review", pictures, lambda label: None if label == "three" else label, shards=many[0])
     removed = {name for name, _, label in pictures if label == "three"}
     (tmp_path / "left").mkdir()
@@ -194,8 +175,8 @@ def test_a_class_may_have_the_name_of_none_of_the_classes(digits, truth, tmp_pat
     assert sum(row["images"] for row in summary["classes"]) == 110
 
 
-def test_pictures_that_are_answered_in_another_way_enter_the_test_as_right_ones(digits, many, tmp_path, monkeypatch):
-    """100 random answers; then every second of the others is answered by class."""
+def test_pictures_that_are_answered_on_screens_enter_the_test_as_right_ones(digits, many, drawn, tmp_path, monkeypatch):
+    """100 random answers; then every second of the others on screens."""
     samples = list[Sample]()
 
     def seen(risk, sample, *more, **counts):
@@ -203,15 +184,13 @@ def test_pictures_that_are_answered_in_another_way_enter_the_test_as_right_ones(
         return accept(risk, sample, *more, **counts)
 
     monkeypatch.setattr(measure, "accept", seen)
-    reader = ShardReader(many[0], "train")
-    rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500).tolist()]
-    pictures = [(row["source"], row["sha256"], many[1][row["source"]]) for row in rows]
+    pictures = drawn
     answers = answered(tmp_path / "review", pictures[:100], shards=many[0])
     summary, rows = run(digits, tmp_path, shards=many[0], answers=answers)
     surest = sorted(rows, key=lambda row: -float(row["probability"]))
     sure = {row["image"] for row in surest[100::2]}
     lines = answer_lines(picture for picture in pictures if picture[0] in sure)
-    append(tmp_path / "review/answers.jsonl", *(line | {"sampled": "grid"} for line in lines))
+    append(tmp_path / "review/answers.jsonl", *(line | {"sampled": "screen"} for line in lines))
     again, rows = run(digits, tmp_path, shards=many[0], answers=answers)
     assert [(len(one.ranks), len(one.known)) for one in samples] == [(100, 0), (100, 200)]
     assert 0.3 < np.mean(samples[1].known) < 0.7, "without these answers they are as sure as the others"
@@ -220,10 +199,8 @@ def test_pictures_that_are_answered_in_another_way_enter_the_test_as_right_ones(
     assert found["accepted"] < summary["accepted"]["accepted"]
 
 
-def test_labels_that_can_be_accepted_are_marked(digits, many, tmp_path, capsys):
-    reader = ShardReader(many[0], "train")
-    rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500)[:240].tolist()]
-    pictures = [(row["source"], row["sha256"], many[1][row["source"]]) for row in rows]
+def test_labels_that_can_be_accepted_are_marked(digits, many, drawn, tmp_path, capsys):
+    pictures = drawn[:240]
     answers = answered(tmp_path / "review", pictures, shards=many[0])
     summary, rows = run(digits, tmp_path, shards=many[0], answers=answers, risk=0.03)
     asked = {line["image"] for line in map(json.loads, (tmp_path / "review/answers.jsonl").read_text().splitlines())}
@@ -256,11 +233,9 @@ def test_labels_that_can_be_accepted_are_marked(digits, many, tmp_path, capsys):
     assert summary["accepted"]["accepted"] == 0 and "accepted" not in rows[0]
 
 
-def test_accepted_labels_stay_as_they_were_while_what_is_left_is_named(digits, many, tmp_path):
+def test_accepted_labels_stay_as_they_were_while_what_is_left_is_named(digits, many, drawn, tmp_path):
     """Without the page: by lines in answers.jsonl, and `must refine`."""
-    reader = ShardReader(many[0], "train")
-    rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500).tolist()]
-    pictures = {row["source"]: (row["source"], row["sha256"], many[1][row["source"]]) for row in rows}
+    pictures = {one[0]: one for one in drawn}
     answers = answered(tmp_path / "review", [*pictures.values()][:150], shards=many[0])
 
     def refined():
@@ -290,8 +265,8 @@ def test_accepted_labels_stay_as_they_were_while_what_is_left_is_named(digits, m
     assert refined()[0]["left"] > 0, "an answer that they rest on was changed"
 
 
-def test_an_image_of_none_of_the_classes_has_no_label_and_pictures_by_coverage_measure_nothing(digits, truth, tmp_path):
-    answers = answered(tmp_path / "review", truth[:30], lambda _: None, sampled="coverage")
+def test_an_image_of_none_of_the_classes_has_no_label_and_answers_on_screens_measure_nothing(digits, truth, tmp_path):
+    answers = answered(tmp_path / "review", truth[:30], lambda _: None, sampled="screen")
     summary, rows = run(digits, trained(digits, tmp_path), answers=answers)
     names = {name for name, *_ in truth[:30]}
     assert summary["answers"] == 30 and {row["image"] for row in rows if row["class"] == "none of these"} >= names
@@ -299,11 +274,9 @@ def test_an_image_of_none_of_the_classes_has_no_label_and_pictures_by_coverage_m
     assert selection(tmp_path).measured is None and selection(tmp_path).alpha == 1
 
 
-def test_images_like_those_of_none_of_the_classes_get_no_class_in_every_output(digits, many, tmp_path, capsys):
+def test_images_like_those_of_none_of_the_classes_get_no_class_in_every_output(digits, many, drawn, tmp_path, capsys):
     """Threes are none of the classes for the person who answers."""
-    reader = ShardReader(many[0], "train")
-    rows = [reader.description(number) for number in np.random.default_rng(0).permutation(500)[:90].tolist()]
-    pictures = [(row["source"], row["sha256"], many[1][row["source"]]) for row in rows]
+    pictures = drawn[:90]
     answers = answered(tmp_path / "review", pictures, lambda label: None if label == "three" else label, shards=many[0])
     summary, table = run(digits, tmp_path, shards=many[0], answers=answers)
     shown = capsys.readouterr().out
