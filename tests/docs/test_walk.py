@@ -22,7 +22,7 @@ DEMO = "must demo --output demo"
 SKIPPED = ("python3 -m venv", "pip install")
 ADDED = {
     "adapt": ["--model", "demo/model", "--settings", ",".join(f"{name}={value}" for name, value in SHORT.items())],
-    "plan": ["--batch-size", "32", "--workers", "0", "--seconds", "1"],
+    "plan": ["--batch-size", "32", "--workers", "0"],
 }
 
 
