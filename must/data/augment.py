@@ -118,7 +118,6 @@ class PatchMask:
         self.side, self.scale = image // cell, cell // patch
         self.cells = self.side**2
         self.masked_cells = math.ceil(self.cells * ratio)
-        self.masked_patches = self.masked_cells * self.scale**2
         if self.masked_cells >= self.cells:
             raise UserError(f"--mask-ratio {ratio:g}: would mask all of the image's {self.cells} cells")
 

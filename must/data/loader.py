@@ -229,24 +229,21 @@ def collate(samples: list[tuple[Any, ...]]) -> tuple[Tensor, ...]:
 
 class EvalSource:
     """A reader's split in order, as EvalBatch; after an iteration `skipped` is the number of undecodable samples.
-    `rank`, `world`: this process's share: every world-th sample. `pause`: called before every batch; it may raise."""
+    `pause`: called before every batch; it may raise."""
 
-    def __init__(
-        self, reader: ShardReader, preprocess: Preprocess, batch_size: int, workers: int, rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, reader: ShardReader, preprocess: Preprocess, batch_size: int, workers: int) -> None:
         self.reader, self.preprocess = reader, set_levels(preprocess, reader.index.levels)
         self.dataset = EvalDataset(self.reader, self.preprocess)
         self.batch_size, self.workers = batch_size, workers
-        self.numbers: Sequence[int] = range(rank, len(self.reader), world)
+        self.numbers: Sequence[int] = range(len(self.reader))
         self.skipped = 0
         self.pause: Callable[[], object] = lambda: None
 
     @classmethod
-    def open(cls, config: Any, preprocess: Preprocess, rank: int = 0, world: int = 1, split: str = "") -> EvalSource:
-        """The split in a stage's parameters, or `split`."""
-        sha256 = getattr(config, "index_sha256", "")
-        reader = open_reader(config.shards, split or config.split, sha256)
-        return cls(reader, preprocess, config.batch_size, config.workers, rank, world)
+    def open(cls, config: Any, preprocess: Preprocess) -> EvalSource:
+        """The split in a stage's parameters."""
+        reader = open_reader(config.shards, config.split, getattr(config, "index_sha256", ""))
+        return cls(reader, preprocess, config.batch_size, config.workers)
 
     @property
     def index(self) -> Index:
