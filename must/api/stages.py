@@ -36,7 +36,7 @@ from must.base.parameters import (
 from must.base.processes import check_processes, killed_workers
 from must.base.program import load_torch
 from must.config.adapt import AdaptConfig
-from must.config.train import TrainConfig
+from must.config.train import CostConfig
 from must.config.work import (
     DESCRIPTION_FILE,
     METRICS_FILE,
@@ -167,7 +167,7 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
     values = complete_from_work(config, (read_yaml(config, file) if file else {}) | values)
     if config is AdaptConfig:
         values = complete_from_record(values)
-    if issubclass(config, TrainConfig):
+    if issubclass(config, CostConfig):
         values = values | {"preset": values.get("preset") or "auto"}
     return load(config, values)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from must.base.errors import UserError
-from must.base.parameters import StageConfig, convert, param, require
+from must.base.parameters import StageConfig, convert, list_parameters, load, param, require
 from must.config import defaults
 
 
@@ -124,12 +124,8 @@ LARGEST_FACTOR = 1e4  # CLIP's own is at most 100
 
 
 @dataclass(kw_only=True)
-class TrainConfig(StageConfig):
-    """The defaults are those of the published method (arXiv 2206.02967); presets set what depends on the task.
-
-    Training begins with the preset's settings (`must.method.train.recipe.resolve`), which passed parameters override.
-    Without a preset, `must train` and `must.train(...)` use the preset auto, but TrainConfig(...) keeps the defaults.
-    """
+class CostConfig(StageConfig):
+    """What the cost of a training depends on: the parameters that `must train` and `must plan` share."""
 
     by_preset: ClassVar[dict[str, str]] = {
         "batch_size": "", "epochs": "", "lr": "", "min_lr": "", "ema_decay_init": "", "ema_decay": "",
@@ -139,21 +135,11 @@ class TrainConfig(StageConfig):
         "fairness_weight": "2.0", "align_weight": "0.2", "logit_factor": "model", "flip": "0.0",
         "strong_scale": "0.7,1.0", "randaugment": "rand-m5-mstd0.5-inc1", "alpha": str(defaults.ALPHA),
     }  # fmt: skip
-    example = (
-        "must train --shards shards/ --classifier classifier.safetensors --output model/\n"
-        "  torchrun --nproc-per-node=8 -m must train --shards ... (on several GPUs)"
-    )
 
     shards: str = defaults.shards(group="input and output")
     index_sha256: str = defaults.index_sha256()
     classifier: str = param(
         "classifier file made by `must classifier`; it names the model", metavar="FILE", often=True, kind="classifier"
-    )
-    output: str = param(
-        "folder for the adapted model (the bundle), the logs and the curves",
-        metavar="DIR",
-        often=True,
-        kind="bundle output",
     )
     split: str = param("split to train on; its labels, if there are any, are not read", "train", metavar="NAME")
     preset: str = param(
@@ -173,8 +159,54 @@ class TrainConfig(StageConfig):
         1,
         at_least=1,
     )
+    shuffle_window: int = param("shards whose images are shuffled together", 16, group="reading shards", at_least=1)
+    workers: int | Literal["auto"] = param(
+        "loader processes for each training process; auto: on a CPU 2, or as many as a large model needs; with GPUs "
+        "(cores / GPUs) - 1, at most 16",
+        "auto",
+        metavar="N|auto",
+        often=True,
+        at_least=0,
+    )
+    device: str = defaults.device(group="how it runs", often=True)
+    precision: Literal["auto", "fp32", "bf16"] = param(
+        "mixed precision; auto: bf16 autocast on a GPU that has it, and for large models (ViT-B/32 and more) on a CPU "
+        "with bf16 instructions (avx512_bf16, AMX); else fp32. Weights, losses and EMA stay fp32; a resumed run keeps "
+        "its own",
+        "auto",
+    )
+    activation_checkpointing: bool = param(
+        "gradient checkpointing: less memory, a quarter more work, the same gradients", False
+    )
+    timeout: int = defaults.timeout()
+
+
+@dataclass(kw_only=True)
+class TrainConfig(CostConfig):
+    """The defaults are those of the published method (arXiv 2206.02967); presets set what depends on the task.
+
+    Training begins with the preset's settings (`must.method.train.recipe.resolve`), which passed parameters override.
+    Without a preset, `must train` and `must.train(...)` use the preset auto, but TrainConfig(...) keeps the defaults.
+    """
+
+    example = (
+        "must train --shards shards/ --classifier classifier.safetensors --output model/\n"
+        "  torchrun --nproc-per-node=8 -m must train --shards ... (on several GPUs)"
+    )
+
+    output: str = param(
+        "folder for the adapted model (the bundle), the logs and the curves",
+        metavar="DIR",
+        group="input and output",
+        often=True,
+        kind="bundle output",
+    )
     lr: float = param(
-        "learning rate for 256 images a step; it is scaled by batch size / 256", 2e-5, often=True, at_least=0
+        "learning rate for 256 images a step; it is scaled by batch size / 256",
+        2e-5,
+        group="optimisation",
+        often=True,
+        at_least=0,
     )
     min_lr: float = param(
         "learning rate at the end of the cosine schedule, for 256 images a step like --lr", 1e-6, at_least=0
@@ -250,26 +282,6 @@ class TrainConfig(StageConfig):
     randaugment_ops: list[str] = param(
         "operations to draw from, by timm's names (Rotate, ShearX, ...); all if empty", factory=list, metavar="NAME,..."
     )
-
-    shuffle_window: int = param("shards whose images are shuffled together", 16, group="reading shards", at_least=1)
-    workers: int | Literal["auto"] = param(
-        "loader processes for each training process; auto: on a CPU 2, or as many as a large model needs; with GPUs "
-        "(cores / GPUs) - 1, at most 16",
-        "auto",
-        metavar="N|auto",
-        often=True,
-        at_least=0,
-    )
-    device: str = defaults.device(group="how it runs", often=True)
-    precision: Literal["auto", "fp32", "bf16"] = param(
-        "mixed precision; auto: bf16 autocast on a GPU that has it, and for large models (ViT-B/32 and more) on a CPU "
-        "with bf16 instructions (avx512_bf16, AMX); else fp32. Weights, losses and EMA stay fp32; a resumed run keeps "
-        "its own",
-        "auto",
-    )
-    activation_checkpointing: bool = param(
-        "gradient checkpointing: less memory, a quarter more work, the same gradients", False
-    )
     checkpoints: str = param(
         "folder for checkpoints; OUTPUT/checkpoints if empty", "", metavar="URI", group="checkpoints", kind="output"
     )
@@ -289,7 +301,6 @@ class TrainConfig(StageConfig):
     )
     features: str = defaults.features()
     log_every: int = param("steps between log lines", 10, group="how it runs", at_least=1)
-    timeout: int = defaults.timeout()
 
     def check_values(self) -> None:
         require(
@@ -304,11 +315,15 @@ class TrainConfig(StageConfig):
 
 
 @dataclass(kw_only=True)
-class PlanConfig(TrainConfig):
+class PlanConfig(CostConfig):
     example = "must plan --shards shards/ --classifier classifier.safetensors"
 
-    output: str = param("accepted as in `must train`; nothing is written", "", metavar="DIR", group="input and output")
     json: str = param("JSON file for the same numbers", "", metavar="FILE", group="the plan", kind="output file")
+
+    def of_training(self) -> TrainConfig:
+        """The parameters of the training, without an output."""
+        given = [field.name for field in list_parameters(CostConfig) if self.is_passed(field.name)]
+        return load(TrainConfig, {"output": ""} | {name: getattr(self, name) for name in given})
 
 
 def check_batch(samples: int, batch_size: int, world: int, micro_batches: int) -> None:

@@ -31,8 +31,8 @@ def test_numbers_of_a_pipeline_arrive_as_floats_and_are_whole_again():
         ({"epoch": 3}, "unknown name 'epoch'; did you mean 'epochs'"),
         (
             {"zzz": 3},
-            "unknown name 'zzz'; known: shards, index_sha256, classifier, output, split, preset, epochs, "
-            "batch_size, accumulate, lr, min_lr, weight_decay and ",
+            "unknown name 'zzz'; known: shards, index_sha256, classifier, split, preset, epochs, "
+            "batch_size, accumulate, shuffle_window, workers, device, precision and ",
         ),
         ({"epochs": "three"}, "--epochs: expected a whole number, got 'three'"),
         ({"epochs": 2.5}, "--epochs: expected a whole number"),

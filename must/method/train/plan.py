@@ -1,4 +1,4 @@
-"""`must plan`: the cost of `must train` with the same parameters, measured on steps whose result is discarded."""
+"""`must plan`: the cost of `must train` with its parameters, measured on steps whose result is discarded."""
 
 import itertools
 import json
@@ -50,7 +50,7 @@ def plan(config: PlanConfig) -> dict[str, Any]:
     Shards that are read from a bucket stay in the cache, as with training."""
     with init_distributed(config.device, config.timeout) as world:
         prepare_machine(world.device)
-        trainer = Trainer(config, world)
+        trainer = Trainer(config.of_training(), world)
         trainer.choose()
         size = trainer.size()
         if world.is_main:

@@ -13,7 +13,7 @@ from must.method.train.log import Size
 from must.method.train.trainer import train
 
 pytestmark = pytest.mark.usefixtures("briefly")
-SETTINGS = {"epochs": 2, "batch_size": 25, "workers": 1, "log_every": 3, "seed": 1}
+SETTINGS = {"epochs": 2, "batch_size": 25, "workers": 1}
 
 
 def config(digits, kind=TrainConfig, **changes):
