@@ -77,13 +77,10 @@ def test_a_component_can_be_loaded_for_a_pipeline_of_other_people(tmp_path):
     assert loaded.component_spec.inputs.keys() == shard.component_spec.inputs.keys() >= {"source", "work_uri"}
 
 
-def test_every_stage_gets_its_runs_id_is_retried_and_never_cached(compiled):
+def test_every_stage_gets_its_runs_id_and_is_never_cached(compiled):
     """Kubeflow's cache believes in artifacts that are gone, and none but the classifier could ever be found there."""
     for name, task in tasks_of(compiled).items():
         assert not task["cachingOptions"].get("enableCache"), name
-        retried = PODS[name].retried
-        assert (task.get("retryPolicy", {}).get("maxRetryCount") == 3) is retried
-        assert compiled.environment(name).get("MUST_RETRIES") == ("3,60,2" if retried else None)
         given = task["inputs"]["parameters"]["run_id"]
         assert given["runtimeValue"]["constant"] == "{{$.pipeline_job_uuid}}", name
 
@@ -92,13 +89,6 @@ def test_a_name_that_means_something_else_in_a_stage_than_in_a_run_is_passed_by_
     """A task takes the run's parameters by name; `split` of this stage is not the run's."""
     given = compiled.tasks["evaluate"]["inputs"]["parameters"]["split"]
     assert given == {"componentInputParameter": "pipelinechannel--champion-split"}
-
-
-def test_the_first_stage_gets_every_parameter_of_the_run(compiled):
-    """So that it can refuse what any stage would; of some that are true or false nothing can be refused."""
-    given = compiled.tasks["inputs"]["inputs"]["parameters"].values()
-    names = {one.get("componentInputParameter", "").removeprefix("pipelinechannel--") for one in given}
-    assert compiled.spec["root"]["inputDefinitions"]["parameters"].keys() - {"embeddings", "only_new"} <= names
 
 
 def test_no_more_tasks_and_groups_than_needed_stand_on_the_longest_path(compiled):

@@ -271,6 +271,7 @@ def test_a_file_of_another_cluster_or_none_is_refused_before_anything_is_sent(se
     "change, message",
     [
         ({"sorce": "x"}, "no parameter 'sorce'; did you mean 'source'?"),
+        ({"gate_settings": {"min_gian": 0.1}}, "gate_settings.min_gian: unknown"),
         ({"classes": None}, "parameters missing: classes"),
         ({"epochs": "many"}, "parameter epochs: expected a whole number, got 'many'"),
         ({"append": 1}, "parameter append: expected true or false"),
