@@ -98,6 +98,7 @@ function show({ state, picture: next, screen: several }) {
   screen = several;
   marked = new Set();
   given = new Map();
+  pointed = null; // the picture that was there is another one now
   if (!next && !several) return finish();
   look(several ? "screens" : "one");
   $("alone").hidden = !!several;
@@ -308,6 +309,7 @@ function change() { // the command that adds or renames a class
 }
 function move(step) {
   const tiles = [...$("tiles").children], at = tiles.indexOf(document.activeElement);
+  pointed = null; // keys are for the picture that has the focus
   tiles[at < 0 ? 0 : Math.min(Math.max(at + step, 0), tiles.length - 1)]?.focus();
 }
 const across = () => getComputedStyle($("tiles")).gridTemplateColumns.split(" ").length;
