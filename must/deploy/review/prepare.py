@@ -227,6 +227,9 @@ def make_review(config: ReviewConfig, images: Images, reader: ShardReader) -> Re
     record_population(config.output, images.features.split, shorten(random), wrong)
     model_sha256, index_sha256 = images.made_of
     return Review(
-        model_sha256=model_sha256, shards=config.shards, index_sha256=index_sha256, split=config.split,
-        classes=list(classes), pictures=pictures,
-    )  # fmt: skip
+        model_sha256=model_sha256,
+        index_sha256=index_sha256,
+        split=config.split,
+        classes=list(classes),
+        pictures=pictures,
+    )

@@ -17,6 +17,7 @@ from must.deploy.serve.serve import format_url, listen
 from must.method.answers.answers_file import append
 from tests.common import ROOT
 from tests.deploy.review.conftest import config_at, labels_of
+from tests.evaluation.digits import digits
 
 AXE = ROOT / "build/axe/node_modules/axe-core/axe.min.js"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -89,7 +90,7 @@ def visit(chromium):
 
 
 def reader_of(review):
-    return ShardReader(review.shards, review.split)
+    return ShardReader(digits().shards, review.split)
 
 
 def visit_again(page, url):

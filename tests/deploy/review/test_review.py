@@ -172,7 +172,7 @@ def test_answers_change_similar_images_and_undoing_them_changes_them_back(review
 
 
 def test_corrections_come_back_as_a_table_of_images_and_classes(folder, review, tmp_path, caplog, monkeypatch):
-    reader = ShardReader(review.shards, review.split)
+    reader = ShardReader(digits().shards, review.split)
     names = [reader.description(number)["source"] for number in range(8)]
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "renamed.png").write_bytes(reader.image(5))

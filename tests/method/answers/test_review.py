@@ -14,10 +14,7 @@ from must.method.answers.review import Picture, Review, draw_order
 
 def make_review(count, classes=("a", "b", "c")):
     pictures = [Picture(n, f"{n}.png", f"{n:064x}", n % 3, (0, 1, 2)) for n in range(count)]
-    return Review(
-        model_sha256="0" * 64, shards="", index_sha256="", split="train", classes=list(classes),
-        pictures=pictures,
-    )  # fmt: skip
+    return Review(model_sha256="0" * 64, index_sha256="", split="train", classes=list(classes), pictures=pictures)
 
 
 def test_every_image_is_as_likely_as_any_other_to_be_asked_and_none_is_asked_twice():
@@ -78,17 +75,7 @@ def test_no_answers_say_nothing_and_few_say_little():
     assert better.gain.value == 1 and "gain of the model with answers +100.0 points" in better.text()
 
 
-@pytest.mark.parametrize(
-    "old, new",
-    [
-        ('"format":', '"format":1'),
-        ('"b",', ""),
-        (f'"{0:064x}"', '"x"'),
-        ('"likely":[0,1,2]', '"likely":null'),
-        ('"label":2', '"label":3'),
-    ],
-    ids=["another format", "fewer classes", "no sha256", "no list", "no such class"],
-)
+@pytest.mark.parametrize("old, new", [('"format":', '"format":1'), ('"likely":[0,1,2]', '"likely":null')])
 def test_a_review_of_another_format_or_a_damaged_one_is_made_again(tmp_path, old, new):
     review, file = make_review(3), tmp_path / "review.json"
     review.save(str(tmp_path))
