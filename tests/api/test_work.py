@@ -1,5 +1,6 @@
 """WORK, the folder of one adaptation, in place of single paths."""
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from must.api import stages
 from must.api.cli import print_next
 from must.base.errors import UserError
-from must.deploy.review.review import list_commands
+from must.deploy.review.review import describe_change, list_commands
 from tests.zoo import put
 
 configure: Callable[..., Any] = stages.configure  # each stage has parameters of its own
@@ -65,6 +66,22 @@ def test_after_a_review_elsewhere_the_next_command_names_its_answers(tmp_path):
     given = {"model": work, "shards": f"{work}/shards"}
     for more, answers in ({}, f"{work}/review"), ({"output": f"{work}/her review"}, f"'{work}/her review'"):
         assert list_commands(configure("review", given | more)) == [f"must refine {work} --answers {answers}"]
+
+
+def test_how_a_class_is_added_depends_on_how_adapt_was_given_the_names(tmp_path):
+    work, names = made(tmp_path, "model", "classifier.safetensors", "shards/index.json"), tmp_path / "names.txt"
+    config = configure("review", {"model": work, "shards": f"{work}/shards"})
+    names.touch()
+    assert describe_change(config) == {}
+    for classes, file in (
+        (["a", "b"], ""),
+        ("a,b", ""),
+        (str(names), str(names)),
+        ("folders", None),
+        ({"a": ["a"]}, None),
+    ):
+        (tmp_path / "adapt.json").write_text(json.dumps({"words": {"classes": classes}}))
+        assert describe_change(config) == ({} if file is None else {"work": work, "file": file})
 
 
 def test_the_model_in_work_stands_for_work(tmp_path):

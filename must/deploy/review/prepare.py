@@ -225,11 +225,5 @@ def make_review(config: ReviewConfig, images: Images, reader: ShardReader) -> Re
     random = {sha256: answer for sha256, answer in read_answers(config.output).items() if answer.measures}
     wrong = shorten(sha256 for sha256, answer in random.items() if answer.corrects)
     record_population(config.output, images.features.split, shorten(random), wrong)
-    model_sha256, index_sha256 = images.made_of
-    return Review(
-        model_sha256=model_sha256,
-        index_sha256=index_sha256,
-        split=config.split,
-        classes=list(classes),
-        pictures=pictures,
-    )
+    model, index = images.made_of
+    return Review(model_sha256=model, index_sha256=index, split=config.split, classes=list(classes), pictures=pictures)
