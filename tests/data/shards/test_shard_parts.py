@@ -165,7 +165,7 @@ def test_the_stage_after_the_parts_makes_their_shards(tmp_path, capfd):
     pack(2, source, work)
     with pytest.raises(SystemExit, match="2"):
         join(source, work, tmp_path)
-    assert "these are not done: --part 1/2" in capfd.readouterr().err
+    assert "these are not done: --part 1/2" in capfd.readouterr().out
     pack(1, source, work)
     made = join(source, work, tmp_path, "8")
     assert made == (load_index(str(work / "shards")).sha256, 20)
