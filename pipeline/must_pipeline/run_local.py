@@ -58,11 +58,8 @@ def run_local(pipeline: Path, parameters: dict[str, Any], output: Path) -> dict[
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root.resolve()))
     previous, own_print = set(root.glob("*")), builtins.print
     try:
-        with (
-            stages.stopping(signal.SIGTERM),
-            stages.stopping(signal.SIGINT),
-            redirect_stdout(io.StringIO()),
-        ):  # kfp's log
+        kfps_log = redirect_stdout(io.StringIO())
+        with stages.stopping(signal.SIGTERM), stages.stopping(signal.SIGINT), kfps_log:
             dag(**parameters)
     except RuntimeError as error:
         said = f"the stage '{stages.failed[-1]}' failed; its own message is above" if stages.failed else str(error)
