@@ -14,7 +14,6 @@ from typing import Any, Self
 import numpy as np
 
 from must.base import storage
-from must.base.errors import UserError
 from must.base.parameters import make_record, require
 
 REVIEW_FILE = "review.json"
@@ -53,15 +52,11 @@ class Review:
     @classmethod
     def load(cls, folder: str) -> Self | None:
         """None: there is none, or it is damaged or of another version."""
-        damaged = UserError(REVIEW_FILE)
         try:
-            return storage.read_object(storage.join(folder, REVIEW_FILE), cls.parse, damaged)
-        except UserError as error:
-            if error is not damaged:
-                raise
+            data = storage.read_bytes(storage.join(folder, REVIEW_FILE))
         except (FileNotFoundError, NotADirectoryError):
-            pass
-        return None
+            return None
+        return storage.parse_object_or_none(data, cls.parse)
 
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Self:
