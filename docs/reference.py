@@ -124,10 +124,11 @@ def choices(kind: Any) -> str:
 def python() -> str:
     """The functions at `must` and what they return."""
     out = [MADE, "# Python: functions and results\n"]
-    out.append("How they are used is in [From Python](../python.md). All parameters are keywords.\n")
+    out.append("How they are used is in [From Python](../python.md). Parameters are keywords; one that a command takes")
+    out.append("without its flag may be given without its name.\n")
     out.append("| function | |\n|---|---|")
-    for name, stage in COMMANDS.items():
-        returns = "Adapted" if stage.python else inspect.signature(make_function(name)).return_annotation.__name__
+    for name in COMMANDS:
+        returns = inspect.signature(make_function(name)).return_annotation.__name__
         is_result = getattr(getattr(results, returns, None), "__module__", "") == results.__name__
         link = f"[`{returns}`](#{returns.lower()})" if is_result else f"`{returns}`"
         out.append(f"| [`must.{name}`](commands.md#must-{name}) | {link} |")

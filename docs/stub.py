@@ -7,7 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import must
 from must.api.stages import make_function
-from must.stages import COMMANDS, ERRORS, PYTHON_FUNCTIONS
+from must.stages import COMMANDS, ERRORS, NOT_STAGES
 
 STUB = Path(must.__file__).with_suffix(".pyi")
 HEAD = '''\
@@ -27,11 +27,11 @@ __all__ = {names}
 
 
 def stub() -> str:
-    functions = {name: inspect.signature(make_function(name)) for name in COMMANDS if name not in PYTHON_FUNCTIONS}
+    functions = {name: inspect.signature(make_function(name)) for name in COMMANDS}
     results = sorted({(s.return_annotation.__module__, s.return_annotation.__name__) for s in functions.values()})
-    typing = ", ".join(sorted({"Literal", "TypeAlias", *(name for module, name in results if module == "typing")}))
+    typing = "Any, Literal, TypeAlias"
     imports = [f"from {module} import {name} as {name}" for module, name in results if module != "typing"]
-    imports += [f"from {target.replace(':', ' import ')} as {name}" for name, target in PYTHON_FUNCTIONS.items()]
+    imports += [f"from {target.replace(':', ' import ')} as {name}" for name, target in NOT_STAGES.items()]
     imports += [f"from must.base.errors import {name} as {name}" for name in ERRORS]
     names = "\n".join(["[", *(f'    "{name}",' for name in sorted(must.__all__)), "]"])
     parts = [HEAD.format(doc=must.__doc__, typing=typing, imports="\n".join(sorted(imports)), names=names)]
@@ -40,13 +40,15 @@ def stub() -> str:
 
 
 def declaration(name: str, signature: inspect.Signature) -> str:
-    lines = [
-        f"    {p.name}: {type_text(p.annotation)}"
-        + ("" if p.default is p.empty else f" = {p.default!r}".replace("'", '"'))
-        for p in signature.parameters.values()
-    ]
+    lines = list[str]()
+    for p in signature.parameters.values():
+        if p.kind is p.KEYWORD_ONLY and "    *" not in lines:
+            lines.append("    *")
+        before = "**" if p.kind is p.VAR_KEYWORD else ""
+        after = "" if p.default is p.empty else f" = {p.default!r}".replace("'", '"')
+        lines.append(f"    {before}{p.name}: {type_text(p.annotation)}{after}")
     result, text = signature.return_annotation.__name__, COMMANDS[name].help
-    return f"\ndef {name}(\n    *,\n" + ",\n".join(lines) + f",\n) -> {result}:\n" + f'    """{text}"""\n'
+    return f"\ndef {name}(\n" + ",\n".join(lines) + f",\n) -> {result}:\n" + f'    """{text}"""\n'
 
 
 def type_text(kind: Any) -> str:

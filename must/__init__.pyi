@@ -4,7 +4,7 @@
 from os import PathLike
 from typing import Any, Literal, TypeAlias
 
-from must.api.adapt import adapt as adapt
+from must.api.model import Adapted as Adapted
 from must.api.model import load as load
 from must.api.results import Classifier as Classifier
 from must.api.results import Demo as Demo
@@ -47,9 +47,29 @@ __all__ = [
     "train",
 ]
 
-def shard(
+def adapt(
+    images: Any,
     *,
+    classes: Any,
+    output: Text,
+    test_images: Text = "",
+    model: Text = "ViT-B-16",
+    train: Literal["auto", "yes", "no"] = "auto",
+    verbose: bool = False,
+    pretrained: Text = "",
+    settings: dict[str, Any] = {},
+    max_rejected: float = 0.01,
+    device: Text = "auto",
+    rename: dict[str, str] = {},
+    drop: bool = False,
+    again: bool = False,
+    **training: Any,
+) -> Adapted:
+    """Adapt CLIP to images without labels: one pass gives a model, labels, a report; with a GPU, training follows."""
+
+def shard(
     source: Text,
+    *,
     output: Text,
     test_source: Text = "",
     labels: Literal["folder", "csv", "none"] = "none",
@@ -152,10 +172,10 @@ def train(
     """Adapt the zero-shot classifier to unlabeled images with masked unsupervised self-training (MUST)."""
 
 def refine(
+    model: Text,
     *,
     shards: Text,
     classifier: Text,
-    model: Text,
     output: Text,
     answers: Text = "",
     device: Text = "auto",
@@ -173,8 +193,8 @@ def refine(
     """Give the model a memory of the unlabeled images and of people's answers, and the images better labels."""
 
 def review(
-    *,
     model: Text,
+    *,
     baseline: Text,
     shards: Text,
     output: Text,
@@ -194,8 +214,8 @@ def review(
     """Ask a person for classes of images in a browser; the answers measure accuracy and correct labels."""
 
 def evaluate(
-    *,
     model: Text,
+    *,
     shards: Text,
     output: Text,
     baseline: Text = "",
@@ -213,8 +233,8 @@ def evaluate(
     """Measure the adapted model against the zero-shot one; write metrics.json and report.html."""
 
 def export(
-    *,
     model: Text,
+    *,
     output: Text,
     to: Literal["onnx", "open_clip"] = "onnx",
     classifier: Text = "",
@@ -232,9 +252,9 @@ def export(
     """Write the model as ONNX, or as a folder that open_clip loads; checked against PyTorch."""
 
 def gate(
+    model: Text = "",
     *,
     metrics: Text,
-    model: Text = "",
     output: Text = "",
     gate: Literal["auto", "labelled", "label-free", "none"] = "auto",
     metric: Literal["top1", "top5", "mean_per_class"] = "top1",
@@ -244,10 +264,10 @@ def gate(
     """Decide from metrics.json whether the adapted model may replace the one in use, and say why."""
 
 def promote(
+    model: Text = "",
     *,
     registry: Text,
     name: Text,
-    model: Text = "",
     onnx: Text = "",
     metrics: Text = "",
     decision: Text = "",
@@ -279,8 +299,8 @@ def predict(
     """Classify images, few or many, with the ONNX file alone (no PyTorch) or with a bundle."""
 
 def serve(
-    *,
     model: Text = "",
+    *,
     registry: Text = "",
     name: Text = "must",
     port: int = 8080,
@@ -298,8 +318,8 @@ def serve(
     """Serve the ONNX file, or a registry's champion, over HTTP: pictures in, names out (no PyTorch)."""
 
 def sort(
-    *,
     model: Text,
+    *,
     shards: Text,
     output: Text,
     labels: Text,

@@ -50,7 +50,6 @@ class Stage(NamedTuple):
     help: str = ""
     parameters: str = ""  # a StageConfig; "" if it is no command: only a pipeline has the stage
     function: str = ""  # takes the parameters
-    python: str = ""  # the function at `must.`, where that takes more than the parameters
     torch: bool = False  # it imports torch, which takes seconds: the terminal shows a message
     next: str = ""  # commands that use its output, with values of its parameters, separated by "; "
     next_in_work: str = ""  # the same where it read and wrote in WORK
@@ -74,7 +73,7 @@ JUDGED: Final = {"bundle": "Model", "details": "Artifact", "decision": "Artifact
 STAGES: Final[dict[str, Stage]] = {
     "adapt": Stage(
         "Adapt CLIP to images without labels: one pass gives a model, labels, a report; with a GPU, training follows.",
-        "must.config.adapt:AdaptConfig", "must.api.adapt:command", python="must.api.adapt:adapt",
+        "must.config.adapt:AdaptConfig", "must.api.adapt:adapt",
         next="must predict FOLDER --model {output}; must review {output}; must export {output}",
     ),
     "inputs": Stage(
@@ -212,5 +211,3 @@ PODS: Final = {name: pod for name, pod in COMPONENTS.items() if not pod.of}
 """The stages of the pipelines: the names in cluster.yaml."""
 ERRORS: Final = ("MustError", "TransientError", "UserError")  # classes at `must`, of base/errors
 NOT_STAGES: Final = {"load": "must.api.model:load"}  # functions at `must` that are not stages
-PYTHON_FUNCTIONS: Final = NOT_STAGES | {name: stage.python for name, stage in COMMANDS.items() if stage.python}
-"""The functions at `must` that are not made from the table."""

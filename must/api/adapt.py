@@ -1,27 +1,26 @@
-"""`must.adapt`: images and class names in; a model, labels of the images and a report out, below one folder, WORK.
+"""The stage `must adapt`: images and class names in; a model, labels of the images and a report out, below one folder,
+WORK.
 
     images, classes -> classifier.safetensors + shards/ -> model/ + labels/ (one pass, no training) -> report/
                     -> training, with a CUDA GPU or if asked for -> model/ + labels/ -> report/
 
 A call with the same words goes on where it was stopped, and does what is new since: other photos, classes or settings
-(must/api/work_state.py). Everything is checked before anything is written."""
+(must/api/work_state.py). What the user has to correct changes nothing."""
 
 import ctypes
 import json
 import logging
-import os
 import re
-import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from must.api.inputs import (
-    ClassNames,
     ImageSource,
     fingerprint_source,
     identify_model,
@@ -31,7 +30,7 @@ from must.api.inputs import (
     to_source,
 )
 from must.api.model import Adapted
-from must.api.stages import check_device, require_apart, resumable, run
+from must.api.stages import require_apart, run
 from must.api.work_state import (
     BUNDLE,
     FEATURES,
@@ -54,12 +53,12 @@ from must.base import storage
 from must.base.console import replaced, spoken_by, write_lines
 from must.base.errors import UserError
 from must.base.lock import Kind, locked
-from must.base.parameters import check_names, list_parameters, naming_parameters, require
+from must.base.parameters import check_names, list_parameters, require
 from must.base.processes import check_processes
 from must.base.program import load_torch
 from must.base.text import close_to, pluralize
 from must.config import AdaptConfig, TrainConfig
-from must.config.work import BESIDE, CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, PARTS, RECORD_FILE, WORDS, outdate_report
+from must.config.work import BESIDE, CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, RECORD_FILE, WORDS, outdate_report
 from must.data.format import load_index
 from must.method.model.hub import check_model_name
 from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, find_published, run_key
@@ -76,150 +75,70 @@ LOG_FILE = "adapt.log"  # in WORK: all lines of the last call that made somethin
 ADAPT_LOCK = Kind("must adapt", "--output", ".adapt.lock")
 
 
-@naming_parameters()
-def adapt(
-    images: Any,
-    *,
-    classes: Any,
-    output: str | os.PathLike[str],
-    model: str | os.PathLike[str] = DEFAULT_MODEL,
-    pretrained: str = "",
-    test_images: str | os.PathLike[str] = "",
-    train: str | bool = "auto",
-    device: str = "auto",
-    again: bool = False,
-    max_rejected: float = 0.01,
-    rename: dict[str, str] | None = None,
-    drop: bool = False,
-    **settings: Any,
-) -> Adapted:
-    """Adapts CLIP to images without labels: shard, classifier, refine, evaluate, and train, all below `output`.
-
-    Called again with the same arguments, it resumes a stopped call, does what is new in the images, and returns at once
-    if everything is done.
-
-    Args:
-        images: a folder, or whatever `must.shard(source=...)` takes; a list of paths, PIL images or uint8 arrays; a
-            Hugging Face `datasets.Dataset` with an image column; or a torch Dataset of images or (image, label) pairs.
-            Labels are not read. Images that are not files are written to `output`.
-        classes: a list, an array or a Series of names; a dictionary of names with their prompts; a file, .txt with a
-            name a line or .yaml; or "folders": the names of the folders in `test_images`, else in `images`.
-        output: a folder on this machine.
-        model: an open_clip model name, hf-hub:TEAM/NAME, or a model folder.
-        pretrained: an open_clip tag or a checkpoint file; DataComp's for the default model.
-        test_images: labelled images to measure the accuracy with, which nothing else reads: a folder with a folder a
-            class, or a table (.csv) with the columns image and class. They may be among `images`.
-        train: "no" or False: one pass over the images, and a memory of them; "yes" or True: training besides; "auto":
-            training, too, where there is a CUDA GPU.
-        device: auto, cpu, cuda or cuda:N.
-        again: make everything anew, as if all inputs had changed.
-        max_rejected: the largest share of images that cannot be decoded; above it nothing is adapted.
-        rename: {class: its new name}, which its answers get, too; two may become one.
-        drop: let go of answers whose class is gone; else a call that would is refused.
-        settings: any other parameters of `must.train`: epochs, preset, workers, ...
-
-    Raises:
-        must.UserError: wrong input, in one line; `output` is as it was.
-        must.TransientError: the same call may work later."""
-    with resumable("adapt"):
-        return adapt_work(
-            images, classes, os.fspath(output), os.fspath(model), pretrained, os.fspath(test_images),
-            train if isinstance(train, str) else "yes" if train else "no", device, again, max_rejected,
-            {name: value for name, value in settings.items() if value is not None}, rename or {}, drop,
-        )  # fmt: skip
-
-
-def command(config: AdaptConfig) -> Adapted:
-    """The stage `must adapt`; prints the paths of what was written."""
-    adapted = adapt_work(**config.to_dict())
+def adapt(config: AdaptConfig) -> Adapted:
+    """Makes the parts of WORK that are not up to date, in order."""
+    work, wanted = Path(config.output).absolute(), parse_settings(config.settings)
+    pretrained = config.pretrained or (DEFAULT_WEIGHTS if config.model == DEFAULT_MODEL else "")
+    clip = {"model": config.model, "pretrained": pretrained}
+    check_places(config)
+    require_apart(work, "output")
+    check_model_name(**clip)
+    if config.rename:
+        config = replace(config, classes=rename_classes(config.classes, config.rename))
+    named = read_classes(config.classes, config.test_images or config.images)
+    with open_work(work, config.again) as scratch, spoken_by("must.api", config.verbose) as lines:
+        source = to_source(config.images, scratch)
+        found = fingerprint_source(source, "--images", config.output, FEWEST_IMAGES)
+        labelled = fingerprint_source(ImageSource(config.test_images), "--test-images", config.output, 1)
+        models = hash_inputs(named.key, *map(identify_model, clip.values()))
+        state = WorkState(work, {SHARDS: found.key, TEST: labelled.key, MODELS: models}, config.again)
+        loaders = {"workers": wanted.workers if isinstance(wanted.workers, int) else None}
+        pack = loaders | {"max_rejected": config.max_rejected}
+        try:
+            if not state.find(MODELS):
+                make_classifier(state, named.file, named.content, clip | {"device": config.device})
+            if config.test_images:
+                pack_test(state, config.test_images, named.list_names, pack)
+            if not state.find(SHARDS):
+                pack_images(state, source.source, found.files, pack)
+            state.check_answers(named.list_names, config.rename, config.drop)
+            fits, training = state.fits(), should_train(state, config)
+            require(
+                fits or training,
+                f"output {config.output}: its model is trained, of other classes or of another CLIP, and this call "
+                "trains none; --train yes makes its successor, another --output leaves it as it is",
+            )
+        except UserError:
+            remove(state.beside)
+            raise
+        state.rename_answers(config.rename)
+        state.take()
+        state.record(**{WORDS: record_words(vars(config))})
+        common = loaders | {"device": config.device, "shards": work / SHARDS, "features": work / FEATURES}
+        if fits:
+            make_model(state, config.again, common)
+        if training:
+            if fits:
+                logger.info("labels and model are there; now training, then the same with the trained model")
+            train_model(state, config.settings, common)
+            make_model(state, config.again, common)
+        logger.info("\n".join([*state.describe(), *state.list_old_exports(config.output)]))
+        state.finish()
+        if state.changed:
+            write_lines(lines, work / LOG_FILE)
+    adapted = Adapted(work)
     logger.info(f"model: {adapted.bundle}\nlabels: {adapted.labels}\nreport: {adapted.report}")
     return adapted
 
 
-def adapt_work(
-    images: Any, classes: Any, output: str, model: str, pretrained: str, test_images: str, train: str, device: str,
-    again: bool, max_rejected: float, settings: dict[str, Any], rename: dict[str, str], drop: bool,
-    verbose: bool = False,
-) -> Adapted:  # fmt: skip
-    """The parts of WORK in order, those that are not up to date."""
-    classes = rename_classes(classes, rename) if rename else classes
-    words = {
-        "images": images, "classes": classes, "model": model, "pretrained": pretrained, "test_images": test_images,
-        "train": train, "device": device, "settings": settings, "max_rejected": max_rejected,
-    }  # fmt: skip
-    pretrained = pretrained or (DEFAULT_WEIGHTS if model == DEFAULT_MODEL else "")
-    wanted, work = check_words(output, words | {"pretrained": pretrained}), Path(output).absolute()
-    named = read_classes(classes, test_images or images)
-    with open_work(work, again) as scratch, spoken_by("must.api", verbose) as lines:
-        source = to_source(images, scratch)
-        found = fingerprint_source(source, "--images", output, FEWEST_IMAGES)
-        labelled = fingerprint_source(ImageSource(test_images), "--test-images", output, 1)
-        clip = identify_model(model), identify_model(pretrained)
-        keys = {SHARDS: found.key, TEST: labelled.key, MODELS: hash_inputs(named.key, *clip)}
-        state = WorkState(work, keys, again)
-        loaders = {"workers": wanted.workers if isinstance(wanted.workers, int) else None}
-        before = state.record(**{WORDS: record_words(words)})
-        try:
-            if not state.is_ready(MODELS):
-                make_classifier(state, named, {"model": model, "pretrained": pretrained, "device": device})
-            if test_images:
-                pack_test(state, test_images, named, {"max_rejected": max_rejected} | loaders)
-            if not state.is_ready(SHARDS):
-                pack_images(state, source.source, found.files, {"max_rejected": max_rejected} | loaders)
-            state.check_answers(named.list_names, rename, drop)
-            fits, training = state.fits(), should_train(state, train, settings, wanted, device)
-            require(
-                fits or training,
-                f"output {output}: its model is trained, of other classes or of another CLIP, and this call trains "
-                "none; --train yes makes its successor, another --output leaves it as it is",
-            )
-        except UserError:
-            restore(state, before)
-            raise
-        state.rename_answers(rename)
-        state.take()
-        common = loaders | {"device": device, "shards": work / SHARDS, "features": work / FEATURES}
-        if fits:
-            make_model(state, again, common)
-        if training:
-            if fits:
-                logger.info("labels and model are there; now training, then the same with the trained model")
-            train_model(state, settings, common)
-            make_model(state, again, common)
-        logger.info("\n".join(state.describe()) if state.changed else "nothing has changed")
-        for name in state.list_old_exports():
-            stage = "gate" if name == PARTS["decision"].path else "export"
-            to = " --to open_clip" if name == PARTS["open_clip"].path else ""
-            logger.info(f"{name}: of the model before; must {stage} {shlex.quote(output)}{to} makes it again")
-        state.finish()
-        if state.changed:
-            write_lines(lines, work / LOG_FILE)
-    return Adapted(work)
-
-
-def check_words(output: str, words: dict[str, Any]) -> TrainConfig:
-    """Raises UserError: a word of the call is wrong, as far as that shows without reading the images."""
-    folder = Path(output).absolute()
-    require("://" not in output, f"output {output}: must be a folder on this machine")
-    require(not folder.is_file(), f"output {output}: is a file; give a folder")
-    require_apart(folder, "output")
-    require(words["train"] in ("auto", "yes", "no"), f"train {words['train']}: expected auto, yes or no")
-    wanted = parse_settings(words["settings"])
-    check_device(words["device"])
-    places = {"--images": words["images"], "--test-images": words["test_images"], "--model": words["model"]}
-    check_places(folder, places)
-    check_model_name(words["model"], words["pretrained"])
-    return wanted
-
-
-def make_classifier(state: WorkState, named: ClassNames, model: dict[str, Any]) -> None:
-    file, place = named.file, state.beside
+def make_classifier(state: WorkState, file: str, content: bytes, model: dict[str, Any]) -> None:
+    """`file`: of the classes; "" for one with this content."""
     for name in (CLASSIFIER_FILE, MODELS):  # of other classes
-        remove(place / name)
+        remove(state.beside / name)
     if not file:
-        file = str(place / "classes.yaml")
-        storage.write_bytes(file, named.content)
-    run("classifier", classes=file, **model, output=place / CLASSIFIER_FILE)
+        file = str(state.beside / "classes.yaml")
+        storage.write_bytes(file, content)
+    run("classifier", classes=file, **model, output=state.beside / CLASSIFIER_FILE)
     state.finish_part(MODELS)
 
 
@@ -232,15 +151,26 @@ def shard(flag: str, **values: Any) -> None:
         raise
 
 
-def pack_test(state: WorkState, test_images: str, named: ClassNames, pack: dict[str, Any]) -> None:
-    if not state.is_ready(TEST):
-        if (state.beside / TEST / INDEX_FILE).exists():  # of other images
-            remove(state.beside / TEST)
-        is_table = test_images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(test_images).is_file()
+def pack_test(state: WorkState, images: str, list_names: Callable[[], tuple[str, ...]], pack: dict[str, Any]) -> None:
+    """Raises UserError: no labelled image has a label, or one is not a class."""
+    if not state.find(TEST):
+        remove(state.beside / TEST)  # of other images
+        is_table = images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(images).is_file()
         labels = {"labels": "csv" if is_table else "folder", "split": {"test": 1.0}}
-        shard("--test-images", source=test_images, **labels, **pack, output=state.beside / TEST)
+        shard("--test-images", source=images, **labels, **pack, output=state.beside / TEST)
         state.finish_part(TEST)
-    check_labels(test_images, state, named)
+    known = load_index(str(state.find(TEST))).labels
+    require(
+        bool(known),
+        f"--test-images {images}: none of the images has a label; give a folder that holds a folder of each class",
+    )
+    unknown = [label for label in known if label not in set(list_names())]
+    names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
+    require(
+        not unknown,
+        f"--test-images {images}: {pluralize(len(unknown), 'label')} not among the classes ({names}); rename them, or "
+        "add the class",
+    )
 
 
 def pack_images(state: WorkState, source: str, files: np.ndarray, pack: dict[str, Any]) -> None:
@@ -279,8 +209,8 @@ def make_model(state: WorkState, again: bool, common: dict[str, Any]) -> None:
     if again or not state.labels_are_current():
         state.changed = True
         logger.info("one pass over the pictures ...")
-        paths = {"classifier": classifier, "model": model, "output": labels, "answers": state.answers() or None}
-        run("refine", **common | paths | state.promised())
+        paths = {"classifier": classifier, "model": model, "output": labels, "answers": state.find_answers() or None}
+        run("refine", **common | paths | state.find_promise())
     if again or not state.report_is_current():
         state.changed = True
         measured = {"shards": state.work / TEST, "split": "test"} if state.keys[TEST] else {"split": "train"}
@@ -288,21 +218,18 @@ def make_model(state: WorkState, again: bool, common: dict[str, Any]) -> None:
         run("evaluate", **common | paths | measured)
 
 
-def should_train(state: WorkState, train: str, settings: dict[str, Any], wanted: TrainConfig, device: str) -> bool:
+def should_train(state: WorkState, config: AdaptConfig) -> bool:
     """Whether training is wanted and not done yet."""
-    if train == "no":
+    if config.train == "no":
         return False
-    origin = state.provenance()
-    compared = {"preset", *settings} - CHANGEABLE
-    done = state.fits() and origin and all(origin.config.get(name) == getattr(wanted, name) for name in compared)
-    trained_with = read_value(state.work / RECORD_FILE, TRAINED)
-    if done and trained_with in (None, list_settings(settings)):
-        same = origin.index_sha256 == load_index(str(state.find_folder(SHARDS) / SHARDS)).sha256
-        if not same and train == "auto":
+    origin, trained_with = state.provenance(), read_value(state.work / RECORD_FILE, TRAINED)
+    if origin and state.fits() and trained_with in (None, list_settings(config.settings)):
+        same = origin.index_sha256 == load_index(str(state.find(SHARDS))).sha256
+        if not same and config.train == "auto":
             logger.info("the model was trained on other images, and has a memory of these; --train yes trains it again")
-        if same or train == "auto":
+        if same or config.train == "auto":
             return False
-    return train == "yes" or (device.startswith(("auto", "cuda")) and has_gpu())
+    return config.train == "yes" or (config.device.startswith(("auto", "cuda")) and has_gpu())
 
 
 def list_settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -325,13 +252,6 @@ def train_model(state: WorkState, settings: dict[str, Any], common: dict[str, An
     state.changed = True
 
 
-def restore(state: WorkState, record: bytes) -> None:
-    """Removes what a call has made whose input is refused."""
-    remove(state.beside)
-    file = state.work / RECORD_FILE
-    storage.write_bytes(str(file), record) if record else file.unlink(missing_ok=True)
-
-
 def has_gpu() -> bool:
     """Whether torch finds a CUDA GPU. Where there is no driver, torch is not imported, which takes seconds."""
     try:
@@ -342,22 +262,6 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def check_labels(test_images: str, state: WorkState, named: ClassNames) -> None:
-    """Raises UserError: no labelled image has a label, or one is not a class."""
-    labels = load_index(str(state.find_folder(TEST) / TEST)).labels
-    require(
-        bool(labels),
-        f"--test-images {test_images}: none of the images has a label; give a folder that holds a folder of each class",
-    )
-    unknown = [label for label in labels if label not in set(named.list_names())]
-    names = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
-    require(
-        not unknown,
-        f"--test-images {test_images}: {pluralize(len(unknown), 'label')} not among the classes ({names}); rename "
-        "them, or add the class",
-    )
 
 
 @contextmanager

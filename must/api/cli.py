@@ -19,7 +19,6 @@ from must.base.console import TO_STDERR, open_closed
 from must.base.errors import UserError
 from must.base.parameters import (
     StageConfig,
-    convert,
     flag,
     get_default,
     is_required,
@@ -36,8 +35,6 @@ from must.config.work import REPORT_FILE, Workspace, find_work, is_in_work
 from must.stages import COMMANDS
 
 logger = logging.getLogger(__name__)
-
-SETTINGS = "settings."  # prefix of a `must train` flag given to `must adapt`
 
 GROUPS = {
     "every day": ("quickstart", "adapt", "review", "sort", "predict", "export", "demo"),
@@ -69,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         file = options.pop("config_file", None)
         if command == "predict" and not file and "model" not in options:
             refuse_no_model(options.get("images", []))
-        config: Any = configure(command, with_settings(options), file)
+        config: Any = configure(command, options, file)
         run_config(command, config)
         if command == "evaluate" and is_first_rank():
             logger.info(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
@@ -89,19 +86,6 @@ def print_next(command: str, config: Any) -> None:
         quoted = {name: shlex.quote(str(value).rstrip("/")) for name, value in values.items()}
         lines = template.format(**quoted).split("; ")
         logger.info(make_page_printable("next: " + "\n      ".join(lines)), extra=TO_STDERR)
-
-
-def with_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Moves flags of `must train` given to `must adapt` into its --settings. Raises ValueError: one is in both."""
-    flags = {name: options.pop(name) for name in [*options] if name.startswith(SETTINGS)}
-    if not flags:
-        return options
-    settings = convert(options.get("settings", {}), dict[str, str], "--settings")
-    for key, value in flags.items():
-        name = key.removeprefix(SETTINGS)
-        require(name not in settings, f"--{name}: is given twice, as a flag and in --settings")
-        settings[name] = str(value).lower() if isinstance(value, bool) else value
-    return options | {"settings": settings}
 
 
 def refuse_no_model(images: list[str]) -> None:
@@ -160,7 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
         )
         add_flags(command, stage.config)
         if stage.config is AdaptConfig:
-            add_hidden_flags(command, TrainConfig, SETTINGS)
+            add_hidden_flags(command, TrainConfig)
         general = command.add_argument_group("general")
         general.add_argument("-h", "--help", action="help", help="show this and exit")
         text = "YAML file with these parameters (NAME: VALUE); flags override it"
@@ -171,19 +155,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_hidden_flags(parser: argparse.ArgumentParser, stage: type[StageConfig], prefix: str) -> None:
-    """Adds a hidden flag for each of another stage's parameters that the parser lacks; the value is PREFIX + NAME."""
+def add_hidden_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None:
+    """Adds a hidden flag for each of another stage's parameters that the parser lacks."""
     hints, existing = get_type_hints(stage), parser._option_string_actions
     for parameter in list_parameters(stage):
         if flag(parameter.name) not in existing:
             kind: Any = {"action": argparse.BooleanOptionalAction} if is_switch(hints[parameter.name]) else {}
-            parser.add_argument(
-                flag(parameter.name),
-                dest=prefix + parameter.name,
-                default=argparse.SUPPRESS,
-                help=argparse.SUPPRESS,
-                **kind,
-            )
+            parser.add_argument(flag(parameter.name), default=argparse.SUPPRESS, help=argparse.SUPPRESS, **kind)
 
 
 def add_flags(parser: argparse.ArgumentParser, stage: type[StageConfig]) -> None:

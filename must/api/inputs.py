@@ -264,15 +264,17 @@ def convert_scalars(value: Any) -> Any:
 
 
 SETS_OF_NAMES = ("folders", "imagenet")  # values of `classes`
+ONCE = ("output", "again", "rename", "drop", "verbose", "passed")  # words that a later call does not repeat
 PATHS = ("images", "classes", "model", "pretrained", "test_images")  # words of a call that may be paths
 
 
 def record_words(words: dict[str, Any]) -> dict[str, Any]:
-    """The call in JSON, for `must adapt WORK`: paths on this machine from the root, without what cannot be written."""
+    """The call in JSON, for `must adapt WORK`: paths on this machine from the root, without what is for one call only
+    or cannot be written."""
     recorded = dict[str, Any]()
     for name, value in words.items():
-        if name == "images" and not isinstance(value, str | os.PathLike):
-            continue  # of a program, which gives them again
+        if name in ONCE or (name == "images" and not isinstance(value, str | os.PathLike)):
+            continue  # images of a program, which gives them again
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
         value = value.tolist() if hasattr(value, "tolist") else value  # an array or a Series

@@ -35,7 +35,7 @@ from must.base.parameters import (
 )
 from must.base.processes import check_processes, killed_workers
 from must.base.program import load_torch
-from must.config.adapt import AdaptConfig
+from must.config.adapt import AdaptConfig, gather_settings
 from must.config.train import CostConfig
 from must.config.work import (
     DESCRIPTION_FILE,
@@ -48,7 +48,7 @@ from must.config.work import (
     complete_from_work,
     name_stage,
 )
-from must.stages import COMMANDS, PYTHON_FUNCTIONS, Stage, import_name
+from must.stages import COMMANDS, NOT_STAGES, Stage, import_name
 
 
 def preflight(config: Any) -> None:
@@ -56,13 +56,13 @@ def preflight(config: Any) -> None:
     if isinstance(workers := getattr(config, "workers", 0), int):
         check_processes(workers, "--workers")
     check_device(getattr(config, "device", "auto"))
-    for field in list_parameters(type(config)):
+    for field in (field for field in list_parameters(type(config)) if field.metadata["kind"]):
         kind, value = field.metadata["kind"], getattr(config, field.name)
         if value and ("output" in kind or kind == "apart"):
             check_output(value, flag(field.name), kind)
             if kind == "output" and (own := WRITTEN.get((name_stage(type(config)), field.name))):
                 refuse_folder_of_others(value, flag(field.name), own.format(**vars(config)))
-        elif value and kind:
+        elif value:
             check_input(config, kind, value, flag(field.name))
 
 
@@ -166,7 +166,7 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
     config = COMMANDS[stage].config
     values = complete_from_work(config, (read_yaml(config, file) if file else {}) | values)
     if config is AdaptConfig:
-        values = complete_from_record(values)
+        values = complete_from_record(gather_settings(values))
     if issubclass(config, CostConfig):
         values = values | {"preset": values.get("preset") or "auto"}
     return load(config, values)
@@ -204,12 +204,14 @@ Raises:
 
 def make_function(name: str) -> Callable[..., Any]:
     """`must.NAME`: runs the stage in this thread, and handles no signals."""
-    if name in PYTHON_FUNCTIONS:
-        return import_name(PYTHON_FUNCTIONS[name])
+    if name in NOT_STAGES:
+        return import_name(NOT_STAGES[name])
     stage = COMMANDS[name]
+    signature = make_signature(name, stage)
 
     @naming_parameters()
-    def function(**values: Any) -> Any:
+    def function(*given: Any, **values: Any) -> Any:
+        values = dict(**signature.bind_partial(*given).arguments, **values)
         config = configure(name, {key: value for key, value in values.items() if value is not None})
         predictions: list[Any] = []
         with resumable(name):
@@ -221,7 +223,7 @@ def make_function(name: str) -> Callable[..., Any]:
     function.__name__ = function.__qualname__ = name
     function.__module__ = "must"  # where it is imported from, by pickle too
     function.__doc__ = make_docstring(stage)
-    function.__signature__ = make_signature(name, stage)  # type: ignore[attr-defined]
+    function.__signature__ = signature  # type: ignore[attr-defined]
     return function
 
 
@@ -236,15 +238,22 @@ def resumable(name: str) -> Iterator[None]:
 
 
 def make_signature(name: str, stage: Stage) -> inspect.Signature:
-    """Keyword parameters: the required ones first, then the most used."""
+    """Keyword parameters: the required ones first, then the most used. What a command takes without its flag may be
+    given without its name."""
     hints = get_type_hints(stage.config)
-    fields = sorted((field for _, field in list_with_headings(stage.config)), key=lambda field: not is_required(field))
+    order = sorted((field for _, field in list_with_headings(stage.config)), key=lambda field: not is_required(field))
+    fields = sorted(order, key=lambda field: not field.metadata["bare"])
     parameters = []
     for field in fields:
         default = inspect.Parameter.empty if is_required(field) else get_default(field)
-        kind = inspect.Parameter.KEYWORD_ONLY
+        bare = field.metadata["bare"]
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if bare else inspect.Parameter.KEYWORD_ONLY
         parameters.append(inspect.Parameter(field.name, kind, default=default, annotation=hints[field.name]))
-    return inspect.Signature(parameters, return_annotation=RESULTS.get(name, Any))
+    result = RESULTS.get(name, Any)
+    if stage.config is AdaptConfig:
+        parameters.append(inspect.Parameter("training", inspect.Parameter.VAR_KEYWORD, annotation=Any))
+        result = import_name("must.api.model:Adapted")
+    return inspect.Signature(parameters, return_annotation=result)
 
 
 def make_docstring(stage: Stage) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 from must.base import storage
 from must.base.parameters import require
 from must.base.text import compose, make_printable, pluralize
+from must.config import AdaptConfig
 from must.config.work import (
     BESIDE,
     CLASSIFIER_FILE,
@@ -55,6 +56,7 @@ SHARDS, TEST, BUNDLE, LABELS, FEATURES, MODELS = (
 REPORT = "report"
 MADE_FROM, FILES = "made_from", "files"  # in a part: the hash; in shards/: hashes of the files that were packed
 OURS = (CLASSIFIER_FILE, MODELS, SHARDS, TEST, FEATURES, BUNDLE, LABELS, REPORT)  # names that `must adapt` writes
+OTHERWISE = "; names, order or copies of images changed"
 GUIDE = """\
 # What `must adapt` made
 
@@ -86,28 +88,21 @@ class WorkState:
                 logger.info(f"{missing} is missing; {work / part} is made anew")
                 (work / part / MADE_FROM).unlink()
 
-    def record(self, **values: Any) -> bytes:
-        """Adds to adapt.json; returns its content before, b"" if there was none."""
+    def record(self, **values: Any) -> None:
+        """Adds to adapt.json."""
         file = self.work / RECORD_FILE
-        before = file.read_bytes() if file.exists() else b""
-        content = storage.parse_object_or_none(before, dict) or {} if before else {}
+        content = storage.parse_object_or_none(file.read_bytes(), dict) or {} if file.exists() else {}
         storage.write_bytes(str(file), json.dumps(content | values, indent=1).encode())
-        return before
 
-    def is_current(self, part: str, folder: Path | None = None) -> bool:
-        """Whether shards, test images or the models of the classifier are of this call's inputs."""
-        where = folder or self.work
-        file = where / part / MADE_FROM
-        is_whole = part != MODELS or (where / CLASSIFIER_FILE).exists()
-        known = is_whole and file.is_file() and not (self.again and not folder)
-        return known and file.read_text() == self.keys[part]
-
-    def is_ready(self, part: str) -> bool:
-        return self.is_current(part) or self.is_current(part, self.beside)
-
-    def find_folder(self, part: str) -> Path:
-        """WORK, or the folder beside where the part of this call is until `take`."""
-        return self.work if self.is_current(part) else self.beside
+    def find(self, part: str) -> Path | None:
+        """The folder of shards, test images or the models of the classifier that is of this call's inputs: beside until
+        `take`, or in WORK; None if there is none."""
+        for place in [self.beside] if self.again else [self.beside, self.work]:
+            file = place / part / MADE_FROM
+            is_whole = part != MODELS or (place / CLASSIFIER_FILE).exists()
+            if is_whole and file.is_file() and file.read_text() == self.keys[part]:
+                return place / part
+        return None
 
     def finish_part(self, part: str) -> None:
         """Writes what it was made from: then it is complete."""
@@ -115,21 +110,12 @@ class WorkState:
 
     def take(self) -> None:
         """Puts the parts that were made beside into their places."""
-        for part in (SHARDS, TEST):
-            if self.is_current(part, self.beside):
+        for part in (SHARDS, TEST, MODELS):
+            if self.find(part) == self.beside / part:
                 self.changed = True
-                remove(self.work / part)
-                (self.beside / part).rename(self.work / part)
-        if self.is_current(MODELS, self.beside):
-            self.changed = True
-            new, old = self.beside / MODELS, self.work / MODELS
-            old.mkdir(exist_ok=True)
-            for path in new.iterdir():
-                if path.is_dir():
-                    remove(old / path.name)
-                    path.rename(old / path.name)
-            (self.beside / CLASSIFIER_FILE).replace(self.work / CLASSIFIER_FILE)
-            (new / MADE_FROM).replace(old / MADE_FROM)
+                for name in (CLASSIFIER_FILE, MODELS) if part == MODELS else (part,):
+                    remove(self.work / name)
+                    (self.beside / name).rename(self.work / name)
         remove(self.beside)
         if not self.keys[TEST]:
             remove(self.work / TEST)
@@ -138,20 +124,15 @@ class WorkState:
     def compare_images(self) -> None:
         """Says how many images are new or gone; if none is, the old shards stay."""
         old, new = self.work / SHARDS, self.beside / SHARDS
-        if not (new / INDEX_FILE).exists() or not (old / INDEX_FILE).exists() or find_missing(old):
+        if not (old / INDEX_FILE).exists() or find_missing(old):
             return
-        (contents, tars), (new_contents, new_tars) = map(read_shards, (old, new))
-        images = np.unique(np.concatenate([contents, new_contents]))
-        before, now = (
-            np.bincount(images.searchsorted(part), minlength=len(images)) for part in (contents, new_contents)
-        )
-        added, gone = (int(np.maximum(more, 0).sum()) for more in (now - before, before - now))  # copies count
-        same = not added and not gone and tars == new_tars
+        (before, tars), (now, new_tars) = map(read_shards, (old, new))
+        added, gone = (now - before).total(), (before - now).total()
         if added or gone:
             logger.info(f"{pluralize(added, 'new image')}, {gone:,} gone")
-        else:
-            logger.info(f"no image is new, and none gone{'' if same else '; names, order or copies of images changed'}")
-        if same and not self.again:
+            return
+        logger.info(f"no image is new, and none gone{'' if tars == new_tars else OTHERWISE}")
+        if tars == new_tars and not self.again:
             for name in (FILES, MADE_FROM):
                 (new / name).replace(old / name)
             remove(new)
@@ -182,13 +163,14 @@ class WorkState:
     def fits(self) -> bool:
         """Whether the model is of the classes, and of the CLIP, of this call, or is not trained: then it is made of
         the classifier. A trained one of others can only be replaced by another training."""
-        origin, header = self.provenance(), read_header(str(self.find_folder(MODELS) / CLASSIFIER_FILE))
-        if not origin:
-            return True
+        origin, models = self.provenance(), self.find(MODELS)
+        if not origin or not models:
+            return not origin
+        header = read_header(str(models.with_name(CLASSIFIER_FILE)))
         same = load_description(str(self.work / BUNDLE)).classes == list(header.classes)
         return same and origin.model_sha256 == header.model_sha256
 
-    def answers(self) -> str:
+    def find_answers(self) -> str:
         """Where the answers are: those of WORK, or else those that the labels were made with; "" if there are none.
         Those of WORK first, as the labels of a copied or moved WORK name the place of the original."""
         config = read_value(self.work / LABELS / REFINED_FILE, "config") or {}
@@ -198,7 +180,7 @@ class WorkState:
     def check_answers(self, list_names: Callable[[], tuple[str, ...]], rename: dict[str, str], drop: bool) -> None:
         """Raises UserError: a new name is not among the classes; or the model knows answers whose class is not."""
         before = load_description(str(self.work / BUNDLE)).classes if self.weights_sha256() else []
-        given = [answer.label for answer in read_answers(self.answers()).values()] if before and not drop else []
+        given = [answer.label for answer in read_answers(self.find_answers()).values()] if before and not drop else []
         classes = list_names() if rename or given else ()
         for old, new in rename.items():
             require(new in classes, f"--rename {old}={new}: {new!r} is not among the classes")
@@ -212,12 +194,12 @@ class WorkState:
         )
 
     def rename_answers(self, rename: dict[str, str]) -> None:
-        answers = self.answers()
+        answers = self.find_answers()
         if rename and answers:
             count = rename_answers(answers, {compose(old): new for old, new in rename.items()})
             logger.info(f"{pluralize(count, 'answer')} renamed in {answers}")
 
-    def promised(self) -> dict[str, Any]:
+    def find_promise(self) -> dict[str, Any]:
         """What the last `must refine` was asked to promise about the labels."""
         config = read_value(self.work / LABELS / REFINED_FILE, "config") or {}
         return {name: config[name] for name in ("risk", "promise") if name in config}
@@ -230,7 +212,7 @@ class WorkState:
         header = read_header(str(self.work / CLASSIFIER_FILE))
         classes = load_description(str(self.work / BUNDLE)).classes
         made_of = {
-            "weights_sha256": weights, "answers_sha256": hash_answers(self.answers()),
+            "weights_sha256": weights, "answers_sha256": hash_answers(self.find_answers()),
             "classifier_sha256": header.sha256, "index_sha256": load_index(str(self.work / SHARDS)).sha256,
         }  # fmt: skip
         return classes == list(header.classes) and all(read_value(file, name) == made_of[name] for name in made_of)
@@ -244,14 +226,20 @@ class WorkState:
         now = self.weights_sha256(), load_index(str(measured)).sha256
         return page.exists() and made_of == now and not is_outdated(page)
 
-    def list_old_exports(self) -> list[str]:
-        """Names of what was made of another model than this one, by `must export` and `must gate`."""
-        weights = self.weights_sha256()
-        parts = [PARTS[name].path for name in OF_MODEL]
-        return [name for name in parts if (self.work / name).exists() and not is_derived(self.work / name, weights)]
+    def list_old_exports(self, output: str) -> list[str]:
+        """Lines: what `must export` and `must gate` made of another model than this one, and what makes it again."""
+        weights, lines = self.weights_sha256(), list[str]()
+        for name, command in OF_MODEL.items():
+            path = self.work / PARTS[name].path
+            if path.exists() and not is_derived(path, weights):
+                again = command.format(shlex.quote(output))
+                lines.append(f"{path.name}: of the model before; {again} makes it again")
+        return lines
 
     def describe(self) -> list[str]:
         """Lines: the labels, how sure they are, and what was measured."""
+        if not self.changed:
+            return ["nothing has changed"]
         refined = storage.read_json(str(self.work / LABELS / REFINED_FILE), "output")
         answers = f", {pluralize(refined['answers'], 'answer')} among them" if refined["answers"] else ""
         pictures = pluralize(refined["images"], "picture")
@@ -312,19 +300,24 @@ def find_missing(shards: Path) -> Path | None:
     return next((shards / name for name in names if not (shards / name).exists()), None)
 
 
-def read_shards(shards: Path) -> tuple[np.ndarray, list[str]]:
-    """uint64 [N]: hashes of the images' contents; and the checksums of the shards, which hold the images and their
-    names."""
+def read_shards(shards: Path) -> tuple[Counter[int], list[str]]:
+    """Hashes of the images' contents, with their number; and the checksums of the shards, which hold the images and
+    their names."""
     index = load_index(str(shards))
     checksums = [shard.sha256 for name in index.splits for shard in index.list_shards(name)]
-    return join_arrays(part for _, part in read_contents(str(shards), index)), checksums
+    contents = join_arrays(part for _, part in read_contents(str(shards), index))
+    return Counter(contents.tolist()), checksums
 
 
-def check_places(folder: Path, inputs: dict[str, Any]) -> None:
-    """Raises UserError: an input is in a part of WORK that this call may replace."""
+def check_places(config: AdaptConfig) -> None:
+    """Raises UserError: the output is no folder for WORK, or an input is in a part of it that this call may replace."""
+    work = Path(config.output).resolve()
+    require("://" not in config.output, f"output {config.output}: must be a folder on this machine")
+    require(not work.is_file(), f"output {config.output}: is a file; give a folder")
+    inputs = {"--images": config.images, "--test-images": config.test_images, "--model": config.model}
     for label, value in inputs.items():
         if isinstance(value, str | os.PathLike) and not storage.is_remote(os.fspath(value)):
-            path, work = Path(value).resolve(), folder.resolve()
+            path = Path(value).resolve()
             require(path != work, f"{label} {value}: is the output, too; choose another output")
             other = (path / RECORD_FILE).is_file()
             hint = "the model in it" if label == "--model" else "the photographs, or the shards in it"

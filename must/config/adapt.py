@@ -1,9 +1,10 @@
 """Parameters of `must adapt`, `must sort`, `must demo` and `must quickstart`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from must.base.parameters import StageConfig, param, require
+from must.base.errors import UserError
+from must.base.parameters import StageConfig, convert, list_parameters, param, require
 from must.config import defaults
 
 
@@ -11,14 +12,15 @@ from must.config import defaults
 class AdaptConfig(StageConfig):
     example = "must adapt photos/ --classes cat,dog,horse --output work/ --epochs 10\n  must adapt work/"
 
-    images: str = param(
+    images: Any = param(
         "a folder, tar, zip or table of images, as `must shard --source`; also without the flag: must adapt photos/; "
-        "or OUTPUT of an earlier call, without more words: brings all that is in it up to date",
+        "or OUTPUT of an earlier call, without more words: brings all that is in it up to date; in Python also a list "
+        "of paths, images or arrays, or a Dataset",
         metavar="URI",
         often=True,
         bare=True,
     )
-    classes: str | list[str] = param(
+    classes: Any = param(
         "the class names: cat,dog,horse; a .txt with one a line; a .yaml (docs/kubeflow.md); folders: the names of the "
         "folders of --test-images, else of the images; or imagenet",
         metavar="NAMES|FILE",
@@ -47,7 +49,7 @@ class AdaptConfig(StageConfig):
         metavar="TAG|PATH",
         group="model and training",
     )
-    settings: dict[str, str] = param(
+    settings: dict[str, Any] = param(
         "any settings of `must train`: preset=digits,epochs=9; its flags work, too: --epochs 9",
         factory=dict,
         metavar="NAME=VALUE,...",
@@ -67,8 +69,22 @@ class AdaptConfig(StageConfig):
     again: bool = param("make everything anew, as if all inputs had changed", False)
 
     def check_values(self) -> None:
-        require(bool(self.images), "--images is missing; give a folder, tar, zip or table of images")
+        given = not isinstance(self.images, str) or bool(self.images)
+        require(given, "--images is missing; give a folder, tar, zip or table of images")
         require(bool(self.output), "--output is empty; give a folder")
+
+
+def gather_settings(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of `must adapt`, with those that are not its own, but of `must train`, in `settings`.
+
+    Raises UserError: one is given twice."""
+    own = {field.name for field in list_parameters(AdaptConfig)}
+    more = {name: value for name, value in values.items() if name not in own}
+    settings = convert(values.get("settings") or {}, dict[str, Any], "--settings")
+    for name in more.keys() & settings.keys():
+        raise UserError(f"--{name}: is given twice, as a flag and in --settings")
+    kept = {name: value for name, value in values.items() if name in own}
+    return kept | ({"settings": settings | more} if settings or more else {})
 
 
 @dataclass(kw_only=True)

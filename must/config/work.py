@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from must.base import storage
 from must.base.errors import UserError
-from must.base.parameters import StageConfig, convert, flag, is_required, list_parameters, require
+from must.base.parameters import StageConfig, flag, is_required, list_parameters, require
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,9 @@ PARTS: Final = {
     "notes": Part("notes"),  # by run: one for each stage, a copy of the report, and the run's summary page
     "registry": Part("registry"),  # promoted models, unless the run has another registry_uri
 }
-OF_MODEL: Final = ("onnx", "open_clip", "decision")  # parts that other commands than `must adapt` make of a model
+OF_MODEL: Final = {  # parts that other commands than `must adapt` make of a model, by these lines
+    "onnx": "must export {}", "open_clip": "must export {} --to open_clip", "decision": "must gate {}",
+}  # fmt: skip
 
 IN_WORK: Final[dict[tuple[str, str], tuple[str, ...]]] = {
     **{(stage, "model"): ("bundle",) for stage in ("review", "evaluate", "export", "gate", "promote", "sort")},
@@ -198,10 +200,7 @@ def complete_from_record(values: dict[str, Any]) -> dict[str, Any]:
         return values
     words = storage.read_json(str(record), "adapt").get(WORDS) or {}
     completed = words | values
-    if isinstance(words.get("settings"), dict):
-        own = values.get("settings") or {}
-        own = convert(own, dict[str, str], "--settings") if isinstance(own, str) else own
-        completed["settings"] = words["settings"] | own
+    completed["settings"] = (words.get("settings") or {}) | values.get("settings", {})
     if again:
         return completed
     photos, hint = words.get("images"), f"give them, as in: must adapt PHOTOS --output {shlex.quote(str(work))}"

@@ -15,7 +15,7 @@ from tests.once import made_once
 
 PHOTOS, MORE = 40, 10
 PROMPTS = {name: [template.format(name) for template in TEMPLATES] for name in CLASSES}
-FAST = {"model": find_assets(), "train": False, "workers": 0, "device": "cpu"}
+FAST = {"model": find_assets(), "train": "no", "workers": 0, "device": "cpu"}
 
 
 @cache

@@ -228,16 +228,16 @@ def test_what_is_no_image_is_refused(item):
         convert_image(item, "number 3")
 
 
-def test_the_command_does_the_same(adapted, digits, tmp_path, monkeypatch, capsys):
+def test_the_command_does_the_same(digits, tmp_path, monkeypatch):
     """With settings of training as flags."""
     given = []
-    monkeypatch.setattr("must.api.adapt.adapt_work", lambda **values: given.append(values) or adapted)
+    monkeypatch.setattr("must.api.adapt.adapt", given.append)
     line = ["--output", str(tmp_path / "work"), "--classes", "cat,dog"]
     cli.main(["adapt", str(digits.images), *line, "--settings", "flip=0", "--epochs", "3", "--no-resume"])
-    assert (given[0]["images"], given[0]["classes"]) == (str(digits.images), "cat,dog")
-    assert given[0]["settings"] == {"epochs": "3", "flip": "0", "resume": "false"}
-    shown = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in shown] == ["model:", "labels:", "report:"]
+    must.adapt(digits.images, classes="cat,dog", output=tmp_path / "work", settings={"flip": 0}, epochs=3, resume=False)
+    assert [(str(one.images), one.classes) for one in given] == [(str(digits.images), "cat,dog")] * 2
+    assert given[0].settings == {"epochs": "3", "flip": "0", "resume": False}
+    assert given[1].settings == {"epochs": 3, "flip": 0, "resume": False}
 
 
 def test_a_misspelt_input_may_be_corrected_in_the_same_folder(digits, tmp_path):

@@ -56,16 +56,18 @@ def test_every_stage_is_there():
         must.trian  # type: ignore[attr-defined]  # noqa: B018
 
 
-@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"adapt"}))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_signature_and_docstring_are_the_parameters(name):
     function, config = getattr(must, name), COMMANDS[name].config
     parameters = inspect.signature(function).parameters
-    assert set(parameters) == {field.name for field in list_parameters(config)}
-    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in parameters.values())
+    training = {"training"} if name == "adapt" else set()  # settings of must.train
+    assert set(parameters) == {field.name for field in list_parameters(config)} | training
     for field in list_parameters(config):
         given = field.default if not callable(field.default_factory) else field.default_factory()
         expected = inspect.Parameter.empty if field.default is field.default_factory else given
         assert parameters[field.name].default == expected
+        alone = parameters[field.name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        assert alone == field.metadata["bare"]
         assert f"    {field.name}: " in function.__doc__
     assert function.__doc__.startswith(write_as_python(COMMANDS[name].help)) and "--" not in function.__doc__
     assert function.__name__ == name and pickle.loads(pickle.dumps(function)) is function
