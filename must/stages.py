@@ -74,7 +74,7 @@ STAGES: Final[dict[str, Stage]] = {
     "adapt": Stage(
         "Adapt CLIP to images without labels: one pass gives a model, labels, a report; with a GPU, training follows.",
         "must.config.adapt:AdaptConfig", "must.api.adapt:adapt",
-        next="must predict FOLDER --model {output}; must review {output}; must export {output}",
+        next="must review {output}; must predict FOLDER --model {output}; must export {output}",
     ),
     "inputs": Stage(
         pod=Pod(

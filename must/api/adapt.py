@@ -127,7 +127,7 @@ def adapt(config: AdaptConfig) -> Adapted:
         if state.changed:
             write_lines(lines, work / LOG_FILE)
     adapted = Adapted(work)
-    logger.info(f"model: {adapted.bundle}\nlabels: {adapted.labels}\nreport: {adapted.report}")
+    logger.info(f"labels: {adapted.labels}\nreport: {adapted.report}\nmodel: {adapted.bundle}")
     return adapted
 
 

@@ -245,10 +245,14 @@ class WorkState:
         pictures = pluralize(refined["images"], "picture")
         selection = load_description(str(self.work / BUNDLE)).provenance.selection
         accepted = (refined["accepted"] or {}).get("text", "")
+        metrics = read_metrics(str(self.work / REPORT / METRICS_FILE))
+        verdict = state_verdict(metrics)
+        unknown = verdict.tone == "open" and refined["changed"] and not (refined["answers"] or metrics.labelled)
+        ask = "how many of them are right is not known yet: name about fifty pictures with must review"
         return [
             f"labels of {pictures}{answers}; {refined['changed']:.1%} are other than those of CLIP alone",
             *filter(None, [selection and selection.measured and selection.measured.text(), accepted]),
-            make_printable(state_verdict(read_metrics(str(self.work / REPORT / METRICS_FILE))).plain),
+            ask if unknown else make_printable(verdict.plain),
         ]
 
     def finish(self) -> None:

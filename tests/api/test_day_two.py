@@ -161,6 +161,7 @@ def test_a_call_says_in_few_lines_what_a_user_asks(place, capsys):
     log = (place / "work/adapt.log").read_text()
     assert len(said) <= 15 and "50 pictures" in said and any(line.startswith("labels of 50 pictures") for line in said)
     assert "64 dimensions" not in "".join(said) and "64 dimensions" in log
+    assert any("not known yet: name about fifty pictures" in line for line in said) and "collapse" not in "".join(said)
     main(given)
     assert (place / "work/adapt.log").read_text() == log
     main([*given, "--again", "--verbose"])
