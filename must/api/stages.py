@@ -156,7 +156,7 @@ def check_output(uri: str, flag: str, kind: str = "output") -> None:
 def run(stage: str, /, **values: Any) -> Any:
     """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default. Raises
     what the functions at `must` do, but SystemExit for training that was stopped (75, a checkpoint is saved)."""
-    return run_config(stage, configure(stage, {name: value for name, value in values.items() if value is not None}))
+    return run_config(stage, configure(stage, values))
 
 
 def configure(stage: str, values: dict[str, Any], file: str | None = None) -> StageConfig:
@@ -164,7 +164,8 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
 
     The preset of training is `auto` if none is named."""
     config = COMMANDS[stage].config
-    values = complete_from_work(config, (read_yaml(config, file) if file else {}) | values)
+    given = {name: value for name, value in values.items() if value is not None}
+    values = complete_from_work(config, (read_yaml(config, file) if file else {}) | given)
     if config is AdaptConfig:
         values = complete_from_record(gather_settings(values))
     if issubclass(config, CostConfig):
@@ -212,7 +213,7 @@ def make_function(name: str) -> Callable[..., Any]:
     @naming_parameters()
     def function(*given: Any, **values: Any) -> Any:
         values = dict(**signature.bind_partial(*given).arguments, **values)
-        config = configure(name, {key: value for key, value in values.items() if value is not None})
+        config = configure(name, values)
         predictions: list[Any] = []
         with resumable(name):
             if name != "predict":
