@@ -108,6 +108,8 @@ class Stages:
     def stopping(self, number: int) -> AbstractContextManager[None]:
         """The signal asks the stages to end, then goes to the program's own handler; a second one ends them."""
         then: Any = signal.getsignal(number)
+        if not callable(then):  # the shell ignores Ctrl-C for a command that ends with &
+            then = signal.default_int_handler
 
         def stop(number: int, frame: object) -> None:
             for process in list(self.running):
