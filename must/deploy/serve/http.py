@@ -117,8 +117,8 @@ class Api:
                 response = Refusal(Refused(500, "internal error"))
             finally:  # before the response is sent: a client that does not read it must not hold memory
                 self.held_bytes -= len(body)
-            self.metrics.requests.labels("http", str(response.status_code)).inc()
-            self.metrics.request_seconds.labels("http").observe(time.perf_counter() - start)
+            self.metrics.requests.labels(str(response.status_code)).inc()
+            self.metrics.request_seconds.observe(time.perf_counter() - start)
             return self.close_if_draining(response)
 
         return respond

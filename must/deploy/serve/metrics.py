@@ -14,9 +14,9 @@ class ServerMetrics:
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
         # requests
-        self.requests = counter("must_requests", "requests answered", ["protocol", "status"])
+        self.requests = counter("must_requests", "requests answered", ["status"])
         self.request_seconds = histogram(
-            "must_request_seconds", "from a request's last byte to its answer", ["protocol"], buckets=SECONDS
+            "must_request_seconds", "from a request's last byte to its answer", buckets=SECONDS
         )
         self.waiting = gauge("must_images_waiting", "images that are not answered yet")
         self.body_bytes = gauge("must_body_bytes", "bytes of requests that are held now")

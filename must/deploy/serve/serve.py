@@ -27,8 +27,6 @@ FILES = 65_536  # open files and connections, if the system allows so many
 BACKLOG = 128  # connections that wait to be accepted, at most
 CONNECTIONS = 4096  # at a time; requests of more get 503
 LONGEST_HEAD = 64 * 1024  # bytes of a request line with its headers, or of the framing between two pieces of a body
-MOST_PIPELINED = 16  # requests that a connection may send before the first response
-CHUNKS, CHUNK_SIZE = 1000, 100  # chunks of a body, and the average bytes that each additional chunk must have
 
 
 def serve(config: ServeConfig) -> None:
@@ -77,11 +75,11 @@ async def serve_async(config: ServeConfig, listener: socket.socket) -> None:
 
 
 class Bounded(HttpToolsProtocol):
-    """uvicorn's connections with limits on time and size that it does not have: 400, or the connection is closed."""
+    """uvicorn's connections with limits that it does not have: on the time until a request begins, and on the bytes of
+    its head."""
 
     silence: asyncio.TimerHandle | None = None  # ends a connection on which no request begins
     unread = 0  # bytes since the end of the last head, or the last piece of a body
-    chunks = body = 0  # of this request: number, bytes
 
     def wait_for_head(self, begin: bool = True) -> None:
         """uvicorn itself limits the time between two requests only."""
@@ -102,9 +100,8 @@ class Bounded(HttpToolsProtocol):
         self.wait_for_head()
 
     def on_headers_complete(self) -> None:
-        check_limit(len(self.pipeline), MOST_PIPELINED)
         self.wait_for_head(False)
-        self.unread = self.chunks = self.body = 0
+        self.unread = 0
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
@@ -118,20 +115,9 @@ class Bounded(HttpToolsProtocol):
         if self.unread > LONGEST_HEAD:
             self.transport.close()
 
-    def on_chunk_header(self) -> None:
-        self.chunks += 1
-        check_limit(self.chunks, CHUNKS + self.body // CHUNK_SIZE)
-
     def on_body(self, body: bytes) -> None:
         self.unread = 0
-        self.body += len(body)
         super().on_body(body)
-
-
-def check_limit(number: int, most: int) -> None:
-    """Raises ValueError, which makes httptools stop reading."""
-    if number > most:
-        raise ValueError
 
 
 class Server(uvicorn.Server):

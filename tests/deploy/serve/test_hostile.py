@@ -13,7 +13,6 @@ from tests.zoo import bomb, encoded, picture
 INFER = "/v2/models/digits/infer"
 BY_CURL = encoded(picture(), "JPEG").translate(None, b"\0\r\n")
 POST = b"POST /classify HTTP/1.1\r\nhost: x\r\n"
-CHUNKED = POST + b"transfer-encoding: chunked\r\n\r\n"
 IMAGE = {"name": "image", "datatype": "BYTES", "shape": [1], "data": ["AAAA"]}
 
 infer = lambda **values: json.dumps({"inputs": [IMAGE | values]}).encode()  # noqa: E731
@@ -32,11 +31,7 @@ REQUESTS = {  # path, body, part of the reason, status
     "NaN": (INFER, infer(datatype="FP32", shape=[1, 3, 32, 32], data=[float("nan")] * 3072), "not finite", 422),
     "more images than allowed": (INFER, infer(shape=[17], data=["AAAA"] * 17), "16 a request", 413),
 }
-SENT = [  # bytes for a socket, how often, and what comes back before the connection is closed
-    (CHUNKED + b"1\r\nx\r\n" * 2000, 1, b"HTTP/1.1 400"),  # small chunks
-    (POST + b"X: " + b"a" * 60_000, 200, b""),  # a head without an end
-    (b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\n" * 500, 1, b"HTTP/1.1"),  # requests that do not wait for answers
-]
+ENDLESS = POST + b"X: " + b"a" * 12_000_000  # a head without an end
 
 
 @pytest.mark.parametrize("name", REQUESTS)
@@ -50,12 +45,11 @@ def test_others_are_served_beside_silent_slow_and_endless_clients(server, pictur
     with ExitStack() as held:
         for begun in (b"", POST, POST + b"content-length: 9\r\n\r\n\xff") * 25:
             held.enter_context(socket.create_connection(("127.0.0.1", server.port))).sendall(begun)
-        for data, times, expected in SENT:
-            client = held.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=SILENCE))
-            with suppress(OSError):  # the server has heard enough
-                client.sendall(data * times)
-            with suppress(ConnectionResetError):
-                assert client.recv(12).startswith(expected)
+        client = held.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=SILENCE))
+        with suppress(OSError):  # the server has heard enough
+            client.sendall(ENDLESS)
+        with suppress(ConnectionResetError):
+            assert not client.recv(12), "the connection is closed"
         assert server.ask("GET", "/v2/health/live")[0] == 200
         assert server.ask("POST", "/classify", pictures[0][1])[0] == 200
     until(lambda: b"must_body_bytes 0.0" in server.ask("GET", "/metrics")[1], server.log)
