@@ -3,13 +3,13 @@ learning rates, and the teacher's moving average. Learning rates, decays and the
 
 The gradient on N processes, averaged as DistributedDataParallel averages it, equals the gradient of one process on
 the global batch: the self-training loss is a mean over the confident images of all processes and the class balance is
-that of the global batch. This needs one all-reduce of K + 4 numbers and one for each of the L rows of IMAGE_LOSSES."""
+that of the global batch. This needs one all-reduce of K + L + 4 numbers, L the rows of IMAGE_LOSSES."""
 
 import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -165,19 +165,13 @@ def compute_fairness_loss(
 
     With 512 classes and more the balance is averaged with that of the epoch's earlier steps (weight 1/2, without
     their gradient) and the loss is doubled, at the epoch's first step too, as published."""
-    if len(balance) < MANY_CLASSES:
-        return -average_over_prior(compute_safe_log(balance), prior), None
-    mixed = balance if running is None else torch.where(running.isfinite(), (running + balance) / 2, balance)
-    return -2 * average_over_prior(compute_safe_log(mixed), prior), mixed.detach()
-
-
-def average_over_prior(x: Tensor, prior: Tensor | None) -> Tensor:
-    return x.mean() if prior is None else (prior.to(x.dtype) * x).sum()
-
-
-def compute_safe_log(x: Tensor) -> Tensor:
-    """log, with a floor far below all relevant probabilities: a class without predictions must not give inf."""
-    return x.clamp(min=torch.finfo(x.dtype).tiny).log()
+    many = len(balance) >= MANY_CLASSES
+    if many and running is not None:
+        balance = torch.where(running.isfinite(), (running + balance) / 2, balance)
+    # The floor is far below all relevant probabilities: a class without predictions must not give inf.
+    log = balance.clamp(min=torch.finfo(balance.dtype).tiny).log()
+    loss = -(log.mean() if prior is None else (prior.to(log.dtype) * log).sum())
+    return (2 * loss, balance.detach()) if many else (loss, None)
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -186,7 +180,6 @@ def upcast(x: Tensor) -> Tensor:
 
 
 BETAS, EPS = (0.9, 0.999), 1e-8
-Model = TypeVar("Model", bound=nn.Module)
 
 
 class MustStep:
@@ -389,7 +382,7 @@ def update_balance(old: Tensor | None, new: Tensor | None, finite: Tensor) -> Te
     return torch.where(finite, new, torch.full_like(new, torch.nan) if old is None else old)
 
 
-def make_teacher(student: Model) -> Model:
+def make_teacher(student: MaskedViT) -> MaskedViT:
     """A deep copy of the student, without gradients."""
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
