@@ -274,11 +274,6 @@ def state_without_labels(metrics: Metrics) -> Verdict:
     if check and check.warnings and not (measured and measured.better):  # as for `must gate`
         signs = "; ".join(check.warnings)
         return Verdict("bad", "Signs of harm", f"{text} But {signs}.", f"Do not use it: {signs}.")
-    # facts and no warnings: the zero-shot model may predict classes that are absent, and miss others
-    taking = "predicted more than three times as often, for over 20% of the images"
-    for numbers, words in ((compared.vanished, "hardly predicted any more"), (compared.dominant, taking)):
-        names = ", ".join(metrics.classes[i] for i in numbers[:5]) + (", ..." if len(numbers) > 5 else "")
-        text += f" Classes that are {words}: {names}." if numbers else ""
     if measured:
         return judge_answers(measured, text)
     by = f"the {name}" if name == "baseline" else name

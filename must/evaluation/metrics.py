@@ -20,7 +20,7 @@ from must.data.reader import ShardReader
 from must.evaluation.result import Accuracy, Compared, Interval, LabelFree, Metrics, ModelFigures, Paired
 from must.method.answers.accuracy import compare_paired_answers, share
 from must.method.memory.features import Features
-from must.method.memory.predictions import TopLabels, compare_predictions, count_effective
+from must.method.memory.predictions import TopLabels, compare_predictions
 from must.method.model.masked_vit import MaskedViT
 from must.method.model.memory import Memory
 
@@ -252,32 +252,9 @@ def find_interval(values: np.ndarray) -> Interval:
 
 
 def label_free(scores: Scores, classes: int) -> ModelFigures:
-    """Label-free figures of one model. N images, K `classes`.
-
-    - confidence: mean probability of the predicted class.
-    - histogram: predicted images a class [K]; effective_classes: see count_effective."""
+    """Of K `classes`."""
     histogram = np.bincount(scores.prediction, minlength=classes)
-    return ModelFigures(
-        confidence=float(scores.confidence.mean(dtype=np.float64)),
-        histogram=histogram.tolist(),
-        effective_classes=count_effective(torch.from_numpy(histogram)),
-    )
-
-
-def compare(before: Scores, after: Scores, classes: int) -> Compared:
-    """Label-free figures of two models on the same images.
-
-    - agreement: share of equal predictions.
-    - vanished: class numbers that the first model predicts for at least 1% of the images and the second for fewer
-      than a tenth of that; dominant: class numbers with more than three times their former share, and over 20%."""
-    images = len(before.top)
-    old = np.bincount(before.prediction, minlength=classes) / images
-    new = np.bincount(after.prediction, minlength=classes) / images
-    return Compared(
-        agreement=float((before.prediction == after.prediction).mean()),
-        vanished=np.flatnonzero((old >= 0.01) & (new < old / 10)).tolist(),
-        dominant=np.flatnonzero((new > 3 * old) & (new > 0.2)).tolist(),
-    )
+    return ModelFigures(float(scores.confidence.mean(dtype=np.float64)), histogram.tolist())
 
 
 def count_predicted(scores: Scores) -> TopLabels:
@@ -291,7 +268,7 @@ def measure(
     chosen, compared = samples.labelled, None
     if before:
         check = compare_predictions(count_predicted(before), count_predicted(after), classes)
-        compared = replace(compare(before, after, len(classes)), check=check)
+        compared = Compared(float((before.prediction == after.prediction).mean()), check)
     has_memory = not np.isnan(after.similarity).any()
     metrics = Metrics(
         images=len(samples.numbers),

@@ -51,20 +51,17 @@ class Paired:
 
 @dataclass(frozen=True)
 class ModelFigures:
-    """One model on all images, without labels: see metrics.label_free."""
+    """One model on all images, without labels."""
 
-    confidence: float
-    histogram: list[int]
-    effective_classes: float
+    confidence: float  # mean probability of the predicted class
+    histogram: list[int]  # [K], predicted images of each class
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Two models on all images, without labels: see metrics.compare."""
+    """Two models on all images, without labels."""
 
-    agreement: float
-    vanished: list[int]
-    dominant: list[int]
+    agreement: float  # share of equal predictions
     check: CheckResult | None = None
 
 

@@ -18,13 +18,13 @@ def accuracy(top1):
     return Accuracy(**values, intervals=dict.fromkeys(values, (0.1, 0.9)))
 
 
-FIGURES = ModelFigures(confidence=0.8, histogram=[100, 100], effective_classes=2.0)
+FIGURES = ModelFigures(confidence=0.8, histogram=[100, 100])
 CHECK = CheckResult(
     images=200, changed=0.1, confidence_before=0.8, confidence_after=0.8, effective_before=2.0, effective_after=2.0
 )
 MEASURED = Metrics(
     images=200, labelled=200, skipped=0, classes=["cat", "dog"], adapted=accuracy(0.9), baseline=accuracy(0.7),
     intervals={"top1": (0.05, 0.2)}, paired=Paired(40, 0),
-    label_free=LabelFree(FIGURES, FIGURES, Compared(0.9, [], [], CHECK)),
+    label_free=LabelFree(FIGURES, FIGURES, Compared(0.9, CHECK)),
     data=Data(split="test", index_sha256="0" * 64),
 )  # fmt: skip

@@ -113,28 +113,3 @@ def test_differences_are_paired():
     assert 0 < low < 10 / 500 < high
     alone = metrics.find_interval(top1[:, 1])
     assert high - low < 0.5 * (alone[1] - alone[0])
-
-
-def one_hot_scores(classes, sharpness=0.999):
-    """Of images of five classes, without labels."""
-    probability = np.full((len(classes), 5), (1 - sharpness) / 4)
-    probability[np.arange(len(classes)), classes] = sharpness
-    return scores_of(np.log(probability), np.full(len(classes), NO_LABEL))
-
-
-@pytest.mark.parametrize("classes, effective", [(np.arange(100) % 5, 5), (np.zeros(100, int), 1)])
-def test_effective_classes_are_all_of_equally_frequent_ones_and_one_of_a_collapse(classes, effective):
-    values = metrics.label_free(one_hot_scores(classes, sharpness=1 - 1e-6), 5)
-    assert values.effective_classes == pytest.approx(effective)
-    assert values.confidence == pytest.approx(1, abs=1e-5)
-    assert values.histogram == np.bincount(classes, minlength=5).tolist()
-
-
-def test_compare_sees_what_vanished_and_what_took_over():
-    before = one_hot_scores(np.arange(100) % 5)
-    after = one_hot_scores(np.where(np.arange(100) % 5 == 4, 0, np.arange(100) % 5))
-    found = metrics.compare(before, after, 5)
-    assert found.agreement == 0.8
-    assert (found.vanished, found.dominant) == ([4], [])
-    everything = metrics.compare(before, one_hot_scores(np.zeros(100, int)), 5)
-    assert everything.dominant == [0] and everything.vanished == [1, 2, 3, 4]
