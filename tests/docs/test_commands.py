@@ -93,7 +93,7 @@ def test_make(page, words):
 
 
 def test_nothing_was_overlooked():
-    assert len(SHOWN) > 80 and {page for page, _ in SHOWN} >= {"README.md", "docs/kubeflow.md"}
+    assert len(SHOWN) > 70 and {page for page, _ in SHOWN} >= {"README.md", "docs/kubeflow.md"}
 
 
 def file(page, name):
