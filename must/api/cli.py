@@ -38,9 +38,7 @@ logger = logging.getLogger(__name__)
 
 GROUPS = {
     "every day": ("quickstart", "adapt", "review", "sort", "predict", "export", "demo"),
-    "single steps, which adapt takes by itself": (
-        "shard", "classifier", "plan", "train", "refine", "evaluate", "gate", "index",
-    ),
+    "single steps, which adapt takes by itself": (),  # all others, in the order of the table
     "models in use": ("serve", "promote"),
 }  # fmt: skip
 INDEX_HELP = "Show or verify a folder of shards."
@@ -112,11 +110,11 @@ def run_index(options: dict[str, Any]) -> None:
 def list_commands() -> str:
     """The commands with their help, by group."""
     help_of = {name: stage.help for name, stage in COMMANDS.items()} | {"index": INDEX_HELP}
-    assert help_of.keys() == {name for names in GROUPS.values() for name in names}
+    others = [name for name in help_of if not any(name in names for names in GROUPS.values())]
     lines = list[str]()
     for group, names in GROUPS.items():
         lines += ["", f"{group}:"]
-        for name in names:
+        for name in names or others:
             lines += textwrap.wrap(help_of[name], 100, initial_indent=f"  {name:12}", subsequent_indent=" " * 14)
     return "\n".join(lines)
 
