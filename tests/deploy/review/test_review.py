@@ -96,6 +96,8 @@ def test_a_page_that_is_killed_goes_on_and_ends_with_what_to_do_next(open_page, 
     assert again["number"] == numbers[4]
     page.post("answer", number=numbers[4], kind="none")
     assert page.post("answer", number=numbers[5], kind="unsure", who="bob")["state"]["answers"] == 6
+    while page.post("next")["state"]["counting"]:  # the answers of before, until the pictures are read again
+        time.sleep(0.05)
     code, log = page.end()
     assert code == 0 and "5 answers: " in log and "next: must refine" in log and "must select" not in log
     found = read_answers(str(folder), review.classes)
