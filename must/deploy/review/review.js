@@ -232,6 +232,7 @@ const finish = async () => {
   $("saved").hidden = !set;
   if (set) $("saved").textContent = `You named ${counted(set.named, "picture")}; ${counted(set.sure, "label")} nobody has to look at; ${set.left ? counted(set.left, "picture") : "none"} left.`;
   $("endtext").textContent = reply.rows.length ? `Of 100 pictures each names right, by ${counted(reply.measured, "answer")} at random` : reply.state.text;
+  $("endtext").hidden = !$("endtext").textContent;
   const percent = (share) => `${Math.round(100 * share)}%`;
   $("rows").replaceChildren(...reply.rows.map(([name, mean, low, high]) => {
     const line = make("i"), point = make("b"), cells = [percent(mean), `${percent(low)} to ${percent(high)}`].map((textContent) => make("td", { textContent }));
