@@ -45,7 +45,7 @@ $(VENV)/pipeline: $(VENV)/demo
 $(VENV)/installed: $(VENV)/pipeline
 	@echo "setting up $(VENV): what the tests and the site need besides (once, some minutes)"
 	@$(PIP) --editable '.[dev]'
-	@$(BIN)/python -c 'import must.evaluation.evaluate, must.method.train.trainer, must.deploy.export.graph, kfp.compiler, kubernetes.client, kubeflow_trainer_api.models'
+	@$(BIN)/python -c 'import must.evaluation.evaluate, must.training.trainer, must.exporting.graph, kfp.compiler, kubernetes.client, kubeflow_trainer_api.models'
 	@touch $@
 
 .PHONY: setup
@@ -84,9 +84,9 @@ test-slow: setup  ## Run the tests that take minutes
 
 # The last digits of a result depend on the processor. These are the variables of PyTorch, oneDNN and
 # MKL: a processor with AVX2 alone, and one without, with MKL's code for processors of other makers than Intel.
-NUMBERS := tests/method/memory tests/method/train/test_golden.py tests/method/train/test_step.py tests/method/train/test_propagated.py \
-	tests/method/model/test_towers.py tests/method/model/test_vectors.py tests/evaluation tests/deploy/predict/test_bundle.py \
-	tests/deploy/export/test_export_memory.py tests/data/augment
+NUMBERS := tests/memory tests/training/test_golden.py tests/training/test_step.py tests/training/test_propagated.py \
+	tests/model/test_towers.py tests/model/test_vectors.py tests/evaluation tests/prediction/test_bundle.py \
+	tests/exporting/test_export_memory.py tests/data/augment
 .PHONY: test-numbers
 test-numbers: setup  ## Run the tests of numbers with the arithmetic of other processors
 	@ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(PYTEST) $(NUMBERS)
@@ -100,7 +100,7 @@ build/azurite/node_modules/.bin/azurite-blob:
 test-stores: setup build/azurite/node_modules/.bin/azurite-blob  ## Run the bucket tests on S3 and Azure test servers (needs npm)
 	@REQUIRE_STORES=1 $(BIN)/python -m pytest $(PYTEST) --store s3 --store az $$(grep -rl bucket_server tests --include='test_*.py')
 
-# axe-core checks the accessibility of the review page (tests/deploy/review/test_page.py), in the system's Chromium.
+# axe-core checks the accessibility of the review page (tests/reviewing/test_page.py), in the system's Chromium.
 build/axe/node_modules/axe-core/axe.min.js:
 	@npm install --silent --no-audit --no-fund --prefix build/axe axe-core
 

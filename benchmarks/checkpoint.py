@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from must.method.model.backbone import build_visual, read_config, select_architecture
-from must.method.model.masked_vit import MaskedViT
-from must.method.train.checkpoint import Checkpoints
-from must.method.train.step import build_optimizer, make_teacher, set_learning_rate, update_teacher
+from must.model.backbone import build_visual, read_config, select_architecture
+from must.model.masked_vit import MaskedViT
+from must.training.checkpoint import Checkpoints
+from must.training.step import build_optimizer, make_teacher, set_learning_rate, update_teacher
 
 
 def main() -> None:

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 
 import must
+from must.answers.review import Review
 from must.api.demo import demo, find_assets, load_digits, name_image
-from must.api.stages import configure
+from must.api.run import configure
 from must.config import DemoConfig, ReviewConfig
-from must.deploy.review.prepare import AnswerEffect, Images, compute_review
-from must.deploy.review.session import BUTTONS, Session
-from must.method.answers.review import Review
+from must.reviewing.prepare import AnswerEffect, Images, compute_review
+from must.reviewing.session import BUTTONS, Session
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ import torch
 
 from must.api.demo import CLASSES, load_digits
 from must.data.augment import normalize
-from must.method.model.bundle import Bundle, load_bundle, make_zero_shot_bundle
-from must.method.model.classifier import load_text_classifier
-from must.method.model.description import get_preprocess
+from must.model.bundle import Bundle, load_bundle, make_zero_shot_bundle
+from must.model.classifier import load_text_classifier
+from must.model.description import get_preprocess
 
 VARIANTS: dict[str, dict[str, float | str]] = {
     "self-training only": {"fairness-weight": 0, "reconstruction-weight": 0, "align-weight": 0},

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.digits import accuracy, must, prepare
 from must.evaluation.figures import read_training_log
-from must.method.model.bundle import load_bundle, make_zero_shot_bundle
-from must.method.model.classifier import load_text_classifier
+from must.model.bundle import load_bundle, make_zero_shot_bundle
+from must.model.classifier import load_text_classifier
 
 RUNS = {"fp32": ("fp32", 0), "bf16": ("bf16", 0), "fp32, other seed": ("fp32", 1)}
 VALUES = ("loss_self_training", "loss_fairness", "loss_reconstruction", "loss_alignment", "confident")

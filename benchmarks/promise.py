@@ -23,12 +23,8 @@ import numpy as np
 import torch
 
 import must
-from must.api.demo import CLASSES, find_assets, load_digits
-from must.config import RefineConfig
-from must.data.loader import EvalSource
-from must.data.reader import ShardReader
-from must.method.answers.answers_file import OPEN, UNSURE
-from must.method.answers.estimate import (
+from must.answers.answers_file import OPEN, UNSURE
+from must.answers.estimate import (
     ACCEPTED,
     SCREEN_PICTURES,
     SET,
@@ -38,14 +34,18 @@ from must.method.answers.estimate import (
     count_overlooked,
     find_ranks,
 )
-from must.method.answers.population import ENTRY, NOTHING_GONE, Gone, choose_sample, forget_gone
-from must.method.distributed import World
-from must.method.memory.features import Pool, read_features
-from must.method.memory.measure import Answers
-from must.method.memory.refine import refine_pool
-from must.method.model.bundle import make_zero_shot_bundle
-from must.method.model.classifier import load_text_classifier
-from must.method.model.description import get_preprocess
+from must.answers.population import ENTRY, NOTHING_GONE, Gone, choose_sample, forget_gone
+from must.api.demo import CLASSES, find_assets, load_digits
+from must.config import RefineConfig
+from must.data.loader import EvalSource
+from must.data.reader import ShardReader
+from must.memory.features import Pool, read_features
+from must.memory.measure import Answers
+from must.memory.refine import refine_pool
+from must.model.bundle import make_zero_shot_bundle
+from must.model.classifier import load_text_classifier
+from must.model.description import get_preprocess
+from must.model.distributed import World
 
 PICTURES, ACT = 1_000, 100  # made-up pictures; random answers after which the person does something else
 LOOKS = (*range(20, 200, 10), *range(200, 401, 40))

@@ -13,11 +13,11 @@ import time
 import numpy as np
 import torch
 
-from must.method.answers.answers_file import OPEN
-from must.method.memory.features import Pool
-from must.method.memory.measure import Answers
-from must.method.memory.refine import refine_pool
-from must.method.model.memory import NEIGHBOURS, Whitening, find_nearest
+from must.answers.answers_file import OPEN
+from must.memory.features import Pool
+from must.memory.measure import Answers
+from must.memory.refine import refine_pool
+from must.model.memory import NEIGHBOURS, Whitening, find_nearest
 
 PLAIN = 10_000  # images for the plain alternative
 

@@ -19,14 +19,14 @@ import numpy as np
 import torch
 
 import must
+from must.answers.accuracy import share
+from must.answers.review import draw_order
 from must.api.demo import CLASSES, find_assets, load_digits
 from must.config import ReviewConfig
 from must.data.reader import ShardReader
-from must.deploy.review.prepare import Images, compute_review
-from must.method.answers.accuracy import share
-from must.method.answers.review import draw_order
-from must.method.model.bundle import make_zero_shot_bundle, save_bundle
-from must.method.model.classifier import load_text_classifier
+from must.model.bundle import make_zero_shot_bundle, save_bundle
+from must.model.classifier import load_text_classifier
+from must.reviewing.prepare import Images, compute_review
 
 ANSWERS = (10, 50, 200)
 

@@ -23,11 +23,11 @@ from must.config import ExportConfig
 from must.data.image.decode import decode
 from must.data.image.preprocess import EvalView, normalize_pixels
 from must.data.reader import ShardReader
-from must.deploy.export.export import export
-from must.deploy.onnx_model import OnnxClassifier
-from must.method.model.bundle import Bundle, load_bundle, save_bundle
-from must.method.model.description import Description, get_preprocess
-from must.method.model.masked_vit import MaskedViT
+from must.exporting.export import export
+from must.model.bundle import Bundle, load_bundle, save_bundle
+from must.model.description import Description, get_preprocess
+from must.model.masked_vit import MaskedViT
+from must.prediction.onnx_model import OnnxClassifier
 
 Classify = Callable[[np.ndarray], np.ndarray]
 

@@ -36,8 +36,8 @@ import torch, uvicorn
 from fastapi import FastAPI, Request
 from PIL import Image
 from must.data.image.preprocess import EvalView, normalize_pixels
-from must.method.model.bundle import load_bundle
-from must.method.model.description import get_preprocess
+from must.model.bundle import load_bundle
+from must.model.description import get_preprocess
 
 bundle = load_bundle(sys.argv[1])
 preprocess = get_preprocess(bundle.description)
@@ -109,7 +109,7 @@ def row(name, clients, speed, alone, plain) -> str:
 def make_models(options, folder: Path) -> tuple[str, dict[str, Path]]:
     from benchmarks.serve import random_bundle
     from must.config import ExportConfig
-    from must.deploy.export.export import export
+    from must.exporting.export import export
 
     bundle = options.bundle or random_bundle(options.architecture, folder / "bundle")
     models = {}
@@ -150,7 +150,7 @@ def onnxruntime_alone(path: Path, pictures: list[bytes], seconds: float) -> tupl
     """Images per second of (the model on tensors in memory with its best batch size, decoding and the model)."""
     from must.data.image.decode import decode
     from must.data.image.preprocess import EvalView, normalize_pixels
-    from must.deploy.onnx_model import OnnxClassifier
+    from must.prediction.onnx_model import OnnxClassifier
 
     classifier = OnnxClassifier(path / "model.onnx")
     view = EvalView(classifier.preprocess)

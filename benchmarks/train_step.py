@@ -97,7 +97,7 @@ def line(row: dict[str, Any], base: dict[str, Any]) -> str:
 def measure(options: argparse.Namespace, variant: dict[str, Any]) -> dict[str, Any]:
     import torch
 
-    from must.method.distributed import pick_device
+    from must.model.distributed import pick_device
 
     device = pick_device(options.device)
     step, flops, precision = build(options, variant, device)
@@ -154,9 +154,9 @@ def must_step(options: Any, variant: dict[str, Any], device: Any, visual: Any, c
     from must.config import TrainConfig
     from must.data.image.preprocess import Preprocess
     from must.data.loader import TrainBatch
-    from must.method.distributed import World, divide_cores, prepare_machine, share_cores
-    from must.method.model.masked_vit import MaskedViT
-    from must.method.train.step import MustStep
+    from must.model.distributed import World, divide_cores, prepare_machine, share_cores
+    from must.model.masked_vit import MaskedViT
+    from must.training.step import MustStep
 
     prepare_machine(device)
     settings = {name: value for name, value in variant.items() if name not in ("name", "plain")}

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from must.stages import PODS
+from must.table import PODS
 
 COMPILED = Path(__file__).parents[1] / "pipeline" / "must_pipeline.yaml"
 WIDE, HIGH, GAP_X, GAP_Y, EDGE = 146, 44, 36, 64, 30

@@ -19,9 +19,9 @@ import yaml
 import must
 from must.api import results
 from must.api.cli import describe_preset
-from must.api.stages import make_function
+from must.api.run import make_function
 from must.base.parameters import list_parameters
-from must.stages import COMMANDS, ERRORS, NOT_STAGES
+from must.table import COMMANDS, ERRORS, NOT_STAGES
 from must_pipeline import cli
 
 FOLDER = Path(__file__).resolve().parent / "reference"

@@ -6,8 +6,8 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import must
-from must.api.stages import make_function
-from must.stages import COMMANDS, ERRORS, NOT_STAGES
+from must.api.run import make_function
+from must.table import COMMANDS, ERRORS, NOT_STAGES
 
 STUB = Path(must.__file__).with_suffix(".pyi")
 HEAD = '''\

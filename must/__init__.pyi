@@ -18,8 +18,8 @@ from must.api.results import Trained as Trained
 from must.base.errors import MustError as MustError
 from must.base.errors import TransientError as TransientError
 from must.base.errors import UserError as UserError
-from must.deploy.promote import Latest as Latest
 from must.evaluation.gate import Decision as Decision
+from must.registry.promote import Latest as Latest
 
 Text: TypeAlias = str | PathLike[str]
 

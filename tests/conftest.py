@@ -45,31 +45,50 @@ FIRST = [
     line.split()
     for line in (
         # a fork server that has imported torch
-        "method/train/test_train.py method/train/test_distributed.py method/train/test_step.py "
-        "method/train/test_plan.py",
+        "training/test_train.py training/test_distributed.py training/test_step.py training/test_plan.py",
         # torch's exporter to ONNX
-        "deploy/export/test_export.py deploy/export/test_takeaway.py deploy/export/test_export_memory.py "
-        "deploy/predict/test_bundle.py",
-        "method/train/test_kills.py",
+        "exporting/test_export.py exporting/test_takeaway.py exporting/test_export_memory.py prediction/test_bundle.py",
+        "training/test_kills.py",
         # an S3 server, and the clients of three stores
         "base/storage/test_storage.py base/storage/test_refusals.py",
         # a `must serve`
-        "deploy/serve/test_serve.py deploy/serve/test_hostile.py",
+        "serving/test_serve.py serving/test_hostile.py",
         "api/test_day_two.py",
-        "method/memory/test_answers.py",
-        "method/memory/test_refine.py",
+        "memory/test_answers.py",
+        "memory/test_refine.py",
         "data/shards/test_shard_restart.py",
         "pipeline/test_cluster.py",
         "pipeline/test_run.py",
         "docs/test_walk.py",
         "release/test_wheel.py",
         "components/test_outliving.py",
-        "method/model/test_full_size.py",
-        "runtime/test_kills.py",
+        "model/test_full_size.py",
+        "pods/test_kills.py",
     )
 ]
 """Files that begin first: one that began last would run alone while the other processes have nothing left to do. Those
 of a line stay together on one process, which has what they need once."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The models are so small that threads cost more than they bring; some tests choose others."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture
+def below(record_property):
+    """below(limit, what, value): the value is, and the report of the tests has it."""
+
+    def check(limit, what, value):
+        record_property(what, value)
+        assert value < limit, what
+
+    return check
 
 
 def pytest_configure(config):
@@ -130,7 +149,7 @@ def digits():
 def export_once(digits, name, **more):
     """(result, folder) of a float32 export checked on shard images."""
     from must.config import ExportConfig
-    from must.deploy.export.export import export
+    from must.exporting.export import export
 
     def make(folder):
         values = {"model": digits.adapted, "shards": digits.shards, "limit": 40, "output": str(folder / "onnx")}

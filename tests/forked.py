@@ -11,7 +11,7 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
-    "must.api.cli", "must.method.train.trainer", "open_clip", "tests.method.train.step_ranks"
+    "must.api.cli", "must.training.trainer", "open_clip", "tests.training.step_ranks"
 ])  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from must.api.stages import run
+from must.api.run import run
 from must.base import storage
 from must.base.errors import UserError
 from must.base.processes import DaemonThreads

@@ -15,11 +15,18 @@ PLAN = """
 base
 config      base
 data        base config
-method      base config data
-evaluation  base config data method
-deploy      base config data method evaluation
-api         base config data method evaluation deploy
-runtime     base config data method evaluation deploy api
+answers     base config
+model       base config data answers
+memory      base config data answers model
+training    base config data model memory
+evaluation  base config data answers model memory
+prediction  base config data model evaluation
+exporting   base config data model evaluation prediction
+registry    base config model evaluation prediction
+serving     base config data prediction registry
+reviewing   base config data answers model memory serving
+api         base config data answers model training evaluation prediction exporting registry
+pods        base config data answers model training evaluation prediction registry api
 """
 # The same inside a package, for its units: its subpackages and modules. A package that is not listed has no such order.
 UNIT_PLANS = {
@@ -42,31 +49,16 @@ augment     image
 reader      format
 loader      augment format image reader
 """,
-    "method": """
-distributed
-answers
-model       answers distributed
-memory      answers distributed model
-train       distributed memory model
-""",
-    "deploy": """
-onnx_model
-export      onnx_model
-predict     onnx_model
-promote     onnx_model
-serve       onnx_model predict promote
-review      serve
-""",
     "api": """
 results
-stages      results
-demo        stages
+run         results
+demo        run
 inputs
 work_state
 sort
-model       inputs results stages work_state
-adapt       inputs model stages work_state
-cli         stages
+model       inputs results run work_state
+adapt       inputs model run work_state
+cli         run
 """,
 }
 
@@ -78,8 +70,8 @@ def table(plan):
 PACKAGES = table(PLAN)
 UNITS = {package: table(plan) for package, plan in UNIT_PLANS.items()}
 NO_TORCH = (  # not in any function either
-    "data.shards", "deploy.onnx_model", "deploy.predict.stream", "deploy.predict.images", "deploy.serve",
-    "evaluation.gate", "method.answers", "method.model.description",
+    "data.shards", "prediction.onnx_model", "prediction.stream", "prediction.images", "serving", "evaluation.gate",
+    "answers", "model.description",
 )  # fmt: skip
 
 
@@ -122,7 +114,7 @@ def unit_of(module):
     return [*module.split("."), ""][2]
 
 
-FRONT = {"must", "must.__main__", "must.stages"}  # the module itself, its program, and the table
+FRONT = {"must", "must.__main__", "must.table"}  # the module itself, its program, and the table
 
 
 def dependencies():
@@ -149,7 +141,7 @@ def only_down(plan):
 
 def test_the_plan_lists_every_package_and_imports_go_down():
     assert PACKAGES.keys() == {package_of(module) for module in MODULES.keys() - FRONT}
-    assert len([path for path in (ROOT / "must").iterdir() if path.name != "__pycache__"]) <= 13
+    assert len([path for path in (ROOT / "must").iterdir() if path.name != "__pycache__"]) <= 20
     only_down(PACKAGES)
 
 
@@ -178,7 +170,7 @@ def test_the_table_of_stages_imports_nothing_of_must():
         "must",
         "must.base",
         "must.base.errors",
-        "must.stages",
+        "must.table",
     ]
 
 
@@ -214,9 +206,8 @@ def test_a_package_has_a_docstring():
 
 def test_what_runs_without_torch_does_not_import_it():
     modules = """
-        api.cli base.program api.stages data.shards.build data.format deploy.predict.predict
-        evaluation.gate deploy.promote runtime.check runtime.stages
-        runtime.summary runtime.supervise runtime.training deploy.serve.serve
+        api.cli base.program api.run data.shards.build data.format prediction.predict evaluation.gate
+        registry.promote pods.check pods.stages pods.summary pods.supervise pods.training serving.serve
     """
     code = "import importlib, sys\nfor name in sys.argv[1:]:\n    importlib.import_module(name)\n"
     code += "    'torch' in sys.modules and sys.exit(f'{name} imports torch')"

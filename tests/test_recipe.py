@@ -33,7 +33,7 @@ def hello(config: HelloConfig) -> None:
 }
 ROW = """    "hello": Stage(
         "Greet.", "must.evaluation.hello:HelloConfig", "must.evaluation.hello:hello",
-        pod=Pod("must-shard", 4, "must.runtime.stages:hello", writes={"output": "Artifact"}),
+        pod=Pod("must-shard", 4, "must.pods.stages:hello", writes={"output": "Artifact"}),
     ),
 """
 IN_POD = """def hello(facts: Facts, work_uri: str, *, name: str, output: str) -> None:
@@ -47,13 +47,13 @@ IN_POD = """def hello(facts: Facts, work_uri: str, *, name: str, output: str) ->
 
 """
 EDITS = {  # file: (before what, what)
-    "must/stages.py": ('    "plan": Stage(', ROW),
-    "must/runtime/stages.py": ("def export(", IN_POD),
+    "must/table.py": ('    "plan": Stage(', ROW),
+    "must/pods/stages.py": ("def export(", IN_POD),
     "pipeline/must_pipeline/dag.py": (
         '            classifier = add("classifier"', '            add("hello", name="world")\n'),
 }  # fmt: skip
 MORE = {  # the same, of a loss and a gate
-    "must/method/train/step.py": (
+    "must/training/step.py": (
         '    ImageLoss("alignment"', '    ImageLoss("new", "new_weight", lambda it, _: -it.logits.abs().mean()),\n'),
     "must/config/train.py": ("    align_weight: float", '    new_weight: float = param("of the new loss", 0.5)\n'),
     "must/evaluation/gate.py": (
@@ -106,7 +106,7 @@ def run(tree, *command):
 def test_the_recipe_names_the_files_that_are_touched():
     named = set(re.findall(r"`([\w/]+\.(?:py|pyi|yaml))`", RECIPE))
     assert {*NEW, *EDITS, *MADE} - named == {*NEW}  # "in any package"
-    optional = {"must/api/results.py", "must/api/stages.py", "pipeline/cluster.yaml"}
+    optional = {"must/api/results.py", "must/api/run.py", "pipeline/cluster.yaml"}
     assert named - {*NEW, *EDITS, *MADE} == optional | {
         f"tests/{name}.py" for name in ("api/test_functions", "test_architecture", "test_recipe")
     }
@@ -133,8 +133,8 @@ def test_a_component_that_runs_and_a_task_of_the_dag(tree):
 LOSSES = """
 import torch
 from must.config import TrainConfig
-from must.method.model.masked_vit import StudentOutput
-from must.method.train.step import compute_losses, make_pseudo_labels
+from must.model.masked_vit import StudentOutput
+from must.training.step import compute_losses, make_pseudo_labels
 
 output = StudentOutput(torch.ones(2, 3), torch.zeros(2, 1, 192), torch.zeros(2, 1))
 labels = make_pseudo_labels(torch.eye(3)[:2], 0.5)

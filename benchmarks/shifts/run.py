@@ -34,17 +34,17 @@ from must.data.image.preprocess import Preprocess
 from must.data.loader import EvalSource
 from must.data.reader import ShardReader, open_reader
 from must.data.shards.build import shard
-from must.method.distributed import World
-from must.method.memory.features import Pool, read_features
-from must.method.memory.measure import bound_none
-from must.method.memory.predictions import Guesses, TopLabels
-from must.method.memory.propagate import build_memory, find_neighbours, look_up
-from must.method.model.bundle import interpolate, load_bundle, load_trained, make_zero_shot_bundle
-from must.method.model.classifier import classifier, load_text_classifier
-from must.method.model.description import get_preprocess
-from must.method.model.masked_vit import MaskedViT
-from must.method.model.memory import Neighbours
-from must.method.train.trainer import train
+from must.memory.features import Pool, read_features
+from must.memory.measure import bound_none
+from must.memory.predictions import Guesses, TopLabels
+from must.memory.propagate import build_memory, find_neighbours, look_up
+from must.model.bundle import interpolate, load_bundle, load_trained, make_zero_shot_bundle
+from must.model.classifier import classifier, load_text_classifier
+from must.model.description import get_preprocess
+from must.model.distributed import World
+from must.model.masked_vit import MaskedViT
+from must.model.memory import Neighbours
+from must.training.trainer import train
 
 ALPHAS = (0.0, 0.5, 1.0)
 UNTRAINED = "untrained"  # the name of these settings

@@ -24,9 +24,9 @@ from must.base.errors import TransientError, UserError
 from must.base.parameters import require
 from must.base.program import BUG, format_error
 from must.base.storage import is_transient, parse_object_or_none, wait_for_credentials
-from must.runtime.notes import NOTHING_NEW, Facts, Failure, Note, read_notes, write_note
-from must.runtime.summary import summarize, write_good_page, write_page
-from must.stages import COMPONENTS
+from must.pods.notes import NOTHING_NEW, Facts, Failure, Note, read_notes, write_note
+from must.pods.summary import summarize, write_good_page, write_page
+from must.table import COMPONENTS
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def check_inputs(facts: Facts, work_uri: str, *, runtime: str = "", **run: Any) 
 
     Returns:
         fingerprint: a sha256 of class file and model."""
-    from must.runtime import check  # not in the image of the launcher
+    from must.pods import check  # not in the image of the launcher
 
     facts.result, fingerprint = check.check_inputs(run | {"work_uri": work_uri}, work_uri)
     if runtime and (cluster := KubernetesApi.of_this_pod()) is not None:

@@ -1,4 +1,4 @@
-"""The Kubeflow components, made from the rows of must/stages.py: COMPONENTS["shard"] is one.
+"""The Kubeflow components, made from the rows of must/table.py: COMPONENTS["shard"] is one.
 
 All share `work_uri` and `run_id`; `index_sha256` names the shards. None is answered from Kubeflow's cache: what it
 reads may change, and what it wrote may be gone. cluster.yaml's registry, tag and digests replace the images when the
@@ -11,8 +11,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from kfp import dsl
 
-from must import __version__, stages
-from must.stages import Pod
+from must import __version__, table
+from must.table import Pod
 
 NO_DEFAULT = inspect.Parameter.empty
 EXECUTOR_INPUT = "{{$}}"  # Kubeflow replaces it with the parameters' values and the artifacts' places, in JSON
@@ -20,8 +20,8 @@ EXECUTOR_INPUT = "{{$}}"  # Kubeflow replaces it with the parameters' values and
 
 def make_component(name: str) -> Any:
     """The component of a row: an image, a command (must_components/run.py), and its function's interface."""
-    pod = stages.COMPONENTS[name]
-    function = stages.import_name(pod.function)
+    pod = table.COMPONENTS[name]
+    function = table.import_name(pod.function)
 
     def describe(*_: Any) -> dsl.ContainerSpec:
         command = ["python3", "-m", "must_components.run"]
@@ -32,7 +32,7 @@ def make_component(name: str) -> Any:
     if pod.takes:
         text, args, more = str(describe.__doc__).partition("Args:\n")
         separator = "" if args else "\n\n"
-        describe.__doc__ = f"{text}{separator}{describe_fields(stages.import_name(pod.takes))}\n{more}"
+        describe.__doc__ = f"{text}{separator}{describe_fields(table.import_name(pod.takes))}\n{more}"
     declare(describe, list_interface(pod, function))
     return dsl.container_component(describe)
 
@@ -51,7 +51,7 @@ def list_interface(pod: Pod, function: Any) -> Iterator[inspect.Parameter]:
     kinds |= {name: dsl.OutputPath(kind) for name, kind in pod.returns.items()}
     for name, kind in kinds.items():
         yield inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=kind)
-    for source in filter(None, (stages.import_name(pod.takes) if pod.takes else None, function)):
+    for source in filter(None, (table.import_name(pod.takes) if pod.takes else None, function)):
         for one in list_parameters(source):
             if one.name not in kinds and one.name != "facts":  # of the supervisor
                 yield one
@@ -83,4 +83,4 @@ def find_kind(hint: Any) -> Any:
     return kind if kind in (str, int, float, bool, dict) else str
 
 
-COMPONENTS = {name: make_component(name) for name in stages.COMPONENTS}
+COMPONENTS = {name: make_component(name) for name in table.COMPONENTS}

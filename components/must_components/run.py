@@ -13,8 +13,8 @@ from typing import Any
 
 from must.base.console import attach
 from must.base.processes import PARENT, end_with_parent
-from must.runtime.supervise import run_stage
-from must.stages import COMPONENTS
+from must.pods.supervise import run_stage
+from must.table import COMPONENTS
 
 LOCAL = {"gs://": "/gcs/", "s3://": "/s3/", "minio://": "/minio/"}  # where the launcher keeps a bucket's artifacts
 

@@ -24,9 +24,9 @@ from must.base.program import BUG, HELD, PREEMPTED, TIME_OVER, WRONG_INPUT, Ende
 from must.base.storage import list_names
 from must.base.text import make_one_line
 from must.config.work import DESCRIPTION_FILE, JOB_BUNDLE, JOB_FILE, Workspace
-from must.method.model.description import read_summary
-from must.runtime.notes import Facts, parse_failure
-from must.runtime.training import describe_bundle, make_job_values, report_labels
+from must.model.description import read_summary
+from must.pods.notes import Facts, parse_failure
+from must.pods.training import describe_bundle, make_job_values, report_labels
 from must_components.cluster import RUN, TRAINER, KubernetesApi, is_stopped
 
 NODE = "node"  # the replicated job and the container of Kubeflow Trainer's torch runtimes
@@ -36,7 +36,7 @@ NO_SIDECAR = {"sidecar.istio.io/inject": "false"}  # in a mesh torchrun's proces
 
 
 def make_manifest(name: str, nodes: dict[str, Any], job: str, run_id: str, model: str) -> dict[str, Any]:
-    """The job that runs `must.runtime.training` for the folder `job` on every node; the runtime's kind is missing.
+    """The job that runs `must.pods.training` for the folder `job` on every node; the runtime's kind is missing.
 
     `nodes`: from `encode_nodes` in must_pipeline/placement.py."""
     gpus = int(nodes["gpus"])
@@ -44,9 +44,9 @@ def make_manifest(name: str, nodes: dict[str, Any], job: str, run_id: str, model
     trainer: dict[str, Any] = {
         "image": nodes["image"],
         "numNodes": int(nodes["nodes"]),
-        "command": ["python", "-m", "must.method.distributed"],
+        "command": ["python", "-m", "must.model.distributed"],
         # Trainer gives torchrun the nodes and the meeting point by PET_ variables; a flag wins over them.
-        "args": [f"--nproc-per-node={processes}", "-m", "must.runtime.training", job],
+        "args": [f"--nproc-per-node={processes}", "-m", "must.pods.training", job],
         "env": nodes["env"],
     }
     resources = {nodes["accelerator"]: str(gpus)} if gpus else {}

@@ -30,7 +30,7 @@ from must.api.inputs import (
     to_source,
 )
 from must.api.model import Adapted
-from must.api.stages import require_apart, run
+from must.api.run import require_apart, run
 from must.api.work_state import (
     BUNDLE,
     FEATURES,
@@ -60,15 +60,15 @@ from must.base.text import close_to, pluralize
 from must.config import AdaptConfig, TrainConfig
 from must.config.work import BESIDE, CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, RECORD_FILE, WORDS, outdate_report
 from must.data.format import load_index
-from must.method.model.hub import check_model_name
-from must.method.train.recipe import AUTO, RESUME_SAFE_FIELDS, find_published, run_key
+from must.model.hub import check_model_name
+from must.training.recipe import AUTO, RESUME_SAFE_FIELDS, find_published, run_key
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL, DEFAULT_WEIGHTS = "ViT-B-16", "datacomp_xl_s13b_b90k"  # docs/models.md says why
 SET_BY_ADAPT = ("shards", "features", "index_sha256", "classifier", "output", "split", "model", "pretrained", "device")
 CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "alpha"}  # settings that may change from one call to the next
-FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/method/model/memory.py)
+FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/model/memory.py)
 SOURCE = "source"  # the folder in BESIDE for images that are in memory, and for a list of paths
 TRAINED = "trained"  # in adapt.json: the settings that the model was trained with
 LOG_FILE = "adapt.log"  # in WORK: all lines of the last call that made something

@@ -13,7 +13,7 @@ from dataclasses import Field
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import must
-from must.api.stages import configure, run_config
+from must.api.run import configure, run_config
 from must.base import storage
 from must.base.console import TO_STDERR, open_closed
 from must.base.errors import UserError
@@ -32,7 +32,7 @@ from must.base.text import close_to, make_page_printable, make_printable
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
 from must.config.work import REPORT_FILE, Workspace, find_work, is_in_work
-from must.stages import COMMANDS
+from must.table import COMMANDS
 
 logger = logging.getLogger(__name__)
 

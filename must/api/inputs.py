@@ -21,7 +21,7 @@ from must.data.image.decode import decode, identify, read_orientation, rotate_up
 from must.data.image.preprocess import Levels, is_transparent, to_rgb
 from must.data.shards.listing import open_source
 from must.data.sources.files import Folder, ListingReport, Manifest, describe_no_images, resolve_beside
-from must.method.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, ClassSet, load_class_set, make_class_set
+from must.model.classifier import BUNDLED_SET, DEFAULT_TEMPLATE, ClassSet, load_class_set, make_class_set
 
 ACCEPTED = (
     "a folder, a list or a Series of paths, PIL images or arrays, a datasets.Dataset with an image column, or a torch "

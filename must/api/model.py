@@ -13,7 +13,7 @@ import numpy as np
 
 from must.api.inputs import convert_image, make_entries
 from must.api.results import Exported, make_iframe
-from must.api.stages import make_function
+from must.api.run import make_function
 from must.api.work_state import BUNDLE, LABELS, REPORT, SHARDS
 from must.base.errors import UserError
 from must.base.parameters import naming_parameters, require
@@ -23,11 +23,11 @@ from must.config import PredictConfig
 from must.config.work import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
 from must.data.image.preprocess import EvalView, to_rgb
 from must.data.sources.files import ListingReport
-from must.deploy.onnx_model import Classifier, choose_threshold
-from must.deploy.predict.images import Found, find_images
-from must.deploy.predict.predict import classify, open_model
-from must.deploy.predict.predict import read_pixels as pixels_of_file
-from must.deploy.predict.writer import Options, Prediction, Unreadable, import_pandas, to_frame
+from must.prediction.images import Found, find_images
+from must.prediction.onnx_model import Classifier, choose_threshold
+from must.prediction.predict import classify, open_model
+from must.prediction.predict import read_pixels as pixels_of_file
+from must.prediction.writer import Options, Prediction, Unreadable, import_pandas, to_frame
 
 
 class Predictions(list[Prediction]):
@@ -214,9 +214,9 @@ class Adapted:
         from PIL import ImageOps
         from torchvision.transforms import Compose
 
-        from must.deploy.export.export import load_whole_model
-        from must.method.model.bundle import load_bundle
-        from must.method.model.description import get_preprocess
+        from must.exporting.export import load_whole_model
+        from must.model.bundle import load_bundle
+        from must.model.description import get_preprocess
 
         bundle = load_bundle(str(self.bundle))
         clip: Any = load_whole_model(str(self.output / CLASSIFIER_FILE), str(self.bundle), bundle).clip

@@ -10,10 +10,10 @@ from must import config as configs
 from must.base import storage
 from must.base.parameters import StageConfig
 from must.config.work import ONNX_FILE, PREDICTIONS_FILE, REPORT_FILE
-from must.deploy.predict.writer import Prediction, to_frame
-from must.deploy.promote import Latest
 from must.evaluation.gate import Decision
-from must.method.model.description import load_description
+from must.model.description import load_description
+from must.prediction.writer import Prediction, to_frame
+from must.registry.promote import Latest
 
 
 @dataclass(frozen=True)

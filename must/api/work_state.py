@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from must.answers.answers_file import hash_answers, read_answers, rename_answers
 from must.base import storage
 from must.base.parameters import require
 from must.base.text import compose, make_printable, pluralize
@@ -44,9 +45,8 @@ from must.data.shards.listing import identify_source
 from must.data.shards.workdir import WORK_FOLDER
 from must.evaluation.gate import state_verdict
 from must.evaluation.result import read_metrics
-from must.method.answers.answers_file import hash_answers, read_answers, rename_answers
-from must.method.model.classifier import read_header
-from must.method.model.description import Provenance, complete_save, load_description
+from must.model.classifier import read_header
+from must.model.description import Provenance, complete_save, load_description
 
 logger = logging.getLogger(__name__)
 

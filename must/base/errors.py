@@ -7,7 +7,7 @@
          │   ├─ UnreachableError      a server did not answer for minutes (base/storage)
          │   └─ KilledWorkerError     a worker process was killed (base/workers)
          ├─ HeldError, LockLostError  73: another run is writing there (base/lock)
-         └─ ParityError                1: an exported file computes something else than PyTorch (deploy/export)
+         └─ ParityError                1: an exported file computes something else than PyTorch (must/exporting)
 
 The numbers are the exit codes of base/exits. All these classes are also ValueErrors, for callers that catch those.
 Subclasses of UserError are defined in the modules that raise them.

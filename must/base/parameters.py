@@ -58,7 +58,7 @@ def param(
         group: the heading in the stage's help for this field and the following ones, up to the next heading.
         often: the field is under the heading MOST_USED instead, above all others.
         bare: the value may also be given without the flag.
-        kind: the kind of a file or folder that is checked before the stage begins; see must.api.stages.
+        kind: the kind of a file or folder that is checked before the stage begins; see must.api.run.
         between: the limits of a number, or of each number of a list, both included.
         bounds: other limits, by the words of COMPARISONS."""
     if between:

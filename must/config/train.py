@@ -185,7 +185,7 @@ class CostConfig(StageConfig):
 class TrainConfig(CostConfig):
     """The defaults are those of the published method (arXiv 2206.02967); presets set what depends on the task.
 
-    Training begins with the preset's settings (`must.method.train.recipe.resolve`), which passed parameters override.
+    Training begins with the preset's settings (`must.training.recipe.resolve`), which passed parameters override.
     Without a preset, `must train` and `must.train(...)` use the preset auto, but TrainConfig(...) keeps the defaults.
     """
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from must import __version__
+from must.answers.abstention import choose_abstention
 from must.base import storage
 from must.base.text import encode_utf8, escape_cell, format_csv, make_printable, pluralize
 from must.config import EvaluateConfig
@@ -18,12 +19,11 @@ from must.evaluation.gate import state_verdict
 from must.evaluation.metrics import Samples, Scores, measure, read_samples, score
 from must.evaluation.report import render_report
 from must.evaluation.result import Data, Metrics, ModelRecord, RefinedLabels, make_text_table, write_metrics
-from must.method.answers.abstention import choose_abstention
-from must.method.distributed import World, init_distributed
-from must.method.memory.features import Features, hash_tower, read_features
-from must.method.model.bundle import Bundle, load_bundle, make_zero_shot_bundle
-from must.method.model.classifier import load_text_classifier
-from must.method.model.description import get_preprocess, require_classes, require_same_model
+from must.memory.features import Features, hash_tower, read_features
+from must.model.bundle import Bundle, load_bundle, make_zero_shot_bundle
+from must.model.classifier import load_text_classifier
+from must.model.description import get_preprocess, require_classes, require_same_model
+from must.model.distributed import World, init_distributed
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from must.data.image.decode import decode
 from must.data.reader import ShardReader
 from must.evaluation.metrics import Samples, Scores
 from must.evaluation.result import LabelRow, Metrics, RefinedLabels
-from must.method.model.bundle import LOG_FILE
+from must.model.bundle import LOG_FILE
 
 OF_KIND, CHANGES_SHOWN = 3, 9  # pictures at most of one change, so that no frequent one fills the page; and of all
 GALLERY_SHOWN, MANY = 3_000, 600  # pictures at most, and so many that they are smaller

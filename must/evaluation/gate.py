@@ -10,14 +10,14 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, NamedTuple
 
+from must.answers.accuracy import AccuracyEstimate
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import make_record
 from must.base.text import pluralize
 from must.config import GateConfig
 from must.evaluation.result import Metrics, read_metrics
-from must.method.answers.accuracy import AccuracyEstimate
-from must.method.model.description import CheckResult, Selection, load_description, require_same_model
+from must.model.description import CheckResult, Selection, load_description, require_same_model
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def automatic_gate(metrics: Metrics, config: GateConfig) -> Decision:
 
 
 def label_free_gate(metrics: Metrics, config: GateConfig, unknown: str = NO_LABELS) -> Decision:
-    """Stops a model that collapsed (must/method/memory/predictions.py): without labels nothing else can be known.
+    """Stops a model that collapsed (must/memory/predictions.py): without labels nothing else can be known.
 
     If the evaluated images are too few, it uses the check of the training images, which is in the bundle. `unknown`:
     why a model that passes may be no better."""

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from must.answers.accuracy import compare_paired_answers, share
 from must.base.errors import UserError
 from must.data.reader import ShardReader
 from must.evaluation.result import Accuracy, Compared, Interval, LabelFree, Metrics, ModelFigures, Paired
-from must.method.answers.accuracy import compare_paired_answers, share
-from must.method.memory.features import Features
-from must.method.memory.predictions import TopLabels, compare_predictions
-from must.method.model.masked_vit import MaskedViT
-from must.method.model.memory import Memory
+from must.memory.features import Features
+from must.memory.predictions import TopLabels, compare_predictions
+from must.model.masked_vit import MaskedViT
+from must.model.memory import Memory
 
 AT_ONCE = 1_024  # images that a memory is asked about at a time
 TOP_K = 5

@@ -10,6 +10,7 @@ from typing import Any
 
 import jinja2
 
+from must.answers.estimate import LIGHTS
 from must.config import EvaluateConfig
 from must.config.work import find_adapted, shorten_path
 from must.evaluation.figures import Pictures, count_sure, draw_training_curves, read_training_log
@@ -23,7 +24,6 @@ from must.evaluation.result import (
     format_percent,
     list_metrics,
 )
-from must.method.answers.estimate import LIGHTS
 
 CLASSES_SHOWN, PAIRS_SHOWN, MATRIX_SHOWN = 60, 12, 25  # rows of tables; classes of a matrix
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

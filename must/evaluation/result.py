@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from typing import Any, NamedTuple, Self
 
+from must.answers.abstention import Abstention
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import make_record, require
 from must.base.storage import read_json
 from must.base.text import abbreviate, encode_utf8, make_printable, parse_csv
 from must.config.work import COPIES_FILE, PREDICTIONS_FILE, REFINED_FILE
-from must.method.answers.abstention import Abstention
-from must.method.model.description import CheckResult, Selection
+from must.model.description import CheckResult, Selection
 
 METRICS_FORMAT = 1  # of the file
 JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json.dumps leaves these unescaped

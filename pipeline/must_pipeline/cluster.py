@@ -11,7 +11,7 @@ from typing import Literal
 from must import __version__
 from must.base.parameters import convert_fields, read_mapping, require
 from must.base.text import remove_secrets, suggest_name
-from must.stages import IMAGES, PODS
+from must.table import IMAGES, PODS
 
 
 @dataclass(frozen=True)

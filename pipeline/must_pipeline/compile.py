@@ -17,7 +17,7 @@ from must.base.errors import UserError
 from must.base.parameters import convert, require
 from must.base.text import suggest_name
 from must.config import ExportConfig, GateConfig, ShardConfig
-from must.runtime.check import check_labelling, check_run
+from must.pods.check import check_labelling, check_run
 from must_pipeline.cluster import ClusterConfig, load_cluster
 
 WIDTH: Final = 1_000  # characters of a line: shorter lines make the file a tenth larger

@@ -59,7 +59,7 @@ def make_label_pipeline(cluster: ClusterConfig) -> Any:
 
 
 def make_pipeline(cluster: ClusterConfig) -> Any:
-    """The pipeline for a cluster; must/stages.py has a row for each of its tasks."""
+    """The pipeline for a cluster; must/table.py has a row for each of its tasks."""
 
     def build(run: dict[str, Any]) -> None:
         add = partial(add_task, cluster, run | {"run_id": RUN_ID})

@@ -7,8 +7,8 @@ from typing import Any
 from kfp import dsl, kubernetes
 
 from must.base.program import ERROR_FILE
-from must.runtime.supervise import Policy
-from must.stages import COMPONENTS, GPU_IMAGE, PODS
+from must.pods.supervise import Policy
+from must.table import COMPONENTS, GPU_IMAGE, PODS
 from must_pipeline.cluster import ClusterConfig, Resources, Toleration, parse_quantity
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label: pods and TrainJobs wait until Kueue admits them
@@ -19,7 +19,7 @@ REQUESTS = Resources(cpu="500m", memory="1Gi")  # requests of a stage that clust
 
 
 def configure_task(task: dsl.PipelineTask, name: str, cluster: ClusterConfig) -> dsl.PipelineTask:
-    """`name` is that of the component's row in must/stages.py."""
+    """`name` is that of the component's row in must/table.py."""
     row = COMPONENTS[name]
     stage = row.of or name  # in cluster.yaml
     task.set_display_name(row.title or name).set_caching_options(False)

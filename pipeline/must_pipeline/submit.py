@@ -10,8 +10,8 @@ from must import __version__
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import read_mapping, require
-from must.runtime.summary import summarize
-from must.stages import COMPONENTS
+from must.pods.summary import summarize
+from must.table import COMPONENTS
 from must_pipeline import DESCRIPTION
 from must_pipeline.client import Kubeflow
 from must_pipeline.compile import check_parameters, read_compiled

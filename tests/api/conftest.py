@@ -8,9 +8,9 @@ from functools import cache
 import pytest
 
 import must
+from must.answers.population import record_population, shorten
 from must.api.demo import CLASSES, TEMPLATES, find_assets, load_digits
 from must.data.format import load_index, read_hashes
-from must.method.answers.population import record_population, shorten
 from tests.once import made_once
 
 PHOTOS, MORE = 40, 10

@@ -20,8 +20,8 @@ from must.api.inputs import convert_image, list_folder_names, make_entries, read
 from must.api.model import Adapted
 from must.data.augment import normalize
 from must.data.image.decode import decode
-from must.method.model.bundle import load_bundle
-from must.method.model.description import get_preprocess
+from must.model.bundle import load_bundle
+from must.model.description import get_preprocess
 from tests.api.conftest import PROMPTS
 from tests.common import one_line, read_csv
 from tests.evaluation.digits import decode_pixels

@@ -12,7 +12,7 @@ import pytest
 import must
 from must.api import cli
 from must.base.parameters import list_parameters
-from must.stages import COMMANDS
+from must.table import COMMANDS
 from tests import zoo
 from tests.common import ended
 

@@ -14,15 +14,15 @@ import pytest
 import must
 from docs.stub import STUB, stub
 from must.api import cli, demo
-from must.api.stages import configure, write_as_python
+from must.api.run import configure, write_as_python
 from must.base.parameters import list_parameters
 from must.config import TrainConfig
 from must.data.format import load_index
-from must.method.distributed import Preempted
-from must.method.model.classifier import load_text_classifier
-from must.method.train import plan, trainer
-from must.method.train.recipe import resolve
-from must.stages import COMMANDS
+from must.model.classifier import load_text_classifier
+from must.model.distributed import Preempted
+from must.table import COMMANDS
+from must.training import plan, trainer
+from must.training.recipe import resolve
 from tests.common import one_line, printed
 
 SHORT = {"preset": "digits", "epochs": 1, "batch_size": 50, "workers": 0, "device": "cpu"}
@@ -33,7 +33,7 @@ def python(code):
 
 
 def test_importing_imports_nothing():
-    heavy = "{'torch', 'numpy', 'yaml', 'must.api.stages', 'must.api'} & sys.modules.keys()"
+    heavy = "{'torch', 'numpy', 'yaml', 'must.api.run', 'must.api'} & sys.modules.keys()"
     assert python(f"import sys, must; print(len({heavy}))") == ["0"]
     assert python("import sys, must; must.train, must.adapt; print('torch' in sys.modules)") == ["False"]
 
@@ -42,7 +42,7 @@ def test_importing_configures_no_logging():
     code = "import logging, must; l = logging.getLogger('must'); print(l.level, l.propagate, *map(repr, l.handlers))"
     assert python(code) == ["0", "True", "<NullHandler", "(NOTSET)>"]
     shown = "import logging, must, sys; logging.basicConfig(stream=sys.stdout, format='%(message)s')"
-    line = "; logging.getLogger('must.method').warning('hello')"
+    line = "; logging.getLogger('must.model').warning('hello')"
     assert python(shown + line) == ["hello"] and python("import logging, must" + line) == []
 
 

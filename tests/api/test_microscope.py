@@ -8,8 +8,8 @@ from PIL import Image
 import must
 from must.api.inputs import to_source
 from must.data.image.preprocess import EvalView
-from must.deploy.onnx_model import OnnxClassifier
-from must.deploy.serve.protocol import decode_pixels
+from must.prediction.onnx_model import OnnxClassifier
+from must.serving.protocol import decode_pixels
 from tests.api.conftest import adapt, write_photos
 from tests.data.image.test_levels import camera
 

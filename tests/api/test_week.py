@@ -11,7 +11,7 @@ from must.api.cli import main
 from must.api.demo import CLASSES, find_assets
 from tests.api.conftest import MORE, PHOTOS, answer, label_of, labels, weights, write_photos
 from tests.common import read_csv
-from tests.deploy.serve.server import running
+from tests.serving.server import running
 
 pytestmark = pytest.mark.slow
 ADAPT = "adapt photos --classes classes.txt --model {model} --output work --train no --workers 0 --device cpu"

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from must.api import stages
 from must.api.cli import print_next
+from must.api.run import configure as configure_stage
 from must.base.errors import UserError
-from must.deploy.review.review import describe_change, list_commands
+from must.reviewing.review import describe_change, list_commands
 from tests.zoo import put
 
-configure: Callable[..., Any] = stages.configure  # each stage has parameters of its own
+configure: Callable[..., Any] = configure_stage  # each stage has parameters of its own
 
 
 def made(folder, *places):

@@ -14,7 +14,7 @@ import pytest
 import must
 from must.api.cli import main
 from must.api.demo import CLASSES, find_assets
-from must.api.stages import check_output, configure, preflight
+from must.api.run import check_output, configure, preflight
 from tests.api.conftest import answer, checksums, label_of, weights
 from tests.zoo import put
 

@@ -18,7 +18,7 @@ from must.config import ShardConfig
 from must.data.shards import commit
 from must.data.shards.build import shard
 from must.data.shards.workdir import SHARDS_LOCK as SHARDS
-from must.method.train.checkpoint import CHECKPOINTS_LOCK as CHECKPOINTS
+from must.training.checkpoint import CHECKPOINTS_LOCK as CHECKPOINTS
 from tests import zoo
 from tests.common import until
 

@@ -10,7 +10,7 @@ from must.api.cli import main
 from must.base import storage
 from must.base.storage import check_relative_path
 from must_components.train_job import copy_bundle
-from tests.deploy.promote.bundles import make_bundle
+from tests.registry.bundles import make_bundle
 from tests.stores import plant
 
 

@@ -8,7 +8,7 @@ import pytest
 from must.base.errors import UserError
 from must.base.parameters import list_parameters, load, read_yaml
 from must.config import PredictConfig, ShardConfig, TrainConfig
-from must.stages import COMMANDS
+from must.table import COMMANDS
 
 REQUIRED = {"shards": "s", "classifier": "c", "output": "o"}
 

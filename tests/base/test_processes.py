@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from must.api.stages import run
+from must.api.run import run
 from must.base import processes
 from must.base.processes import count_cores
 from tests import zoo

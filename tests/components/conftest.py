@@ -10,8 +10,8 @@ from dataclasses import asdict
 
 import pytest
 
-from must.method.model.description import RunSummary
-from must.runtime.notes import Facts
+from must.model.description import RunSummary
+from must.pods.notes import Facts
 from must_components import train_job
 from must_components.cluster import KubernetesApi
 from must_components.train_job import train_on_nodes
@@ -20,8 +20,8 @@ from must_pipeline.placement import encode_nodes
 from tests.common import ROOT
 from tests.components.kube_api import Api
 from tests.components.trainer import now
-from tests.deploy.promote.bundles import make_bundle
 from tests.pipeline.compiled import CLUSTER
+from tests.registry.bundles import make_bundle
 
 SUMMARY = asdict(RunSummary(steps=10, images_per_s=100.0))
 
@@ -48,7 +48,7 @@ def start_launcher(api, work, **changes):
     values = {name: str(work.parent / name) for name in ("classifier", "bundle")} | changes
     code = (
         "import json, sys; from pathlib import Path; from must_components.cluster import KubernetesApi\n"
-        "from must.runtime.notes import Facts; from must_components.train_job import train_on_nodes\n"
+        "from must.pods.notes import Facts; from must_components.train_job import train_on_nodes\n"
         "KubernetesApi.of_this_pod = lambda: KubernetesApi(sys.argv[3], Path(sys.argv[4]))\n"
         "train_on_nodes(Facts(), sys.argv[1], **json.loads(sys.argv[2]))"
     )

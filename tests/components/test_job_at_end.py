@@ -2,8 +2,8 @@
 
 import pytest
 
-from must.runtime.notes import Facts, Note, read_notes, write_note
-from must.runtime.summary import summarize
+from must.pods.notes import Facts, Note, read_notes, write_note
+from must.pods.summary import summarize
 from must_components.cluster import KubernetesApi, settle_run
 from tests.components.conftest import completes, train
 

@@ -11,10 +11,10 @@ import threading
 
 import pytest
 
+from must.answers.answers_file import append
 from must.data.format import load_index
-from must.method.answers.answers_file import append
-from must.method.model.description import load_description
-from must.runtime.notes import Facts
+from must.model.description import load_description
+from must.pods.notes import Facts
 from must_components.train_job import train_on_nodes
 from must_pipeline.cluster import ClusterConfig, GpuPool, Training
 from must_pipeline.placement import encode_nodes

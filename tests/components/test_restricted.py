@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from must.stages import PODS
+from must.table import PODS
 from must_components.train_job import make_manifest
 from must_pipeline.cluster import load_cluster
 from must_pipeline.compile import load_documents

@@ -13,8 +13,8 @@ import yaml
 
 from must.base.errors import TransientError
 from must.base.program import Ended
-from must.runtime.notes import Facts
-from must.runtime.training import keep_plain
+from must.pods.notes import Facts
+from must.pods.training import keep_plain
 from must_components import train_job
 from must_components.cluster import KubernetesApi
 from must_components.train_job import JobLog, Launch, make_manifest
@@ -42,8 +42,8 @@ def test_the_manifest_is_a_valid_trainjob_with_every_setting_of_the_cluster(name
     assert trainer["image"] == cluster.image("must-train") and trainer["numNodes"] == cluster.training.nodes
     assert limits[cluster.gpu.accelerator] == str(cluster.gpu.count)
     assert limits["memory"] == cluster.resources["train"].memory_limit
-    assert trainer["command"] == ["python", "-m", "must.method.distributed"]
-    module = f"--nproc-per-node={cluster.training.processes} -m must.runtime.training gs://b/jobs/r1"
+    assert trainer["command"] == ["python", "-m", "must.model.distributed"]
+    module = f"--nproc-per-node={cluster.training.processes} -m must.pods.training gs://b/jobs/r1"
     assert trainer["args"] == module.split()
     (node,) = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
     template = node["template"]["spec"]["template"]

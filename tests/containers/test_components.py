@@ -2,7 +2,7 @@
 
 from kfp.local import status, subprocess_task_handler
 
-from must.stages import COMPONENTS
+from must.table import COMPONENTS
 from must_pipeline import run_local
 from must_pipeline.cluster import ClusterConfig
 from must_pipeline.compile import compile_pipeline

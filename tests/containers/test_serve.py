@@ -6,8 +6,8 @@ import urllib.error
 import urllib.request
 
 from tests.containers.engine import container, engine, image
-from tests.deploy.serve.versions import NAME, add_version, promote
 from tests.gcs import free_port
+from tests.serving.versions import NAME, add_version, promote
 
 WAIT = 600  # seconds
 

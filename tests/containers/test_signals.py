@@ -54,7 +54,7 @@ def test_stopped_training_exits_with_75_and_its_retry_goes_on(prepared, name):
 
 
 def test_processes_under_torchrun_save_too(prepared, name):
-    torchrun = ["python", "-m", "must.method.distributed", "--standalone", "--nproc-per-node", "2", "-m"]
+    torchrun = ["python", "-m", "must.model.distributed", "--standalone", "--nproc-per-node", "2", "-m"]
     start(name, "must-train", *torchrun, *train("/data/ranks", epochs=20), data=prepared)
     wait_for_line(name, r"step +5/")
     assert stop(name) == PREEMPTED

@@ -22,7 +22,7 @@ def test_two_nodes_train_one_model(prepared, network, name):
     nodes = [f"{name}-{rank}" for rank in range(2)]
     try:
         for rank, node in enumerate(nodes):
-            torchrun = ["python", "-m", "must.method.distributed", "--nnodes", "2", "--nproc-per-node", "1"]
+            torchrun = ["python", "-m", "must.model.distributed", "--nnodes", "2", "--nproc-per-node", "1"]
             torchrun += ["--node-rank", str(rank)]
             torchrun += ["--master-addr", nodes[0], "--master-port", "29500", "-m", *train("/data/two-nodes", **STEPS)]
             options = ["--detach", "--name", node, "--hostname", node, "--network", network]

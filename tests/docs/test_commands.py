@@ -13,8 +13,8 @@ import yaml
 
 from must.api.cli import build_parser
 from must.base.parameters import flag, list_parameters
-from must.method.model.classifier import load_class_set
-from must.stages import COMMANDS
+from must.model.classifier import load_class_set
+from must.table import COMMANDS
 from must_pipeline import cli
 from must_pipeline.cli import parse
 from must_pipeline.cluster import load_cluster
@@ -31,7 +31,7 @@ def shown():
     for page in PAGES:
         for block in blocks(page):
             for words in commands(block):
-                if words[0].endswith("torchrun") or words[1:3] == ["-m", "must.method.distributed"]:
+                if words[0].endswith("torchrun") or words[1:3] == ["-m", "must.model.distributed"]:
                     words = words[len(words) - 1 - words[::-1].index("-m") + 1 :] if "-m" in words else []
                 if words and re.fullmatch(r"(\S*/)?python3?", words[0]):
                     words = words[2:] if words[1:2] == ["-m"] else words[1:]

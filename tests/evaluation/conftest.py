@@ -3,14 +3,14 @@ import shutil
 
 import pytest
 
+from must.answers.answers_file import append
+from must.answers.population import record_population, shorten
 from must.config import RefineConfig
 from must.data.format import read_hashes
 from must.data.reader import ShardReader
 from must.evaluation.evaluate import evaluate
 from must.evaluation.result import parse_metrics
-from must.method.answers.answers_file import append
-from must.method.answers.population import record_population, shorten
-from must.method.memory.refine import refine
+from must.memory.refine import refine
 from tests.evaluation.digits import evaluation
 
 

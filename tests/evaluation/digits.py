@@ -22,9 +22,9 @@ from must.config import ClassifierConfig, EvaluateConfig, ShardConfig
 from must.data.augment import normalize
 from must.data.image.preprocess import EvalView
 from must.data.shards.build import shard
-from must.method.model.bundle import Bundle, make_zero_shot_bundle, save_bundle
-from must.method.model.classifier import classifier, load_text_classifier
-from must.method.model.description import Provenance, get_preprocess
+from must.model.bundle import Bundle, make_zero_shot_bundle, save_bundle
+from must.model.classifier import classifier, load_text_classifier
+from must.model.description import Provenance, get_preprocess
 from tests.once import made_once
 
 torch.set_num_threads(1)  # the model is so small that threads cost more than they bring

@@ -5,7 +5,7 @@ import torch
 
 from must.evaluation.metrics import Scores, score_batch
 from must.evaluation.result import Accuracy, Compared, Data, LabelFree, Metrics, ModelFigures, Paired
-from must.method.model.description import CheckResult
+from must.model.description import CheckResult
 
 
 def scores_of(logits, labels):

@@ -6,12 +6,12 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+from must.answers.abstention import choose_abstention, choose_first_count
+from must.answers.accuracy import compute_binomial_tail, compute_upper_bound
 from must.config import ExportConfig
-from must.deploy.export.export import export
-from must.deploy.onnx_model import OnnxClassifier, choose_threshold
 from must.evaluation.evaluate import evaluate
-from must.method.answers.abstention import choose_abstention, choose_first_count
-from must.method.answers.accuracy import compute_binomial_tail, compute_upper_bound
+from must.exporting.export import export
+from must.prediction.onnx_model import OnnxClassifier, choose_threshold
 from tests.evaluation.digits import evaluation
 
 

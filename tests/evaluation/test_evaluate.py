@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from must.answers.accuracy import compare_paired_answers
 from must.api.demo import CLASSES
 from must.config import GateConfig, RefineConfig, ShardConfig
 from must.data.augment import normalize
@@ -22,14 +23,13 @@ from must.evaluation.evaluate import evaluate
 from must.evaluation.gate import gate
 from must.evaluation.metrics import score
 from must.evaluation.result import make_text_table, parse_metrics
-from must.method.answers.accuracy import compare_paired_answers
-from must.method.memory.refine import refine
-from must.method.model.bundle import load_bundle, save_bundle
-from must.method.model.description import get_preprocess
-from must.method.model.masked_vit import MaskedViT
+from must.memory.refine import refine
+from must.model.bundle import load_bundle, save_bundle
+from must.model.description import get_preprocess
+from must.model.masked_vit import MaskedViT
 from tests.common import one_line, read_csv
 from tests.evaluation.digits import decode_pixels, evaluation
-from tests.method.train.processes import on_ranks
+from tests.training.processes import on_ranks
 
 MODELS = "baseline", "adapted"  # columns of predictions.csv
 

@@ -12,8 +12,8 @@ from must.evaluation import gate
 from must.evaluation.evaluate import evaluate
 from must.evaluation.metrics import Samples, measure
 from must.evaluation.result import parse_metrics as metrics_from
-from must.method.model.bundle import load_bundle, save_bundle
-from must.method.model.description import load_description
+from must.model.bundle import load_bundle, save_bundle
+from must.model.description import load_description
 from tests.common import one_line
 from tests.evaluation.digits import evaluation
 from tests.evaluation.measured import scores_of

@@ -15,7 +15,7 @@ from must.data.format import verify
 from must.data.shards.build import shard, show_index
 from must.evaluation.evaluate import evaluate
 from must.evaluation.result import make_text_table
-from must.method.memory.refine import refine
+from must.memory.refine import refine
 from tests.evaluation.digits import evaluation
 
 NAMES = [

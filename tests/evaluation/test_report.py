@@ -11,14 +11,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from must.answers.accuracy import AccuracyEstimate
 from must.evaluation.evaluate import evaluate
 from must.evaluation.figures import GALLERY_SHOWN, read_training_log
 from must.evaluation.gate import state_verdict
 from must.evaluation.metrics import MATRIX_LIMIT, Samples, measure
 from must.evaluation.report import list_notes, render_report
 from must.evaluation.result import Data, ModelRecord
-from must.method.answers.accuracy import AccuracyEstimate
-from must.method.model.bundle import load_bundle, save_bundle
+from must.model.bundle import load_bundle, save_bundle
 from tests.common import read_csv
 from tests.evaluation.digits import evaluation
 from tests.evaluation.measured import CHECK, MEASURED, accuracy, scores_of

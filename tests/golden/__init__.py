@@ -8,7 +8,7 @@ import numpy as np
 import open_clip
 import torch
 
-from must.method.model.masked_vit import MaskedViT
+from must.model.masked_vit import MaskedViT
 
 FOLDER = Path(__file__).parent
 

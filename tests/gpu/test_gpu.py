@@ -21,11 +21,11 @@ from torch.profiler import ProfilerActivity, profile
 from must.api.demo import find_assets
 from must.config import TrainConfig
 from must.config.work import LAST_FILE
-from must.method.distributed import StopSignal, init_distributed
-from must.method.model.bundle import LOG_FILE
-from must.method.train.trainer import Trainer
+from must.model.bundle import LOG_FILE
+from must.model.distributed import StopSignal, init_distributed
+from must.training.trainer import Trainer
 from tests.common import read_csv
-from tests.method.train.lives import difference, training
+from tests.training.lives import difference, training
 
 DEVICE = os.environ.get("GPU_TESTS_DEVICE", "cuda")
 ON_GPU = DEVICE == "cuda"

@@ -1,7 +1,7 @@
 """The settings of the GPU tests are valid: machines without a GPU skip those tests."""
 
 from must.api.cli import build_parser
-from must.api.stages import configure
+from must.api.run import configure
 from tests.gpu import test_gpu as gpu
 
 

@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from must.api import stages
+from must.api.run import run as run_stage
 from must.base import storage
 from must.base.storage import list_names
-from must.runtime.notes import read_notes
-from must.runtime.summary import determine_outcome
+from must.pods.notes import read_notes
+from must.pods.summary import determine_outcome
 from must_pipeline import schedule, submit
 from must_pipeline.client import Kubeflow
 from must_pipeline.cluster import ClusterConfig, load_cluster
@@ -142,7 +142,7 @@ class Check:
             for made in (Path(self.place), Path(self.work)):
                 made.mkdir(parents=True, exist_ok=True)
                 made.chmod(0o2777)
-        stages.run("demo", output=(demo := str(self.folder / "demo")))
+        run_stage("demo", output=(demo := str(self.folder / "demo")))
         names = sorted(list_names(demo))
         images = [name for name in names if name.endswith(".png")]
         for name in {*names} - {*images} | {*images[::3]}:

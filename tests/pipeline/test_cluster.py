@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from must.stages import PODS
+from must.table import PODS
 from must_pipeline.cluster import ClusterConfig, load_cluster
 from must_pipeline.placement import encode_nodes
 from tests.common import one_line

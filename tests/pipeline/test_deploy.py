@@ -9,7 +9,7 @@ import yaml
 
 from must import __version__
 from must.api.cli import build_parser
-from must.method.distributed import SHUTDOWN_TIMEOUT
+from must.model.distributed import SHUTDOWN_TIMEOUT
 from must_pipeline.cluster import ClusterConfig
 from tests.common import ROOT
 

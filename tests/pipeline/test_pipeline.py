@@ -12,9 +12,9 @@ import pytest
 import yaml
 from kfp import compiler, components, dsl
 
-from must import __version__, stages
+from must import __version__, table
 from must.base.processes import is_running
-from must.stages import PODS, import_name
+from must.table import PODS, import_name
 from must_components.components import COMPONENTS
 from must_pipeline.cli import COMMANDS
 from must_pipeline.cli import main as must_pipeline
@@ -61,11 +61,11 @@ def test_the_stages_of_the_table_are_the_pipelines_and_each_names_its_components
     assert set(tasks_of(Compiled(LABELLING))) == {*OF_LABELLING, "summary"}
     for name, component in COMPONENTS.items():
         container = component.component_spec.implementation.container
-        assert container.image == f"{stages.COMPONENTS[name].image}:{__version__}" and container.args[0] == name
+        assert container.image == f"{table.COMPONENTS[name].image}:{__version__}" and container.args[0] == name
 
 
 def test_a_components_artifacts_are_parameters_of_its_function_and_what_it_shows_is_not():
-    for name, row in stages.COMPONENTS.items():
+    for name, row in table.COMPONENTS.items():
         taken = inspect.signature(import_name(row.function)).parameters.keys()
         assert {*row.reads, *row.writes} <= taken and not {*row.shows, *row.returns} & taken, name
 

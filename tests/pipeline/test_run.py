@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from must.base.lock import locked
-from must.deploy.promote import Registry
-from must.runtime.summary import escape
-from must.stages import PODS
+from must.pods.summary import escape
+from must.registry.promote import Registry
+from must.table import PODS
 from must_pipeline.cluster import load_cluster
 from must_pipeline.dag import make_label_pipeline
 from must_pipeline.run_local import RUN_LOCK

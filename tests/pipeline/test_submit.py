@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 import yaml
 
-from must.runtime.notes import Failure, Note, write_note
+from must.pods.notes import Failure, Note, write_note
 from must_pipeline import submit
 from must_pipeline.cluster import ClusterConfig
 from must_pipeline.compile import MADE_FOR, identify_cluster

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from must.api.stages import configure, run, run_config
+from must.api.run import configure, run, run_config
 from must.base import storage
 from must.base.console import quieted
 from must.base.parameters import require

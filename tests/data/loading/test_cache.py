@@ -26,7 +26,7 @@ from must.data.format import Shard, load_index
 from must.data.loader import GlobalBatches, TrainDataset, train_batches
 from must.data.reader import SPARE, ShardCache, ShardPrefetcher, ShardReader, open_reader
 from must.evaluation.evaluate import evaluate
-from must.method.train.trainer import train
+from must.training.trainer import train
 from tests.common import until
 from tests.data.augment.test_views import SETTINGS
 from tests.data.shards.test_shard import sharded

@@ -12,8 +12,8 @@ from must.data.format import load_offsets
 from must.data.loader import REPLACEMENTS, GlobalBatches, TrainDataset, train_batches
 from must.data.reader import ShardReader
 from must.evaluation.figures import read_training_log
-from must.method.train import log
-from must.method.train.trainer import train
+from must.training import log
+from must.training.trainer import train
 from tests import zoo
 from tests.data.augment.test_views import SETTINGS
 from tests.data.shards.test_shard import run

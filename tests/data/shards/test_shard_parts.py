@@ -13,8 +13,8 @@ import pytest
 import must
 from must.base import lock
 from must.data.format import load_index, verify
-from must.runtime.notes import read_notes
-from must.runtime.supervise import run_stage
+from must.pods.notes import read_notes
+from must.pods.supervise import run_stage
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples, tree
 from tests.data.shards.test_shard_gcs import FAULTS, upload

@@ -25,7 +25,7 @@ from tests.data.shards.test_shard import rejected, run, tree
 PROGRAM = """
 import sys
 from must.base.program import exiting
-from must.api.stages import run
+from must.api.run import run
 with exiting("shard"):
     run("shard", source=sys.argv[1], output=sys.argv[2], **eval(sys.argv[3]))
 """

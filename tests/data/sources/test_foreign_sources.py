@@ -19,9 +19,9 @@ from must.config import PredictConfig, TrainConfig
 from must.data.sources import archives
 from must.data.sources.archives import Archives, Headers, read_zip_member
 from must.data.sources.files import ListingReport, UnreadableError
-from must.deploy.predict.predict import predict
-from must.method.model.classifier import load_class_set, load_text_classifier
-from must.method.model.description import load_description
+from must.model.classifier import load_class_set, load_text_classifier
+from must.model.description import load_description
+from must.prediction.predict import predict
 from tests import zoo
 from tests.data.shards.test_shard import refused, rejected, run, samples
 from tests.zoo import tar_of, zip_of

@@ -1,0 +1,1 @@
+"""The registry of promoted models: versions, the champion, rollback."""
