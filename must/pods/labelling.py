@@ -16,7 +16,7 @@ from must.data.sources.files import ListingReport
 from must.pods.check import check_labelling, check_writable, make_labelling_settings
 from must.pods.notes import Facts, make_part_name
 from must.pods.summary import describe_labels, write_good_page
-from must.prediction.images import find_images, find_part_file, require_images, require_same_parts
+from must.prediction.images import find_images, find_part_file, find_parts_folder, require_images, require_same_parts
 from must.prediction.writer import read_table
 from must.registry.promote import Registry
 
@@ -39,7 +39,7 @@ def model(
         address: of the model."""
     given = {"source": source, "output": output, "work_uri": work_uri, "model_name": model_name}
     check_labelling(given | {"settings": settings or {}})
-    check_writable("output", output)
+    check_writable("output", find_parts_folder(output))
     require_same_parts(output, f"{parts}/{parts}")
     require_images([source])
     with ExitStack() as stack:
