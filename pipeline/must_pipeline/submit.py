@@ -26,6 +26,8 @@ def main(options: argparse.Namespace) -> None:
     """Raises SystemExit: 1 for a run that was followed and failed."""
     one = not (options.again or options.wait) or not options.cron
     require(one, "--cron makes a schedule; --again and --wait are for one run")
+    other = bool(options.again and options.parameters)
+    require(not other, "--again takes the parameters of that run: leave --parameters out, or --again")
     if options.again:
         kubeflow = Kubeflow(options)
         run = repeat_run(kubeflow, options.again, options.name)
