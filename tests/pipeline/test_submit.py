@@ -137,6 +137,14 @@ def test_a_schedule_keeps_its_version_and_every_line_ends_with_state_and_next_ti
     assert [one.partition(":")[0] for one in capsys.readouterr().out.splitlines()] == ["a", "b", "c"]
 
 
+def test_a_schedule_with_kubeflows_default_account_is_up_to_date(server, start, files, capsys):
+    """Kubeflow writes the account's name into a schedule that was made without one."""
+    compile_for(files, namespace="vision")
+    assert start(*CRON) == start(*CRON) == 0
+    assert only(server, "recurringruns")["service_account"] == "must"
+    assert capsys.readouterr().out.splitlines()[-1].startswith("weekly: is up to date. ")
+
+
 def test_a_schedule_whose_run_is_in_progress_is_neither_replaced_nor_deleted(server, start, submitter, capsys):
     """Kubernetes would delete the run in the middle of training. Then there would be two of one name, or none."""
     start(*CRON)
