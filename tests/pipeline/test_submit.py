@@ -245,6 +245,8 @@ def test_what_the_server_refuses_is_one_line(server, start, files, capsys):
         capsys, start, "--client", files / "kfp.yaml"
     )
     server.token = None
+    server.refuse = {("POST", "/upload_version"): "multi-user, another's namespace"}
+    assert start() == 2 and "uploaded" not in capsys.readouterr().out
     for name, said in {
         "a run with a parameter of the wrong type": "400 Bad Request: ",
         "a run of a version that is not there": "500 Internal Server Error: ",  # of a run this is no passing fault
