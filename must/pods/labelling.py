@@ -11,7 +11,7 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.lock import RUN_ID
 from must.base.parameters import require
-from must.config.work import Workspace
+from must.config.work import DESCRIPTION_FILE, ONNX_FILE, Workspace
 from must.data.sources.files import ListingReport
 from must.pods.check import check_labelling, check_writable, make_labelling_settings
 from must.pods.notes import Facts, make_part_name
@@ -52,6 +52,9 @@ def model(
         version = registry.latest().version
         require(bool(version), f"{registry.uri}: has no champion yet; run the pipeline `must`, or give model")
         model = storage.join(registry.make_uri(str(version)), kind)
+    places = [*(storage.join(model, file) for file in (DESCRIPTION_FILE, ONNX_FILE)), model]
+    there = any(map(storage.exists, places))
+    require(there, f"model {model}: is not there; give the folder of a bundle, or of an ONNX file")
     storage.write_bytes(find_address(work_uri), model.encode())
     facts.result = model
     return {"address": model}

@@ -13,7 +13,7 @@ from must.pods.labelling import label, model
 from must.pods.notes import Facts
 from must.prediction.predict import predict
 from tests.common import one_line
-from tests.registry.bundles import make_onnx
+from tests.registry.bundles import make_bundle, make_onnx, promote
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ def choose(tmp_path, given, parts=2, **more):
     ({"parts": 3}, "has parts of 2; go on with these, or take another --output"),
     ({"settings": {"top-kk": 2}}, "settings.top_kk: unknown; did you mean"),
     ({"model": ""}, "registry/model: has no champion yet"),
+    ({"model": "{folder}/nowhere"}, "model {folder}/nowhere: is not there"),
 ])  # fmt: skip
 def test_the_first_stage_refuses_what_each_part_would(tmp_path, given, change, message):
     (tmp_path / "labels.csv.parts").mkdir()
@@ -47,6 +48,12 @@ def test_the_first_stage_refuses_what_each_part_would(tmp_path, given, change, m
     assert choose(tmp_path, given) == {"address": str(tmp_path / "onnx")}
     with one_line(re.escape(message.replace("{folder}", str(tmp_path)))):
         choose(tmp_path, given, **change)
+
+
+def test_a_champion_without_an_onnx_file_is_refused_before_the_parts(tmp_path, given):
+    promote(tmp_path / "work" / "registry", "--model", make_bundle(tmp_path / "bundle"), name="model")
+    with one_line("/onnx: is not there"):
+        choose(tmp_path, given, model="")
 
 
 def test_parts_take_the_model_that_was_chosen_and_nothing_is_labelled_twice(tmp_path, given):
