@@ -184,7 +184,8 @@ pictures: setup  ## Generate docs/pictures from the demo (needs Chromium)
 	@$(BIN)/python docs/pictures_quickstart.py docs/pictures/quickstart.webp
 
 # -- releases (CONTRIBUTING.md) -----------------------------------------------------------------------------------------
-VERSION_FILES := must/__init__.py CITATION.cff pipeline/cluster.yaml pipeline/clusters/*.yaml docs/kubeflow.md docs/containers.md deploy/inference-service.yaml
+VERSION_FILES := must/__init__.py CITATION.cff pipeline/cluster.yaml pipeline/clusters/*.yaml docs/kubeflow.md docs/containers.md \
+	deploy/inference-service.yaml tests/kfp/README.md
 .PHONY: version
 version:  ## Print the version, or set it everywhere (TO=0.2.0)
 ifdef TO

@@ -11,12 +11,12 @@ from must.base import storage
 from must.base.errors import UserError
 from must.base.lock import RUN_ID
 from must.base.parameters import require
-from must.config.work import Workspace
+from must.config.work import DESCRIPTION_FILE, ONNX_FILE, Workspace
 from must.data.sources.files import ListingReport
 from must.pods.check import check_labelling, check_writable, make_labelling_settings
 from must.pods.notes import Facts, make_part_name
 from must.pods.summary import describe_labels, write_good_page
-from must.prediction.images import find_images, find_part_file, require_images, require_same_parts
+from must.prediction.images import find_images, find_part_file, find_parts_folder, require_images, require_same_parts
 from must.prediction.writer import read_table
 from must.registry.promote import Registry
 
@@ -39,7 +39,7 @@ def model(
         address: of the model."""
     given = {"source": source, "output": output, "work_uri": work_uri, "model_name": model_name}
     check_labelling(given | {"settings": settings or {}})
-    check_writable("output", output)
+    check_writable("output", find_parts_folder(output))
     require_same_parts(output, f"{parts}/{parts}")
     require_images([source])
     with ExitStack() as stack:
@@ -52,6 +52,9 @@ def model(
         version = registry.latest().version
         require(bool(version), f"{registry.uri}: has no champion yet; run the pipeline `must`, or give model")
         model = storage.join(registry.make_uri(str(version)), kind)
+    places = [*(storage.join(model, file) for file in (DESCRIPTION_FILE, ONNX_FILE)), model]
+    there = any(map(storage.exists, places))
+    require(there, f"model {model}: is not there; give the folder of a bundle, or of an ONNX file")
     storage.write_bytes(find_address(work_uri), model.encode())
     facts.result = model
     return {"address": model}

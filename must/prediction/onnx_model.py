@@ -1,7 +1,7 @@
 """Runs an exported model with onnxruntime and numpy, without torch; reads its threshold for abstaining.
 
 `must evaluate` or `must refine` finds the threshold (must/answers/abstention.py). `must export` writes it to the
-ONNX file's metadata under `abstention`; for a bundle, predict/bundle.py finds the same one."""
+ONNX file's metadata under `abstention`; for a bundle, prediction/bundle.py finds the same one."""
 
 import importlib.util
 import json
@@ -41,7 +41,7 @@ class Classified(NamedTuple):
 
 
 class Classifier(Protocol):
-    """A model that classifies pixels: by an ONNX file, or by torch (predict/bundle.py)."""
+    """A model that classifies pixels: by an ONNX file, or by torch (prediction/bundle.py)."""
 
     where: str
     classes: list[str]

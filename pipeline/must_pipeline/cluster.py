@@ -201,6 +201,8 @@ def list_rules(cluster: ClusterConfig) -> Iterator[tuple[bool, str]]:
     for stage in gpu.stages:
         yield stage in PODS, f"gpu.stages '{stage}': unknown; {suggest_name(stage, list(PODS))}"
         yield PODS[stage].gpu, f"gpu.stages '{stage}': does not use a GPU; these do: {able}"
+    for stage, seconds in cluster.timeouts.items():
+        yield seconds > 0, f"timeouts.{stage} {seconds}: seconds above 0; leave it out for no limit"
     longest = max([retries.backoff, *cluster.timeouts.values()])
     yield (
         retries.count == 0 or retries.window > longest,

@@ -71,7 +71,7 @@ def find_active_run(kubeflow: Kubeflow, schedule: Any) -> str:
     return next((run.run_id for run in runs if run.recurring_run_id == mine and run.state not in OVER), "")
 
 
-CONTENT = ("experiment_id", "pipeline_id", "version_id", "params", "service_account")
+CONTENT = ("experiment_id", "pipeline_id", "version_id", "params")  # the account is the version's, or the default
 
 
 def list_content(schedule: Any) -> list[Any]:
@@ -80,7 +80,6 @@ def list_content(schedule: Any) -> list[Any]:
     return [
         cron and cron.cron, schedule.experiment_id, version and version.pipeline_id,
         version and version.pipeline_version_id, schedule.runtime_config and schedule.runtime_config.parameters,
-        schedule.service_account or None,
     ]  # fmt: skip
 
 

@@ -26,6 +26,8 @@ def main(options: argparse.Namespace) -> None:
     """Raises SystemExit: 1 for a run that was followed and failed."""
     one = not (options.again or options.wait) or not options.cron
     require(one, "--cron makes a schedule; --again and --wait are for one run")
+    other = bool(options.again and options.parameters)
+    require(not other, "--again takes the parameters of that run: leave --parameters out, or --again")
     if options.again:
         kubeflow = Kubeflow(options)
         run = repeat_run(kubeflow, options.again, options.name)
@@ -78,11 +80,12 @@ def upload(kubeflow: Kubeflow, options: argparse.Namespace, name: str) -> dict[s
     version = f"{__version__}-{sha256(options.pipeline.read_bytes()).hexdigest()[:12]}"
     versions = kubeflow.list("pipeline_versions", pipeline_id=pipeline.pipeline_id)
     made = next((one for one in versions if one.display_name == version), None)
-    print(f"pipeline {name}: version {version} {'is there already' if made else 'uploaded'}")
+    state = "is there already" if made else "uploaded"
     made = made or kubeflow.ask(
         "upload_pipeline_version", pipeline_package_path=str(options.pipeline), pipeline_version_name=version,
         pipeline_id=pipeline.pipeline_id, description=DESCRIPTION,
     )  # fmt: skip
+    print(f"pipeline {name}: version {version} {state}")
     return {"pipeline_id": pipeline.pipeline_id, "version_id": made.pipeline_version_id}
 
 

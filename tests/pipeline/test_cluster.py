@@ -161,6 +161,7 @@ def test_the_documented_file_holds_every_key_with_its_default():
         ("gpu: {count: 1, stages: [shard]}", "gpu.stages 'shard': does not use a GPU; these do: classifier, train"),
         ("resources: {train: {memory: lots}}", "resources.train.memory 'lots': expected an amount of memory"),
         ("resources: {train: {cpu: many}}", "resources.train.cpu 'many': expected 4, 0.5 or 500m"),
+        ("timeouts: {train: -5}", "timeouts.train -5: seconds above 0"),
         ("{retries: {window: 3600}, timeouts: {train: 7200}}", "retries.window 3600 contradicts 7200 s in timeouts"),
         ("retries: {factor: 0}", "retries.factor 0: must be at least 1"),
         ("training: {nodes: 2, as: pod}", "training.as pod contradicts training.nodes 2"),

@@ -137,6 +137,14 @@ def test_a_schedule_keeps_its_version_and_every_line_ends_with_state_and_next_ti
     assert [one.partition(":")[0] for one in capsys.readouterr().out.splitlines()] == ["a", "b", "c"]
 
 
+def test_a_schedule_with_kubeflows_default_account_is_up_to_date(server, start, files, capsys):
+    """Kubeflow writes the account's name into a schedule that was made without one."""
+    compile_for(files, namespace="vision")
+    assert start(*CRON) == start(*CRON) == 0
+    assert only(server, "recurringruns")["service_account"] == "must"
+    assert capsys.readouterr().out.splitlines()[-1].startswith("weekly: is up to date. ")
+
+
 def test_a_schedule_whose_run_is_in_progress_is_neither_replaced_nor_deleted(server, start, submitter, capsys):
     """Kubernetes would delete the run in the middle of training. Then there would be two of one name, or none."""
     start(*CRON)
@@ -237,6 +245,8 @@ def test_what_the_server_refuses_is_one_line(server, start, files, capsys):
         capsys, start, "--client", files / "kfp.yaml"
     )
     server.token = None
+    server.refuse = {("POST", "/upload_version"): "multi-user, another's namespace"}
+    assert start() == 2 and "uploaded" not in capsys.readouterr().out
     for name, said in {
         "a run with a parameter of the wrong type": "400 Bad Request: ",
         "a run of a version that is not there": "500 Internal Server Error: ",  # of a run this is no passing fault
@@ -264,6 +274,8 @@ def test_a_file_of_another_cluster_or_none_is_refused_before_anything_is_sent(se
     assert "no such file; make it with must-pipeline compile" in refused(capsys, start, "--pipeline", files / "none")
     (files / "other.yaml").write_text(COMPILED.read_text().replace(MADE_FOR, "# "))
     assert "was not made by must-pipeline compile" in refused(capsys, start, "--pipeline", files / "other.yaml")
+    assert "--name is missing" in refused(capsys, start, "--cron", "0 3 * * 1")
+    assert "--again takes the parameters of that run" in refused(capsys, start, "--again", "a-run")
     assert not server.calls
 
 
@@ -283,5 +295,4 @@ def test_wrong_parameters_are_refused_before_anything_is_sent(server, start, fil
     (files / "run.yaml").write_text(yaml.safe_dump(values))
     for words in ((), CRON):
         assert message in refused(capsys, start, *words)
-    assert "--name is missing" in refused(capsys, start, "--cron", "0 3 * * 1") or change
     assert not server.calls

@@ -8,10 +8,12 @@ from PIL import Image
 
 from must.base.program import find_exit_code
 from must.base.storage import UnreachableError
+from must.config import PredictConfig
 from must.pods.labelling import label, model
 from must.pods.notes import Facts
+from must.prediction.predict import predict
 from tests.common import one_line
-from tests.registry.bundles import make_onnx
+from tests.registry.bundles import make_bundle, make_onnx, promote
 
 
 @pytest.fixture
@@ -33,10 +35,11 @@ def choose(tmp_path, given, parts=2, **more):
     ({"source": "{folder}/onnx"}, "source {folder}/onnx: no images in there"),
     ({"source": "{folder}/nowhere"}, "{folder}/nowhere: no such file"),
     ({"output": "{folder}/labels.parquet"}, "labels.parquet: must be a .csv or .jsonl file in a pipeline"),
-    ({"output": "{folder}/onnx/model.onnx/labels.csv"}, "model.onnx/labels.csv: cannot be read and written"),
+    ({"output": "{folder}/onnx/model.onnx/labels.csv"}, "model.onnx/labels.csv.parts: cannot be read and written"),
     ({"parts": 3}, "has parts of 2; go on with these, or take another --output"),
     ({"settings": {"top-kk": 2}}, "settings.top_kk: unknown; did you mean"),
     ({"model": ""}, "registry/model: has no champion yet"),
+    ({"model": "{folder}/nowhere"}, "model {folder}/nowhere: is not there"),
 ])  # fmt: skip
 def test_the_first_stage_refuses_what_each_part_would(tmp_path, given, change, message):
     (tmp_path / "labels.csv.parts").mkdir()
@@ -45,6 +48,12 @@ def test_the_first_stage_refuses_what_each_part_would(tmp_path, given, change, m
     assert choose(tmp_path, given) == {"address": str(tmp_path / "onnx")}
     with one_line(re.escape(message.replace("{folder}", str(tmp_path)))):
         choose(tmp_path, given, **change)
+
+
+def test_a_champion_without_an_onnx_file_is_refused_before_the_parts(tmp_path, given):
+    promote(tmp_path / "work" / "registry", "--model", make_bundle(tmp_path / "bundle"), name="model")
+    with one_line("/onnx: is not there"):
+        choose(tmp_path, given, model="")
 
 
 def test_parts_take_the_model_that_was_chosen_and_nothing_is_labelled_twice(tmp_path, given):
@@ -57,6 +66,9 @@ def test_parts_take_the_model_that_was_chosen_and_nothing_is_labelled_twice(tmp_
             said.append(facts.rows)
     assert said[0]["images"] + said[1]["images"] == 6 == said[0]["new"] + said[1]["new"]
     assert not said[2]["new"] and facts.result.startswith("Nothing new: ")
+    joined = PredictConfig(model=str(tmp_path / "onnx"), images=[given["source"]], output=given["output"])
+    assert predict(joined)["images"] == 6
+    choose(tmp_path, given)  # beside the joined table
 
 
 def test_a_silent_store_is_no_wrong_input(tmp_path, given, monkeypatch):
