@@ -111,13 +111,17 @@ def check_parameters(compiled: Compiled, values: dict[str, Any]) -> dict[str, An
     return values
 
 
+def warn_of_images(file: Path) -> None:
+    local = "`registry` is empty: the images' names work only on nodes that hold the images (make images)"
+    print(f"{Path(sys.argv[0]).name}: warning: {file}: {local}", file=sys.stderr)
+
+
 def main(options: argparse.Namespace) -> None:
     cluster = load_cluster(options.cluster) if options.cluster else ClusterConfig()
     from must_pipeline.dag import make_label_pipeline, make_pipeline
 
     output = options.output or Path("must_label.yaml" if options.label else "must_pipeline.yaml")
     compile_pipeline(cluster, output, make_label_pipeline if options.label else make_pipeline)
-    local = "`registry` is empty: the images' names work only on nodes that hold the images (make images)"
     if options.cluster and not cluster.registry:
-        print(f"{Path(sys.argv[0]).name}: warning: {options.cluster}: {local}", file=sys.stderr)
+        warn_of_images(options.cluster)
     print(f"{output}: {output.stat().st_size:,} bytes, for {options.cluster or 'this machine: no --cluster was given'}")

@@ -14,7 +14,8 @@ from must.pods.summary import summarize
 from must.table import COMPONENTS
 from must_pipeline import DESCRIPTION
 from must_pipeline.client import Kubeflow
-from must_pipeline.compile import check_parameters, read_compiled
+from must_pipeline.cluster import ClusterConfig
+from must_pipeline.compile import check_parameters, identify_cluster, read_compiled, warn_of_images
 from must_pipeline.schedule import OVER, find_next_time, list_schedules, make_schedule
 
 POLL = 15.0  # seconds
@@ -39,6 +40,8 @@ def main(options: argparse.Namespace) -> None:
         if not options.parameters:
             raise UserError("--parameters is missing: the file that says what a run is to do; or --again RUN_ID")
         values = read_mapping(options.parameters, f"--parameters {options.parameters}")
+        if compiled.cluster == identify_cluster(ClusterConfig()):  # without --cluster
+            warn_of_images(options.pipeline)
         body: dict[str, Any] = {"params": check_parameters(compiled, values)}
         if options.cron:
             require(bool(options.name), "--name is missing: the schedule's, by which it is known")

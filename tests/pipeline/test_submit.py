@@ -82,6 +82,8 @@ def test_a_run_has_its_version_its_parameters_with_their_types_and_can_be_repeat
     for key in ("pipeline_version_reference", "runtime_config", "experiment_id", "service_account"):
         assert again[key] == made[key]
     assert len(server.uploads) == 1 and "is there already" in capsys.readouterr().out
+    (files / COMPILED.name).write_bytes(COMPILED.read_bytes())  # compiled without --cluster
+    assert start() == 0 and "`registry` is empty: the images' names work only on nodes" in capsys.readouterr().err
 
 
 def test_a_changed_file_is_a_new_version_and_the_second_pipeline_is_one_of_its_own(server, start, compiled, files):
