@@ -83,9 +83,10 @@ def adapt(config: AdaptConfig) -> Adapted:
     check_places(config)
     require_apart(work, "output")
     check_model_name(**clip)
+    named_by = config.test_images or config.images
     if config.rename:
-        config = replace(config, classes=rename_classes(config.classes, config.rename))
-    named = read_classes(config.classes, config.test_images or config.images)
+        config = replace(config, classes=rename_classes(config.classes, config.rename, named_by))
+    named = read_classes(config.classes, named_by)
     with open_work(work, config.again) as scratch, spoken_by("must.api", config.verbose) as lines:
         source = to_source(config.images, scratch)
         found = fingerprint_source(source, "--images", config.output, FEWEST_IMAGES)

@@ -16,7 +16,15 @@ from PIL import ExifTags, Image
 import must
 from must.api import cli
 from must.api.demo import CLASSES, find_assets
-from must.api.inputs import convert_image, list_folder_names, make_entries, read_classes, record_words, to_source
+from must.api.inputs import (
+    convert_image,
+    list_folder_names,
+    make_entries,
+    read_classes,
+    record_words,
+    rename_classes,
+    to_source,
+)
 from must.api.model import Adapted
 from must.data.augment import normalize
 from must.data.image.decode import decode
@@ -151,6 +159,13 @@ def test_class_names_from_folder_names(digits, tmp_path):
     for images in (tmp_path, [tmp_path / "a.png"], "gs://bucket/photos"):
         with pytest.raises(ValueError, match=r"^classes folders: "):
             must.adapt(images, classes="folders", output=tmp_path / "work")
+
+
+def test_folders_have_the_new_name_of_a_class_already(digits):
+    images = digits.images / "train"
+    assert rename_classes("folders", {"eins": "one"}, images) == "folders"
+    with one_line("^--rename: folders names 'one'; write its new name there, too$"):
+        rename_classes("folders", {"one": "eins"}, images)
 
 
 def pictures(count=4):
