@@ -16,6 +16,7 @@ from PIL import Image
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
+from must.base.text import compose
 from must.data.format import parse_hashes
 from must.data.image.decode import decode, identify, read_orientation, rotate_upright
 from must.data.image.preprocess import Levels, is_transparent, to_rgb
@@ -214,13 +215,17 @@ def read_classes(classes: Any, images: Any = "") -> ClassNames:
 def rename_classes(classes: Any, rename: dict[str, str], images: Any) -> Any:
     """The names, or those of the prompts, with new ones, {old: new}; a file, or the folders of `images`, have them
     already. Raises UserError: they have not."""
+
+    def find(name: Any) -> Any:
+        return rename.get(compose(str(name)), name)
+
     named = classes.tolist() if hasattr(classes, "tolist") else classes
     if isinstance(named, str) and named not in SETS_OF_NAMES and not storage.exists(named):
         named = [name.strip() for name in named.split(",")]
     if isinstance(named, dict):
-        named = {rename.get(name, name): prompts for name, prompts in named.items()}
+        named = {find(name): prompts for name, prompts in named.items()}
     elif isinstance(named, list | tuple):
-        named = list(dict.fromkeys(rename.get(name, name) for name in named))
+        named = list(dict.fromkeys(map(find, named)))
     elif isinstance(classes, str | os.PathLike):
         old = set(rename) & set(read_classes(classes, images).list_names())
         require(not old, f"--rename: {classes} names {min(old, default='')!r}; write its new name there, too")

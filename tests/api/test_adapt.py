@@ -161,6 +161,12 @@ def test_class_names_from_folder_names(digits, tmp_path):
             must.adapt(images, classes="folders", output=tmp_path / "work")
 
 
+def test_a_class_is_found_by_its_name_in_another_form():
+    rename = {"caf\xe9": "bar", "1": "one"}
+    assert rename_classes(["cafe\u0301", 1, "cow"], rename, "") == ["bar", "one", "cow"]
+    assert rename_classes({"cafe\u0301": ["a"], "cow": ["b"]}, rename, "") == {"bar": ["a"], "cow": ["b"]}
+
+
 def test_folders_have_the_new_name_of_a_class_already(digits):
     images = digits.images / "train"
     assert rename_classes("folders", {"eins": "one"}, images) == "folders"
