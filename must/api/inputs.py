@@ -289,5 +289,5 @@ def record_words(words: dict[str, Any]) -> dict[str, Any]:
             with suppress(OSError):  # too long for a path: names of classes
                 value = str(Path(value).absolute()) if Path(value).exists() else value
         with suppress(TypeError, ValueError):
-            recorded[name] = json.loads(json.dumps(value))
+            recorded[name] = json.loads(json.dumps(value, default=list))  # prompts in an array
     return recorded

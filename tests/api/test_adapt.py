@@ -138,6 +138,7 @@ def test_numpys_texts_are_names_and_prompts(tmp_path):
     prompts = {labels[0]: labels[1], "cat": list(labels)}
     assert make_entries(prompts) == [{"name": "dog", "prompts": ["cat"]}, {"name": "cat", "prompts": list(labels)}]
     assert read_classes(prompts)[1]
+    assert record_words({"classes": {"dog": labels, "cat": "a"}}) == {"classes": {"dog": list(labels), "cat": "a"}}
 
 
 def test_loaders_that_training_counts_itself_are_the_other_stages_default(digits, tmp_path):
