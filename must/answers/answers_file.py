@@ -207,17 +207,24 @@ def encode_entry(entry: dict[str, Any]) -> bytes:
 
 
 def rename_answers(uri: str, names: dict[str, str]) -> int:
-    """Gives the answers, and the lists of classes, of a folder on this machine new names, {old: new}; two may become
-    one. Writes the file anew if there are any; returns their number. Lines that are no objects stay."""
+    """Gives the answers, what the labels named before them, and the lists of classes, of a folder on this machine new
+    names, {old: new}; two may become one. Returns the number of answers. Lines that are no objects stay."""
     file, count, lines = Path(find_answers_file(uri)), 0, list[bytes]()
-    for line in file.read_bytes().splitlines(keepends=True):
+
+    def find(name: Any) -> Any:
+        return names.get(compose(name), name) if isinstance(name, str) else name
+
+    before = file.read_bytes().splitlines(keepends=True)
+    for line in before:
         entry = storage.parse_object_or_none(line, dict) or {}
         if is_list(entry) and isinstance(entry["classes"], list):
-            line = encode_entry({"classes": list(dict.fromkeys(names.get(one, one) for one in entry["classes"]))})
-        elif isinstance(label := entry.get("label"), str) and compose(label) in names:
-            line, count = encode_entry(entry | {"label": names[compose(label)]}), count + 1
-        lines.append(line)
-    if count:
+            renamed = {"classes": list(dict.fromkeys(find(str(one)) for one in entry["classes"]))}
+        else:
+            renamed = {name: find(entry[name]) for name in ("label", "model") if name in entry}
+            count += "label" in entry and renamed["label"] != entry["label"]
+        changes = any(entry[name] != value for name, value in renamed.items())
+        lines.append(encode_entry(entry | renamed) if changes else line)
+    if lines != before:
         storage.write_bytes(str(file), b"".join(lines))
     return count
 

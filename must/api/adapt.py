@@ -56,7 +56,7 @@ from must.base.lock import Kind, locked
 from must.base.parameters import check_names, list_parameters, require
 from must.base.processes import check_processes
 from must.base.program import load_torch
-from must.base.text import close_to, pluralize
+from must.base.text import close_to, compose, pluralize
 from must.config import AdaptConfig, TrainConfig
 from must.config.work import BESIDE, CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, RECORD_FILE, WORDS, outdate_report
 from must.data.format import load_index
@@ -83,9 +83,11 @@ def adapt(config: AdaptConfig) -> Adapted:
     check_places(config)
     require_apart(work, "output")
     check_model_name(**clip)
+    named_by = config.test_images or config.images
     if config.rename:
-        config = replace(config, classes=rename_classes(config.classes, config.rename))
-    named = read_classes(config.classes, config.test_images or config.images)
+        config = replace(config, rename={compose(old): compose(new) for old, new in config.rename.items()})
+        config = replace(config, classes=rename_classes(config.classes, config.rename, named_by))
+    named = read_classes(config.classes, named_by)
     with open_work(work, config.again) as scratch, spoken_by("must.api", config.verbose) as lines:
         source = to_source(config.images, scratch)
         found = fingerprint_source(source, "--images", config.output, FEWEST_IMAGES)

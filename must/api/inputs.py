@@ -16,6 +16,7 @@ from PIL import Image
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
+from must.base.text import compose
 from must.data.format import parse_hashes
 from must.data.image.decode import decode, identify, read_orientation, rotate_upright
 from must.data.image.preprocess import Levels, is_transparent, to_rgb
@@ -110,7 +111,8 @@ def list_items(images: Any) -> Iterator[Any]:
     if hasattr(images, "column_names"):
         images = find_image_column(images)
     elif hasattr(images, "columns"):
-        raise UserError(f"images: a table; give one of its columns, such as images=table[{str(images.columns[0])!r}]")
+        example = next((f", such as images=table[{str(name)!r}]" for name in images.columns), "")
+        raise UserError(f"images: a table; give one of its columns{example}")
     elif not isinstance(images, Iterable) and hasattr(images, "__len__") and hasattr(images, "__getitem__"):
         images = map(images.__getitem__, range(len(images)))
     require(isinstance(images, Iterable), f"images: {type(images).__name__} is none of those known: {ACCEPTED}")
@@ -210,18 +212,23 @@ def read_classes(classes: Any, images: Any = "") -> ClassNames:
     return ClassNames("", content, hash_classes(class_set), class_set.names)
 
 
-def rename_classes(classes: Any, rename: dict[str, str]) -> Any:
-    """The names, or those of the prompts, with new ones, {old: new}; a file has them already. Raises UserError: it has
-    not, or a new name is none of the classes."""
+def rename_classes(classes: Any, rename: dict[str, str], images: Any) -> Any:
+    """The names, or those of the prompts, with new ones, {old: new}; a file, or the folders of `images`, have them
+    already. Raises UserError: they have not."""
+
+    def find(name: Any) -> Any:
+        return rename.get(compose(str(name)), name)
+
     named = classes.tolist() if hasattr(classes, "tolist") else classes
     if isinstance(named, str) and named not in SETS_OF_NAMES and not storage.exists(named):
         named = [name.strip() for name in named.split(",")]
     if isinstance(named, dict):
-        named = {rename.get(name, name): prompts for name, prompts in named.items()}
+        named = {find(name): prompts for name, prompts in named.items()}
     elif isinstance(named, list | tuple):
-        named = list(dict.fromkeys(rename.get(name, name) for name in named))
-    elif (old := set(rename) & set(read_classes(classes).list_names())) and isinstance(classes, str | os.PathLike):
-        raise UserError(f"--rename: {classes} names {min(old)!r}; write its new name there, too")
+        named = list(dict.fromkeys(map(find, named)))
+    elif isinstance(classes, str | os.PathLike):
+        old = set(rename) & set(read_classes(classes, images).list_names())
+        require(not old, f"--rename: {classes} names {min(old, default='')!r}; write its new name there, too")
     return named
 
 
@@ -282,5 +289,5 @@ def record_words(words: dict[str, Any]) -> dict[str, Any]:
             with suppress(OSError):  # too long for a path: names of classes
                 value = str(Path(value).absolute()) if Path(value).exists() else value
         with suppress(TypeError, ValueError):
-            recorded[name] = json.loads(json.dumps(value))
+            recorded[name] = json.loads(json.dumps(value, default=list))  # prompts in an array
     return recorded

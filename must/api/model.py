@@ -103,9 +103,9 @@ def load(model: str | os.PathLike[str], *, classes: Any = "", device: str = "aut
 
     Args:
         model: an ONNX file of `must export` or its folder, which needs no torch; a bundle of `must train`, the folder
-            of `must adapt`, or a classifier file of `must classifier` or `must refine`; or, with `classes`, any CLIP
-            model that was not adapted: an open_clip name with its tag, "ViT-B-16/datacomp_xl_s13b_b90k", or a
-            checkpoint file, "ViT-B-16/mine.pt"; hf-hub:TEAM/NAME; or a model folder.
+            of `must adapt`, or a classifier file of `must classifier`; or, with `classes`, any CLIP model that was not
+            adapted: an open_clip name with its tag, "ViT-B-16/datacomp_xl_s13b_b90k", or a checkpoint file,
+            "ViT-B-16/mine.pt"; hf-hub:TEAM/NAME; or a model folder.
         classes: a list of names; a dictionary of names with their prompts; "cat,dog,horse"; or a file of them.
         device: for what torch runs: auto, cpu, cuda, cuda:N or mps.
         threads: of a forward pass; 0 leaves it to the library."""

@@ -76,7 +76,7 @@ def is_packed(photo: Path, photos: Path | None, sha256: str) -> bool:
 def find_photos(model: str) -> Path | None:
     """The folder of images that `must adapt` was given; None if there is none on this machine."""
     record = Path(model).parent / RECORD_FILE
-    words = storage.read_json(str(record), "adapt").get(WORDS) if record.is_file() else None
+    words = storage.read_json(str(record), "WORK").get(WORDS) if record.is_file() else None
     photos = (words or {}).get("images")
     is_folder = isinstance(photos, str) and "://" not in photos and Path(photos).is_dir()
     return Path(str(photos)).resolve() if is_folder else None

@@ -22,7 +22,7 @@ import numpy as np
 from must.answers.answers_file import hash_answers, read_answers, rename_answers
 from must.base import storage
 from must.base.parameters import require
-from must.base.text import compose, make_printable, pluralize
+from must.base.text import make_printable, pluralize
 from must.config import AdaptConfig
 from must.config.work import (
     BESIDE,
@@ -196,7 +196,7 @@ class WorkState:
     def rename_answers(self, rename: dict[str, str]) -> None:
         answers = self.find_answers()
         if rename and answers:
-            count = rename_answers(answers, {compose(old): new for old, new in rename.items()})
+            count = rename_answers(answers, rename)
             logger.info(f"{pluralize(count, 'answer')} renamed in {answers}")
 
     def find_promise(self) -> dict[str, Any]:

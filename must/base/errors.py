@@ -5,11 +5,11 @@
          ├─ UserError             2   the input is wrong; the message is one line: what, where, what to do
          ├─ TransientError       75   temporary: the same command may work later, and resumes
          │   ├─ UnreachableError      a server did not answer for minutes (base/storage)
-         │   └─ KilledWorkerError     a worker process was killed (base/workers)
+         │   └─ KilledWorkerError     a worker process was killed (base/processes)
          ├─ HeldError, LockLostError  73: another run is writing there (base/lock)
          └─ ParityError                1: an exported file computes something else than PyTorch (must/exporting)
 
-The numbers are the exit codes of base/exits. All these classes are also ValueErrors, for callers that catch those.
+The numbers are the exit codes of base/program. All these classes are also ValueErrors, for callers that catch those.
 Subclasses of UserError are defined in the modules that raise them.
 
 Any function may raise UserError: inputs are checked where they are read, with `require`. Docstrings name other errors,

@@ -198,7 +198,7 @@ def complete_from_record(values: dict[str, Any]) -> dict[str, Any]:
     record = Path(work, RECORD_FILE)
     if not record.is_file():
         return values
-    words = storage.read_json(str(record), "adapt").get(WORDS) or {}
+    words = storage.read_json(str(record), "WORK").get(WORDS) or {}
     completed = words | values
     completed["settings"] = (words.get("settings") or {}) | values.get("settings", {})
     if again:

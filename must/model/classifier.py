@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 import sys
 from collections import Counter
@@ -260,7 +261,9 @@ def refuse_repeats(names: list[str], written: list[Any], where: str) -> None:
 
 def parse_name(name: Any, where: str) -> str:
     """A class name, which may be a number in YAML."""
-    if isinstance(name, float) or (type(name) is int and name.bit_length() <= LONGEST_NUMBER):
+    if isinstance(name, float):
+        name = None if math.isnan(name) else str(name)  # of a cell without a value
+    elif type(name) is int and name.bit_length() <= LONGEST_NUMBER:
         name = str(name)
     hint = " (YAML reads yes, no, on and off as true and false: quote them)" if isinstance(name, bool) else ""
     require(is_text(name), f"{where} is {abbreviate(name)}, which is no name{hint}")

@@ -354,7 +354,8 @@ def describe_change(config: ReviewConfig) -> dict[str, str]:
     these are words of a command; {} where neither is so."""
     if not (work := find_adapted(config)):
         return {}
-    classes = storage.read_json(str(Path(work, RECORD_FILE)), "WORK")[WORDS]["classes"]
+    words = storage.read_json(str(Path(work, RECORD_FILE)), "WORK").get(WORDS) or {}
+    classes = words.get("classes") or ""
     file = classes if isinstance(classes, str) and Path(classes).is_file() else ""
     named = isinstance(classes, list) or "," in classes
     return {"work": shlex.quote(work), "file": file} if file or named else {}

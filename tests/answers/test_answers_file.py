@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from must.answers.answers_file import Answer, append, append_answers, hash_answers, read_answers
+from must.answers.answers_file import Answer, append, append_answers, hash_answers, read_answers, rename_answers
 from must.answers.population import record_population
 from tests.exporting.conftest import files_up_to
 
@@ -30,6 +30,17 @@ def test_answers_fit_names_in_another_form_of_unicode(tmp_path):
     listed = {"classes": ["cafe\u0301", "bar"]}
     append(tmp_path / "answers.jsonl", listed, line(A, label="cafe\u0301"), line(B, label=None))
     assert read_answers(str(tmp_path), ["caf\xe9", "bar"]).keys() == {A, B}
+
+
+@pytest.mark.parametrize("label, count", [("one", 1), ("two", 0)])
+def test_a_new_name_of_a_class_is_that_of_all_lines(tmp_path, label, count):
+    """Else a right label counts as a wrong one, and "none of the classes" is asked again."""
+    answers = Answer(A, label, sampled="random", model="one"), Answer(B, None, sampled="random", model="one")
+    append_answers(tmp_path / "answers.jsonl", ["one", "two"], answers)
+    assert rename_answers(str(tmp_path), {"one": "eins"}) == count
+    found = read_answers(str(tmp_path), ["eins", "two"])
+    assert [found[one].model for one in (A, B)] == ["eins", "eins"]
+    assert found[A].corrects == (label == "two")
 
 
 def test_an_answer_of_a_class_that_is_gone_is_left_out(tmp_path):

@@ -16,7 +16,15 @@ from PIL import ExifTags, Image
 import must
 from must.api import cli
 from must.api.demo import CLASSES, find_assets
-from must.api.inputs import convert_image, list_folder_names, make_entries, read_classes, record_words, to_source
+from must.api.inputs import (
+    convert_image,
+    list_folder_names,
+    make_entries,
+    read_classes,
+    record_words,
+    rename_classes,
+    to_source,
+)
 from must.api.model import Adapted
 from must.data.augment import normalize
 from must.data.image.decode import decode
@@ -130,6 +138,7 @@ def test_numpys_texts_are_names_and_prompts(tmp_path):
     prompts = {labels[0]: labels[1], "cat": list(labels)}
     assert make_entries(prompts) == [{"name": "dog", "prompts": ["cat"]}, {"name": "cat", "prompts": list(labels)}]
     assert read_classes(prompts)[1]
+    assert record_words({"classes": {"dog": labels, "cat": "a"}}) == {"classes": {"dog": list(labels), "cat": "a"}}
 
 
 def test_loaders_that_training_counts_itself_are_the_other_stages_default(digits, tmp_path):
@@ -151,6 +160,19 @@ def test_class_names_from_folder_names(digits, tmp_path):
     for images in (tmp_path, [tmp_path / "a.png"], "gs://bucket/photos"):
         with pytest.raises(ValueError, match=r"^classes folders: "):
             must.adapt(images, classes="folders", output=tmp_path / "work")
+
+
+def test_a_class_is_found_by_its_name_in_another_form():
+    rename = {"caf\xe9": "bar", "1": "one"}
+    assert rename_classes(["cafe\u0301", 1, "cow"], rename, "") == ["bar", "one", "cow"]
+    assert rename_classes({"cafe\u0301": ["a"], "cow": ["b"]}, rename, "") == {"bar": ["a"], "cow": ["b"]}
+
+
+def test_folders_have_the_new_name_of_a_class_already(digits):
+    images = digits.images / "train"
+    assert rename_classes("folders", {"eins": "one"}, images) == "folders"
+    with one_line("^--rename: folders names 'one'; write its new name there, too$"):
+        rename_classes("folders", {"one": "eins"}, images)
 
 
 def pictures(count=4):

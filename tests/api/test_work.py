@@ -82,6 +82,8 @@ def test_how_a_class_is_added_depends_on_how_adapt_was_given_the_names(tmp_path)
     ):
         (tmp_path / "adapt.json").write_text(json.dumps({"words": {"classes": classes}}))
         assert describe_change(config) == ({} if file is None else {"work": work, "file": file})
+    (tmp_path / "adapt.json").write_text("{}")
+    assert describe_change(config) == {}
 
 
 def test_the_model_in_work_stands_for_work(tmp_path):

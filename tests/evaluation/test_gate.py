@@ -181,6 +181,11 @@ def test_a_champion_has_the_last_word_and_all_reasons_are_told(passed):
     assert found.reasons == ["ok  gained", f"{'ok' if passed else 'STOP'}  compared [against the champion]"]
 
 
+def test_without_a_gate_every_model_passes():
+    found = gate.RULES["none"](parse_metrics(better), GateConfig(metrics="-"))
+    assert (found.passed, found.outcome) == (True, "unchecked")
+
+
 def test_labelled_gate_makes_no_decision_on_few_images():
     few = parse_metrics(better, images=60)
     assert labelled_gate(few).reasons[0].startswith("STOP  labelled images 60") and not labelled_gate(few).passed

@@ -104,6 +104,7 @@ MANY_PROMPTS += "".join(f"- {{name: {n}, prompts: *own}}\n" for n in range(3000)
         (b"caf\xe9\nb", "in UTF-8"),
         ("classes: [cat]\n", "needs at least two classes"),
         ("classes: [cat, '']\n", "class 2 is '', which is no name$"),
+        ("classes: [cat, .nan]\n", "class 2 is .*None.*, which is no name$"),
         ("classes: [cat, no]\n", "class 2 is .*, which is no name .YAML reads yes, no"),
         ("classes: [cat, cat]\n", "class 'cat' appears more than once"),
         ("cafe\u0301\ncaf\xe9\n".encode(), "class 'café' appears more than once, in Unicode forms that look the same"),

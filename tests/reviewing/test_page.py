@@ -285,7 +285,8 @@ def test_a_set_that_is_finished_ends_and_can_be_gone_on_with(review, folder, ima
     press(page, "o")
     shown(page, review.pictures[149].number)
     press(page, "1")
-    expect(page.locator("#end")).to_have_text("Finished")
+    expect(page.locator("#done")).to_be_visible()
+    expect(page.locator("#end")).to_have_text("All pictures are answered.")
 
 
 def test_up_to_thirty_classes_each_has_a_button_and_a_key(review, folder, place, visit):

@@ -189,7 +189,6 @@ def refuse_two_labels(lines: Iterable[bytes], where: str) -> None:
 class Listing:
     """The files of a run, or of one part of it. `shares`, `totals`: as in Plan, of each source."""
 
-    uris: tuple[str, ...]  # of the sources
     items: int
     shares: tuple[int, ...]
     rejected: tuple[tuple[str, str], ...]  # (name, reason) of files that could not be listed
@@ -240,7 +239,6 @@ def list_sources(config: ShardConfig, sources: list[tuple[Source, str]], history
         logger.info(f"{problems.unread_labels} labels are not read; --labels csv reads them")
     first = part[0] == 1
     return Listing(
-        uris=tuple(source.uri for source, _ in sources),
         items=sum(plan.items for _, _, plan in plans),
         shares=tuple(plan.share for _, _, plan in plans),
         rejected=tuple(sorted(rejected)) if first else (),
