@@ -17,8 +17,8 @@ from torch import Tensor
 from must.answers.answers_file import NO_CLASS, OPEN
 from must.base.text import NONE_OF_THESE, compose, escape_cell, format_csv, pluralize
 from must.memory.features import Pool
-from must.memory.propagate import apply_correction, fit_correction, normalize_vectors, propagate
-from must.model.memory import Neighbours, find_nearest
+from must.memory.propagate import fit_correction, normalize_vectors, propagate
+from must.model.memory import Neighbours, apply_correction, find_nearest
 
 FOLDS, FEWEST, SURE = 5, 5, 0.9  # pictures of a folder, else it is left out; the least probability of the other class
 MOST_CORRECTING = 1_000  # folders' names that fit the correction: its time grows with their third power

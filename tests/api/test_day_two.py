@@ -581,10 +581,10 @@ def die_before_the_summary(place):
     """Is killed when the labels and folders.csv are there, and refined.json is not."""
     write = storage.write_bytes
 
-    def write_or_die(uri, data, **more):
+    def write_or_die(uri: str | Path, data: bytes, if_generation_match: int | str | None = None) -> None:
         if str(uri).endswith("refined.json"):
             os.kill(os.getpid(), signal.SIGKILL)
-        write(uri, data, **more)
+        write(uri, data, if_generation_match)
 
     storage.write_bytes = write_or_die
     adapt(place, **IN_FOLDERS)
