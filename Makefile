@@ -107,7 +107,7 @@ build/axe/node_modules/axe-core/axe.min.js:
 # Some tests need a package that is not in the main environment: triton makes every command start seconds later. They run
 # in an environment with that package, which also uses the packages of the main one (ours.pth).
 build/heic/installed: PACKAGES_THERE = --editable '.[heic]'
-build/labels/installed: PACKAGES_THERE = cleanlab label-studio-sdk openai
+build/labels/installed: PACKAGES_THERE = label-studio-sdk openai
 build/triton/installed: PACKAGES_THERE = triton
 build/heic/installed build/labels/installed build/triton/installed: $(VENV)/installed
 	@$(PYTHON) -m venv $(@D)

@@ -15,9 +15,9 @@ they are asked again.
 `model` is the class that the picture's label named before the answer; null for none of the classes.
 
 `sampled` is how the picture was chosen: random (drawn at random), screen (with others of the same label), left (alone,
-as its label is not sure), again (opened again by the person), added (a correction made elsewhere). Only answers about
-pictures drawn at random measure accuracies; all of them correct labels. `"drawn": true`: the answer came before the
-picture's turn in the random order, and measures since that has come.
+as its label is not sure), folder (alone, as it seems to lie in the wrong folder), again (opened again by the person),
+added (a correction made elsewhere). Only answers about pictures drawn at random measure accuracies; all of them correct
+labels. `"drawn": true`: the answer came before the picture's turn in the random order, and measures since then.
 
     {"sha256": "...", "noticed": true}
 
@@ -40,7 +40,7 @@ from must.base.parameters import SHA256, match_form, require
 from must.base.text import compose, encode_utf8
 from must.config.work import ANSWERS_FILE
 
-RANDOM, SCREEN, LEFT, AGAIN, ADDED = "random", "screen", "left", "again", "added"
+RANDOM, SCREEN, LEFT, FOLDER, AGAIN, ADDED = "random", "screen", "left", "folder", "again", "added"
 # In place of class numbers: none of the classes; an answer that does not fit the classes; "cannot tell"; no answer.
 NO_CLASS, OUTDATED, UNSURE, OPEN = -1, -2, -3, -4
 LARGEST_LINE = 1 << 20  # bytes

@@ -28,6 +28,7 @@ from must.config.work import (
     BESIDE,
     CLASSIFIER_FILE,
     DESCRIPTION_FILE,
+    FOLDERS_FILE,
     INDEX_FILE,
     METRICS_FILE,
     OF_MODEL,
@@ -39,6 +40,7 @@ from must.config.work import (
     WEIGHTS_FILE,
     Workspace,
     is_outdated,
+    shorten_path,
 )
 from must.data.format import REJECTED, join_arrays, load_index, read_contents
 from must.data.shards.listing import identify_source
@@ -63,6 +65,7 @@ GUIDE = """\
 | | |
 |---|---|
 | `labels/predictions.csv` | **your labels**: a row for each image, with your answers |
+| `labels/folders.csv` | pictures that seem to lie in the wrong folder, if folders are named after classes |
 | `report/report.html` | how good model and labels are; `report/predictions.csv` is what it was measured with |
 | `model/` | the model with its memory: `must predict FOLDER --model WORK`, where WORK is this folder |
 | `onnx/`, `open_clip/` | the model for other programs, if `must export` made them |
@@ -244,7 +247,11 @@ class WorkState:
         answers = f", {pluralize(refined['answers'], 'answer')} among them" if refined["answers"] else ""
         pictures = pluralize(refined["images"], "picture")
         selection = load_description(str(self.work / BUNDLE)).provenance.selection
-        accepted = (refined["accepted"] or {}).get("text", "")
+        accepted, misplaced = (refined["accepted"] or {}).get("text", ""), ""
+        if folders := refined.get("folders"):
+            place = shorten_path(str(self.work))
+            first = f"; `must review {shlex.quote(place)}` shows them first" if folders["asked"] else ""
+            misplaced = f"{folders['text']}: {place}/{LABELS}/{FOLDERS_FILE}{first}"
         metrics = read_metrics(str(self.work / REPORT / METRICS_FILE))
         verdict = state_verdict(metrics)
         unknown = verdict.tone == "open" and refined["changed"] and not (refined["answers"] or metrics.labelled)
@@ -253,6 +260,7 @@ class WorkState:
             f"labels of {pictures}{answers}; {refined['changed']:.1%} are other than those of CLIP alone",
             *filter(None, [selection and selection.measured and selection.measured.text(), accepted]),
             ask if unknown else make_printable(verdict.plain),
+            *filter(None, [misplaced]),
         ]
 
     def finish(self) -> None:

@@ -30,7 +30,7 @@ ONNX_FILE = "model.onnx"  # an export's
 MODEL_FOLDER_FILE = "open_clip_config.json"  # of a model folder as open_clip writes it
 VERSION_FILE = "version.json"  # of a version in the registry
 RECORD_FILE = "adapt.json"  # of `must adapt`
-REFINED_FILE, COPIES_FILE = "refined.json", "copies.csv"  # of `must refine`, beside predictions.csv
+REFINED_FILE, COPIES_FILE, FOLDERS_FILE = "refined.json", "copies.csv", "folders.csv"  # beside predictions.csv
 ANSWERS_FILE = "answers.jsonl"  # of `must review`
 
 

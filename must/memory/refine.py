@@ -33,6 +33,7 @@ from must.config.work import (
     CHECKPOINTS,
     COPIES_FILE,
     DESCRIPTION_FILE,
+    FOLDERS_FILE,
     PREDICTIONS_FILE,
     REFINED_FILE,
     VERSION_FILE,
@@ -40,6 +41,7 @@ from must.config.work import (
 )
 from must.data.loader import EvalSource
 from must.memory.features import Features, Pool, read_features
+from must.memory.folders import find_misplaced
 from must.memory.measure import (
     NEVER,
     Answers,
@@ -111,7 +113,7 @@ class RefineResult:
 
 def refine(config: RefineConfig) -> dict[str, Any]:
     """Writes the model with its memory to --model, and predictions.csv, one row per image, copies.csv and refined.json
-    to OUTPUT; returns the content of refined.json."""
+    to OUTPUT, and folders.csv if they lie in folders of classes; returns the content of refined.json."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # of the weights that only training uses
         classifier = load_text_classifier(config.classifier)
@@ -166,12 +168,18 @@ def refine(config: RefineConfig) -> dict[str, Any]:
     names = source.reader.sources(images)
     order = source.reader.sort_as_source(images.tolist(), names)
     names, rows = [names[n] for n in order], rows[order]
-    who = {int(sha256[:16], 16): answer.who for sha256, answer in given.items()}
-    people = [who[int(answers.contents[row])] if answers.known[row] else None for row in rows]
+    who = {int(sha256[:16], 16): f"person: {one.who}" if one.who else "person" for sha256, one in given.items()}
+    people = [escape_cell(who[int(answers.contents[row])]) if answers.known[row] else "model" for row in rows]
+    misplaced = find_misplaced(pool, refined.near, answers.said, names, rows, description.classes, people)
+    summary["folders"] = misplaced and misplaced[0]
     columns = {"similarity": [f"{value:.4f}" for value in similarity[rows].tolist()]}
     table = write_predictions(names, rows, description.classes, refined, trained, people, columns)
     storage.write_bytes(join(config.output, PREDICTIONS_FILE), table)
     storage.write_bytes(join(config.output, COPIES_FILE), write_copies(names, rows, pool, refined.near))
+    if misplaced:
+        storage.write_bytes(join(config.output, FOLDERS_FILE), misplaced[1])
+    else:
+        storage.delete(join(config.output, FOLDERS_FILE))
     storage.write_bytes(join(config.output, REFINED_FILE), encode_utf8(json.dumps(summary, indent=1) + "\n"))
     print_summary(config, summary, refined, description)
     return summary
@@ -211,6 +219,7 @@ def print_summary(
         f"{', using ' + pluralize(answers, 'answer') if answers else ''} -> {config.output}\n"
         f"{measured.accuracy.text() + chr(10) + measured.accepted.text() + chr(10) if measured else ''}"
         f"{measured.none + chr(10) if measured and facts.none else ''}"
+        f"{summary['folders']['text'] + chr(10) if summary['folders'] else ''}"
         f"a memory of {facts.images:,} images"
         f"{f'; {similar:,} are too similar to others to vote beside them' if similar else ''}"
         f" -> {config.model}"
@@ -290,15 +299,15 @@ def refine_pool(
 
 def write_predictions(
     sources: list[str], rows: np.ndarray, classes: list[str], refined: RefineResult, trained: bool,
-    people: list[str | None], more: dict[str, list[str]] | None = None,
+    people: list[str], more: dict[str, list[str]] | None = None,
 ) -> bytes:  # fmt: skip
     """Columns: image, refined class and its probability, `by` whom ("model", "person" or "person: NAME"), then class
     and probability of the zero-shot model and, where it was trained, of the model without its memory; `accepted`, true
     or false, where something can be promised.
 
     The class is "none of these" where a person answered that the image shows none of the classes, and where that is
-    most probable. `rows`: int64, of each image, that of its picture; `people`: who named it, None for the model;
-    `more`: further columns."""
+    most probable. `rows`: int64, of each image, that of its picture; `people`: the cells `by`; `more`: further columns.
+    """
     names, columns = [*map(escape_cell, classes), NONE_OF_THESE], {"image": [escape_cell(source) for source in sources]}
 
     def add(name: str, column: str, predicted: TopLabels) -> None:
@@ -307,7 +316,7 @@ def write_predictions(
         columns[column] = [f"{probability:.6f}" for _, probability in pairs]
 
     add("class", "probability", refined.labels)
-    columns["by"] = ["model" if who is None else escape_cell(f"person: {who}" if who else "person") for who in people]
+    columns["by"] = people
     add("zero_shot", "zero_shot_probability", refined.zero_shot)
     if trained:
         add("without_memory", "without_memory_probability", refined.model)

@@ -115,7 +115,9 @@ function showPicture(state) {
   if ($("picture").dataset.number !== String(picture.number)) $("picture").src = `large/${picture.number}`;
   $("picture").dataset.number = picture.number;
   $("title").textContent = "What does this picture show?";
-  $("kind").replaceChildren(bdi(picture.image), ` · ${picture.answer ? "answered before" : KINDS[picture.sampled] || "An answer here corrects labels and does not measure."}`);
+  const [folder, shown] = picture.folder || [];
+  if (folder) $("kind").replaceChildren(bdi(picture.image), " · in the folder “", bdi(folder), "”, but seems to show “", bdi(shown), "”");
+  else $("kind").replaceChildren(bdi(picture.image), ` · ${picture.answer ? "answered before" : KINDS[picture.sampled] || "An answer here corrects labels and does not measure."}`);
   $("kind").className = picture.sampled;
   [...$("names").children].forEach((button, place) => button.classList.toggle("was", keyed[place] === picture.answer));
 }

@@ -38,12 +38,14 @@ from must.base.text import (
     format_csv,
     make_page_printable,
     make_printable,
+    parse_csv,
     pluralize,
+    read_back,
     unescape_cell,
 )
 from must.config import RefineConfig
 from must.config.evaluate import ReviewConfig
-from must.config.work import ANSWERS_FILE, PARTS, RECORD_FILE, WORDS, find_work
+from must.config.work import ANSWERS_FILE, FOLDERS_FILE, PARTS, RECORD_FILE, REFINED_FILE, WORDS, find_work
 from must.data.reader import ShardReader, open_reader
 from must.model.description import load_description
 from must.reviewing.progress import find_made_of
@@ -241,6 +243,7 @@ def compute_questions(
         else:
             app.session = Session(review, config.output, config.signature, effect)
             app.session.commands, app.session.change = list_commands(config), describe_change(config)
+        app.session.misplaced = read_misplaced(config, review)
 
     def pause() -> None:
         if ending.is_set():
@@ -257,6 +260,20 @@ def compute_questions(
         if review is not saved:
             review.save(config.output)
         show(review, AnswerEffect(config, images, truth))
+
+
+def read_misplaced(config: ReviewConfig, review: Review) -> dict[str, tuple[str, str]]:
+    """sha256 -> (folder, the class that it seems to have) of pictures that seem to lie in the wrong folder and that
+    nobody has answered, as `must refine` found with this model."""
+    work = find_work(RefineConfig, {"model": config.model, "shards": config.shards})
+    summary, table = (storage.join(work, PARTS["labels"].path, name) for name in (REFINED_FILE, FOLDERS_FILE))
+    known = {read_back(picture.image): picture.sha256 for picture in review.pictures}
+    with suppress(UserError, OSError, LookupError, ValueError, AttributeError, csv.Error):
+        made_of = storage.read_object(summary, dict, UserError())["weights_sha256"]
+        rows = parse_csv(storage.read_bytes(table)) if made_of == review.model_sha256 else ()
+        mine = [row for row in rows if row["by"] == "model" and row["image"] in known]
+        return {known[row["image"]]: (row["folder"], row["class"]) for row in mine}
+    return {}
 
 
 def review_at(config: ReviewConfig) -> Review | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from must.answers import answers_file
-from must.answers.answers_file import AGAIN, LEFT, NO_CLASS, RANDOM, SCREEN, Answer
+from must.answers.answers_file import AGAIN, FOLDER, LEFT, NO_CLASS, RANDOM, SCREEN, Answer
 from must.answers.estimate import LIGHTS, SCREEN_PICTURES
 from must.answers.review import Picture, Review
 from must.base.parameters import require
@@ -30,7 +30,7 @@ ACTIONS = ("next", "end", *METHODS)
 ANSWER_KINDS = ("label", "none", "unsure")
 WAIT = 5.0  # seconds to wait until the effect of the last answers is computed, at most
 LAG = 1.0  # seconds by which answers may outrun the count
-SINGLE = (RANDOM, LEFT, AGAIN)  # how pictures are chosen that are shown alone
+SINGLE = (RANDOM, LEFT, FOLDER, AGAIN)  # how pictures are chosen that are shown alone
 LARGEST_SCREEN = 60  # pictures of a request at most
 LEFT_TIMES = 2  # one by one, what is left is asked about once there are so many times as many answers
 FIRST_CHECK = 2  # screens before one has a picture under a wrong label
@@ -52,6 +52,7 @@ class Session:
     ) -> None:  # fmt: skip
         self.path, self.who, self.clock = Path(folder) / ANSWERS_FILE, who, clock
         self.commands, self.change = list[str](), dict[str, str]()  # what to type next; as of `describe_change`
+        self.misplaced = dict[str, tuple[str, str]]()  # as of `read_misplaced`
         self.lock = threading.Lock()
         self.shown: dict[str, tuple[str, float]] = {}  # sha256 -> (page, time until which it is reserved)
         self.offered: dict[str, str] = {}  # sha256 -> how its picture was chosen
@@ -196,14 +197,15 @@ class Session:
         now, answers, mode = self.clock(), self.answers, request.get("mode", "")
         taken = {sha256 for sha256, (on, until) in self.shown.items() if on != page and now <= until}
         again = [self.by_sha256[sha256] for sha256 in self.last if sha256 not in answers and sha256 not in taken]
-        if self.finished and not request.get("more") and not again:
+        doubted = [self.by_sha256[one] for one in self.misplaced if not mode and one not in {*answers, *taken}]
+        if self.finished and not request.get("more") and not again and not doubted:
             return {}
         counts, left = self.progress and self.progress.accepted, self.left or []
         screens = mode == "screens" or (not mode and bool(counts and counts.screens and left))
-        if screens and not again and (screen := self.make_screen(page, request, taken)):
+        if screens and not again and not doubted and (screen := self.make_screen(page, request, taken)):
             return {"screen": screen}
         rest = left if LEFT_TIMES * len(left) <= len(answers) else []
-        pictures = [(AGAIN, again), (LEFT, rest), (RANDOM, self.review.pictures)]
+        pictures = [(AGAIN, again), (FOLDER, doubted), (LEFT, rest), (RANDOM, self.review.pictures)]
         for how, picture in ((how, picture) for how, part in pictures for picture in part):
             if how == AGAIN or (picture.sha256 not in answers and picture.sha256 not in taken):
                 self.shown[picture.sha256] = page, now + RESERVED_S
@@ -261,14 +263,17 @@ class Session:
 
     def describe(self, picture: Picture) -> dict[str, Any]:
         """A picture, and how it was chosen. `likely`: with many classes, the names to begin the list with, in the order
-        of the classes, which does not hint at any model's prediction."""
+        of the classes, which does not hint at any model's prediction. `folder`: of one that seems to lie in the wrong
+        one, its name, and the class that the picture seems to have."""
         classes, answer = self.review.classes, self.answers.get(picture.sha256)
+        sampled = self.how_sampled(picture.sha256)
         return {
             "number": picture.number,
             "image": picture.image,
             "likely": [classes[k] for k in sorted(picture.likely)] if len(classes) > BUTTONS else [],
             "answer": format_answer(answer) if answer else "",
-            "sampled": self.how_sampled(picture.sha256),
+            "sampled": sampled,
+            "folder": self.misplaced.get(picture.sha256) if sampled == FOLDER else None,
         }
 
     def answer(self, page: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def test_it_adapts_and_measures(adapted, digits):
     assert "The labels of your 150 pictures" in adapted.report.read_text()
     named = re.findall(r"^\| `([\w/.]+)`", (adapted.output / "README.md").read_text(), re.MULTILINE)
     assert [name for name in named if (adapted.output / name).exists()] == [
-        "labels/predictions.csv", "report/report.html", "model/",
+        "labels/predictions.csv", "labels/folders.csv", "report/report.html", "model/",
     ]  # fmt: skip
 
 

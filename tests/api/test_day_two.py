@@ -20,6 +20,7 @@ from must.api import adapt as adapt_module
 from must.api.cli import main
 from must.api.demo import CLASSES, find_assets
 from must.api.inputs import ImageSource, fingerprint_source
+from must.base import storage
 from must.config.work import is_outdated
 from must.data.format import load_index
 from tests import zoo
@@ -571,3 +572,47 @@ def test_one_call_at_a_time_writes_to_a_folder(place, monkeypatch):
     monkeypatch.setattr(module, "run", lambda name, **values: adapt(place))
     with pytest.raises(ValueError, match="is being written by another `must adapt`"):
         adapt(place, again=True)
+
+
+IN_FOLDERS = {"classes": "folders"}
+
+
+def die_before_the_summary(place):
+    """Is killed when the labels and folders.csv are there, and refined.json is not."""
+    write = storage.write_bytes
+
+    def write_or_die(uri: str | Path, data: bytes, if_generation_match: int | str | None = None) -> None:
+        if str(uri).endswith("refined.json"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(uri, data, if_generation_match)
+
+    storage.write_bytes = write_or_die
+    adapt(place, **IN_FOLDERS)
+
+
+def test_photos_in_the_wrong_folder_are_counted_once_and_again_after_a_kill_and_a_move(tmp_path, capsys):
+    moved = {9: "three", 21: "eight"}
+    for number in range(100):
+        write_photos(tmp_path / "photos" / moved.get(number, label_of(number)), [number])
+    run_killed(die_before_the_summary, tmp_path)
+    assert (tmp_path / "work/labels/folders.csv").exists()
+    capsys.readouterr()
+    adapt(tmp_path, **IN_FOLDERS)
+    said, file = "".join(capsys.readouterr()), tmp_path / "work/labels/folders.csv"
+    listed = [row["image"] for row in read_csv(file)]
+    assert {"three/IMG_0009.png", "eight/IMG_0021.png"} <= {*listed} and len(listed) < 10
+    assert (
+        f"{len(listed)} of 100 pictures seem to lie in the wrong folder: {file}; `must review {file.parents[1]}`"
+        in said
+    )
+    before = checksums(tmp_path / "work")
+    adapt(tmp_path, **IN_FOLDERS)
+    assert "nothing has changed" in "".join(capsys.readouterr()) and checksums(tmp_path / "work") == before
+    for number, label in moved.items():
+        (tmp_path / "photos" / label / f"IMG_{number:04d}.png").rename(
+            tmp_path / "photos" / label_of(number) / f"IMG_{number:04d}.png"
+        )
+    adapt(tmp_path, **IN_FOLDERS)
+    assert len(listed) - 2 == len(read_csv(file)) and f"{len(listed) - 2} of 100 pictures" in "".join(
+        capsys.readouterr()
+    )

@@ -125,6 +125,18 @@ def shown(page, number):
     expect(page.locator(f"#picture[data-number='{number}']")).to_be_visible()
 
 
+def test_a_picture_in_a_wrong_folder_is_shown_first_with_both_names(review, place, visit):
+    doubted = review.pictures[5]
+    place[1].misplaced = {doubted.sha256: ("<b>six</b>\u202e", "five")}
+    page = visit(place[0])
+    shown(page, doubted.number)
+    said = f"{doubted.image} · in the folder “<b>six</b>\ufffd”, but seems to show “five”"
+    expect(page.locator("#kind")).to_have_text(said)
+    press(page, "5")
+    shown(page, review.pictures[0].number)
+    expect(page.locator("#kind")).to_have_class("random")
+
+
 def test_keys_answer_and_undo_survives_a_new_tab(review, folder, place, visit):
     page = visit(place[0])
     numbers = [picture.number for picture in review.pictures]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from must.answers.answers_file import AGAIN, RANDOM, read_answers
+from must.answers.answers_file import AGAIN, FOLDER, RANDOM, read_answers
 from must.memory.measure import find_answers
 from must.memory.refine import refine_pool
 from must.reviewing.prepare import CPU, AnswerEffect, compute_review
@@ -63,6 +63,32 @@ def test_no_picture_is_asked_twice_and_one_answered_before_its_turn_counts_as_dr
     again = read_answers(str(folder))
     assert all(one.measures for one in again.values()) and sum(one.drawn for one in again.values()) == len(numbers)
     assert session.act("next", "page", {})["state"]["answers"] == len(pictures), "and it ends"
+
+
+def test_pictures_in_a_wrong_folder_come_first_and_count_as_drawn_at_their_turn(review, folder):
+    pictures, session = review.pictures, Session(review, str(folder), "ann")
+    doubted = [pictures[40], pictures[2], pictures[7]]
+    session.misplaced = {picture.sha256: ("six", "five") for picture in doubted}
+    first = session.act("next", "ann", {})["picture"]
+    assert (first["number"], first["sampled"], first["folder"]) == (doubted[0].number, FOLDER, ("six", "five"))
+    assert session.act("next", "bob", {})["picture"]["number"] == doubted[1].number, "another one for another page"
+    assert session.act("next", "eve", {"mode": "screens"})["screen"], "whoever asks for screens gets them"
+    random = session.act("next", "joe", {"mode": "one"})["picture"]
+    assert (random["number"], random["sampled"], random["folder"]) == (pictures[0].number, RANDOM, None)
+    session.act("leave", "joe", {})
+    assert say(session, doubted[0].number, "five", "ann")["picture"]["number"] == doubted[2].number
+    again = session.act("undo", "ann", {})["picture"]
+    assert again["number"] == doubted[0].number and again["folder"]
+    say(session, doubted[0].number, "five", "ann")
+    say(session, doubted[1].number, "six", "bob")
+    after = say(session, doubted[2].number, "six", "ann")["picture"]
+    assert (after["number"], after["sampled"]) == (pictures[1].number, RANDOM), "bob's page shows the first one"
+    assert {one.sampled for one in session.answers.values()} == {FOLDER}
+    assert not any(one.measures for one in session.answers.values())
+    for picture in pictures[:2]:
+        say(session, picture.number, "six", "ann")
+    measured = {sha256 for sha256, one in read_answers(str(folder)).items() if one.measures}
+    assert measured == {picture.sha256 for picture in pictures[:3]}, "the third one's turn has come"
 
 
 def test_a_known_picture_under_a_wrong_label_tells_how_many_are_overlooked(review, folder):
