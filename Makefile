@@ -126,7 +126,7 @@ test-labels: build/labels/installed  ## Run the recipes for labelling tools with
 
 .PHONY: test-triton
 test-triton: build/triton/installed  ## Run the tests of what is printed beside triton, which torch for CUDA brings
-	@PYTHONPATH=$(CURDIR) REQUIRE_TRITON=1 build/triton/bin/python -m pytest tests/release/test_beside_triton.py
+	@PYTHONPATH=$(CURDIR) REQUIRE_TRITON=1 build/triton/bin/python -m pytest -m "slow or not slow" tests/release/test_beside_triton.py
 
 # An environment of its own with the lowest version of each dependency that pyproject.toml allows; the test tools, and what the
 # dependencies need themselves, are the newest. On Python 3.11: the oldest versions have no wheels for newer ones.

@@ -52,7 +52,7 @@ RATES = [lambda rank: 0.06, lambda rank: 0.3 * (1 - rank) ** 2, lambda rank: np.
 
 @pytest.mark.parametrize("promise", [SET, ACCEPTED])
 @pytest.mark.parametrize("rate", RATES, ids=["the same everywhere", "falling", "a bad part"])
-@pytest.mark.parametrize("sure", [0.0, 0.5])
+@pytest.mark.parametrize("sure", [0.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_the_promise_is_kept_at_every_look_also_where_the_surest_are_answered_by_class(rate, promise, sure):
     """Broken at one of 16 looks at least in 5% of the draws at most; 60 draws leave room for chance."""
     broken = 0

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import must
@@ -14,6 +15,7 @@ from tests.api.conftest import adapt, write_photos
 from tests.data.image.test_levels import camera
 
 
+@pytest.mark.slow
 def test_12_bits_in_16_are_seen_as_8_bits_are(tmp_path):
     photos = sorted(write_photos(tmp_path / "photos", range(60)).iterdir())
     plain = adapt(tmp_path, test_images="", train="no")

@@ -274,6 +274,7 @@ def test_an_image_of_none_of_the_classes_has_no_label_and_answers_on_screens_mea
     assert selection(tmp_path).measured is None and selection(tmp_path).alpha == 1
 
 
+@pytest.mark.slow
 def test_images_like_those_of_none_of_the_classes_get_no_class_in_every_output(digits, many, drawn, tmp_path, capsys):
     """Threes are none of the classes for the person who answers."""
     pictures = drawn[:90]

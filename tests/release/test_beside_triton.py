@@ -21,6 +21,7 @@ def run(*words, cwd):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_a_command_that_ends_well_and_one_that_fails(digits, pictures, tmp_path):
     image, _ = pictures[0]
     (found,) = must.load(digits.adapted)([str(image)])

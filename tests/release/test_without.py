@@ -79,6 +79,7 @@ def test_what_works_on_unix_alone_says_so(tmp_path):
     assert done.returncode == 2 and "Linux or macOS" in done.stderr and "pip install" not in done.stderr
 
 
+@pytest.mark.slow
 def test_answers_in_a_table_are_taken_without_the_packages_of_a_server(digits, tmp_path):
     name = ShardReader(digits.shards, "train").description(0)["source"]
     (tmp_path / "answers.csv").write_text(f"image,class\n{name},one\n")
