@@ -190,13 +190,14 @@ def complete_from_record(values: dict[str, Any]) -> dict[str, Any]:
     """The values of `must adapt`, completed by those of the call that made WORK, where no others are given: if its
     images are WORK, or its output is WORK and no classes are given.
 
-    Raises UserError: the images of that call cannot be found again."""
+    Raises UserError: there is no such folder, or the images of that call cannot be found again."""
     again = "output" in values and "classes" not in values
     work = values.get("output" if again else "images")
     if not isinstance(work, str | os.PathLike) or "://" in os.fspath(work) or ("output" in values and not again):
         return values
     record = Path(work, RECORD_FILE)
     if not record.is_file():
+        require("classes" in values or again or record.parent.exists(), f"{work}: there is no such folder")
         return values
     words = storage.read_json(str(record), "WORK").get(WORDS) or {}
     completed = words | values

@@ -224,7 +224,8 @@ const onward = (name, label) => turn(async () => {
 const finish = async () => {
   const reply = await ask("end"), { finished, answers, of } = reply.state;
   const besides = reply.state.unsure ? `, but for ${reply.state.unsure.toLocaleString("en")} that you could not tell` : "";
-  const title = finished ? `Finished${besides}` : answers < of ? "Result so far" : "All pictures are answered.";
+  const all = !finished && answers >= of;
+  const title = finished ? `Finished${besides}` : all ? `All pictures are answered${besides}.` : "Result so far";
   bar(reply.state);
   look("done");
   $("end").textContent = title;
@@ -255,7 +256,7 @@ const finish = async () => {
   $("changed").textContent = !reply.state.answers ? "" : `${counted(reply.relabelled, "picture")} got another label from you than from the model.${reply.changed ? ` With ${counted(reply.changed[0], "answer")}, ${counted(reply.changed[1], "label")} of other pictures changed.` : ""}`;
   $("type-next").hidden = !reply.commands.length;
   $("commands").replaceChildren(...reply.commands.map((textContent) => make("pre", { textContent })));
-  $("back").hidden = title === "All pictures are answered.";
+  $("back").hidden = all;
   $("back-text").textContent = finished ? "answer more pictures" : "back to the pictures";
 };
 

@@ -25,6 +25,7 @@ PLAN = "plan --shards work/shards --classifier work/classifier.safetensors"
 EXPORT = "export work --output new --to open_clip"
 PROMOTE = "promote work --registry reg --name digits"
 LINES = f"""
+adapt wrok                                                                   | wrok: there is no such folder
 adapt fotos --classes classes.txt --model model --output work                | --images fotos: there is no such folder or file
 adapt photos more --classes classes.txt --model model --output work          | more: unexpected; write a value after its flag
 adapt photos --classes clases.txt --model model --output work                | --classes clases.txt: no such file
