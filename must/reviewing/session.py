@@ -53,11 +53,10 @@ class Session:
         self.path, self.who, self.clock = Path(folder) / ANSWERS_FILE, who, clock
         self.commands, self.change = list[str](), dict[str, str]()  # what to type next; as of `describe_change`
         self.misplaced = dict[str, tuple[str, str]]()  # as of `read_misplaced`
-        self.lock = threading.Lock()
         self.shown: dict[str, tuple[str, float]] = {}  # sha256 -> (page, time until which it is reserved)
         self.offered: dict[str, str] = {}  # sha256 -> how its picture was chosen
         self.checks: dict[str, int] = {}  # page -> number of a known picture under a wrong label on its screen
-        self.screens = 0  # that were answered
+        self.lock, self.screens = threading.Lock(), 0  # screens that were answered
         self.pictures: dict[int, Picture] = {}  # of this review and of those before, which pages may still show
         self.set_review(review, effect)
         self.browsers: dict[str, str] = {}  # time of answers in this run -> the browser that gave them
@@ -220,9 +219,8 @@ class Session:
         classes, asked = self.review.classes, request.get("label")
         require(asked is None or asked in classes, "there is no such class")
         left = self.left if asked is None else None
-        free = self.review.pictures if left is None else left
         taken = taken.union(self.last)
-        free = [picture for picture in free if picture.sha256 not in taken]
+        free = [picture for picture in (self.review.pictures if left is None else left) if picture.sha256 not in taken]
         labels = {picture.number: self.find_label(picture) for picture in free}
         counts = Counter(label for label, _ in labels.values() if label != NO_CLASS)
         if not counts:
@@ -263,8 +261,7 @@ class Session:
 
     def describe(self, picture: Picture) -> dict[str, Any]:
         """A picture, and how it was chosen. `likely`: with many classes, the names to begin the list with, in the order
-        of the classes, which does not hint at any model's prediction. `folder`: of one that seems to lie in the wrong
-        one, its name, and the class that the picture seems to have."""
+        of the classes, which hints at no model's prediction. `folder`: where it is wrong, as of `read_misplaced`."""
         classes, answer = self.review.classes, self.answers.get(picture.sha256)
         sampled = self.how_sampled(picture.sha256)
         return {
@@ -277,11 +274,10 @@ class Session:
         }
 
     def answer(self, page: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Writes answers to the disk.
-
-        `request`: `number` of the picture that was shown alone, `kind`, one of ANSWER_KINDS, and `label`; or `screen`:
-        [[kind, label, numbers], ...] of all pictures of a screen, whose label is `right`; where the picture under a
-        wrong label was left so, nothing is written, and `missed` is its number."""
+        """Writes answers to the disk. `request`: `number` of the picture that was shown alone, `kind`, one of
+        ANSWER_KINDS, and `label`; or `screen`: [[kind, label, numbers], ...] of all pictures of a screen, whose label
+        is `right`; where the picture under a wrong label was left so, nothing is written, and `missed` is its number.
+        """
         screen, new, last = request.get("screen"), dict[str, Answer](), self.last
         alone = [[request.get("kind"), request.get("label"), [request.get("number")]]]
         now, (browser, who) = datetime.now(UTC).isoformat(timespec="microseconds"), self.sender(page, request)

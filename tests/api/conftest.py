@@ -4,11 +4,13 @@ import hashlib
 import json
 import shutil
 from functools import cache
+from typing import Any
 
 import pytest
 
 import must
 from must.answers.population import record_population, shorten
+from must.api import adapt as adapt_module
 from must.api.demo import CLASSES, TEMPLATES, find_assets, load_digits
 from must.data.format import load_index, read_hashes
 from tests.once import made_once
@@ -84,3 +86,12 @@ def monday():
 def place(monday, tmp_path):
     shutil.copytree(monday, tmp_path / "place")  # with the files' times
     return tmp_path / "place"
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The stages that `must.adapt` runs, in order."""
+    module: Any = adapt_module
+    names, run = [], module.run
+    monkeypatch.setattr(module, "run", lambda name, **values: names.append(name) or run(name, **values))
+    return names

@@ -1,5 +1,6 @@
 """A review of the digits, and a folder of its own for each test."""
 
+import json
 import shutil
 
 import pytest
@@ -17,6 +18,16 @@ def config_at(folder, **more):
     made = digits()
     places = {"model": made.adapted, "baseline": made.classifier, "shards": made.shards, "output": str(folder)}
     return ReviewConfig(**places, workers=0, device="cpu", **more)
+
+
+def reader_of(review):
+    return ShardReader(digits().shards, review.split)
+
+
+def join_lines(folder):
+    """The answers' lines."""
+    lines = map(json.loads, (folder / "answers.jsonl").read_text().splitlines())
+    return [line for line in lines if "classes" not in line]
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The page of `must review` in a real browser: Chromium without a window, driven by Playwright."""
 
 import importlib.util
-import json
 import os
 import shutil
 import threading
@@ -10,14 +9,12 @@ import pytest
 import uvicorn
 
 from must.answers.answers_file import append
-from must.data.reader import ShardReader
 from must.reviewing.page import App
 from must.reviewing.prepare import AnswerEffect
 from must.reviewing.session import Session
 from must.serving.serve import format_url, listen
 from tests.common import ROOT
-from tests.evaluation.digits import digits
-from tests.reviewing.conftest import config_at, labels_of
+from tests.reviewing.conftest import config_at, join_lines, labels_of, reader_of
 
 AXE = ROOT / "build/axe/node_modules/axe-core/axe.min.js"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -89,10 +86,6 @@ def visit(chromium):
     assert not raised
 
 
-def reader_of(review):
-    return ShardReader(digits().shards, review.split)
-
-
 def visit_again(page, url):
     """A new tab of the same browser, after the first one was closed."""
     new = page.context.new_page()
@@ -101,12 +94,6 @@ def visit_again(page, url):
     new.wait_for_timeout(1_000)  # the tab's last message, that it is closed, arrives
     new.goto(url)
     return new
-
-
-def join_lines(folder):
-    """The answers' lines."""
-    lines = map(json.loads, (folder / "answers.jsonl").read_text().splitlines())
-    return [line for line in lines if "classes" not in line]
 
 
 def ready(page):
