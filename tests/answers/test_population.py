@@ -64,6 +64,7 @@ def test_cohorts_with_as_large_a_share_of_answers_are_measured_together(sizes, a
     assert choose_measured(drawn, np.array(sizes[:1]), 59)[0].max() < len(sizes), "of a population without the others"
 
 
+@pytest.mark.slow
 def test_the_promise_holds_where_later_images_are_harder():
     """500 images, 300 answers; then 5,000 harder ones, and 300 answers about images drawn from all."""
     generator, runs = np.random.default_rng(0), 200

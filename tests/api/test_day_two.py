@@ -156,6 +156,7 @@ def test_a_call_says_in_few_lines_what_a_user_asks(place, capsys):
     assert "64 dimensions" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_work_alone_brings_all_that_is_in_it_up_to_date(place, ran, monkeypatch, capsys):
     """With the words of the last call; and it says which export is of the model before."""
     monkeypatch.chdir(place)

@@ -185,7 +185,7 @@ def test_a_second_run_completes_its_own_folder_and_keeps_what_was_changed(tmp_pa
     assert "classes.yaml: is kept, because it was changed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("played", ["a picture", "a name"])
+@pytest.mark.parametrize("played", [pytest.param("a picture", marks=pytest.mark.slow), "a name"])
 def test_quickstart_goes_on_where_its_folder_was_played_with(tmp_path, monkeypatch, capsys, played):
     """Without the truth, which it no longer knows."""
     seen = []

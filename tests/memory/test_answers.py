@@ -199,6 +199,7 @@ def test_pictures_that_are_answered_on_screens_enter_the_test_as_right_ones(digi
     assert found["accepted"] < summary["accepted"]["accepted"]
 
 
+@pytest.mark.slow
 def test_labels_that_can_be_accepted_are_marked(digits, many, drawn, tmp_path, capsys):
     pictures = drawn[:240]
     answers = answered(tmp_path / "review", pictures, shards=many[0])

@@ -258,6 +258,7 @@ def test_a_run_that_another_one_overtook_is_not_tried_again_and_nothing_is_calle
     assert "another run promoted meanwhile. Run again" in page and "wrong input" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bucket_server", ["s3"], indirect=True)
 def test_keys_that_are_refused_for_a_while_cost_no_try_no_note_and_no_page(bucket_server, retries, monkeypatch):
     """Three requests of four are refused, the notes' and the page's too; the first look at a run waits for none."""

@@ -53,6 +53,7 @@ def test_bundle_images_and_table_in_a_bucket_that_fails_now_and_then(digits, buc
         predict(PredictConfig(model=f"{bucket_server.uri}/adapted", images=["-"]))
 
 
+@pytest.mark.slow
 def test_a_bundle_abstains_on_the_images_on_which_its_onnx_file_does(digits, tmp_path):
     """By labels in the report of WORK, or else by answers in the bundle, or else never."""
     work, images = tmp_path / "work", [str(digits.images / "test")]

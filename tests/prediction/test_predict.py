@@ -226,6 +226,7 @@ def test_wrong_parameters_are_one_line(exported, tmp_path):
     assert not (tmp_path / "out.csv").exists()
 
 
+@pytest.mark.slow
 def test_abstaining_is_said_everywhere(exported, digits, tmp_path, capsys):
     model, images = onnx.load(exported[1] / "model.onnx"), [str(digits.images / "test")]
     model.metadata_props.add(key=ABSTENTION, value=json.dumps({"threshold": 0.8, "by": "labels"}))

@@ -88,6 +88,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(digits, uninterrup
     assert [line["step"] for line in lines] == list(range(1, STEPS, 2))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_in_another_folder_with_its_whole_log(digits, uninterrupted, tmp_path):
     """A pod that is tried again starts with an empty disk: only the checkpoints are left."""
     output = tmp_path / "first"
