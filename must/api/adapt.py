@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 
 from must.api.inputs import (
+    FOLDER_NAMES,
     ImageSource,
+    describe_folders,
     fingerprint_source,
     identify_model,
     read_classes,
@@ -87,7 +89,7 @@ def adapt(config: AdaptConfig) -> Adapted:
     if config.rename:
         config = replace(config, rename={compose(old): compose(new) for old, new in config.rename.items()})
         config = replace(config, classes=rename_classes(config.classes, config.rename, named_by))
-    named = read_classes(config.classes, named_by)
+    named = read_classes(config.classes, named_by, config.output)
     with open_work(work, config.again) as scratch, spoken_by("must.api", config.verbose) as lines:
         source = to_source(config.images, scratch)
         found = fingerprint_source(source, "--images", config.output, FEWEST_IMAGES)
@@ -98,6 +100,8 @@ def adapt(config: AdaptConfig) -> Adapted:
         pack = loaders | {"max_rejected": config.max_rejected}
         try:
             if not state.find(MODELS):
+                if isinstance(config.classes, str) and config.classes == FOLDER_NAMES:
+                    logger.info(describe_folders(named.names))
                 make_classifier(state, named.file, named.content, clip | {"device": config.device})
             if config.test_images:
                 pack_test(state, config.test_images, named.list_names, pack)

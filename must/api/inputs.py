@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from PIL import Image
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import require
-from must.base.text import compose
+from must.base.text import compose, make_printable
 from must.data.format import parse_hashes
 from must.data.image.decode import decode, identify, read_orientation, rotate_upright
 from must.data.image.preprocess import Levels, is_transparent, to_rgb
@@ -30,6 +30,8 @@ ACCEPTED = (
 )
 MANIFEST, FOLDER = "images.jsonl", "images"  # as images of a program are written
 FOLDER_NAMES = "folders"  # the value of `classes` for the names of the folders of images
+MOST_SHOWN = 20  # names of folders
+PARTS_OF_A_SET = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}  # in small letters
 
 
 class ImageSource(NamedTuple):
@@ -194,10 +196,10 @@ class ClassNames(NamedTuple):
         return self.names or load_class_set(self.file).names
 
 
-def read_classes(classes: Any, images: Any = "") -> ClassNames:
-    """`images`: for FOLDER_NAMES."""
+def read_classes(classes: Any, images: Any = "", exclude: str = "") -> ClassNames:
+    """`images`, `exclude`: for FOLDER_NAMES."""
     if isinstance(classes, str) and classes == FOLDER_NAMES:
-        classes = list_folder_names(images)
+        classes = list_folder_names(images, exclude)
     if isinstance(classes, str | os.PathLike):
         file = os.fspath(classes)
         if file == BUNDLED_SET:
@@ -227,8 +229,10 @@ def rename_classes(classes: Any, rename: dict[str, str], images: Any) -> Any:
     elif isinstance(named, list | tuple):
         named = list(dict.fromkeys(map(find, named)))
     elif isinstance(classes, str | os.PathLike):
-        old = set(rename) & set(read_classes(classes, images).list_names())
-        require(not old, f"--rename: {classes} names {min(old, default='')!r}; write its new name there, too")
+        old = min(set(rename) & set(read_classes(classes, images).list_names()), default="")
+        folder = f"the folder {old!r} has the old name; rename it, too, to {rename.get(old)!r}"
+        file = f"{classes} names {old!r}; write its new name there, too"
+        require(not old, f"--rename: {folder if classes == FOLDER_NAMES else file}")
     return named
 
 
@@ -247,15 +251,32 @@ def make_entries(classes: Any) -> list[Any]:
     return convert_scalars(classes)
 
 
-def list_folder_names(images: Any) -> list[str]:
-    """The names of the folders in a folder of images, for classes="folders"."""
-    path = isinstance(images, str | os.PathLike) and not storage.is_remote(os.fspath(images))
-    require(path and Path(images).is_dir(), f"classes {FOLDER_NAMES}: the images must be a folder on this machine")
-    names = sorted(entry.name for entry in Path(images).iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def list_folder_names(images: Any, exclude: str = "") -> list[str]:
+    """The names of the folders in a folder of images, for classes="folders". `exclude`: a folder that is none."""
+    here = isinstance(images, str | os.PathLike) and not storage.is_remote(os.fspath(images))
+    what = f"{os.fspath(images)} is none" if here else "a list, or the URI of a bucket, is none"
+    require(here and Path(images).is_dir(), f"classes {FOLDER_NAMES}: needs a folder on this machine; {what}")
+    output = Path(exclude).resolve() if exclude else None
+    found = (entry for entry in Path(images).iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = sorted(entry for entry in found if entry.resolve() != output)
+    names = [folder.name for folder in folders]
+    holders = [folder for folder in folders if any(entry.is_dir() for entry in folder.iterdir())]
+    inner = f"; if the classes are the folders in {holders[0]}, give that one" if holders else ""
     require(
-        len(names) > 1, f"classes {FOLDER_NAMES}: {images} needs two folders at least, each with the name of a class"
+        len(names) > 1,
+        f"classes {FOLDER_NAMES}: {images} needs two folders at least, each with the name of a class{inner}",
+    )
+    require(
+        holders != folders or not {name.lower() for name in names} <= PARTS_OF_A_SET,
+        f"classes {FOLDER_NAMES}: {', '.join(names)} are parts of a data set, and no classes; give one of them "
+        f"({folders[0]}), or the names of the classes (cat,dog,horse)",
     )
     return names
+
+
+def describe_folders(names: Sequence[str]) -> str:
+    more = f", and {len(names) - MOST_SHOWN:,} more" if len(names) > MOST_SHOWN else ""
+    return make_printable(f"{len(names):,} classes, named as the folders: {', '.join(names[:MOST_SHOWN])}{more}")
 
 
 def convert_scalars(value: Any) -> Any:

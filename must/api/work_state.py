@@ -249,9 +249,7 @@ class WorkState:
         selection = load_description(str(self.work / BUNDLE)).provenance.selection
         accepted, misplaced = (refined["accepted"] or {}).get("text", ""), ""
         if folders := refined.get("folders"):
-            place = shorten_path(str(self.work))
-            first = f"; `must review {shlex.quote(place)}` shows them first" if folders["asked"] else ""
-            misplaced = f"{folders['text']}: {place}/{LABELS}/{FOLDERS_FILE}{first}"
+            misplaced = describe_misplaced(folders, shorten_path(str(self.work)))
         metrics = read_metrics(str(self.work / REPORT / METRICS_FILE))
         verdict = state_verdict(metrics)
         unknown = verdict.tone == "open" and refined["changed"] and not (refined["answers"] or metrics.labelled)
@@ -267,6 +265,16 @@ class WorkState:
         """Writes README.md, unless somebody has changed it."""
         if not (guide := self.work / "README.md").exists():
             storage.write_bytes(str(guide), GUIDE.encode())
+
+
+def describe_misplaced(folders: dict[str, Any], place: str) -> str:
+    """`folders`: as in refined.json; `place`: WORK."""
+    named, text = folders["wrong"] - folders["asked"], folders["text"]
+    if not folders["wrong"]:
+        return f"{text}, as far as the model can tell the classes apart"
+    text += f", {named:,} of them by answers" if named else ""
+    shown = f"; `must review {shlex.quote(place)}` shows {'the others' if named else 'them'} first"
+    return f"{text}: {place}/{LABELS}/{FOLDERS_FILE}{shown if folders['asked'] else ''}"
 
 
 def describe_images(shards: Path) -> str:

@@ -58,6 +58,8 @@ def find_misplaced(
     places = np.flatnonzero(folders != OPEN)
     if not len(places):
         return None
+    others = len(folders) - len(places)
+    left_out = f" (not checked: {others:,} in no folder of a class)" if others else ""
     rows, folders, given = rows[places], folders[places], np.full(len(said), OPEN)
     given[rows[::-1]] = folders[::-1]  # the first one's, if copies lie in several
     given = np.where(said >= NO_CLASS, said, given)
@@ -74,6 +76,7 @@ def find_misplaced(
     for one, place in zip(wrong, places[wrong], strict=True):
         named = cells[folders[one]], cells[label[one]], f"{sure[one]:.6f}", people[place]
         table.append([escape_cell(names[place]), *named])
-    text = f"{len(wrong):,} of {pluralize(len(places), 'picture')} seem{'' if len(wrong) != 1 else 's'} to lie"
-    summary = {"wrong": len(wrong), "asked": int((~answered[wrong]).sum()), "text": f"{text} in the wrong folder"}
+    seem = "seems" if len(wrong) == 1 else "seem"
+    text = f"{len(wrong):,} of {pluralize(len(places), 'picture')} {seem} to lie in the wrong folder{left_out}"
+    summary = {"wrong": len(wrong), "asked": int((~answered[wrong]).sum()), "text": text}
     return summary, format_csv(table)

@@ -18,6 +18,7 @@ from must.api import cli
 from must.api.demo import CLASSES, find_assets
 from must.api.inputs import (
     convert_image,
+    describe_folders,
     list_folder_names,
     make_entries,
     read_classes,
@@ -162,6 +163,33 @@ def test_class_names_from_folder_names(digits, tmp_path):
             must.adapt(images, classes="folders", output=tmp_path / "work")
 
 
+def make_folders(root, *names):
+    for name in names:
+        (root / name).mkdir(parents=True)
+    return root
+
+
+def test_the_output_among_the_folders_is_no_class(tmp_path):
+    images = make_folders(tmp_path, "cat", "dog", "work", ".cache")
+    assert list_folder_names(images, str(images / "work")) == ["cat", "dog"]
+    assert list_folder_names(f"{images}/", str(images / "cat" / "work")) == ["cat", "dog", "work"]
+
+
+def test_folders_of_a_train_and_a_test_part_are_no_classes(tmp_path):
+    images = make_folders(tmp_path / "parts", "Train/cat", "Train/dog", "val/cat")
+    with one_line(f"^classes folders: Train, val are parts of a data set, and no classes; give .*{images / 'Train'}"):
+        list_folder_names(images)
+    assert list_folder_names(make_folders(tmp_path / "vehicles", "train", "test")) == ["test", "train"]
+    deep = make_folders(tmp_path / "deep", "photos/cat", "photos/dog")
+    with one_line(f"two folders at least, .*; if the classes are the folders in {deep / 'photos'}, give that one$"):
+        list_folder_names(deep)
+
+
+def test_the_names_of_folders_are_printed():
+    assert describe_folders(["a\nb", "c"]) == "2 classes, named as the folders: a?b, c"
+    assert describe_folders([str(number) for number in range(1_022)]).endswith(" 18, 19, and 1,002 more")
+
+
 def test_a_class_is_found_by_its_name_in_another_form():
     rename = {"caf\xe9": "bar", "1": "one"}
     assert rename_classes(["cafe\u0301", 1, "cow"], rename, "") == ["bar", "one", "cow"]
@@ -171,7 +199,7 @@ def test_a_class_is_found_by_its_name_in_another_form():
 def test_folders_have_the_new_name_of_a_class_already(digits):
     images = digits.images / "train"
     assert rename_classes("folders", {"eins": "one"}, images) == "folders"
-    with one_line("^--rename: folders names 'one'; write its new name there, too$"):
+    with one_line("^--rename: the folder 'one' has the old name; rename it, too, to 'eins'$"):
         rename_classes("folders", {"one": "eins"}, images)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from must.api.cli import print_next
 from must.api.run import configure as configure_stage
+from must.api.work_state import describe_misplaced
 from must.base.errors import UserError
 from must.reviewing.review import describe_change, list_commands
 from tests.zoo import put
@@ -104,3 +105,16 @@ def test_the_next_commands_name_work_as_it_was_typed(tmp_path, monkeypatch, capl
         caplog.clear()
     print_next("evaluate", configure("evaluate", {"model": "my work", "output": "o"}))
     assert caplog.messages[0].startswith("next: must gate --metrics o/metrics.json ")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "asked", "said"),
+    [
+        (3, 3, "text: my/labels/folders.csv; `must review my` shows them first"),
+        (3, 1, "text, 2 of them by answers: my/labels/folders.csv; `must review my` shows the others first"),
+        (3, 0, "text, 3 of them by answers: my/labels/folders.csv"),
+        (0, 0, "text, as far as the model can tell the classes apart"),
+    ],
+)
+def test_pictures_in_a_wrong_folder_that_somebody_named_are_told_apart(wrong, asked, said):
+    assert describe_misplaced({"wrong": wrong, "asked": asked, "text": "text"}, "my") == said

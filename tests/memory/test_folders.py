@@ -137,6 +137,15 @@ def find(pool, names, classes, said=None):
     return find_misplaced(pool, near, said, names, np.arange(len(names)), classes, ["model"] * len(names))
 
 
+def test_pictures_in_other_folders_are_counted():
+    pool, true = make_pool(120, 2)
+    names = [f"{'cat' if label else 'dog'}/{number}.png" for number, label in enumerate(true)]
+    names[:3] = ["0.png", "Cat/1.png", "unsorted/2.png"]
+    summary, _ = find(pool, names, ["cat", "dog"])
+    more = " (not checked: 3 in no folder of a class)"
+    assert summary["text"] == f"0 of 117 pictures seem to lie in the wrong folder{more}"
+
+
 def test_hostile_names_and_folders_with_few_pictures_or_none():
     pool, true = make_pool(120, 2)
     classes = ["=cmd|' calc'!A0", '<img src=x>"\n,']
