@@ -78,5 +78,8 @@ def find_misplaced(
         table.append([escape_cell(names[place]), *named])
     seem = "seems" if len(wrong) == 1 else "seem"
     text = f"{len(wrong):,} of {pluralize(len(places), 'picture')} {seem} to lie in the wrong folder{left_out}"
+    pairs = np.unique(np.stack([rows, folders]), axis=1)
+    if twice := int((np.bincount(pairs[0]) > 1).sum()):
+        text += f"; {pluralize(twice, 'picture')} with copies in the folders of two classes"
     summary = {"wrong": len(wrong), "asked": int((~answered[wrong]).sum()), "text": text}
     return summary, format_csv(table)

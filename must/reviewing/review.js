@@ -66,6 +66,7 @@ function look(name) {
   for (const [id, on] of [["to-one", "one"], ["to-screens", "screens"], ["to-done", "done"]]) on === name ? $(id).setAttribute("aria-current", "page") : $(id).removeAttribute("aria-current");
 }
 
+const WIDE = 0.2; // an interval as wide stands beside the share of right labels: after few answers
 const hundred = (part) => Math.round(100 * part);
 function bar(state) {
   const { set, labels, true: known } = state, number = (count) => count.toLocaleString("en"), width = (count) => `${100 * count / state.of}%`;
@@ -74,7 +75,8 @@ function bar(state) {
   $("set-sure").style.width = width(set ? set.sure : 0);
   const counts = set ? `${number(set.named)} named, ${number(set.sure)} sure, ${number(set.left)} left` : `${number(named)} of ${number(state.of)} named`;
   const truth = known ? ` (in truth ${hundred(known[1])}; zero-shot ${hundred(known[0])})` : "";
-  const right = labels ? `; of 100 labels ${hundred(labels[0])} are right${truth}` : state.counting ? "; …" : truth && `; of 100 labels${truth}`;
+  const within = labels && labels[2] - labels[1] > WIDE ? ` (${hundred(labels[1])} to ${hundred(labels[2])})` : "";
+  const right = labels ? `; of 100 labels ${hundred(labels[0])} are right${within}${truth}` : state.counting ? "; …" : truth && `; of 100 labels${truth}`;
   $("set").setAttribute("aria-label", counts);
   $("sentence").textContent = `${counts}${right}${state.finished ? ". Finished" : state.actions ? `. About ${counted(state.actions, "click")} to go` : ""}.`;
   $("numbers").textContent = state.text;

@@ -379,8 +379,10 @@ def describe_change(config: ReviewConfig) -> dict[str, str]:
 
 
 def list_commands(config: ReviewConfig) -> list[str]:
-    if work := find_adapted(config):
-        return [shlex.join(["must", command, work]) for command in ("adapt", "sort", "export")]
+    if work := find_adapted(config):  # what lies in folders of classes is not sorted by the model's labels
+        in_folders = Path(work, PARTS["labels"].path, FOLDERS_FILE).exists()
+        commands = ("adapt", "export") if in_folders else ("adapt", "sort", "export")
+        return [shlex.join(["must", command, work]) for command in commands]
     if work := find_work(RefineConfig, {"model": config.model, "shards": config.shards}):
         return [shlex.join(["must", "refine", work, "--answers", config.output])]
     model, baseline, shards, output = map(shlex.quote, (config.model, config.baseline, config.shards, config.output))

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from must.api import adapt as adapt_module
+from must.api.run import configure
 from must.base import storage
+from must.reviewing.review import list_commands
 from tests.api.conftest import MORE, PHOTOS, adapt, checksums, label_of, labels, weights, write_photos
 from tests.common import read_csv
 from tests.forked import CONTEXT
@@ -131,6 +133,8 @@ def test_photos_in_the_wrong_folder_are_counted_once_and_again_after_a_kill_and_
         f"{len(listed)} of 100 pictures seem to lie in the wrong folder: {file}; `must review {file.parents[1]}`"
         in said
     )
+    commands = list_commands(configure("review", {"model": str(tmp_path / "work")}))
+    assert [command.split()[1] for command in commands] == ["adapt", "export"]  # the folders are better than the labels
     before = checksums(tmp_path / "work")
     adapt(tmp_path, **IN_FOLDERS)
     assert "nothing has changed" in "".join(capsys.readouterr()) and checksums(tmp_path / "work") == before
@@ -142,3 +146,7 @@ def test_photos_in_the_wrong_folder_are_counted_once_and_again_after_a_kill_and_
     assert len(listed) - 2 == len(read_csv(file)) and f"{len(listed) - 2} of 100 pictures" in "".join(
         capsys.readouterr()
     )
+    other = "one" if label_of(0) != "one" else "two"
+    shutil.copy(tmp_path / "photos" / label_of(0) / "IMG_0000.png", tmp_path / "photos" / other)
+    adapt(tmp_path, **IN_FOLDERS)
+    assert "; 1 picture with copies in the folders of two classes: " in "".join(capsys.readouterr())

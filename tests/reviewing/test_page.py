@@ -267,6 +267,12 @@ def test_the_end_says_what_came_of_the_answers(review, folder, images, serve, vi
     shown(page, review.pictures[12].number)
 
 
+def test_after_few_answers_their_interval_stands_beside_the_share(place, visit):
+    (page := visit(place[0])).wait_for_function("() => !busy")
+    page.evaluate("bar({ set: null, labels: [1, 0.57, 1], answers: 5, of: 100, text: '', problem: '', recent: [] })")
+    expect(page.locator("#sentence")).to_have_text("5 of 100 named; of 100 labels 100 are right (57 to 100).")
+
+
 def test_a_set_that_is_finished_ends_and_can_be_gone_on_with(review, folder, images, serve, visit):
     effect, labels = AnswerEffect(config_at(folder), images), labels_of(review)
     lines = [{"sha256": p.sha256, "label": labels[p.sha256], "sampled": "random"} for p in review.pictures]
