@@ -59,7 +59,7 @@ def find_misplaced(
     if not len(places):
         return None
     others = len(folders) - len(places)
-    left_out = f" (not checked: {others:,} in no folder of a class)" if others else ""
+    notes = [f"not checked: {others:,} in no folder of a class"] if others else []
     rows, folders, given = rows[places], folders[places], np.full(len(said), OPEN)
     given[rows[::-1]] = folders[::-1]  # the first one's, if copies lie in several
     given = np.where(said >= NO_CLASS, said, given)
@@ -77,9 +77,10 @@ def find_misplaced(
         named = cells[folders[one]], cells[label[one]], f"{sure[one]:.6f}", people[place]
         table.append([escape_cell(names[place]), *named])
     seem = "seems" if len(wrong) == 1 else "seem"
-    text = f"{len(wrong):,} of {pluralize(len(places), 'picture')} {seem} to lie in the wrong folder{left_out}"
     pairs = np.unique(np.stack([rows, folders]), axis=1)
     if twice := int((np.bincount(pairs[0]) > 1).sum()):
-        text += f"; {pluralize(twice, 'picture')} with copies in the folders of two classes"
+        notes.append(f"{pluralize(twice, 'picture')} with copies in the folders of two classes")
+    text = f"{len(wrong):,} of {pluralize(len(places), 'picture')} {seem} to lie in the wrong folder"
+    text += f" ({'; '.join(notes)})" if notes else ""
     summary = {"wrong": len(wrong), "asked": int((~answered[wrong]).sum()), "text": text}
     return summary, format_csv(table)

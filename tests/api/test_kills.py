@@ -149,4 +149,4 @@ def test_photos_in_the_wrong_folder_are_counted_once_and_again_after_a_kill_and_
     other = "one" if label_of(0) != "one" else "two"
     shutil.copy(tmp_path / "photos" / label_of(0) / "IMG_0000.png", tmp_path / "photos" / other)
     adapt(tmp_path, **IN_FOLDERS)
-    assert "; 1 picture with copies in the folders of two classes: " in "".join(capsys.readouterr())
+    assert "wrong folder (1 picture with copies in the folders of two classes): " in "".join(capsys.readouterr())
