@@ -18,7 +18,7 @@ from must.data.reader import open_reader
 from must.evaluation.gate import state_verdict
 from must.evaluation.metrics import Samples, Scores, measure, read_samples, score
 from must.evaluation.report import render_report
-from must.evaluation.result import Data, Metrics, ModelRecord, RefinedLabels, make_text_table, write_metrics
+from must.evaluation.result import Against, Data, Metrics, ModelRecord, RefinedLabels, make_text_table, write_metrics
 from must.memory.features import Features, hash_tower, read_features
 from must.model.bundle import Bundle, load_bundle, make_zero_shot_bundle
 from must.model.classifier import load_text_classifier
@@ -57,9 +57,10 @@ def write_report(
     features: list[Features], index: Index, device: torch.device,
 ) -> Metrics:  # fmt: skip
     """Computes all numbers and writes all files. `features`: of the model, and of the baseline."""
-    description, name = bundle.description, "none"
+    description = bundle.description
+    against: Against = "none"
     if baseline:
-        name = "baseline" if baseline.description.provenance else "zero-shot"
+        against = "baseline" if baseline.description.provenance else "zero-shot"
     samples = samples.only(features[0].find_rows()[0])
     after = score(bundle.model, bundle.memory, features[0], samples.labels, device)
     tower = score(bundle.model, None, features[0], samples.labels, device) if bundle.memory else None
@@ -70,7 +71,7 @@ def write_report(
     metrics = replace(
         measure(samples, after, before, tower, description.classes),
         abstention=choose_abstention(config.risk, after.confidence[labelled], correct, named=after.named[labelled]),
-        baseline_name=name,
+        baseline_name=against,
         model=ModelRecord(
             config.model, description.backbone, description.pretrained, description.logit_factor,
             description.must_version, description.weights_sha256, description.provenance.to_dict(),

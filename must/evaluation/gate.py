@@ -16,7 +16,7 @@ from must.base.errors import UserError
 from must.base.parameters import make_record
 from must.base.text import pluralize
 from must.config import GateConfig
-from must.evaluation.result import Metrics, read_metrics
+from must.evaluation.result import Against, Metrics, read_metrics
 from must.model.description import CheckResult, Selection, load_description, require_same_model
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def gate(config: GateConfig) -> Decision:
 def automatic_gate(metrics: Metrics, config: GateConfig) -> Decision:
     """The labels decide if there are enough, else people's answers if they decide it or are many, and measure at least
     half of the images, else the label-free gate."""
-    compares = metrics.baseline_name.endswith("zero-shot")
+    compares = metrics.baseline_name == "zero-shot"
     if metrics.adapted and metrics.baseline and metrics.labelled >= config.min_images:
         return labelled_gate(metrics, config)
     selection = metrics.model.selection
@@ -108,15 +108,15 @@ def label_free_gate(metrics: Metrics, config: GateConfig, unknown: str = NO_LABE
         raise UserError("the label-free gate compares with zero-shot: give `must evaluate` a --baseline")
     if compared.agreement < 1:
         return decide("label-free", *check_rules(compared.check, metrics.model.selection, name, unknown))
-    if name.endswith("zero-shot"):
+    if name == "zero-shot":
         return decide("label-free", (True, "zero-shot is kept: no image changes class"), outcome="kept at zero-shot")
     return decide("label-free", (False, f"no image changes its class against the {name}: there is nothing to promote"))
 
 
-def check_rules(check: CheckResult, selection: Selection | None, name: str, unknown: str) -> list[tuple[bool, str]]:
+def check_rules(check: CheckResult, selection: Selection | None, name: Against, unknown: str) -> list[tuple[bool, str]]:
     """One failed rule per warning, or one passed rule if there are none."""
     source = "images"
-    if check.images < FEWEST_LABELS and name.endswith("zero-shot") and selection and selection.check:
+    if check.images < FEWEST_LABELS and name == "zero-shot" and selection and selection.check:
         check, source = selection.check, "training images"
     images = f"{check.images:,} {source}"
     if check.images < FEWEST_LABELS:
@@ -265,7 +265,7 @@ def state_without_labels(metrics: Metrics) -> Verdict:
         return Verdict("open", "No labels, no baseline", text, plain)
     name, check = metrics.baseline_name, compared.check
     selection = metrics.model.selection
-    measured = selection.decisive if selection and name.endswith("zero-shot") else None
+    measured = selection.decisive if selection and name == "zero-shot" else None
     text = measured.text() if measured else f"{describe_lack(metrics)}, so accuracy is unknown"
     text += f". {compared.agreement:.1%} of the images keep their class."
     if compared.agreement == 1:
@@ -280,7 +280,7 @@ def state_without_labels(metrics: Metrics) -> Verdict:
     changed = f"the model gives {count_of(1 - compared.agreement, metrics.images)} images another class than {by}"
     tell = "Whether it is better only labels can tell"
     refined = metrics.refined or {}
-    can_ask = name.endswith("zero-shot") and refined.get("named", 0) < refined.get("images", 1)
+    can_ask = name == "zero-shot" and refined.get("named", 0) < refined.get("images", 1)
     tell += "; fifty answers give a first number (must review)." if can_ask else "."
     if check is None or check.images < FEWEST_LABELS:
         changed = changed[:1].upper() + changed[1:]

@@ -8,7 +8,7 @@ import csv
 import json
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from must.answers.abstention import Abstention
 from must.base import storage
@@ -22,6 +22,8 @@ from must.model.description import CheckResult, Selection
 METRICS_FORMAT = 1  # of the file
 JSON_CONTROLS = {code: f"\\u{code:04x}" for code in range(127, 160)}  # json.dumps leaves these unescaped
 Interval = tuple[float, float]
+Against = Literal["zero-shot", "baseline", "none"]
+"""What a model is compared with: the zero-shot model, another bundle, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Metrics:
     confusion: dict[str, Any] = field(default_factory=dict)  # of the model: `pairs`, and the `matrix` or None
     bootstrap_replicates: int = 0
     abstention: Abstention | None = None
-    baseline_name: str = "zero-shot"
+    baseline_name: Against = "zero-shot"
     model: ModelRecord = field(default_factory=ModelRecord)
     data: Data = field(default_factory=Data)
     refined: dict[str, Any] | None = None
@@ -248,7 +250,7 @@ def make_text_table(metrics: Metrics) -> str:
         rows.append((f"{metrics.labelled} labelled images", *([name] if before else []), "adapted", "difference"))
         if metrics.tower:
             title = "top-1 without memory"
-            if before and not name.endswith("zero-shot"):  # another model, whose accuracy without memory is not known
+            if before and name != "zero-shot":  # another model, whose accuracy without memory is not known
                 rows.append((title, NOTHING, format_percent(metrics.tower.top1)))
             else:
                 rows.append(make_metric_row(title, before.top1 if before else None, metrics.tower.top1, None))

@@ -126,9 +126,11 @@ def test_labels_below_the_limit_do_not_decide():
 
 
 @pytest.mark.parametrize("value", [float("nan"), "much", None, 10**400])
-@pytest.mark.parametrize("names", ["label_free compared check effective_after", "adapted top1", "intervals top1 0"])
+@pytest.mark.parametrize(
+    "names", ["label_free compared check effective_after", "adapted top1", "intervals top1 0", "baseline_name"]
+)
 def test_no_number_is_one_line(tmp_path, value, names):
-    """Each number of the metrics as something else."""
+    """Each number of the metrics, and what they were compared with, as something else."""
     metrics = json.loads(json.dumps(checked()))
     *path, name = names.split()
     functools.reduce(dict.__getitem__, path, metrics)[int(name) if name.isdigit() else name] = value
