@@ -13,7 +13,7 @@ from dataclasses import Field
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import must
-from must.api.run import configure, run_config
+from must.api.run import configure, run
 from must.base import storage
 from must.base.console import TO_STDERR, open_closed
 from must.base.errors import UserError
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if command == "predict" and not file and "model" not in options:
             refuse_no_model(options.get("images", []))
         config: Any = configure(command, options, file)
-        run_config(command, config)
+        run(command, config)
         if command == "evaluate" and is_first_rank():
             logger.info(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
         print_next(command, config)

@@ -153,16 +153,9 @@ def check_output(uri: str, flag: str, kind: str = "output") -> None:
     require(not is_work, f"{flag} {uri}: is a folder of `must adapt`; choose another one")
 
 
-def run(stage: str, /, **values: Any) -> Any:
-    """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default. Raises
-    what the functions at `must` do, but SystemExit for training that was stopped (75, a checkpoint is saved)."""
-    return run_config(stage, configure(stage, values))
-
-
 def configure(stage: str, values: dict[str, Any], file: str | None = None) -> StageConfig:
-    """The stage's parameters: `values` override the YAML `file`, then the paths found in WORK, then the defaults.
-
-    The preset of training is `auto` if none is named."""
+    """The stage's parameters: `values` override the YAML `file`, then the paths found in WORK, then the defaults. None
+    leaves a parameter at its default; the preset of training is `auto` if none is named."""
     config = COMMANDS[stage].config
     given = {name: value for name, value in values.items() if value is not None}
     values = complete_from_work(config, (read_yaml(config, file) if file else {}) | given)
@@ -173,16 +166,23 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
     return load(config, values)
 
 
-def run_config(stage: str, config: StageConfig, **extra: Any) -> Any:
-    """Checks the inputs, then imports and calls the stage's function, with the keywords `extra` besides."""
+def run(stage: str, config: StageConfig | None = None, /, **values: Any) -> Any:
+    """Checks a stage's inputs, imports its function, and calls it; returns what that does. Raises what the functions at
+    `must` do, but SystemExit for training that was stopped (75, a checkpoint is saved).
+
+    Args:
+        config: the parameters, of `configure`; None: `values` are the parameters, as `configure` takes them.
+        values: beside a config: what the function takes besides, such as `truth` of must review."""
     row = COMMANDS[stage]
+    if config is None:
+        config, values = configure(stage, values), {}
     preflight(config)
     try:
         with warnings.catch_warnings(), killed_workers():
             silence_pillow()
             if row.torch:
                 load_torch(stage)
-            return import_name(row.function)(config, **extra)
+            return import_name(row.function)(config, **values)
     except ModuleNotFoundError as error:  # an installation without extras, or another image
         if (error.name or "must").split(".")[0] == "must":
             raise
@@ -217,8 +217,8 @@ def make_function(name: str) -> Callable[..., Any]:
         predictions: list[Any] = []
         with resumable(name):
             if name != "predict":
-                return make_result(config, run_config(name, config))
-            counts = run_config(name, config, **({} if values.get("output") else {"take": predictions.append}))
+                return make_result(config, run(name, config))
+            counts = run(name, config, **({} if values.get("output") else {"take": predictions.append}))
             return Predicted(predictions, counts["images"], counts["unreadable"])
 
     function.__name__ = function.__qualname__ = name

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -188,8 +189,13 @@ def test_a_second_run_completes_its_own_folder_and_keeps_what_was_changed(tmp_pa
 @pytest.mark.parametrize("played", [pytest.param("a picture", marks=pytest.mark.slow), "a name"])
 def test_quickstart_goes_on_where_its_folder_was_played_with(tmp_path, monkeypatch, capsys, played):
     """Without the truth, which it no longer knows."""
-    seen = []
-    monkeypatch.setattr(demo, "run_config", lambda name, config, truth: seen.append(truth))
+    seen: list[object] = []
+    run: Callable[..., object] = vars(demo)["run"]
+
+    def without_a_page(name, *config, **values):
+        return seen.append(values["truth"]) if name == "review" else run(name, *config, **values)
+
+    monkeypatch.setattr(demo, "run", without_a_page)
     must.demo(output=tmp_path)
     if played == "a picture":
         shutil.copy(tmp_path / "images/unlabeled/00000.png", tmp_path / "images/unlabeled/mine.png")

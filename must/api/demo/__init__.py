@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from must.api.run import configure, run, run_config
+from must.api.run import configure, run
 from must.base import storage
 from must.base.console import quieted
 from must.base.parameters import require
@@ -133,7 +133,7 @@ def quickstart(config: QuickstartConfig) -> None:
             f"right classes: {before:.1%} by the CLIP alone, {now:.1%} after the pass. The page says it, too: the "
             "classes of these pictures are known. Name some:\n"
         )
-    run_config("review", configure("review", {"model": str(work)}), truth=truth if known else None)
+    run("review", configure("review", {"model": str(work)}), truth=truth if known else None)
     if not answers.exists():
         return
     logger.info("\nThe answers are given to the labels and to the model ...")
