@@ -39,14 +39,11 @@ from must.config.adapt import AdaptConfig, gather_settings
 from must.config.train import CostConfig
 from must.config.work import (
     DESCRIPTION_FILE,
-    METRICS_FILE,
     PARTS,
     RECORD_FILE,
     REFINED_FILE,
-    WRITTEN,
     complete_from_record,
     complete_from_work,
-    name_stage,
 )
 from must.table import COMMANDS, NOT_STAGES, Stage, import_name
 
@@ -60,8 +57,8 @@ def preflight(config: Any) -> None:
         kind, value = field.metadata["kind"], getattr(config, field.name)
         if value and ("output" in kind or kind == "apart"):
             check_output(value, flag(field.name), kind)
-            if kind == "output" and (own := WRITTEN.get((name_stage(type(config)), field.name))):
-                refuse_folder_of_others(value, flag(field.name), own.format(**vars(config)))
+            if kind == "output" and field.metadata["parts"]:
+                refuse_folder_of_others(value, flag(field.name), field.metadata["parts"][0].format(**vars(config)))
         elif value:
             check_input(config, kind, value, flag(field.name))
 
@@ -72,11 +69,10 @@ def check_device(device: str) -> None:
 
 
 def refuse_folder_of_others(uri: str, flag: str, own: str) -> None:
-    """Raises UserError: the folder is one that another stage has written. `own`: the stage's place in WORK."""
-    files = {"": RECORD_FILE, "report": METRICS_FILE}
-    files |= {part.path: part.marker for part in PARTS.values() if part.marker}
-    for folder, name in files.items():
-        others = folder != own and not storage.is_remote(uri) and (storage.local(uri) / name).exists()
+    """Raises UserError: the folder is one that another stage has written. `own`: the part that the stage writes."""
+    markers = {RECORD_FILE} | {part.marker for name, part in PARTS.items() if part.marker and name != own}
+    for name in sorted(markers - {PARTS[own].marker}):
+        others = not storage.is_remote(uri) and (storage.local(uri) / name).exists()
         require(not others, f"{flag} {uri}: holds {name} of another command; choose another folder")
 
 

@@ -70,11 +70,11 @@ predict --model model photos                                                 | s
 predict --model work/model/model.safetensors photos                          | give its folder, work/model
 predict --model work photos --output work/labels/predictions.csv             | work/labels holds refined.json of another command
 serve wrok                                                                   | --model wrok/model.onnx: no such file
-serve steps                                                                  | --model steps: no ONNX file of `must export` is in it; `must export steps` makes it, or name it with --model
+serve steps                                                                  | --model steps: no ONNX file is in it; `must export steps` makes it, or name it with --model
 serve --model work --registry reg --name digits                              | cannot both be given
 serve refined                                                                | was exported from another model than
 serve work --host nowhere.invalid                                            | --host nowhere.invalid
-gate work --output photos                                                    | photos: cannot be written: is a directory
+gate work --output photos                                                    | --output photos: is a folder; give a file
 gate --metrics classes.txt                                                   | --metrics classes.txt: is damaged or of another kind
 promote work --registry reg --name 'my digits'                               | use small letters
 {PROMOTE} --version ../x                                                     | use small letters
