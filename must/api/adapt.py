@@ -213,12 +213,20 @@ def make_model(state: WorkState, again: bool, common: dict[str, Any]) -> None:
         state.changed = True
         logger.info("one pass over the pictures ...")
         paths = {"classifier": classifier, "model": model, "output": labels, "answers": state.find_answers() or None}
-        run("refine", **common | paths | state.find_promise())
+        refined = run("refine", **common | paths | state.find_promise())
+        forget_towers(state.place("features"), refined["towers"])
     if again or not state.is_current("report"):
         state.changed = True
         labelled = {"shards": state.place("test"), "split": "test"} if state.keys["test_images"] else {"split": "train"}
         paths = {"model": model, "baseline": classifier, "refined": labels, "output": report}
         run("evaluate", **common | paths | labelled)
+
+
+def forget_towers(features: Path, used: list[str]) -> None:
+    """Deletes the features of image towers that neither this CLIP nor this model has: of a model that was replaced."""
+    for folder in features.iterdir():
+        if folder.name not in used:
+            remove(folder)
 
 
 def should_train(state: WorkState, config: AdaptConfig) -> bool:

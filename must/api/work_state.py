@@ -104,7 +104,7 @@ class WorkState:
             case "answers":
                 return hash_answers(self.find_answers())
             case "classifier":
-                return read_header(str(self.place("classifier"))).sha256
+                return read_header(str(self.place("classifier"))).identity
             case "shards":
                 return load_index(str(self.place("shards"))).sha256
             case "measured":
