@@ -34,15 +34,7 @@ from must.api.inputs import (
 )
 from must.api.model import Adapted
 from must.api.run import require_apart, run
-from must.api.work_state import (
-    FILES,
-    WorkState,
-    check_places,
-    describe_images,
-    hash_inputs,
-    link_or_copy,
-    remove,
-)
+from must.api.work_state import FILES, WorkState, check_places, describe_images, hash_inputs, link_or_copy, remove
 from must.base import storage
 from must.base.console import replaced, spoken_by
 from must.base.errors import UserError
@@ -89,7 +81,7 @@ def adapt(config: AdaptConfig) -> Adapted:
         classes = hash_inputs(named.key, *map(identify_model, clip.values()))
         keys = {"images": found.key, "test_images": labelled.key, "classes": classes}
         state = WorkState(work, keys, config.again)
-        with state.making():
+        try:
             if not state.find("models"):
                 make_classifier(state, config, named, clip)
             if config.test_images:
@@ -99,6 +91,9 @@ def adapt(config: AdaptConfig) -> Adapted:
             state.check_answers(named.list_names, config.rename, config.drop)
             fits, training = state.fits(), should_train(state, config)
             require(fits or training, f"output {config.output}: {OF_OTHERS}")
+        except UserError:
+            remove(state.beside)
+            raise
         state.take()
         state.rename_answers(config.rename)
         state.record(**{WORDS: record_words(vars(config))})
@@ -106,8 +101,10 @@ def adapt(config: AdaptConfig) -> Adapted:
         common = loaders | places | {"device": config.device}
         if fits:
             make_model(state, config.again, common)
+        if fits and training:
+            logger.info("labels and model are there; now training, then the same with the trained model")
         if training:
-            train_model(state, config.settings, common, fits)
+            train_model(state, config.settings, common)
             make_model(state, config.again, common)
         state.finish(config.output, lines)
     adapted = Adapted(work)
@@ -249,11 +246,8 @@ def list_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(kept, default=str))
 
 
-def train_model(state: WorkState, settings: dict[str, Any], common: dict[str, Any], fits: bool) -> None:
-    """Replaces the model by a trained one, in one step at the end. Its checkpoints are deleted then. `fits`: whether
-    the model that is replaced is of this call's classes."""
-    if fits:
-        logger.info("labels and model are there; now training, then the same with the trained model")
+def train_model(state: WorkState, settings: dict[str, Any], common: dict[str, Any]) -> None:
+    """Replaces the model by a trained one, in one step at the end. Its checkpoints are deleted then."""
     classifier, model, checkpoints = map(state.place, ("classifier", "bundle", "checkpoints"))
     key = run_key(state.compute_hash("shards"), str(classifier), list_settings(settings))
     outdate_report(str(model))

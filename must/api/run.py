@@ -12,8 +12,7 @@ import os
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -211,27 +210,21 @@ def make_function(name: str) -> Callable[..., Any]:
         values = dict(**signature.bind_partial(*given).arguments, **values)
         config = configure(name, values)
         predictions: list[Any] = []
-        with resumable(name):
-            if name != "predict":
-                return make_result(config, run(name, config))
-            counts = run(name, config, **({} if values.get("output") else {"take": predictions.append}))
-            return Predicted(predictions, counts["images"], counts["unreadable"])
+        more = {"take": predictions.append} if name == "predict" and not values.get("output") else {}
+        try:
+            output = run(name, config, **more)
+        except SystemExit as stopped:  # of training
+            reason = getattr(stopped, "reason", "stopped")
+            raise TransientError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped
+        if name == "predict":
+            return Predicted(predictions, output["images"], output["unreadable"])
+        return make_result(config, output)
 
     function.__name__ = function.__qualname__ = name
     function.__module__ = "must"  # where it is imported from, by pickle too
     function.__doc__ = make_docstring(stage)
     function.__signature__ = signature  # type: ignore[attr-defined]
     return function
-
-
-@contextmanager
-def resumable(name: str) -> Iterator[None]:
-    """A SystemExit, of training that is stopped, becomes a TransientError."""
-    try:
-        yield
-    except SystemExit as stopped:
-        reason = getattr(stopped, "reason", "stopped")
-        raise TransientError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped
 
 
 def make_signature(name: str, stage: Stage) -> inspect.Signature:

@@ -12,8 +12,7 @@ import os
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ import numpy as np
 from must.answers.answers_file import hash_answers, read_answers, rename_answers
 from must.base import storage
 from must.base.console import write_lines
-from must.base.errors import UserError
 from must.base.parameters import require
 from must.base.text import make_printable, pluralize
 from must.config import AdaptConfig
@@ -131,16 +129,6 @@ class WorkState:
         `take`, or in WORK; None if there is none."""
         places = [True] if self.again else [True, False]
         return next((self.place(part, beside=one) for one in places if self.is_current(part, beside=one)), None)
-
-    @contextmanager
-    def making(self) -> Iterator[None]:
-        """Shards, test images and classifier are made beside in this block; at its end they take their places. What is
-        beside stays after an interruption, for the next call, and goes where an input is refused."""
-        try:
-            yield
-        except UserError:
-            remove(self.beside)
-            raise
 
     def finish_part(self, part: str) -> None:
         """Writes what it was made from: then it is complete."""
