@@ -48,7 +48,8 @@ FIRST = [
         "training/test_train.py training/test_distributed.py training/test_step.py training/test_plan.py",
         # torch's exporter to ONNX
         "exporting/test_export.py exporting/test_takeaway.py exporting/test_export_memory.py prediction/test_bundle.py",
-        "training/test_kills.py",
+        # a fork server, too
+        "training/test_kills.py api/test_kills.py",
         # an S3 server, and the clients of three stores
         "base/storage/test_storage.py base/storage/test_refusals.py",
         # a `must serve`

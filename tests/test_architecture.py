@@ -56,7 +56,7 @@ demo        run
 inputs
 work_state
 sort
-model       inputs results run work_state
+model       inputs results run
 adapt       inputs model run work_state
 cli         run
 """,

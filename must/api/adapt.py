@@ -22,6 +22,7 @@ import numpy as np
 
 from must.api.inputs import (
     FOLDER_NAMES,
+    ClassNames,
     ImageSource,
     describe_folders,
     fingerprint_source,
@@ -33,26 +34,9 @@ from must.api.inputs import (
 )
 from must.api.model import Adapted
 from must.api.run import require_apart, run
-from must.api.work_state import (
-    BUNDLE,
-    FEATURES,
-    FILES,
-    LABELS,
-    MADE_FROM,
-    MODELS,
-    REPORT,
-    SHARDS,
-    TEST,
-    WorkState,
-    check_places,
-    describe_images,
-    hash_inputs,
-    link_or_copy,
-    read_value,
-    remove,
-)
+from must.api.work_state import FILES, WorkState, check_places, describe_images, hash_inputs, link_or_copy, remove
 from must.base import storage
-from must.base.console import replaced, spoken_by, write_lines
+from must.base.console import replaced, spoken_by
 from must.base.errors import UserError
 from must.base.lock import Kind, locked
 from must.base.parameters import check_names, list_parameters, require
@@ -60,7 +44,7 @@ from must.base.processes import check_processes
 from must.base.program import load_torch
 from must.base.text import close_to, compose, pluralize
 from must.config import AdaptConfig, TrainConfig
-from must.config.work import BESIDE, CHECKPOINTS, CLASSIFIER_FILE, INDEX_FILE, RECORD_FILE, WORDS, outdate_report
+from must.config.work import BESIDE, INDEX_FILE, MADE_FROM, RECORD_FILE, WORDS, outdate_report, read_value
 from must.data.format import load_index
 from must.model.hub import check_model_name
 from must.training.recipe import AUTO, RESUME_SAFE_FIELDS, find_published, run_key
@@ -73,79 +57,88 @@ CHANGEABLE = RESUME_SAFE_FIELDS - {"preset", "alpha"}  # settings that may chang
 FEWEST_IMAGES = 11  # images: each is compared with the 10 that are most similar (must/model/memory.py)
 SOURCE = "source"  # the folder in BESIDE for images that are in memory, and for a list of paths
 TRAINED = "trained"  # in adapt.json: the settings that the model was trained with
-LOG_FILE = "adapt.log"  # in WORK: all lines of the last call that made something
+OF_OTHERS = (
+    "its model is trained, of other classes or of another CLIP, and this call trains none; --train yes makes its "
+    "successor, another --output leaves it as it is"
+)
 ADAPT_LOCK = Kind("must adapt", "--output", ".adapt.lock")
 
 
 def adapt(config: AdaptConfig) -> Adapted:
-    """Makes the parts of WORK that are not up to date, in order."""
+    """Makes the parts of WORK that are not up to date, in order; PARTS (must/config/work.py) says what each is made
+    from."""
     work, wanted = Path(config.output).absolute(), parse_settings(config.settings)
-    pretrained = config.pretrained or (DEFAULT_WEIGHTS if config.model == DEFAULT_MODEL else "")
-    clip = {"model": config.model, "pretrained": pretrained}
     check_places(config)
     require_apart(work, "output")
-    check_model_name(**clip)
-    named_by = config.test_images or config.images
-    if config.rename:
-        config = replace(config, rename={compose(old): compose(new) for old, new in config.rename.items()})
-        config = replace(config, classes=rename_classes(config.classes, config.rename, named_by))
-    named = read_classes(config.classes, named_by, config.output)
+    clip = check_clip(config)
+    config, named = name_classes(config)
+    loaders = {"workers": wanted.workers if isinstance(wanted.workers, int) else None}
+    pack = loaders | {"max_rejected": config.max_rejected}
     with open_work(work, config.again) as scratch, spoken_by("must.api", config.verbose) as lines:
         source = to_source(config.images, scratch)
         found = fingerprint_source(source, "--images", config.output, FEWEST_IMAGES)
         labelled = fingerprint_source(ImageSource(config.test_images), "--test-images", config.output, 1)
-        models = hash_inputs(named.key, *map(identify_model, clip.values()))
-        state = WorkState(work, {SHARDS: found.key, TEST: labelled.key, MODELS: models}, config.again)
-        loaders = {"workers": wanted.workers if isinstance(wanted.workers, int) else None}
-        pack = loaders | {"max_rejected": config.max_rejected}
+        classes = hash_inputs(named.key, *map(identify_model, clip.values()))
+        keys = {"images": found.key, "test_images": labelled.key, "classes": classes}
+        state = WorkState(work, keys, config.again)
         try:
-            if not state.find(MODELS):
-                if isinstance(config.classes, str) and config.classes == FOLDER_NAMES:
-                    logger.info(describe_folders(named.names))
-                make_classifier(state, named.file, named.content, clip | {"device": config.device})
+            if not state.find("models"):
+                make_classifier(state, config, named, clip)
             if config.test_images:
                 pack_test(state, config.test_images, named.list_names, pack)
-            if not state.find(SHARDS):
+            if not state.find("shards"):
                 pack_images(state, source.source, found.files, pack)
             state.check_answers(named.list_names, config.rename, config.drop)
             fits, training = state.fits(), should_train(state, config)
-            require(
-                fits or training,
-                f"output {config.output}: its model is trained, of other classes or of another CLIP, and this call "
-                "trains none; --train yes makes its successor, another --output leaves it as it is",
-            )
+            require(fits or training, f"output {config.output}: {OF_OTHERS}")
         except UserError:
             remove(state.beside)
             raise
-        state.rename_answers(config.rename)
         state.take()
+        state.rename_answers(config.rename)
         state.record(**{WORDS: record_words(vars(config))})
-        common = loaders | {"device": config.device, "shards": work / SHARDS, "features": work / FEATURES}
+        places = {name: state.place(name) for name in ("shards", "features")}
+        common = loaders | places | {"device": config.device}
         if fits:
             make_model(state, config.again, common)
+        if fits and training:
+            logger.info("labels and model are there; now training, then the same with the trained model")
         if training:
-            if fits:
-                logger.info("labels and model are there; now training, then the same with the trained model")
             train_model(state, config.settings, common)
             make_model(state, config.again, common)
-        logger.info("\n".join([*state.describe(), *state.list_old_exports(config.output)]))
-        state.finish()
-        if state.changed:
-            write_lines(lines, work / LOG_FILE)
+        state.finish(config.output, lines)
     adapted = Adapted(work)
     logger.info(f"labels: {adapted.labels}\nreport: {adapted.report}\nmodel: {adapted.bundle}")
     return adapted
 
 
-def make_classifier(state: WorkState, file: str, content: bytes, model: dict[str, Any]) -> None:
-    """`file`: of the classes; "" for one with this content."""
-    for name in (CLASSIFIER_FILE, MODELS):  # of other classes
-        remove(state.beside / name)
+def check_clip(config: AdaptConfig) -> dict[str, str]:
+    """The CLIP that is adapted, as parameters of must classifier. Raises UserError: there is none of this name."""
+    pretrained = config.pretrained or (DEFAULT_WEIGHTS if config.model == DEFAULT_MODEL else "")
+    check_model_name(config.model, pretrained)
+    return {"model": config.model, "pretrained": pretrained}
+
+
+def name_classes(config: AdaptConfig) -> tuple[AdaptConfig, ClassNames]:
+    """The call with the names that classes have after --rename; and the classes."""
+    named_by = config.test_images or config.images
+    if config.rename:
+        rename = {compose(old): compose(new) for old, new in config.rename.items()}
+        config = replace(config, rename=rename, classes=rename_classes(config.classes, rename, named_by))
+    return config, read_classes(config.classes, named_by, config.output)
+
+
+def make_classifier(state: WorkState, config: AdaptConfig, named: ClassNames, clip: dict[str, str]) -> None:
+    if isinstance(config.classes, str) and config.classes == FOLDER_NAMES:
+        logger.info(describe_folders(named.names))
+    output, file = state.place("classifier", beside=True), named.file
+    for path in (output, state.place("models", beside=True)):  # of other classes
+        remove(path)
     if not file:
         file = str(state.beside / "classes.yaml")
-        storage.write_bytes(file, content)
-    run("classifier", classes=file, **model, output=state.beside / CLASSIFIER_FILE)
-    state.finish_part(MODELS)
+        storage.write_bytes(file, named.content)
+    run("classifier", classes=file, **clip, device=config.device, output=output)
+    state.finish_part("models")
 
 
 def shard(flag: str, **values: Any) -> None:
@@ -159,13 +152,14 @@ def shard(flag: str, **values: Any) -> None:
 
 def pack_test(state: WorkState, images: str, list_names: Callable[[], tuple[str, ...]], pack: dict[str, Any]) -> None:
     """Raises UserError: no labelled image has a label, or one is not a class."""
-    if not state.find(TEST):
-        remove(state.beside / TEST)  # of other images
+    if not state.find("test"):
+        new = state.place("test", beside=True)
+        remove(new)  # of other images
         is_table = images.lower().endswith((".csv", ".tsv", ".jsonl")) and Path(images).is_file()
         labels = {"labels": "csv" if is_table else "folder", "split": {"test": 1.0}}
-        shard("--test-images", source=images, **labels, **pack, output=state.beside / TEST)
-        state.finish_part(TEST)
-    known = load_index(str(state.find(TEST))).labels
+        shard("--test-images", source=images, **labels, **pack, output=new)
+        state.finish_part("test")
+    known = load_index(str(state.find("test"))).labels
     require(
         bool(known),
         f"--test-images {images}: none of the images has a label; give a folder that holds a folder of each class",
@@ -181,13 +175,13 @@ def pack_test(state: WorkState, images: str, list_names: Callable[[], tuple[str,
 
 def pack_images(state: WorkState, source: str, files: np.ndarray, pack: dict[str, Any]) -> None:
     """Makes the shards beside, or appends to a copy of those that there are. `files`: of the source, see inputs.py."""
-    new = state.beside / SHARDS
+    new = state.place("shards", beside=True)
     if (new / INDEX_FILE).exists():  # of other images
         remove(new)
     if not (state.adds_only(source, files) and append(state, source, len(files), pack)):
         shard("--images", source=source, output=new, **pack)
     storage.write_bytes(str(new / FILES), files.astype("<u8").tobytes())
-    state.finish_part(SHARDS)
+    state.finish_part("shards")
     logger.info(describe_images(new))
     state.compare_images()
 
@@ -196,10 +190,10 @@ def append(state: WorkState, source: str, files: int, pack: dict[str, Any]) -> b
     """Appends the source's new images to the shards that there are, beside. False: one of them is a copy of an old
     image, which would get no row of its own, or too many are damaged to tell without the others. `files`: that the
     source has."""
-    new, whole = state.beside / SHARDS, False
+    new, whole = state.place("shards", beside=True), False
     remove(new)
     ours = shutil.ignore_patterns(FILES, MADE_FROM)
-    shutil.copytree(state.work / SHARDS, new, copy_function=link_or_copy, ignore=ours)
+    shutil.copytree(state.place("shards"), new, copy_function=link_or_copy, ignore=ours)
     with suppress(UserError):
         run("shard", source=source, output=new, append=True, **pack)
         index = load_index(str(new))
@@ -211,17 +205,25 @@ def append(state: WorkState, source: str, files: int, pack: dict[str, Any]) -> b
 
 def make_model(state: WorkState, again: bool, common: dict[str, Any]) -> None:
     """Gives the model its memory, the images their labels, and writes the report, where they are not of this model."""
-    classifier, model, labels = (state.work / name for name in (CLASSIFIER_FILE, BUNDLE, LABELS))
-    if again or not state.labels_are_current():
+    classifier, model, labels, report = map(state.place, ("classifier", "bundle", "labels", "report"))
+    if again or not state.is_current("labels"):
         state.changed = True
         logger.info("one pass over the pictures ...")
         paths = {"classifier": classifier, "model": model, "output": labels, "answers": state.find_answers() or None}
-        run("refine", **common | paths | state.find_promise())
-    if again or not state.report_is_current():
+        refined = run("refine", **common | paths | state.find_promise())
+        forget_towers(state.place("features"), refined["towers"])
+    if again or not state.is_current("report"):
         state.changed = True
-        measured = {"shards": state.work / TEST, "split": "test"} if state.keys[TEST] else {"split": "train"}
-        paths = {"model": model, "baseline": classifier, "refined": labels, "output": state.work / REPORT}
-        run("evaluate", **common | paths | measured)
+        labelled = {"shards": state.place("test"), "split": "test"} if state.keys["test_images"] else {"split": "train"}
+        paths = {"model": model, "baseline": classifier, "refined": labels, "output": report}
+        run("evaluate", **common | paths | labelled)
+
+
+def forget_towers(features: Path, used: list[str]) -> None:
+    """Deletes the features of image towers that neither this CLIP nor this model has: of a model that was replaced."""
+    for folder in features.iterdir():
+        if folder.name not in used:
+            remove(folder)
 
 
 def should_train(state: WorkState, config: AdaptConfig) -> bool:
@@ -230,7 +232,7 @@ def should_train(state: WorkState, config: AdaptConfig) -> bool:
         return False
     origin, trained_with = state.provenance(), read_value(state.work / RECORD_FILE, TRAINED)
     if origin and state.fits() and trained_with in (None, list_settings(config.settings)):
-        same = origin.index_sha256 == load_index(str(state.find(SHARDS))).sha256
+        same = origin.index_sha256 == load_index(str(state.find("shards"))).sha256
         if not same and config.train == "auto":
             logger.info("the model was trained on other images, and has a memory of these; --train yes trains it again")
         if same or config.train == "auto":
@@ -246,13 +248,10 @@ def list_settings(settings: dict[str, Any]) -> dict[str, Any]:
 
 def train_model(state: WorkState, settings: dict[str, Any], common: dict[str, Any]) -> None:
     """Replaces the model by a trained one, in one step at the end. Its checkpoints are deleted then."""
-    classifier, index = state.work / CLASSIFIER_FILE, load_index(str(state.work / SHARDS))
-    key, checkpoints = run_key(index.sha256, str(classifier), list_settings(settings)), state.work / CHECKPOINTS
-    outdate_report(str(state.work / BUNDLE))
-    run(
-        "train", **{"checkpoints": checkpoints / key} | settings, classifier=classifier, output=state.work / BUNDLE,
-        **{name: common[name] for name in ("shards", "features", "device")},
-    )  # fmt: skip
+    classifier, model, checkpoints = map(state.place, ("classifier", "bundle", "checkpoints"))
+    key = run_key(state.compute_hash("shards"), str(classifier), list_settings(settings))
+    outdate_report(str(model))
+    run("train", **{"checkpoints": checkpoints / key} | common | settings | {"classifier": classifier, "output": model})
     state.record(**{TRAINED: list_settings(settings)})
     remove(checkpoints)
     state.changed = True

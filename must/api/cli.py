@@ -13,7 +13,7 @@ from dataclasses import Field
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import must
-from must.api.run import configure, run_config
+from must.api.run import configure, run
 from must.base import storage
 from must.base.console import TO_STDERR, open_closed
 from must.base.errors import UserError
@@ -31,7 +31,7 @@ from must.base.program import WRONG_INPUT, exiting_at_terminal, is_first_rank
 from must.base.text import close_to, make_page_printable, make_printable
 from must.config.adapt import AdaptConfig
 from must.config.train import TrainConfig
-from must.config.work import REPORT_FILE, Workspace, find_work, is_in_work
+from must.config.work import REPORT_FILE, Workspace, find_work, list_in_work
 from must.table import COMMANDS
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if command == "predict" and not file and "model" not in options:
             refuse_no_model(options.get("images", []))
         config: Any = configure(command, options, file)
-        run_config(command, config)
+        run(command, config)
         if command == "evaluate" and is_first_rank():
             logger.info(f"\nreport: {storage.join(config.output, REPORT_FILE)}")
         print_next(command, config)
@@ -190,7 +190,7 @@ def describe_default(stage: type[StageConfig], parameter: Field[Any]) -> str:
     """The parameter's value if it is not given, for its help."""
     name, default = parameter.name, get_default(parameter)
     if is_required(parameter):
-        return "required without WORK" if is_in_work(stage, name) and name != "model" else "required"
+        return "required without WORK" if parameter in list_in_work(stage) and name != "model" else "required"
     value = str(default)
     if isinstance(default, dict):
         value = ",".join(f"{key}={item:g}" for key, item in default.items())
@@ -224,14 +224,14 @@ class Once(argparse.Action):
 def format_usage(stage: type[StageConfig]) -> str:
     """The usage of the help with the required flags only; argparse's own lists every flag. The form with WORK is
     the first, where that gives some of them."""
-    words, with_work = list[str](), list[str]()
+    words, with_work, in_work = list[str](), list[str](), list_in_work(stage)
     for parameter in filter(is_required, list_parameters(stage)):
         metavar, positional = parameter.metadata["metavar"] or "X", parameter.metadata["positional"]
         word = f"{metavar} [{metavar} ...]" if positional else f"{flag(parameter.name)} {metavar}"
         words.append(word.replace("|WORK", ""))
-        if not is_in_work(stage, parameter.name) and parameter.name != "model":  # WORK stands for --model
+        if parameter not in in_work and parameter.name != "model":  # WORK stands for --model
             with_work.append(word)
-    forms = [["WORK", *with_work], words] if any(is_in_work(stage, p.name) for p in list_parameters(stage)) else [words]
+    forms = [["WORK", *with_work], words] if in_work else [words]
     return "\n       ".join(" ".join(["%(prog)s", *form, "[options]"]) for form in forms)
 
 

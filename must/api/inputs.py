@@ -291,7 +291,7 @@ def convert_scalars(value: Any) -> Any:
     )
 
 
-SETS_OF_NAMES = ("folders", "imagenet")  # values of `classes`
+SETS_OF_NAMES = (FOLDER_NAMES, BUNDLED_SET)  # values of `classes`
 ONCE = ("output", "again", "rename", "drop", "verbose", "passed")  # words that a later call does not repeat
 PATHS = ("images", "classes", "model", "pretrained", "test_images")  # words of a call that may be paths
 

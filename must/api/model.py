@@ -14,13 +14,12 @@ import numpy as np
 from must.api.inputs import convert_image, make_entries
 from must.api.results import Exported, make_iframe
 from must.api.run import make_function
-from must.api.work_state import BUNDLE, LABELS, REPORT, SHARDS
 from must.base.errors import UserError
 from must.base.parameters import naming_parameters, require
 from must.base.storage import read_json
 from must.base.text import parse_csv
 from must.config import PredictConfig
-from must.config.work import CLASSIFIER_FILE, DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE
+from must.config.work import DESCRIPTION_FILE, METRICS_FILE, PREDICTIONS_FILE, REPORT_FILE, Workspace
 from must.data.image.preprocess import EvalView, to_rgb
 from must.data.sources.files import ListingReport
 from must.prediction.images import Found, find_images
@@ -159,21 +158,24 @@ class Adapted:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", Path(self.output))
-        file = self.output / REPORT / METRICS_FILE
+        file = self._place("report", METRICS_FILE)
         require(
             file.is_file() and (self.bundle / DESCRIPTION_FILE).is_file(),
             f"{self.output}: no adaptation was finished there; call must.adapt with it as the output",
         )
         object.__setattr__(self, "metrics", read_json(str(file), "output"))
 
+    def _place(self, *names: str) -> Path:
+        return Path(Workspace(str(self.output)).place(*names))
+
     @property
     def bundle(self) -> Path:
-        return self.output / BUNDLE
+        return self._place("bundle")
 
     @property
     def labels(self) -> Path:
         """A table of the unlabeled images: refined labels, and those of the zero-shot and the adapted model."""
-        return self.output / LABELS / PREDICTIONS_FILE
+        return self._place("labels", PREDICTIONS_FILE)
 
     def to_frame(self) -> Any:
         """The table `labels` as a pandas DataFrame; names are texts. Raises UserError: pandas is not installed."""
@@ -187,7 +189,7 @@ class Adapted:
 
     @property
     def report(self) -> Path:
-        return self.output / REPORT / REPORT_FILE
+        return self._place("report", REPORT_FILE)
 
     @property
     def classes(self) -> list[str]:
@@ -219,7 +221,7 @@ class Adapted:
         from must.model.description import get_preprocess
 
         bundle = load_bundle(str(self.bundle))
-        clip: Any = load_whole_model(str(self.output / CLASSIFIER_FILE), str(self.bundle), bundle).clip
+        clip: Any = load_whole_model(str(self._place("classifier")), str(self.bundle), bundle).clip
         preprocess_cfg = get_model_preprocess_cfg(clip)
         options = {name: preprocess_cfg[name] for name in ("mean", "std", "resize_mode", "interpolation", "fill_color")}
         transform = image_transform(preprocess_cfg["size"], is_train=False, **options)
@@ -230,6 +232,6 @@ class Adapted:
 
     def export(self, output: str | Path = "", **parameters: Any) -> Exported:
         """`must.export` of this model, to OUTPUT/onnx by default, checked on the images it was adapted to."""
-        defaults = {"shards": str(self.output / SHARDS), "metrics": str(self.output / REPORT / METRICS_FILE)}
-        paths = {"model": str(self.bundle), "output": str(output or self.output / "onnx")}
-        return make_function("export")(**{**defaults, **parameters, **paths})
+        defaults = {"shards": self._place("shards"), "metrics": self._place("report", METRICS_FILE)}
+        paths = {"model": self.bundle, "output": output or self._place("onnx")}
+        return make_function("export")(**defaults | parameters | paths)

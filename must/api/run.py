@@ -12,8 +12,7 @@ import os
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -39,14 +38,11 @@ from must.config.adapt import AdaptConfig, gather_settings
 from must.config.train import CostConfig
 from must.config.work import (
     DESCRIPTION_FILE,
-    METRICS_FILE,
     PARTS,
     RECORD_FILE,
     REFINED_FILE,
-    WRITTEN,
     complete_from_record,
     complete_from_work,
-    name_stage,
 )
 from must.table import COMMANDS, NOT_STAGES, Stage, import_name
 
@@ -60,8 +56,8 @@ def preflight(config: Any) -> None:
         kind, value = field.metadata["kind"], getattr(config, field.name)
         if value and ("output" in kind or kind == "apart"):
             check_output(value, flag(field.name), kind)
-            if kind == "output" and (own := WRITTEN.get((name_stage(type(config)), field.name))):
-                refuse_folder_of_others(value, flag(field.name), own.format(**vars(config)))
+            if kind == "output" and field.metadata["parts"]:
+                refuse_folder_of_others(value, flag(field.name), field.metadata["parts"][0].format(**vars(config)))
         elif value:
             check_input(config, kind, value, flag(field.name))
 
@@ -72,11 +68,10 @@ def check_device(device: str) -> None:
 
 
 def refuse_folder_of_others(uri: str, flag: str, own: str) -> None:
-    """Raises UserError: the folder is one that another stage has written. `own`: the stage's place in WORK."""
-    files = {"": RECORD_FILE, "report": METRICS_FILE}
-    files |= {part.path: part.marker for part in PARTS.values() if part.marker}
-    for folder, name in files.items():
-        others = folder != own and not storage.is_remote(uri) and (storage.local(uri) / name).exists()
+    """Raises UserError: the folder is one that another stage has written. `own`: the part that the stage writes."""
+    markers = {RECORD_FILE} | {part.marker for name, part in PARTS.items() if part.marker and name != own}
+    for name in sorted(markers - {PARTS[own].marker}):
+        others = not storage.is_remote(uri) and (storage.local(uri) / name).exists()
         require(not others, f"{flag} {uri}: holds {name} of another command; choose another folder")
 
 
@@ -153,16 +148,9 @@ def check_output(uri: str, flag: str, kind: str = "output") -> None:
     require(not is_work, f"{flag} {uri}: is a folder of `must adapt`; choose another one")
 
 
-def run(stage: str, /, **values: Any) -> Any:
-    """Runs a stage; returns its result. Parameters are those of must/config/; None leaves one at its default. Raises
-    what the functions at `must` do, but SystemExit for training that was stopped (75, a checkpoint is saved)."""
-    return run_config(stage, configure(stage, values))
-
-
 def configure(stage: str, values: dict[str, Any], file: str | None = None) -> StageConfig:
-    """The stage's parameters: `values` override the YAML `file`, then the paths found in WORK, then the defaults.
-
-    The preset of training is `auto` if none is named."""
+    """The stage's parameters: `values` override the YAML `file`, then the paths found in WORK, then the defaults. None
+    leaves a parameter at its default; the preset of training is `auto` if none is named."""
     config = COMMANDS[stage].config
     given = {name: value for name, value in values.items() if value is not None}
     values = complete_from_work(config, (read_yaml(config, file) if file else {}) | given)
@@ -173,16 +161,23 @@ def configure(stage: str, values: dict[str, Any], file: str | None = None) -> St
     return load(config, values)
 
 
-def run_config(stage: str, config: StageConfig, **extra: Any) -> Any:
-    """Checks the inputs, then imports and calls the stage's function, with the keywords `extra` besides."""
+def run(stage: str, config: StageConfig | None = None, /, **values: Any) -> Any:
+    """Checks a stage's inputs, imports its function, and calls it; returns what that does. Raises what the functions at
+    `must` do, but SystemExit for training that was stopped (75, a checkpoint is saved).
+
+    Args:
+        config: the parameters, of `configure`; None: `values` are the parameters, as `configure` takes them.
+        values: beside a config: what the function takes besides, such as `truth` of must review."""
     row = COMMANDS[stage]
+    if config is None:
+        config, values = configure(stage, values), {}
     preflight(config)
     try:
         with warnings.catch_warnings(), killed_workers():
             silence_pillow()
             if row.torch:
                 load_torch(stage)
-            return import_name(row.function)(config, **extra)
+            return import_name(row.function)(config, **values)
     except ModuleNotFoundError as error:  # an installation without extras, or another image
         if (error.name or "must").split(".")[0] == "must":
             raise
@@ -215,27 +210,21 @@ def make_function(name: str) -> Callable[..., Any]:
         values = dict(**signature.bind_partial(*given).arguments, **values)
         config = configure(name, values)
         predictions: list[Any] = []
-        with resumable(name):
-            if name != "predict":
-                return make_result(config, run_config(name, config))
-            counts = run_config(name, config, **({} if values.get("output") else {"take": predictions.append}))
-            return Predicted(predictions, counts["images"], counts["unreadable"])
+        more = {"take": predictions.append} if name == "predict" and not values.get("output") else {}
+        try:
+            output = run(name, config, **more)
+        except SystemExit as stopped:  # of training
+            reason = getattr(stopped, "reason", "stopped")
+            raise TransientError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped
+        if name == "predict":
+            return Predicted(predictions, output["images"], output["unreadable"])
+        return make_result(config, output)
 
     function.__name__ = function.__qualname__ = name
     function.__module__ = "must"  # where it is imported from, by pickle too
     function.__doc__ = make_docstring(stage)
     function.__signature__ = signature  # type: ignore[attr-defined]
     return function
-
-
-@contextmanager
-def resumable(name: str) -> Iterator[None]:
-    """A SystemExit, of training that is stopped, becomes a TransientError."""
-    try:
-        yield
-    except SystemExit as stopped:
-        reason = getattr(stopped, "reason", "stopped")
-        raise TransientError(f"{reason}; call must.{name} again with the same parameters to go on") from stopped
 
 
 def make_signature(name: str, stage: Stage) -> inspect.Signature:

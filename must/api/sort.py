@@ -15,7 +15,7 @@ from must.base.parameters import require
 from must.base.program import show_bar
 from must.base.text import make_printable, parse_csv, pluralize, read_back
 from must.config import SortConfig
-from must.config.work import PREDICTIONS_FILE, RECORD_FILE, WORDS
+from must.config.work import PREDICTIONS_FILE, Workspace
 from must.data.reader import ShardReader
 
 logger = logging.getLogger(__name__)
@@ -75,9 +75,7 @@ def is_packed(photo: Path, photos: Path | None, sha256: str) -> bool:
 
 def find_photos(model: str) -> Path | None:
     """The folder of images that `must adapt` was given; None if there is none on this machine."""
-    record = Path(model).parent / RECORD_FILE
-    words = storage.read_json(str(record), "WORK").get(WORDS) if record.is_file() else None
-    photos = (words or {}).get("images")
+    photos = Workspace(str(Path(model).parent)).read_words().get("images")
     is_folder = isinstance(photos, str) and "://" not in photos and Path(photos).is_dir()
     return Path(str(photos)).resolve() if is_folder else None
 

@@ -1,10 +1,9 @@
 """What is in WORK, and what it was made from.
 
-A part is up to date if the hash of what it was made from stands in it: in shards/, test/ and models/ a file `made_from`
-has it; refined.json and metrics.json name the model, the images and the answers. What is not up to date is made in the
-order of PARTS. Shards and the classifier are made in WORK/.next, and take the places of the old ones when all of them
-are there; a model is replaced by its successor in one step. So a call that is stopped goes on with the first part that
-is not up to date."""
+A part is up to date if the hash of what it was made from stands in it: PARTS (must/config/work.py) says where. What is
+not up to date is made in the order of PARTS. Shards and the classifier are made in WORK/.next, and take the places of
+the old ones when all of them are there; a model is replaced by its successor in one step. So a call that is stopped
+goes on with the first part that is not up to date."""
 
 import hashlib
 import json
@@ -14,6 +13,7 @@ import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from must.answers.answers_file import hash_answers, read_answers, rename_answers
 from must.base import storage
+from must.base.console import write_lines
 from must.base.parameters import require
 from must.base.text import make_printable, pluralize
 from must.config import AdaptConfig
@@ -30,8 +31,8 @@ from must.config.work import (
     DESCRIPTION_FILE,
     FOLDERS_FILE,
     INDEX_FILE,
+    MADE_FROM,
     METRICS_FILE,
-    OF_MODEL,
     PARTS,
     PREDICTIONS_FILE,
     RECORD_FILE,
@@ -40,6 +41,7 @@ from must.config.work import (
     WEIGHTS_FILE,
     Workspace,
     is_outdated,
+    read_value,
     shorten_path,
 )
 from must.data.format import REJECTED, join_arrays, load_index, read_contents
@@ -52,12 +54,9 @@ from must.model.description import Provenance, complete_save, load_description
 
 logger = logging.getLogger(__name__)
 
-SHARDS, TEST, BUNDLE, LABELS, FEATURES, MODELS = (
-    PARTS[name].path for name in ("shards", "test", "bundle", "labels", "features", "models")
-)
-REPORT = "report"
-MADE_FROM, FILES = "made_from", "files"  # in a part: the hash; in shards/: hashes of the files that were packed
-OURS = (CLASSIFIER_FILE, MODELS, SHARDS, TEST, FEATURES, BUNDLE, LABELS, REPORT)  # names that `must adapt` writes
+FILES = "files"  # in shards/: hashes of the files that were packed
+LOG_FILE = "adapt.log"  # in WORK: all lines of the last call that made something
+OURS = ("classifier", "models", "shards", "test", "features", "bundle", "labels", "report")  # `must adapt` makes them
 OTHERWISE = "; names, order or copies of images changed"
 GUIDE = """\
 # What `must adapt` made
@@ -75,21 +74,49 @@ GUIDE = """\
 
 
 class WorkState:
-    """WORK, during a call of `must adapt`. `keys`: {part: the hash of what it is made from in this call}."""
+    """WORK, during a call of `must adapt`. `keys`: {an input of the call: its hash}; "" of test images: there are none.
+    `changed`: whether this call has made anything."""
 
     def __init__(self, work: Path, keys: dict[str, str], again: bool) -> None:
         """Raises UserError: there are files of others with the names of parts."""
-        self.work, self.beside, self.keys, self.again = work, work / BESIDE, keys, again
-        others = [name for name in OURS if (work / name).exists()]
+        self.work, self.beside, self.keys, self.again, self.changed = work, work / BESIDE, keys, again, False
+        others = [path.name for path in map(self.place, OURS) if path.exists()]
         require(
             (work / RECORD_FILE).exists() or not others or Workspace(str(work)).is_made(),
             f"output {work}: holds {', '.join(sorted(others))}, not of `must adapt`; choose a folder of its own",
         )
-        self.changed = False  # whether this call has made anything
-        for part in (SHARDS, TEST) if not again else ():
-            if (missing := find_missing(work / part)) and (work / part / MADE_FROM).exists():
-                logger.info(f"{missing} is missing; {work / part} is made anew")
-                (work / part / MADE_FROM).unlink()
+        for folder in (self.place("shards"), self.place("test")) if not again else ():
+            if (missing := find_missing(folder)) and (folder / MADE_FROM).exists():
+                logger.info(f"{missing} is missing; {folder} is made anew")
+                (folder / MADE_FROM).unlink()
+
+    def place(self, part: str, *names: str, beside: bool = False) -> Path:
+        """Of a part in WORK, or of a file in it; or of the one that is made beside."""
+        return Path(Workspace(str(self.beside if beside else self.work)).place(part, *names))
+
+    def compute_hash(self, source: str) -> str:
+        """Of an input of the call, or of a part as it is now: what parts are made from."""
+        match source:
+            case "bundle":
+                return self.weights_sha256()
+            case "answers":
+                return hash_answers(self.find_answers())
+            case "classifier":
+                return read_header(str(self.place("classifier"))).identity
+            case "shards":
+                return load_index(str(self.place("shards"))).sha256
+            case "measured":
+                return load_index(str(self.place("test" if self.keys["test_images"] else "shards"))).sha256
+        return self.keys[source]
+
+    def is_current(self, part: str, beside: bool = False) -> bool:
+        """Whether it is there, and made from what there is now."""
+        last = {"models": ("classifier",), "labels": ("labels", PREDICTIONS_FILE), "report": ("report", REPORT_FILE)}
+        file = self.place(*last.get(part, (part,)), beside=beside)
+        if not file.exists() or (part == "report" and is_outdated(file)):
+            return False
+        known = Workspace(str(self.beside if beside else self.work)).read_hashes(part)
+        return all(known[source] == self.compute_hash(source) for source in known)
 
     def record(self, **values: Any) -> None:
         """Adds to adapt.json."""
@@ -100,33 +127,30 @@ class WorkState:
     def find(self, part: str) -> Path | None:
         """The folder of shards, test images or the models of the classifier that is of this call's inputs: beside until
         `take`, or in WORK; None if there is none."""
-        for place in [self.beside] if self.again else [self.beside, self.work]:
-            file = place / part / MADE_FROM
-            is_whole = part != MODELS or (place / CLASSIFIER_FILE).exists()
-            if is_whole and file.is_file() and file.read_text() == self.keys[part]:
-                return place / part
-        return None
+        places = [True] if self.again else [True, False]
+        return next((self.place(part, beside=one) for one in places if self.is_current(part, beside=one)), None)
 
     def finish_part(self, part: str) -> None:
         """Writes what it was made from: then it is complete."""
-        storage.write_bytes(str(self.beside / part / MADE_FROM), self.keys[part].encode())
+        (source,) = PARTS[part].made_from
+        storage.write_bytes(str(self.place(part, MADE_FROM, beside=True)), self.keys[source].encode())
 
     def take(self) -> None:
         """Puts the parts that were made beside into their places."""
-        for part in (SHARDS, TEST, MODELS):
-            if self.find(part) == self.beside / part:
+        for part in ("shards", "test", "models"):
+            if self.is_current(part, beside=True):
                 self.changed = True
-                for name in (CLASSIFIER_FILE, MODELS) if part == MODELS else (part,):
-                    remove(self.work / name)
-                    (self.beside / name).rename(self.work / name)
+                for name in ("classifier", "models") if part == "models" else (part,):
+                    remove(self.place(name))
+                    self.place(name, beside=True).rename(self.place(name))
         remove(self.beside)
-        if not self.keys[TEST]:
-            remove(self.work / TEST)
+        if not self.keys["test_images"]:
+            remove(self.place("test"))
         self.again = False
 
     def compare_images(self) -> None:
         """Says how many images are new or gone; if none is, the old shards stay."""
-        old, new = self.work / SHARDS, self.beside / SHARDS
+        old, new = self.place("shards"), self.place("shards", beside=True)
         if not (old / INDEX_FILE).exists() or find_missing(old):
             return
         (before, tars), (now, new_tars) = map(read_shards, (old, new))
@@ -142,7 +166,7 @@ class WorkState:
 
     def adds_only(self, source: str, files: np.ndarray) -> bool:
         """Whether the shards that there are were made of this source, of some of its `files` (must/api/inputs.py)."""
-        shards = self.work / SHARDS
+        shards = self.place("shards")
         if self.again or not (shards / FILES).exists() or find_missing(shards) or not (shards / INDEX_FILE).exists():
             return False
         known = np.frombuffer((shards / FILES).read_bytes(), "<u8")
@@ -152,7 +176,7 @@ class WorkState:
 
     def weights_sha256(self) -> str:
         """Of the model; "" if there is none."""
-        model = self.work / BUNDLE
+        model = self.place("bundle")
         complete_save(str(model))
         if not (model / WEIGHTS_FILE).exists():
             (model / DESCRIPTION_FILE).unlink(missing_ok=True)
@@ -160,29 +184,28 @@ class WorkState:
 
     def provenance(self) -> Provenance:
         """Of the model; an empty one if there is none, or one without training."""
-        found = self.weights_sha256() and load_description(str(self.work / BUNDLE)).provenance
+        found = self.weights_sha256() and load_description(str(self.place("bundle"))).provenance
         return found if found and found.config else Provenance()
 
     def fits(self) -> bool:
         """Whether the model is of the classes, and of the CLIP, of this call, or is not trained: then it is made of
         the classifier. A trained one of others can only be replaced by another training."""
-        origin, models = self.provenance(), self.find(MODELS)
+        origin, models = self.provenance(), self.find("models")
         if not origin or not models:
             return not origin
         header = read_header(str(models.with_name(CLASSIFIER_FILE)))
-        same = load_description(str(self.work / BUNDLE)).classes == list(header.classes)
+        same = load_description(str(self.place("bundle"))).classes == list(header.classes)
         return same and origin.model_sha256 == header.model_sha256
 
     def find_answers(self) -> str:
         """Where the answers are: those of WORK, or else those that the labels were made with; "" if there are none.
         Those of WORK first, as the labels of a copied or moved WORK name the place of the original."""
-        config = read_value(self.work / LABELS / REFINED_FILE, "config") or {}
-        places = [str(self.work / PARTS["answers"].path), config.get("answers")]
+        places = [str(self.place("answers")), read_value(self.place("labels", REFINED_FILE), "config.answers")]
         return next((place for place in places if isinstance(place, str) and hash_answers(place)), "")
 
     def check_answers(self, list_names: Callable[[], tuple[str, ...]], rename: dict[str, str], drop: bool) -> None:
         """Raises UserError: a new name is not among the classes; or the model knows answers whose class is not."""
-        before = load_description(str(self.work / BUNDLE)).classes if self.weights_sha256() else []
+        before = load_description(str(self.place("bundle"))).classes if self.weights_sha256() else []
         given = [answer.label for answer in read_answers(self.find_answers()).values()] if before and not drop else []
         classes = list_names() if rename or given else ()
         for old, new in rename.items():
@@ -204,38 +227,16 @@ class WorkState:
 
     def find_promise(self) -> dict[str, Any]:
         """What the last `must refine` was asked to promise about the labels."""
-        config = read_value(self.work / LABELS / REFINED_FILE, "config") or {}
+        config = read_value(self.place("labels", REFINED_FILE), "config") or {}
         return {name: config[name] for name in ("risk", "promise") if name in config}
-
-    def labels_are_current(self) -> bool:
-        """Whether they are of this model, these classes and images, and the answers that there are."""
-        file, weights = self.work / LABELS / REFINED_FILE, self.weights_sha256()
-        if not weights or not (self.work / LABELS / PREDICTIONS_FILE).exists():
-            return False
-        header = read_header(str(self.work / CLASSIFIER_FILE))
-        classes = load_description(str(self.work / BUNDLE)).classes
-        made_of = {
-            "weights_sha256": weights, "answers_sha256": hash_answers(self.find_answers()),
-            "classifier_sha256": header.sha256, "index_sha256": load_index(str(self.work / SHARDS)).sha256,
-        }  # fmt: skip
-        return classes == list(header.classes) and all(read_value(file, name) == made_of[name] for name in made_of)
-
-    def report_is_current(self) -> bool:
-        """Whether it measured this model on these images, and nothing says that it is of another."""
-        folder, measured = self.work / REPORT, self.work / (TEST if self.keys[TEST] else SHARDS)
-        page, metrics = folder / REPORT_FILE, folder / METRICS_FILE
-        found = [(read_value(metrics, name) or {}) for name in ("model", "data")]
-        made_of = found[0].get("weights_sha256"), found[1].get("index_sha256")
-        now = self.weights_sha256(), load_index(str(measured)).sha256
-        return page.exists() and made_of == now and not is_outdated(page)
 
     def list_old_exports(self, output: str) -> list[str]:
         """Lines: what `must export` and `must gate` made of another model than this one, and what makes it again."""
         weights, lines = self.weights_sha256(), list[str]()
-        for name, command in OF_MODEL.items():
-            path = self.work / PARTS[name].path
-            if path.exists() and not is_derived(path, weights):
-                again = command.format(shlex.quote(output))
+        for name, part in PARTS.items():
+            path = self.place(name)
+            if part.command and path.exists() and not is_derived(path, weights):
+                again = part.command.format(shlex.quote(output))
                 lines.append(f"{path.name}: of the model before; {again} makes it again")
         return lines
 
@@ -243,14 +244,14 @@ class WorkState:
         """Lines: the labels, how sure they are, and what was measured."""
         if not self.changed:
             return ["nothing has changed"]
-        refined = storage.read_json(str(self.work / LABELS / REFINED_FILE), "output")
+        refined = storage.read_json(str(self.place("labels", REFINED_FILE)), "output")
         answers = f", {pluralize(refined['answers'], 'answer')} among them" if refined["answers"] else ""
         pictures = pluralize(refined["images"], "picture")
-        selection = load_description(str(self.work / BUNDLE)).provenance.selection
+        selection = load_description(str(self.place("bundle"))).provenance.selection
         accepted, misplaced = (refined["accepted"] or {}).get("text", ""), ""
         if folders := refined.get("folders"):
             misplaced = describe_misplaced(folders, shorten_path(str(self.work)))
-        metrics = read_metrics(str(self.work / REPORT / METRICS_FILE))
+        metrics = read_metrics(str(self.place("report", METRICS_FILE)))
         verdict = state_verdict(metrics)
         unknown = verdict.tone == "open" and refined["changed"] and not (refined["answers"] or metrics.labelled)
         ask = "how many of them are right is not known yet: name about fifty pictures with must review"
@@ -261,10 +262,13 @@ class WorkState:
             *filter(None, [misplaced]),
         ]
 
-    def finish(self) -> None:
-        """Writes README.md, unless somebody has changed it."""
+    def finish(self, output: str, lines: MemoryHandler) -> None:
+        """Says what was made. Writes README.md, unless somebody has changed it, and `lines` to the log."""
+        logger.info("\n".join([*self.describe(), *self.list_old_exports(output)]))
         if not (guide := self.work / "README.md").exists():
             storage.write_bytes(str(guide), GUIDE.encode())
+        if self.changed:
+            write_lines(lines, self.work / LOG_FILE)
 
 
 def describe_misplaced(folders: dict[str, Any], place: str) -> str:
@@ -274,7 +278,7 @@ def describe_misplaced(folders: dict[str, Any], place: str) -> str:
         return f"{text}, as far as the model can tell the classes apart"
     text += f", {named:,} of them by answers" if named else ""
     shown = f"; `must review {shlex.quote(place)}` shows {'the others' if named else 'them'} first"
-    return f"{text}: {place}/{LABELS}/{FOLDERS_FILE}{shown if folders['asked'] else ''}"
+    return f"{text}: {Workspace(place).place('labels', FOLDERS_FILE)}{shown if folders['asked'] else ''}"
 
 
 def describe_images(shards: Path) -> str:
@@ -289,11 +293,6 @@ def is_derived(path: Path, weights: str) -> bool:
     """Whether the cards of an export, or a decision, name these weights."""
     files = [path] if path.is_file() else path.glob("*.md")
     return any(weights.encode() in file.read_bytes() for file in files)
-
-
-def read_value(file: Path, name: str) -> Any:
-    """A value in a JSON file; None if there is none."""
-    return (storage.parse_object_or_none(file.read_bytes(), dict) or {}).get(name) if file.is_file() else None
 
 
 def link_or_copy(source: str, target: str) -> None:
@@ -332,6 +331,7 @@ def read_shards(shards: Path) -> tuple[Counter[int], list[str]]:
 def check_places(config: AdaptConfig) -> None:
     """Raises UserError: the output is no folder for WORK, or an input is in a part of it that this call may replace."""
     work = Path(config.output).resolve()
+    own = {part.path for name, part in PARTS.items() if name in OURS or part.command} | {BESIDE}
     require("://" not in config.output, f"output {config.output}: must be a folder on this machine")
     require(not work.is_file(), f"output {config.output}: is a file; give a folder")
     inputs = {"--images": config.images, "--test-images": config.test_images, "--model": config.model}
@@ -343,8 +343,8 @@ def check_places(config: AdaptConfig) -> None:
             hint = "the model in it" if label == "--model" else "the photographs, or the shards in it"
             require(not other, f"{label} {value}: is a folder of `must adapt`; give {hint}")
             part = path.relative_to(work).parts[0] if path.is_relative_to(work) else ""
-            is_free = part not in (*OURS, *(PARTS[name].path for name in OF_MODEL), BESIDE)
-            require(is_free, f"{label} {value}: is in {work}, in a folder that must adapt writes; move it elsewhere")
+            message = f"{label} {value}: is in {work}, in a folder that must adapt writes; move it elsewhere"
+            require(part not in own, message)
 
 
 def hash_inputs(*inputs: Any) -> str:

@@ -48,6 +48,7 @@ def param(
     often: bool = False,
     bare: bool = False,
     kind: str = "",
+    part: str = "",
     between: tuple[float, float] | None = None,
     **bounds: float,
 ) -> Any:
@@ -59,6 +60,8 @@ def param(
         often: the field is under the heading MOST_USED instead, above all others.
         bare: the value may also be given without the flag.
         kind: the kind of a file or folder that is checked before the stage begins; see must.api.run.
+        part: what it is in WORK, for a stage whose `model` may be WORK: a name of PARTS (must/config/work.py), or a
+            file in one, name/file; of several, with spaces between them, the first that is there; {x}: the value of x.
         between: the limits of a number, or of each number of a list, both included.
         bounds: other limits, by the words of COMPARISONS."""
     if between:
@@ -66,7 +69,7 @@ def param(
     metavar = "N" if metavar is None and type(default) is int else metavar
     metadata = {
         "help": help, "metavar": metavar, "positional": positional, "group": group, "often": often, "bare": bare,
-        "kind": kind, "bounds": bounds,
+        "kind": kind, "parts": part.split(), "bounds": bounds,
     }  # fmt: skip
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)

@@ -92,9 +92,9 @@ class SortConfig(StageConfig):
     example = "must sort work/\n  must sort work/ --copy --output sorted/"
 
     model: str = defaults.bundle("the bundle whose labels these are")
-    labels: str = param("folder of `must refine`", metavar="DIR", kind="refined")
+    labels: str = param("folder of `must refine`", metavar="DIR", kind="refined", part="labels")
     shards: str = defaults.shards()
-    output: str = defaults.output("folder to make, with a folder for each class", metavar="DIR")
+    output: str = defaults.output("folder to make, with a folder for each class", metavar="DIR", part="sorted")
     copy: bool = param("copy the images in place of linking to them", False)
 
     @property

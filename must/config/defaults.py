@@ -7,26 +7,27 @@ from must.base.parameters import param, require
 
 ALPHA = 0.35  # under --preset auto: docs/memory.md
 RISK = 0.05  # share of wrong labels
+METRICS = "report/metrics.json"  # in WORK
 WORK = "or WORK, a folder that `must adapt` made, which has the other inputs, too"
 
 
 def bundle(text: str, default: Any = MISSING, group: str = "input and output", kind: str = "bundle") -> Any:
     """The stage's model, or WORK."""
     text = f"{text}; {WORK}"
-    return param(text, default, metavar="BUNDLE|WORK", group=group, often=True, bare=True, kind=kind)
+    return param(text, default, metavar="BUNDLE|WORK", group=group, often=True, bare=True, kind=kind, part="bundle")
 
 
 def classifier(text: str, default: Any = MISSING) -> Any:
-    return param(text, default, metavar="FILE", often=True, kind="classifier")
+    return param(text, default, metavar="FILE", often=True, kind="classifier", part="classifier")
 
 
-def shards(**more: Any) -> Any:
-    return param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", **more)
+def shards(part: str = "shards", **more: Any) -> Any:
+    return param("folder of shards made by `must shard`", metavar="URI", often=True, kind="shards", part=part, **more)
 
 
 def features(**more: Any) -> Any:
     text = "folder of the pictures' features; those that are missing are computed and added; empty: they are not kept"
-    return param(text, "", metavar="URI", kind="output", **more)
+    return param(text, "", metavar="URI", kind="output", part="features", **more)
 
 
 def output(text: str, **more: Any) -> Any:

@@ -96,6 +96,7 @@ class ServeConfig(StageConfig):
         bare=True,
         group="model",
         often=True,
+        part="onnx",
     )
     registry: str = param(
         "in place of --model: serve this registry's champion, and the next when promoted", "", metavar="URI", often=True
@@ -138,7 +139,7 @@ class ExportConfig(StageConfig):
     )
 
     model: str = defaults.bundle("the bundle written by `must train`")
-    output: str = defaults.output("folder for the exported model and its card")
+    output: str = defaults.output("folder for the exported model and its card", part="{to}")
     to: Literal["onnx", "open_clip"] = param(
         "what reads it: any ONNX runtime, or open_clip's own code, without this library", "onnx", often=True
     )
@@ -162,6 +163,7 @@ class ExportConfig(StageConfig):
         group="images to check with",
         often=True,
         kind="shards",
+        part="shards",
     )
     index_sha256: str = defaults.index_sha256("--shards")
     split: str = param("split of --shards to take images from", "train", metavar="NAME")
@@ -176,6 +178,7 @@ class ExportConfig(StageConfig):
         group="model card",
         often=True,
         kind="metrics",
+        part=defaults.METRICS,
     )
 
     def check_values(self) -> None:
@@ -204,9 +207,9 @@ class PromoteConfig(StageConfig):
     registry: str = param("where promoted models live: a folder or a bucket's URI", metavar="URI", often=True)
     name: str = param("the model's name in the registry", metavar="NAME", often=True)
     model: str = defaults.bundle("the bundle written by `must train`", "", group="what is promoted", kind="")
-    onnx: str = param("the folder written by `must export`, to go with it", "", metavar="DIR", often=True)
-    metrics: str = param("metrics.json of `must evaluate`, to be remembered", "", metavar="FILE")
-    decision: str = param("decision of `must gate`; a stopped model is refused", "", metavar="FILE")
+    onnx: str = param("the folder written by `must export`, to go with it", "", metavar="DIR", often=True, part="onnx")
+    metrics: str = param("metrics.json of `must evaluate`, to be remembered", "", metavar="FILE", part=defaults.METRICS)
+    decision: str = param("decision of `must gate`; a stopped model is refused", "", metavar="FILE", part="decision")
     champion: str = param(
         "version this model was compared with, or none; refused if LATEST is another one by now", "", metavar="VERSION"
     )

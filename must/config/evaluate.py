@@ -22,11 +22,12 @@ class EvaluateConfig(StageConfig):
         metavar="FILE|BUNDLE",
         often=True,
         kind="baseline",
+        part="classifier",
     )
-    shards: str = defaults.shards()
+    shards: str = defaults.shards("test shards")
     index_sha256: str = defaults.index_sha256()
-    split: str = param("split to evaluate on", "test", metavar="NAME", often=True)
-    output: str = defaults.output("folder of metrics.json, predictions.csv, report.html")
+    split: str = param("split to evaluate on", "test", metavar="NAME", often=True, part="test shards")
+    output: str = defaults.output("folder of metrics.json, predictions.csv, report.html", part="report")
     labels: Literal["auto", "ignore"] = param(
         "auto: use the labels there are; ignore: evaluate as if there were none", "auto"
     )
@@ -36,6 +37,7 @@ class EvaluateConfig(StageConfig):
         "",
         metavar="URI",
         kind="refined",
+        part="labels",
     )
     risk: float = defaults.risk("largest share of wrong classes among classified images, for the abstention threshold")
     batch_size: int = defaults.batch_size(group="how it runs")
@@ -48,9 +50,11 @@ class EvaluateConfig(StageConfig):
 class GateConfig(StageConfig):
     example = "must gate work/\n  must gate --metrics report/metrics.json --gate labelled --output decision.json"
 
-    metrics: str = param("metrics.json of `must evaluate`, with a baseline", metavar="FILE")
-    model: str = param(defaults.WORK.removeprefix("or "), "", metavar="WORK", bare=True)
-    output: str = param("JSON file for the decision and its reasons", "", metavar="FILE")
+    metrics: str = param("metrics.json of `must evaluate`, with a baseline", metavar="FILE", part=defaults.METRICS)
+    model: str = param(defaults.WORK.removeprefix("or "), "", metavar="WORK", bare=True, part="bundle")
+    output: str = param(
+        "JSON file for the decision and its reasons", "", metavar="FILE", kind="output file", part="decision"
+    )
     gate: Literal["auto", "labelled", "label-free", "none"] = param(
         "auto: labelled if there are --min-images labelled images, else the answers of `must review` drawn at random "
         "if they decide or are 50 or more, and measure at least half of the images, else label-free; labelled: the "
@@ -82,6 +86,7 @@ class RefineConfig(StageConfig):
         often=True,
         bare=True,
         kind="output",
+        part="bundle",
     )
     answers: str = param(
         "folder of `must review`: answered images keep their answer, similar ones are corrected, and so are new ones",
@@ -89,10 +94,11 @@ class RefineConfig(StageConfig):
         metavar="URI",
         often=True,
         kind="answers",
+        part="answers",
     )
     split: str = param("split of unlabeled images", "train", metavar="NAME")
     features: str = defaults.features()
-    output: str = defaults.output("folder for predictions.csv, copies.csv and refined.json")
+    output: str = defaults.output("folder for predictions.csv, copies.csv and refined.json", part="labels")
     alpha: float | Literal["auto"] = param(
         "weight interpolation between the zero-shot (0) and the trained model (1); auto: that of the model there",
         "auto",
@@ -126,7 +132,9 @@ class ReviewConfig(StageConfig):
     shards: str = defaults.shards()
     split: str = param("split whose pictures are shown", "train", metavar="NAME", often=True)
     features: str = defaults.features()
-    output: str = defaults.output("folder on this machine for review.json and answers.jsonl", metavar="DIR")
+    output: str = defaults.output(
+        "folder on this machine for review.json and answers.jsonl", metavar="DIR", part="answers"
+    )
     add: str = param(
         "answers made elsewhere: a .csv file with the columns image and class; adds them, and ends", "", metavar="FILE"
     )

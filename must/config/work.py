@@ -1,20 +1,22 @@
 """What lies where: in WORK, the folder of one adaptation, and at WORK_URI, the place of a pipeline's runs.
 
 `must adapt` makes WORK, and so do single stages whose outputs have these names. A stage whose `model` is WORK, or the
-bundle WORK/model, gets the paths that are not given from the table IN_WORK. The names of files that several packages
-use stand here, too. security.md lists who may write to WORK_URI."""
+bundle WORK/model, gets the paths that are not given from there: its parameters name their `part`. The names of files
+that several packages use stand here, too. security.md lists who may write to WORK_URI."""
 
 import logging
 import os
-import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import Field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from must.base import storage
 from must.base.errors import UserError
 from must.base.parameters import StageConfig, flag, is_required, list_parameters, require
+from must.config.deploy import ExportConfig
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +35,8 @@ RECORD_FILE = "adapt.json"  # of `must adapt`
 REFINED_FILE, COPIES_FILE, FOLDERS_FILE = "refined.json", "copies.csv", "folders.csv"  # beside predictions.csv
 ANSWERS_FILE = "answers.jsonl"  # of `must review`
 
-
 WORDS = "words"  # in adapt.json: what the last `must adapt` was called with
+MADE_FROM = "made_from"  # the file in a part with the hash of what it was made from
 BESIDE = ".next"  # the folder in WORK in which `must adapt` makes parts
 JOB_FILE, JOB_BUNDLE = "job.yaml", "bundle"  # of a TrainJob: the parameters of training; the model that it writes
 
@@ -43,52 +45,38 @@ class Part(NamedTuple):
     path: str  # in WORK or at WORK_URI
     marker: str = ""  # the file in it that identifies it; "" if `path` is the file
     words: str = ""  # in messages; "" if no stage is given it
-    made_from: tuple[str, ...] = ()  # by `must adapt`: words of its call, and parts
+    # By `must adapt`: {what it is made from, a part or an input of the call: the name of its hash in the marker, which
+    # is JSON; "" if all of the file MADE_FROM is the hash}. The part is up to date if these are the hashes of today.
+    made_from: Mapping[str, str] = MappingProxyType({})
+    command: str = ""  # what makes it of WORK, {}, if `must adapt` does not
 
 
 PARTS: Final = {
-    "classifier": Part(CLASSIFIER_FILE, "", "classifier file of `must classifier`", ("classes", "model", "pretrained")),
-    "models": Part("models", made_from=("model", "pretrained")),  # of classifiers: later stages need no hub
-    "shards": Part("shards", INDEX_FILE, "shards of `must shard`", ("images",)),
-    "test": Part("test", INDEX_FILE, "labelled images of `must adapt`", ("test_images",)),
+    "classifier": Part(CLASSIFIER_FILE, "", "classifier file of `must classifier`"),
+    "models": Part("models", made_from={"classes": ""}),  # of classifiers: later stages need no hub
+    "shards": Part("shards", INDEX_FILE, "shards of `must shard`", {"images": ""}),
+    "test": Part("test", INDEX_FILE, "labelled images of `must adapt`", {"test_images": ""}),
     "features": Part("features", "", "features of the images"),  # by a picture's sha256 and the tower, once for each
-    "bundle": Part(
-        "model", DESCRIPTION_FILE, "model of `must train` or `must refine`", ("classifier", "shards", "answers")
-    ),
-    "labels": Part("labels", REFINED_FILE, "labels of `must refine`", ("classifier", "shards", "bundle", "answers")),
-    "report": Part(f"report/{METRICS_FILE}", "", "report of `must evaluate`", ("bundle", "labels", "test")),
+    "bundle": Part("model", DESCRIPTION_FILE, "model of `must train` or `must refine`"),  # with the labels
+    "labels": Part("labels", REFINED_FILE, "labels of `must refine`", {
+        "bundle": "weights_sha256", "answers": "answers_sha256", "classifier": "classifier_sha256",
+        "shards": "index_sha256",
+    }),
+    "report": Part("report", METRICS_FILE, "report of `must evaluate`", {
+        "bundle": "model.weights_sha256", "measured": "data.index_sha256",
+    }),
     "checkpoints": Part(CHECKPOINTS),  # of training, by data, classes, start and settings: a retry finds them
-    "answers": Part("review", ANSWERS_FILE, "answers of `must review`"),  # they belong to a picture's sha256
-    "onnx": Part("onnx", ONNX_FILE, "ONNX file of `must export`"),
-    "open_clip": Part("open_clip"),
-    "decision": Part("decision.json", "", "decision of `must gate`"),
+    "answers": Part("review", ANSWERS_FILE, "answers"),  # they belong to a picture's sha256
+    "onnx": Part("onnx", ONNX_FILE, "ONNX file", command="must export {}"),
+    "open_clip": Part("open_clip", command="must export {} --to open_clip"),
+    "decision": Part("decision.json", "", "decision", command="must gate {}"),
+    "sorted": Part("sorted"),
     # of a pipeline
     "classifiers": Part("classifiers"),  # by a hash of their inputs
     "jobs": Part("jobs"),  # by run: what its TrainJob reads, and the model that it writes
     "notes": Part("notes"),  # by run: one for each stage, a copy of the report, and the run's summary page
     "registry": Part("registry"),  # promoted models, unless the run has another registry_uri
-}
-OF_MODEL: Final = {  # parts that other commands than `must adapt` make of a model, by these lines
-    "onnx": "must export {}", "open_clip": "must export {} --to open_clip", "decision": "must gate {}",
 }  # fmt: skip
-
-IN_WORK: Final[dict[tuple[str, str], tuple[str, ...]]] = {
-    **{(stage, "model"): ("bundle",) for stage in ("review", "evaluate", "export", "gate", "promote", "sort")},
-    **{(stage, "shards"): ("shards",) for stage in ("refine", "review", "export", "sort")},
-    ("refine", "classifier"): ("classifier",), ("refine", "answers"): ("answers",),
-    ("review", "baseline"): ("classifier",), ("export", "classifier"): ("classifier",),
-    ("evaluate", "baseline"): ("classifier",), ("evaluate", "shards"): ("test", "shards"),
-    ("evaluate", "refined"): ("labels",), ("export", "metrics"): ("report",), ("gate", "metrics"): ("report",),
-    ("promote", "onnx"): ("onnx",), ("promote", "metrics"): ("report",), ("promote", "decision"): ("decision",),
-    ("serve", "model"): ("onnx",), ("sort", "labels"): ("labels",),
-}  # fmt: skip
-"""{(stage, parameter): the parts that are its value, the first one that is there}."""
-WRITTEN: Final = {
-    ("refine", "model"): "model", ("refine", "output"): "labels", ("review", "output"): "review",
-    ("evaluate", "output"): "report", ("export", "output"): "{to}", ("gate", "output"): "decision.json",
-    ("sort", "output"): "sorted", **{(stage, "features"): "features" for stage in ("refine", "review", "evaluate")},
-}  # fmt: skip
-"""{(stage, parameter): where in WORK the stage writes}; `to` is a parameter."""
 
 
 class Workspace:
@@ -114,6 +102,17 @@ class Workspace:
         place = self.place(part)
         return place if "://" not in place and Path(place, PARTS[part].marker).is_file() else ""
 
+    def read_hashes(self, part: str) -> dict[str, Any]:
+        """{what the part in a folder of this machine was made from: its hash}; None where no hash stands."""
+        kind = PARTS[part]
+        files = {name: Path(self.place(part, kind.marker if name else MADE_FROM)) for name in kind.made_from.values()}
+        return {source: read_value(files[name], name) for source, name in kind.made_from.items()}
+
+    def read_words(self) -> dict[str, Any]:
+        """What the last `must adapt` was called with; {} if there was none."""
+        record = Path(self.uri, RECORD_FILE)
+        return (storage.read_json(str(record), "WORK").get(WORDS) if record.is_file() else None) or {}
+
     def find_split(self) -> str:
         """The split to measure on: test, or train if the shards have no test split."""
         shards = self.find("test") or self.find("shards")
@@ -122,12 +121,11 @@ class Workspace:
 
     def is_measured(self) -> bool:
         """Whether the report, if there is one, is of the model that is there: answers and other images change it."""
-        metrics, bundle = self.find("report"), self.find("bundle")
-        if not metrics or not bundle:
+        bundle = self.find("bundle")
+        if not self.find("report") or not bundle:
             return True
-        model = storage.read_json(metrics, "--metrics").get("model") or {}
         description = storage.read_json(storage.join(bundle, DESCRIPTION_FILE), "--model")
-        return bool(model.get("weights_sha256") == description.get("weights_sha256"))
+        return bool(self.read_hashes("report")["bundle"] == description.get("weights_sha256"))
 
     def is_made(self) -> bool:
         """Whether anything that a stage can be given is there."""
@@ -138,11 +136,22 @@ OUTDATED = '<p class="outdated"><strong>This report is of another model than the
 """In a report, where a model was replaced since."""
 
 
+def read_value(file: Path, name: str = "") -> Any:
+    """What an object in JSON has under a name, such as model.weights_sha256, or with "" the text of the file; None if
+    there is none."""
+    if not name or not file.is_file():
+        return file.read_text() if file.is_file() else None
+    value: Any = storage.parse_object_or_none(file.read_bytes(), dict)
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
 def outdate_report(model: str) -> None:
     """Says in the first line of the report in WORK, if there is one, that it is not of the model that is written now to
     WORK/model."""
     work, _, name = model.rstrip("/").rpartition("/")
-    page = Path(work, PARTS["report"].path).with_name(REPORT_FILE)
+    page = Path(Workspace(work).place("report", REPORT_FILE))
     if name == PARTS["bundle"].path and "://" not in work and page.is_file() and not is_outdated(page):
         line = f"{OUTDATED}<code>must adapt {shlex.quote(Path(work).name)}</code> makes it again.</p>"
         text = page.read_text(encoding="utf-8", errors="surrogateescape").replace("<body>", f"<body>\n{line}", 1)
@@ -153,22 +162,17 @@ def is_outdated(page: Path) -> bool:
     return OUTDATED in page.read_text(encoding="utf-8", errors="surrogateescape")
 
 
-def name_stage(stage: type[StageConfig]) -> str:
-    return stage.__name__.removesuffix("Config").lower()
-
-
-def is_in_work(stage: type[StageConfig], name: str) -> bool:
-    """Whether WORK has a value of the parameter."""
-    key = name_stage(stage), name
-    return key in IN_WORK or key in WRITTEN or key == ("evaluate", "split")
+def list_in_work(stage: type[StageConfig]) -> list[Field[Any]]:
+    """The parameters that have a value in WORK; none if the stage is not given WORK, as its `model`."""
+    found = [field for field in list_parameters(stage) if field.metadata["parts"]]
+    return found if any(field.name == "model" for field in found) else []
 
 
 def complete_from_work(stage: type[StageConfig], values: dict[str, Any]) -> dict[str, Any]:
     """A stage's values, completed with paths in WORK if `model` is WORK or WORK/model.
 
     Raises UserError: nothing of a kind that the stage needs is there."""
-    parameters = [field for field in list_parameters(stage) if is_in_work(stage, field.name)]
-    model = values.get("model")
+    parameters, model = list_in_work(stage), values.get("model")
     if not parameters or not isinstance(model, str | os.PathLike) or "://" in os.fspath(model):
         return values
     folder = os.fspath(model).rstrip("/") or "/"
@@ -199,7 +203,7 @@ def complete_from_record(values: dict[str, Any]) -> dict[str, Any]:
     if not record.is_file():
         require("classes" in values or again or record.parent.exists(), f"{work}: there is no such folder")
         return values
-    words = storage.read_json(str(record), "WORK").get(WORDS) or {}
+    words = Workspace(os.fspath(work)).read_words()
     completed = words | values
     completed["settings"] = (words.get("settings") or {}) | values.get("settings", {})
     if again:
@@ -214,25 +218,24 @@ def complete_from_record(values: dict[str, Any]) -> dict[str, Any]:
 def find_value(work: Workspace, stage: type[StageConfig], field: Field[Any], values: dict[str, Any]) -> str:
     """A parameter's value in WORK; '' to leave its default. A report is the value only if it is of the model that is
     there. Raises UserError: the stage needs it, and it is not there."""
-    key, model = (name_stage(stage), field.name), values["model"]
-    if key == ("evaluate", "split"):
+    model, names = values["model"], [name.format(**{"to": "onnx"} | values) for name in field.metadata["parts"]]
+    if field.name == "split":
         return work.find_split()
-    if key in WRITTEN:
-        return storage.join(work.uri, WRITTEN[key].format(**{"to": "onnx"} | values))
-    path = next(filter(None, map(work.find, IN_WORK[key])), "")
-    folder, part = shlex.quote(work.uri), PARTS[IN_WORK[key][-1]]
-    if path and part is PARTS["report"] and not work.is_measured():
+    if "output" in field.metadata["kind"]:
+        return work.place(names[0]) if names[0] in PARTS else work.uri  # of a wrong --to, which is refused
+    found = [name for name in names if work.find(name.partition("/")[0])]
+    name, _, file = [*found, names[-1]][0].partition("/")
+    folder, part, path = shlex.quote(work.uri), PARTS[name], work.find(name)
+    if path and name == "report" and not work.is_measured():
         measure = f"its report is of the model before; must evaluate {folder} measures this one"
-        require(key == ("export", "metrics"), f"--model {model}: {measure}")
+        require(stage is ExportConfig, f"--model {model}: {measure}")
         logger.info(f"{model}: {measure}")
         return ""
-    again = bool(part.made_from) and Path(work.uri, RECORD_FILE).exists()
-    command = re.search("`(.+)`", part.words)
-    make = f"`{command[1]} {folder}` makes it" if command and not part.made_from else "make it"
-    make = "the same `must adapt` again makes it" if again else make
+    make = "the same `must adapt` again makes it" if Path(work.uri, RECORD_FILE).exists() else "make it"
+    make = f"`{part.command.format(folder)}` makes it" if part.command else make
     message = f"--model {model}: no {part.words} is in it; {make}, or name it with {flag(field.name)}"
     require(bool(path) or (field.name != "model" and not is_required(field)), message)
-    return path
+    return storage.join(path, file) if path and file else path
 
 
 def find_adapted(model: str) -> str:

@@ -80,6 +80,7 @@ class Features:
     whitenings: tuple[Whitening, Whitening] | None  # of tokens and embedding; None: vectors are empty
     split: np.ndarray  # uint64 [M], the contents of all images of the split
     undecodable: int  # images of the split
+    tower: str  # the folder in FEATURES; "" if there is no FEATURES
 
     def logits(self, model: MaskedViT, rows: Tensor, device: torch.device) -> Tensor:
         """Float32 [B, K] of rows [B], of a model whose tower these features are of."""
@@ -131,7 +132,8 @@ def read_features(
     first = np.sort(np.unique(contents, return_index=True)[1])
     numbers = first if limit is None else first[spread(len(first), limit)]
     given = (memory.tokens.cpu(), memory.embedding.cpu()) if memory else None
-    store = FeatureStore(folder and storage.join(folder, hash_tower(model, source.preprocess)), split)
+    tower = hash_tower(model, source.preprocess) if folder else ""
+    store = FeatureStore(folder and storage.join(folder, tower), split)
     if given and store.whitenings and not are_equal(given, store.whitenings):
         store = FeatureStore("", split)  # another model's vectors are there
     if fit and not given and 0 < 2 * store.fitted_on <= len(first):
@@ -173,7 +175,7 @@ def read_features(
     found = np.isin(contents[numbers], convert_to_hashes(rows["contents"]))
     return Features(
         torch.from_numpy(numbers[found]), convert_to_hashes(rows["contents"]), rows["embedding"], rows["vectors"],
-        whitenings, contents, int((~found).sum()),
+        whitenings, contents, int((~found).sum()), tower,
     )  # fmt: skip
 
 

@@ -136,8 +136,11 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         if config.alpha != "auto":
             bundle = change_alpha(config.model, float(config.alpha), bundle, zero_shot)
         trained, features = bool(bundle.description.provenance.config), read(bundle.model)
-        others = [read(zero_shot.model).probabilities(zero_shot.model)] if trained else []
-        pool = features.pool(bundle.model, others, source.reader.sources(features.numbers))
+        others = [read(zero_shot.model)] if trained else []
+        pool = features.pool(
+            bundle.model, [one.probabilities(zero_shot.model) for one in others],
+            source.reader.sources(features.numbers),
+        )  # fmt: skip
         answers = find_answers(config, given, bundle.description.classes, features)
         refined = refine_pool(
             pool, answers, world.device, config.memory_images, config.risk,
@@ -161,7 +164,8 @@ def refine(config: RefineConfig) -> dict[str, Any]:
         "answers": int(answers.known.sum()),
         "answers_sha256": answers_sha256,
         "index_sha256": source.index.sha256,  # of the shards
-        "classifier_sha256": classifier.sha256,
+        "classifier_sha256": classifier.identity,
+        "towers": [one.tower for one in (features, *others)],  # whose features were used
         "config": config.to_dict(),
     }
     images, rows = features.find_rows()

@@ -62,6 +62,11 @@ class ClassifierHeader:
     model_sha256: str = ""  # of the weights in it
     sha256: str = ""  # of the classifier's weights; empty for one that is not in a file
 
+    @property
+    def identity(self) -> str:
+        """A sha256, of the zero-shot model and the names of its classes."""
+        return hashlib.sha256(json.dumps([self.sha256, self.model_sha256, self.classes]).encode()).hexdigest()
+
     def find_model(self) -> tuple[str, str]:
         """(model, pretrained) of `load_backbone`: the model's own folder if it is as it was, else its name."""
         from must.model.hub import verify_folder

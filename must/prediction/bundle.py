@@ -11,7 +11,7 @@ import torch
 from must.base.errors import UserError
 from must.base.parameters import require
 from must.config import PredictConfig
-from must.config.work import PARTS, Workspace
+from must.config.work import METRICS_FILE, PARTS, Workspace
 from must.data.augment import normalize
 from must.evaluation.result import read_metrics
 from must.model.bundle import Bundle, load_bundle, make_named_bundle, make_zero_shot_bundle
@@ -50,7 +50,7 @@ class BundleClassifier:
         metrics = None
         if name == PARTS["bundle"].path and Workspace(work).is_measured():
             with suppress(UserError):  # a damaged report
-                metrics = read_metrics(Workspace(work).find("report"))
+                metrics = read_metrics(Workspace(work).place("report", METRICS_FILE))
         abstention = find_measured_abstention(metrics, self.bundle.description.provenance.selection)
         return {ABSTENTION: json.dumps(abstention)} if abstention else {}
 

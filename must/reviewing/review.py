@@ -45,7 +45,7 @@ from must.base.text import (
 )
 from must.config import RefineConfig
 from must.config.evaluate import ReviewConfig
-from must.config.work import ANSWERS_FILE, FOLDERS_FILE, PARTS, RECORD_FILE, REFINED_FILE, WORDS, find_work
+from must.config.work import ANSWERS_FILE, FOLDERS_FILE, PARTS, RECORD_FILE, REFINED_FILE, Workspace, find_work
 from must.data.reader import ShardReader, open_reader
 from must.model.description import load_description
 from must.reviewing.progress import find_made_of
@@ -371,8 +371,7 @@ def describe_change(config: ReviewConfig) -> dict[str, str]:
     these are words of a command; {} where neither is so."""
     if not (work := find_adapted(config)):
         return {}
-    words = storage.read_json(str(Path(work, RECORD_FILE)), "WORK").get(WORDS) or {}
-    classes = words.get("classes") or ""
+    classes = Workspace(work).read_words().get("classes") or ""
     file = classes if isinstance(classes, str) and Path(classes).is_file() else ""
     named = isinstance(classes, list) or "," in classes
     return {"work": shlex.quote(work), "file": file} if file or named else {}

@@ -82,6 +82,21 @@ def monday():
     return made_once("monday", make)
 
 
+@pytest.fixture(scope="session")
+def friday(monday):
+    """The same, answered, exported (work/onnx), passed by the gate, and promoted to reg/. Only read it."""
+
+    def make(place):
+        shutil.copytree(monday, place, dirs_exist_ok=True)
+        work = place / "work"
+        answer(work, place / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in range(5)})
+        must.export(model=work, limit=11)  # type: ignore[call-arg]
+        must.gate(model=work, gate="none")  # type: ignore[call-arg]
+        must.promote(model=work, registry=place / "reg", name="digits")
+
+    return made_once("friday", make)
+
+
 @pytest.fixture
 def place(monday, tmp_path):
     shutil.copytree(monday, tmp_path / "place")  # with the files' times

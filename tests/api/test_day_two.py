@@ -12,6 +12,7 @@ import pyarrow
 import pytest
 from PIL import Image
 from pyarrow import parquet
+from safetensors.numpy import load_file, save_file
 
 import must
 from must.api import adapt as adapt_module
@@ -20,6 +21,7 @@ from must.api.demo import CLASSES, find_assets
 from must.api.inputs import ImageSource, fingerprint_source
 from must.config.work import is_outdated
 from must.data.format import load_index
+from must.model.classifier import DEFAULT_TEMPLATE
 from tests import zoo
 from tests.api.conftest import (
     MORE,
@@ -58,6 +60,15 @@ def add_and_remove(place):
     shutil.copy(place / "photos/IMG_0000.png", place / "photos/IMG_9999.png")
 
 
+def change_tower(place):
+    """Another CLIP, of the same shape."""
+    folder = shutil.copytree(find_assets(), place / "another")
+    tensors = load_file(folder / "open_clip_model.safetensors")
+    name = next(name for name in tensors if name.startswith("visual.") and name.endswith("mlp.c_fc.weight"))
+    save_file(tensors | {name: tensors[name] * 1.01}, folder / "open_clip_model.safetensors")
+    return {"model": folder}
+
+
 def make_table(place):
     """Labelled photos that are among the photos."""
     rows = [f"{place}/photos/IMG_{n:04d}.png,{label_of(n)}\n" for n in range(30)]
@@ -91,8 +102,13 @@ STATES = {  # what is done to the place, which may change the call: what runs, h
     ),
     "without times": (touch, SHARD, PHOTOS, "no image is new, and none gone"),
     "more photos": (add_and_remove, [*SHARD, *MODEL], PHOTOS + MORE, f"{MORE + 1} new images, 1 gone"),
-    "other names": (rename, [*SHARD, *MODEL], PHOTOS, "none gone; names, order or copies of images changed"),
+    "other names of photos": (rename, [*SHARD, *MODEL], PHOTOS, "none gone; names, order or copies of images changed"),
     "other classes": (lambda _: OTHER, [*CLASSIFIER, *MODEL], PHOTOS, ""),
+    "other names": (
+        lambda _: {"classes": {f"a {name}": DEFAULT_TEMPLATE.format(name) for name in CLASSES}},
+        [*CLASSIFIER, *MODEL], PHOTOS, "",
+    ),
+    "another CLIP": (change_tower, [*CLASSIFIER, *MODEL], PHOTOS, ""),
     "answers": (give_answers, MODEL, PHOTOS, "20 answers among them"),
     "labelled photos": (make_table, [*SHARD, "evaluate"], PHOTOS, ""),
     "again": (lambda _: {"again": True}, STAGES, PHOTOS, ""),
@@ -120,8 +136,10 @@ def test_what_is_not_up_to_date_is_made_and_nothing_else(place, ran, state, capl
     work = changes.get("output", place / "work")
     adapted = adapt(place, **changes)
     assert ran == expected and said in caplog.text
-    assert len(labels(work)) == count and adapted.metrics["model"]["weights_sha256"] == weights(work)
+    assert len(labels(work)) == count and adapted.to_frame()["zero_shot"].isin(adapted.classes).all()
+    assert adapted.metrics["model"]["weights_sha256"] == weights(work)
     assert not is_outdated(work / "report/report.html") and not list(work.glob(".*"))
+    assert len(list((work / "features").iterdir())) == 1, "no features stay of a tower that was replaced"
     text = "".join(path.read_text() for path in (work / "report/report.html", work / "model/model.json"))
     assert ".next" not in text + (work / "labels/refined.json").read_text()
     before = checksums(place)
@@ -419,6 +437,7 @@ def test_a_trained_model_stays_until_its_successor_is_there(place, ran, caplog):
         adapted = adapt(place, ["zero", "one", "two"], train="yes", **settings)
     assert ran == [*CLASSIFIER, "train", *MODEL] and adapted.classes == ["zero", "one", "two"]
     assert weights(work) != trained
+    assert len(list((work / "features").iterdir())) == 2, "of CLIP and of the new model; those of the old one are gone"
 
 
 def test_the_same_again_imports_no_torch(place):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -87,7 +88,7 @@ def trained(digits, tmp_path_factory):
     return must.train(shards=digits.shards, classifier=digits.classifier, output=folder, **SHORT)
 
 
-def test_training_and_what_follows(digits, exported, trained, tmp_path, capsys):
+def test_training_and_what_follows(digits, friday, trained, tmp_path, capsys):
     """Places may be paths."""
     assert (trained.steps, trained.images, trained.alpha) == (3, 150, 1.0)
     assert Path(trained.output, "model.json").exists()
@@ -98,7 +99,7 @@ def test_training_and_what_follows(digits, exported, trained, tmp_path, capsys):
     assert must.gate(metrics=tmp_path / "report" / "metrics.json", gate="none").passed
     capsys.readouterr()
     image = next(digits.images.glob("test/three/*.png"))
-    found = must.predict(model=exported[1], images=image, top_k=2)
+    found = must.predict(model=friday / "work/onnx", images=image, top_k=2)
     assert found.images == 1 and found.predictions[0].image == str(image) and len(found.predictions[0].classes) == 2
     assert capsys.readouterr().out == "", "no table"
 
@@ -174,7 +175,8 @@ def test_a_users_folder_is_left_alone(tmp_path):
         must.demo(output=tmp_path / "photo" / "photo.jpg")
 
 
-def test_a_second_run_completes_its_own_folder_and_keeps_what_was_changed(tmp_path, capsys):
+def test_a_second_run_completes_its_own_folder_and_keeps_what_was_changed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "SPLIT_SIZES", {"test": 20, "unlabeled": 40})
     made = must.demo(output=tmp_path / "demo")
     (tmp_path / "demo" / "classes.yaml").write_text("classes: [mine, yours]\n")
     missing = tmp_path / "demo" / "images" / "unlabeled" / "00000.png"
@@ -185,11 +187,17 @@ def test_a_second_run_completes_its_own_folder_and_keeps_what_was_changed(tmp_pa
     assert "classes.yaml: is kept, because it was changed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("played", [pytest.param("a picture", marks=pytest.mark.slow), "a name"])
+@pytest.mark.parametrize("played", ["a picture", "a name"])
 def test_quickstart_goes_on_where_its_folder_was_played_with(tmp_path, monkeypatch, capsys, played):
     """Without the truth, which it no longer knows."""
-    seen = []
-    monkeypatch.setattr(demo, "run_config", lambda name, config, truth: seen.append(truth))
+    seen: list[object] = []
+    run: Callable[..., object] = vars(demo)["run"]
+
+    def without_a_page(name, *config, **values):
+        return seen.append(values["truth"]) if name == "review" else run(name, *config, **values)
+
+    monkeypatch.setattr(demo, "run", without_a_page)
+    monkeypatch.setattr(demo, "SPLIT_SIZES", {"test": 20, "unlabeled": 40})
     must.demo(output=tmp_path)
     if played == "a picture":
         shutil.copy(tmp_path / "images/unlabeled/00000.png", tmp_path / "images/unlabeled/mine.png")

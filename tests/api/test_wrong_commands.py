@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import must
 from must.api.cli import main
 from must.api.demo import CLASSES, find_assets
 from must.api.run import check_output, configure, preflight
-from tests.api.conftest import answer, checksums, label_of, weights
+from tests.api.conftest import checksums, weights
 from tests.zoo import put
 
 ADAPT = "adapt photos --classes classes.txt --model model --output work"
@@ -70,11 +69,11 @@ predict --model model photos                                                 | s
 predict --model work/model/model.safetensors photos                          | give its folder, work/model
 predict --model work photos --output work/labels/predictions.csv             | work/labels holds refined.json of another command
 serve wrok                                                                   | --model wrok/model.onnx: no such file
-serve steps                                                                  | --model steps: no ONNX file of `must export` is in it; `must export steps` makes it, or name it with --model
+serve steps                                                                  | --model steps: no ONNX file is in it; `must export steps` makes it, or name it with --model
 serve --model work --registry reg --name digits                              | cannot both be given
 serve refined                                                                | was exported from another model than
 serve work --host nowhere.invalid                                            | --host nowhere.invalid
-gate work --output photos                                                    | photos: cannot be written: is a directory
+gate work --output photos                                                    | --output photos: is a folder; give a file
 gate --metrics classes.txt                                                   | --metrics classes.txt: is damaged or of another kind
 promote work --registry reg --name 'my digits'                               | use small letters
 {PROMOTE} --version ../x                                                     | use small letters
@@ -111,19 +110,14 @@ WRONG = [pytest.param(*map(str.strip, line.split(" | "))) for line in LINES]
 
 
 @pytest.fixture(scope="module")
-def finished(monday, tmp_path_factory):
-    """A folder with photos, a finished WORK that was answered, exported and promoted, and the inputs; in refined/ a
-    copy with another model than was exported."""
+def finished(friday, tmp_path_factory):
+    """A folder with a finished WORK and the inputs; in refined/ a copy with another model than was exported."""
     folder = tmp_path_factory.mktemp("finished")
-    shutil.copytree(monday, folder, dirs_exist_ok=True)
+    shutil.copytree(friday, folder, dirs_exist_ok=True)
     work = folder / "work"
     shutil.copytree(find_assets(), folder / "model")
     (folder / "classes.txt").write_text("\n".join(CLASSES))
     put(folder, {"bad/answers.jsonl": b'{"sha256": "x", "label": "one"}\n', "steps/shards/index.json": b"{}"})
-    answer(work, folder / "photos", {f"IMG_{n:04d}.png": label_of(n) for n in range(5)})
-    must.export(model=work, limit=11)  # type: ignore[call-arg]
-    must.gate(model=work, gate="none")  # type: ignore[call-arg]
-    must.promote(model=work, registry=folder / "reg", name="digits")
     shutil.copytree(work, folder / "refined")
     file = folder / "refined/model/model.json"
     file.write_text(file.read_text().replace(weights(work), "0" * 64))

@@ -4,7 +4,6 @@
 answers about the pictures. It is `must demo`, `must adapt` and `must review`, and `must adapt` again with the answers.
 The page also says what is true, as the classes of these pictures are known."""
 
-import csv
 import hashlib
 import logging
 import shutil
@@ -16,10 +15,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from must.api.run import configure, run, run_config
+from must.api.run import configure, run
 from must.base import storage
 from must.base.console import quieted
 from must.base.parameters import require
+from must.base.text import parse_csv
 from must.config import DemoConfig, QuickstartConfig
 from must.config.work import METRICS_FILE, MODEL_FOLDER_FILE, PREDICTIONS_FILE
 
@@ -126,14 +126,14 @@ def quickstart(config: QuickstartConfig) -> None:
     adapt(words)
     answers, table = work / "review" / "answers.jsonl", work / "labels" / PREDICTIONS_FILE
     classes = yaml.safe_load((folder / "classes.yaml").read_text())["classes"]
-    known = classes == list(CLASSES) and {row["image"] for row in read_rows(table)} <= truth.keys()
+    known = classes == list(CLASSES) and {row["image"] for row in parse_csv(table.read_bytes())} <= truth.keys()
     if known:
         before, now = measure_labels(table, truth)
         logger.info(
             f"right classes: {before:.1%} by the CLIP alone, {now:.1%} after the pass. The page says it, too: the "
             "classes of these pictures are known. Name some:\n"
         )
-    run_config("review", configure("review", {"model": str(work)}), truth=truth if known else None)
+    run("review", configure("review", {"model": str(work)}), truth=truth if known else None)
     if not answers.exists():
         return
     logger.info("\nThe answers are given to the labels and to the model ...")
@@ -155,14 +155,9 @@ def adapt(words: dict[str, Any]) -> None:
         run("adapt", **{name: str(value) for name, value in words.items()})
 
 
-def read_rows(table: Path) -> list[dict[str, str]]:
-    with table.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def measure_labels(table: Path, truth: dict[str, str]) -> tuple[float, float]:
     """(share of right classes of zero-shot, of the labels), from 0 to 1, by predictions.csv of `must refine`."""
-    rows = read_rows(table)
-    shares = (sum(row[column] == truth[row["image"]] for row in rows) for column in ("zero_shot", "class"))
-    before, now = (right / len(rows) for right in shares)
+    rows = list(parse_csv(table.read_bytes()))
+    shares = (sum(row[column] == truth[row["image"]] for row in rows) / len(rows) for column in ("zero_shot", "class"))
+    before, now = shares
     return before, now
