@@ -144,17 +144,18 @@ def add_votes(probabilities: Tensor, neighbours: Tensor, weights: Tensor, labels
     """Float32 [B, C]: the probabilities [B, C] times the votes of the neighbours [B, C] with `weights` [B, C], whose
     numbers are rows of the labels Z [N, C]; rows of sum 1."""
     mean, updated = labels.mean(0) + RARE, torch.empty_like(probabilities)
-    rows = max(1, BLOCK_NUMBERS // max(1, neighbours.shape[1] * labels.shape[1]))
-    for start in range(0, len(updated), rows):
-        block = slice(start, start + rows)
-        votes = log_lift(labels[neighbours[block]], shared, mean)
-        updated[block] = probabilities[block] * torch.einsum("nc,nck->nk", VOTES * weights[block], votes).exp()
+    size = max(1, BLOCK_NUMBERS // len(labels))
+    for start in range(0, labels.shape[1], size):
+        block = slice(start, start + size)
+        lift = log_lift(labels[:, block], shared, mean[block])
+        votes = F.embedding_bag(neighbours, lift, mode="sum", per_sample_weights=VOTES * weights)
+        torch.mul(probabilities[:, block], votes.exp_(), out=updated[:, block])
     return updated.div_(updated.sum(1, keepdim=True).clamp(min=1e-12))
 
 
 def log_lift(labels: Tensor, shared: float, mean: Tensor) -> Tensor:
     """log(1 - r + r Z / M) of labels Z [..., K] and their mean M [K]: what one neighbour says of each class."""
-    return (1 - shared + shared * labels / mean).clamp(min=RARE).log()
+    return (shared * labels).div_(mean).add_(1 - shared).clamp_(min=RARE).log_()
 
 
 def measure_sharing(neighbours: Tensor, weights: Tensor, labels: Tensor) -> float:
@@ -201,7 +202,7 @@ def encode_one_hot(labels: Tensor, classes: int) -> Tensor:
     return (labels[:, None] == torch.arange(classes, device=labels.device)).float()
 
 
-BLOCK_NUMBERS = 1 << 25  # numbers of a block of images
+BLOCK_NUMBERS = 1 << 25  # numbers of a block of classes, of all images
 LARGEST_MEMORY = 10_000  # images, at even intervals
 LABELS_KEPT = 5
 # Quantiles of the memory's own cosines: votes count nothing below the first, fully above the second.
